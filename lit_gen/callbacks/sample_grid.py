@@ -1,0 +1,58 @@
+"""Pictures of what the model draws while it trains."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_gen.callbacks.ema import EMA
+from lit_gen.diffusion.samplers import Sampler
+from lit_gen.images import save_grid
+from lit_gen.metrics import quantise
+from lit_gen.noise import Noise
+from lit_gen.tracking import Curves
+
+
+class SampleGrid(Callback):
+    """Draws the same images (the same seed and indices) every so many images, with the averaged weights.
+
+    Args:
+        every: Images between two grids; 0 draws none but the last.
+        num_samples: Images in a grid.
+        seed: Seed of the noise.
+    """
+
+    def __init__(self, every: int = 200_000, num_samples: int = 64, seed: int = 0) -> None:
+        self.every = every
+        self.num_samples = num_samples
+        self.seed = seed
+        self.sampler: Sampler | None = None
+        self.folder: Path | None = None
+        self._drawn_at = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._drawn_at = pl_module.images_seen
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every and pl_module.images_seen // self.every > self._drawn_at // self.every:
+            self.draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.images_seen != self._drawn_at:
+            self.draw(trainer, pl_module)
+
+    def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws one grid on the first process; nothing in it is collective."""
+        self._drawn_at = pl_module.images_seen
+        if not trainer.is_global_zero or self.folder is None or not self.num_samples:
+            return
+        noise = Noise(self.seed, range(self.num_samples))
+        ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))  # type: ignore[attr-defined]
+        with ema.averaged(pl_module.generator):
+            images = quantise(pl_module.sample(noise, sampler=self.sampler)).cpu()
+        path = save_grid(images, self.folder / f"images-{pl_module.images_seen:09d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, Curves):
+                logger.log_samples(path, pl_module.images_seen)

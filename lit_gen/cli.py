@@ -1,0 +1,98 @@
+"""The `lit-gen` command: which verb was asked for, and how errors reach the user.
+
+Imports of torch and Lightning take seconds, so each verb imports what it needs when it is called.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lit_gen import __version__
+from lit_gen.errors import UserError
+
+DESCRIPTION = """\
+Train, sample, score and compare generative image models on the same data, budget and protocol.
+
+verbs that take a configuration (lit-gen VERB --help lists its keys):
+  fit          train a model: lit-gen fit --config conf/experiment/digits_ddpm.yaml [--model.network.channels 64 ...]
+  run          fit, unless a finished run of the same training exists, then evaluate
+  evaluate     score a run: lit-gen evaluate RUN [--sampler Heun --sampler.steps 18] [--evaluation.num_samples 10000]
+  sample       draw images: lit-gen sample RUN -n 64 --seed 0 --out samples.png (or a folder, or .npz)
+
+verbs over many runs:
+  sweep        every trial of W&B sweep files, with no account: lit-gen sweep sweeps/quickstart.yaml
+  leaderboard  rank the evaluations under a folder: lit-gen leaderboard runs/
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code (0 done, 1 some trials failed, 2 bad input, 130 interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        print(f"lit-gen: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lit-gen: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if words and words[0] in ("fit", "run", "evaluate", "sample"):
+        from lit_gen import commands
+
+        verb: Callable[[list[str]], object] = getattr(commands, words[0])
+        verb(words[1:])
+        return 0
+    options = _parser().parse_args(words)
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lit-gen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"lit-gen {__version__}")
+    parser.set_defaults(command=lambda options: parser.print_help() or 0)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    for verb in ("fit", "run", "evaluate", "sample"):
+        verbs.add_parser(verb, add_help=False)
+
+    sweep = verbs.add_parser("sweep", help="run every trial of W&B sweep files on this machine")
+    sweep.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml")
+    sweep.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    sweep.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
+    sweep.add_argument("--seed", type=int, default=0, help="seed of a random search (default: 0)")
+    sweep.add_argument("--count", type=int, default=None, help="number of trials of a random search")
+    sweep.add_argument("--dry-run", action="store_true", help="list the trials and stop")
+    sweep.set_defaults(command=_sweep)
+
+    leaderboard = verbs.add_parser("leaderboard", help="rank the evaluations under a folder")
+    leaderboard.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
+    leaderboard.add_argument("--by", default=None, help="metric to rank by (default: the distance)")
+    leaderboard.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keep only these evaluations, for example protocol.num_samples=1000 (may be repeated)",
+    )
+    formats = leaderboard.add_mutually_exclusive_group()
+    for name in ("json", "csv", "markdown"):
+        formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, default="table")
+    leaderboard.set_defaults(command=_leaderboard)
+    return parser
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    raise UserError("not yet")
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    raise UserError("not yet")

@@ -1,0 +1,291 @@
+"""The verbs that need a configuration: fit, run, evaluate, sample.
+
+Data flows one way: config -> data -> model -> samples -> metrics -> result file.
+"""
+
+import argparse
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric import Fabric
+from lightning.pytorch import Trainer, seed_everything
+
+from lit_gen import tracking
+from lit_gen.callbacks import Monitor, TrainingProgress
+from lit_gen.callbacks.checkpoint import Checkpoint
+from lit_gen.callbacks.ema import load_weights
+from lit_gen.callbacks.progress import image_progress
+from lit_gen.callbacks.sample_grid import SampleGrid
+from lit_gen.config import ExperimentCLI, training_config, training_identity
+from lit_gen.data import ImageDataModule
+from lit_gen.errors import UserError
+from lit_gen.evaluation import device_name, ranks
+from lit_gen.images import save_images
+from lit_gen.metrics import quantise
+from lit_gen.models.base import GenerativeModel
+from lit_gen.noise import Noise
+from lit_gen.runs import Run
+
+KEYS_OF_AN_EVALUATION = ("sampler", "evaluation", "wandb")
+
+
+def fit(arguments: list[str]) -> Run:
+    """Trains a model in its run directory, from the last checkpoint if there is one.
+
+    A run that is finished is left as it is. Returns the run.
+    """
+    cli = ExperimentCLI(arguments)
+    return _fit(cli, cli.objects())
+
+
+def run(arguments: list[str]) -> Path:
+    """Fits, unless a finished run of the same training exists, then evaluates. Returns the result's path."""
+    cli = ExperimentCLI(arguments)
+    objects = cli.objects()
+    _check_sampler(objects)
+    return _evaluate(_fit(cli, objects), cli, objects)
+
+
+def evaluate(arguments: list[str]) -> Path:
+    """Scores a run with a sampler and a protocol. Returns the result's path."""
+    run, cli = _reopen(arguments, "evaluate")
+    objects = cli.objects()
+    _check_sampler(objects)
+    _launch(cli)
+    return _evaluate(run, cli, objects)
+
+
+def sample(arguments: list[str]) -> None:
+    """Draws images from a run into a grid, an archive or a folder."""
+    parser = argparse.ArgumentParser(prog="lit-gen sample", add_help=False)
+    parser.add_argument("-n", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("samples.png"))
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: lit-gen sample RUN [-n 64] [--seed 0] [--first 0] [--out samples.png | FOLDER | FILE.npz]\n"
+            "                          [--weights ema|raw] [--batch-size 256] [--sampler Heun --sampler.steps 18 ...]"
+        )
+        return
+    own, rest = parser.parse_known_args(arguments)
+    if own.n < 1:
+        raise UserError(f"-n: {own.n} is not a positive number of images")
+    run, cli = _reopen(rest, "sample")
+    objects = cli.objects()
+    _check_sampler(objects)
+    model = load_model(run, objects.model, own.weights).to(_device(cli))
+    parts = []
+    with image_progress("sampling", own.n) as progress:
+        for first in range(0, own.n, own.batch_size):
+            indices = range(own.first + first, own.first + min(first + own.batch_size, own.n))
+            parts.append(quantise(model.sample(Noise(own.seed, indices, model.device), sampler=objects.sampler)).cpu())
+            if progress is not None:
+                progress.update(first + len(indices))
+    labels = torch.arange(own.first, own.first + own.n) % model.num_classes if model.num_classes else None
+    save_images(torch.cat(parts), labels, own.out)
+    print(f"{own.n} images of {run.directory} (seed {own.seed}, {own.weights} weights, {model.nfe:g} network evaluations) -> {own.out}")
+
+
+def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
+    """Loads a run's last checkpoint into a model, ready to be sampled.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or was made by another network.
+    """
+    try:
+        checkpoint = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{run.checkpoint}: not a readable checkpoint ({str(error).splitlines()[0]}); delete the run and train it again"
+        ) from None
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+        if weights == "ema":
+            load_weights(model.generator, checkpoint["ema"]["weights"])
+    except (RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{run.checkpoint}: does not fit the model of {run.config} ({' '.join(str(error).split())[:200]}); "
+            "restore the run's own config.yaml, or train again"
+        ) from None
+    model.images_seen = checkpoint["images_seen"]
+    return model.eval()
+
+
+def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
+    config = cli.resolved()
+    data: ImageDataModule = objects.data
+    model: GenerativeModel = objects.model
+    identity = training_identity(config, data.fingerprint("train"))
+    run = Run.of(objects.run, f"{data.name}_{type(model).__name__.lower()}", identity)
+    if _is_first_process():
+        with run.lock():
+            if run.finished:
+                print(f"{run.directory}: this training is finished", flush=True)
+                return run
+            run.create(
+                config, identity=identity, training=training_config(config), seed=config["seed_everything"],
+                data={"name": data.name, "fingerprint": data.fingerprint("train")},
+            )
+            tracking.announce(objects.wandb)
+            _train(cli, objects, config, run)
+    else:
+        _train(cli, objects, config, run)
+    return run
+
+
+def _train(cli: ExperimentCLI, objects: Namespace, config: dict[str, Any], run: Run) -> None:
+    _quieten()
+    data, model = objects.data, objects.model
+    seed = config["seed_everything"]
+    seed_everything(seed, verbose=False)
+    model.training_seed = seed
+    objects.checkpoint.path = run.checkpoint
+    objects.grid.folder = run.samples
+    objects.grid.sampler = objects.sampler
+    trainer = cli.instantiate_trainer(
+        logger=tracking.training_loggers(objects.wandb, run, config), enable_progress_bar=False
+    )
+    _order_callbacks(trainer, [Monitor(), TrainingProgress(objects.budget.num_images)])
+    resume = run.checkpoint.is_file()
+    if resume:
+        _check_checkpoint(run)
+        images = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["images_seen"]
+        for logger in trainer.loggers:
+            if isinstance(logger, tracking.MetricsFile):
+                logger.resume(images)
+        if trainer.is_global_zero:
+            print(f"{run.directory}: resuming after {images:,} images", flush=True)
+    begin = time.perf_counter()
+    before = run.metadata.get("training_seconds", 0.0)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=run.checkpoint if resume else None, weights_only=True)
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if trainer.is_global_zero:
+            run.update(training_seconds=before + time.perf_counter() - begin)
+            tracking.finish()
+    if trainer.is_global_zero:
+        run.update(
+            status="finished",
+            images_seen=model.images_seen,
+            device=device_name(trainer.strategy.root_device, trainer.world_size),
+        )
+        print(f"{run.directory}: trained on {model.images_seen:,} images", flush=True)
+    trainer.strategy.barrier("finished")
+
+
+def _order_callbacks(trainer: Trainer, added: list[Any]) -> None:
+    """The average is updated before a checkpoint or a grid reads it, and numbers are checked before they are saved."""
+    callbacks = added + trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, (SampleGrid, Checkpoint)))  # type: ignore[attr-defined]
+
+
+def _check_checkpoint(run: Run) -> None:
+    try:
+        torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{run.checkpoint}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it to train from the start"
+        ) from None
+
+
+def _evaluate(run: Run, cli: ExperimentCLI, objects: Namespace) -> Path:
+    model = load_model(run, objects.model, objects.evaluation.weights).to(_device(cli))
+    cache = Path(objects.run.root) / ".reference"
+    result, path, computed = objects.evaluation(model, objects.data, objects.sampler, run, cache)
+    if ranks()[0] == 0:
+        if computed:
+            tracking.log_evaluation(objects.wandb, run, result, path.with_name("samples.png"), cli.resolved())
+        _print_result(result, path, computed)
+    return path
+
+
+def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
+    protocol, sampler = result["protocol"], result["sampler"]
+    how = "one pass" if sampler is None else f"{sampler['name']}, {sampler['grid']['name']} grid"
+    values = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if not name.endswith("_std"))
+    print(
+        f"{result['model']} ({how}, NFE {result['nfe']:g}, {result['weights']} weights, seed {result['seed']}): {values}\n"
+        f"  {protocol['num_samples']} samples against {protocol['num_real']} images of {protocol['data']}/"
+        f"{protocol['split']}, {protocol['feature_net']} features\n"
+        f"  {path}{'' if computed else ' (computed before)'}",
+        flush=True,
+    )
+
+
+def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI]:
+    """The run that the first argument names, with its configuration and the changes that the others ask for."""
+    if not arguments or arguments[0].startswith("-"):
+        if {"-h", "--help"} & set(arguments):
+            ExperimentCLI(["--help"])
+        raise UserError(f"usage: lit-gen {verb} RUN [--sampler Heun --sampler.steps 18 ...]; RUN is a run directory")
+    run = Run.open(arguments[0])
+    own = ["--config", str(run.config)]
+    saved = ExperimentCLI(own).resolved()
+    cli = ExperimentCLI([*own, *arguments[1:]])
+    asked = cli.resolved()
+    changed = [
+        f"{section}.{key}"
+        for section in ("model", "data", "budget", "ema", "trainer")
+        for key in asked[section]
+        if asked[section][key] != saved[section].get(key)
+        and f"{section}.{key}" not in ("data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.strategy")
+    ]
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)}: belongs to the training of {run.directory}, which is done; lit-gen {verb} takes "
+            f"{', '.join(KEYS_OF_AN_EVALUATION)} (use lit-gen run to train with other settings)"
+        )
+    return run, cli
+
+
+def _check_sampler(objects: Namespace) -> None:
+    """Says that a sampler does not apply before minutes of training, not after."""
+    if objects.sampler is not None and not objects.model.takes_sampler:
+        raise UserError(
+            f"sampler: {type(objects.model).__name__} draws an image in one evaluation and takes no sampler; "
+            "leave --sampler out"
+        )
+
+
+def _launch(cli: ExperimentCLI) -> None:
+    """Starts the processes of a distributed evaluation, one for each device."""
+    trainer = cli.config.trainer
+    if trainer.devices in ("auto", 1, "1"):
+        return
+    Fabric(accelerator=trainer.accelerator, devices=trainer.devices, strategy=trainer.strategy).launch()
+
+
+def _device(cli: ExperimentCLI) -> torch.device:
+    if cli.config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _is_first_process() -> bool:
+    """Whether this process started the others, or stands alone."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
+
+
+def _quieten() -> None:
+    """Keeps Lightning's notices about what is decided here on purpose out of the output."""
+    import logging
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*resuming from a checkpoint that ended before the epoch.*",
+        ".*The number of training batches.*",
+        ".*Checkpoint directory.*",
+        ".*not a WandbLogger.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,156 @@
+"""What every family has in common: how it is sampled, counted and trained."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_gen.data import Batch
+from lit_gen.diffusion.samplers import Sampler
+from lit_gen.errors import UserError
+from lit_gen.noise import Noise
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class GenerativeModel(LightningModule, ABC):
+    """A generative image model: a network, how it is trained, and how it is sampled.
+
+    Images are float tensors (N, C, H, W) in [-1, 1]. The clock of a training is `images_seen`, the number of images
+    that all processes together have trained on; it is the x axis of every curve.
+
+    Args:
+        image_shape: (C, H, W) of one image; comes from the data.
+        num_classes: Number of classes of the data, 0 where there are none; comes from the data.
+        class_conditional: Condition the model on the class label.
+        warmup: Images over which the learning rate rises linearly from zero.
+        compile: Compile the network with torch.compile; the checkpoint's keys stay as they are.
+    """
+
+    takes_sampler: ClassVar[bool] = False
+    """Whether `sample` can be given a sampler."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        class_conditional: bool = False,
+        warmup: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if class_conditional and not num_classes:
+            raise UserError("model.class_conditional: the data has no labels; set it to false or choose labelled data")
+        self.image_shape = tuple(image_shape)
+        self.num_classes = num_classes if class_conditional else 0
+        self.warmup = warmup
+        self.compiled = compile
+        self.images_seen = 0
+        self.nfe = 0.0
+        self.training_seed = 0
+        self._batches_seen = 0
+
+    @property
+    @abstractmethod
+    def generator(self) -> nn.Module:
+        """The generating network: what EMA averages and what draws images."""
+
+    @abstractmethod
+    def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
+        """Draws one image (C, H, W) for each index of `noise`, and sets `nfe`."""
+
+    def default_sampler(self) -> Sampler | None:
+        """What draws images when no sampler is named."""
+        return None
+
+    @torch.inference_mode()
+    def sample(self, noise: Noise, labels: Tensor | None = None, sampler: Sampler | None = None) -> Tensor:
+        """Draws images, image i from the random numbers of index i alone.
+
+        Afterwards `nfe` is the number of network evaluations that each image took.
+
+        Args:
+            noise: Random numbers keyed by sample index.
+            labels: (N,) classes of a conditional model; class i mod num_classes for index i if not given.
+            sampler: How to draw; the model's own if not given.
+
+        Returns:
+            Images (N, C, H, W) in [-1, 1], float32.
+
+        Raises:
+            UserError: a sampler is given to a family that has none, or labels to a model without classes.
+        """
+        if sampler is not None and not self.takes_sampler:
+            raise UserError(
+                f"sampler: {type(self).__name__} draws an image in one evaluation and takes no sampler; "
+                "leave --sampler out"
+            )
+        if labels is not None and not self.num_classes:
+            raise UserError(f"labels: this {type(self).__name__} was not trained with model.class_conditional=true")
+        if labels is None and self.num_classes:
+            labels = noise.index % self.num_classes
+        if labels is not None:
+            labels = labels.to(self.device)
+        training = self.training
+        self.eval()
+        try:
+            images = self.draw(noise, labels, sampler or self.default_sampler())
+        finally:
+            self.train(training)
+        return images.float().clamp(-1, 1)
+
+    def conditioning(self, batch: Batch) -> Tensor | None:
+        """The labels of a batch if the model is class-conditional."""
+        return batch.labels if self.num_classes else None
+
+    # --- the clock, and randomness that does not depend on what happened before ---
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Counts images and reseeds the global generator, so that a resumed training draws the same numbers."""
+        self.images_seen += len(batch.images) * self.trainer.world_size
+        torch.manual_seed(step_seed(self.training_seed, self.global_rank, self._batches_seen))
+        self._batches_seen += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["images_seen"] = self.images_seen
+        checkpoint["batches_seen"] = self._batches_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.images_seen = checkpoint["images_seen"]
+        self._batches_seen = checkpoint["batches_seen"]
+
+    # --- what families share in training ---
+
+    def configure_model(self) -> None:
+        if self.compiled:
+            self.generator.compile()
+
+    def warmup_schedule(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer with its linear learning-rate warm-up, as Lightning takes it."""
+        images_per_step = self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        steps = self.warmup / images_per_step
+        scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def log_training(self, **values: Tensor | float) -> None:
+        """Logs values of this step under `train/`, against images seen."""
+        self.log_dict({f"train/{name}": value for name, value in values.items()})
+        self.log("step", float(self.images_seen))
+
+    def log_validation(self, num_images: int, **values: Tensor | float) -> None:
+        """Logs means over the validation split under `val/`, summed over processes."""
+        metrics = {f"val/{name}": value for name, value in values.items()}
+        self.log_dict(metrics, batch_size=num_images, sync_dist=True, on_step=False, on_epoch=True)
+        self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")
+
+
+def step_seed(seed: int, rank: int, step: int) -> int:
+    """One 63-bit seed for each (seed, rank, step); neighbours share nothing."""
+    digest = hashlib.blake2b(f"{seed} {rank} {step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,175 @@
+"""A run: one directory that holds all of one training, and the identity by which two commands know it is the same.
+
+    ROOT/NAME-IDENTITY/
+        config.yaml      the resolved configuration
+        run.json         identity, status, versions, commit, data fingerprint, device, cost
+        checkpoints/     last.ckpt: both sets of weights, optimizers, position in the data
+        metrics.csv      every logged number against images seen
+        samples/         grids drawn during training
+        wandb/           the files of W&B
+        evaluations/     one folder for each sampler setting and protocol, with result.json
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from lit_gen.errors import UserError
+
+VERSIONED_PACKAGES = (
+    "lit_gen lightning torch torchvision torchmetrics torch-fidelity numpy scikit-learn jsonargparse wandb".split()
+)
+
+
+@dataclass
+class RunSettings:
+    """Where a run is kept.
+
+    Args:
+        root: Folder of the runs.
+        name: First part of the run directory's name; the data and the model if not given.
+    """
+
+    root: str = "runs"
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory; what it holds is read from disk, never remembered."""
+
+    directory: Path
+
+    @classmethod
+    def of(cls, settings: RunSettings, default_name: str, identity: str) -> "Run":
+        """The directory of a training identity: the same for every process and every repetition."""
+        name = re.sub(r"[^\w.=-]+", "_", settings.name or default_name)
+        return cls(Path(settings.root) / f"{name}-{identity[:10]}")
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            UserError: there is no run at that place, or its training has not written a checkpoint yet.
+        """
+        run = cls(Path(directory))
+        if not run.config.is_file() or not run.metadata_path.is_file():
+            raise UserError(
+                f"{directory}: not a run directory (no config.yaml and run.json); lit-gen fit makes one, "
+                "and lit-gen leaderboard lists those that were evaluated"
+            )
+        if not run.checkpoint.is_file():
+            raise UserError(f"{directory}: the training has saved no checkpoint yet; start it again with lit-gen fit")
+        return run
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.yaml"
+
+    @property
+    def metadata_path(self) -> Path:
+        return self.directory / "run.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / "checkpoints" / "last.ckpt"
+
+    @property
+    def samples(self) -> Path:
+        return self.directory / "samples"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.directory / "evaluations"
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What run.json says; empty before the training has started."""
+        try:
+            loaded: dict[str, Any] = json.loads(self.metadata_path.read_text())
+        except FileNotFoundError:
+            return {}
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.metadata_path}: not valid JSON ({error}); delete the run or restore the file") from None
+        return loaded
+
+    @property
+    def finished(self) -> bool:
+        return self.metadata.get("status") == "finished" and self.checkpoint.is_file()
+
+    def create(self, config: dict[str, Any], **facts: Any) -> None:
+        """Writes config.yaml and run.json, unless the training was started before and is now resumed."""
+        if self.metadata_path.is_file():
+            self.update(resumed=self.metadata.get("resumed", 0) + 1)
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
+        facts |= {"status": "training", "wandb_id": uuid.uuid4().hex[:12], **environment()}
+        write_atomically(self.metadata_path, json.dumps(facts, indent=2) + "\n")
+
+    def update(self, **facts: Any) -> None:
+        """Adds to run.json."""
+        write_atomically(self.metadata_path, json.dumps(self.metadata | facts, indent=2) + "\n")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time trains a run; a second waits. The lock falls with its holder, even under SIGKILL."""
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.directory.parent / f".{self.directory.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting: another process is training {self.directory}", flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def environment() -> dict[str, Any]:
+    """Package versions, the commit of the code and whether it was dirty, Python and platform."""
+    packages = {}
+    for name in VERSIONED_PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    code = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(code), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--", ".")
+    return {
+        "packages": packages,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that a reader, or a kill, sees the old content or the new and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,218 @@
+"""Where numbers go: Weights & Biases, and a CSV file of the same metrics in the run directory."""
+
+import csv
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_gen.runs import Run
+
+# Under `wandb agent` these name the trial's run and its sweep; they belong to the evaluation, never to a training that
+# the trial happens to start.
+AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME")
+
+
+@dataclass
+class WandbSettings:
+    """How runs are tracked in Weights & Biases.
+
+    Args:
+        mode: auto is online with an account (a key in the environment or in netrc) and offline without.
+        project: The W&B project.
+        entity: The W&B user or team; the account's default if not given.
+        group: Groups runs in W&B; the sweep's name inside a sweep.
+        tags: Tags of the runs.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "lit_gen"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+
+    def resolved_mode(self) -> Literal["online", "offline", "disabled"]:
+        """The mode that `auto` stands for; WANDB_MODE in the environment comes before it."""
+        if self.mode != "auto":
+            return self.mode
+        chosen = os.environ.get("WANDB_MODE", "")
+        if chosen in ("online", "offline", "disabled"):
+            return chosen  # type: ignore[return-value]
+        return "online" if _has_account() else "offline"
+
+    def arguments(self) -> dict[str, Any]:
+        """What training and evaluation give to wandb.init alike."""
+        sweep = os.environ.get("LIT_GEN_SWEEP") or os.environ.get("WANDB_SWEEP_ID")
+        tags = [*(self.tags or []), *(["sweep"] if sweep else [])]
+        return {"project": self.project, "entity": self.entity, "group": self.group or sweep, "tags": tags or None}
+
+
+def _has_account() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import requests.utils
+
+    base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return requests.utils.get_netrc_auth(base) is not None
+
+
+def announce(settings: WandbSettings) -> None:
+    """Says in one line where W&B writes."""
+    mode = settings.resolved_mode()
+    if mode == "offline":
+        print("W&B: offline, files stay in the run directory (wandb login, or --wandb.mode online, to upload)", flush=True)
+    elif mode == "online":
+        print(f"W&B: online, project {settings.project}", flush=True)
+
+
+def training_loggers(settings: WandbSettings, run: Run, config: dict[str, Any]) -> list[Logger]:
+    """The loggers of a training: a CSV file, and one W&B run that a resumed training continues."""
+    loggers: list[Logger] = [MetricsFile(run.directory / "metrics.csv")]
+    mode = settings.resolved_mode()
+    if mode == "disabled":
+        return loggers
+    return [*loggers, Curves(settings, run, config)]
+
+
+class Curves(WandbLogger):
+    """The W&B run of one training: its curves are drawn against `images`, the images seen.
+
+    A resumed training continues the same W&B run.
+    """
+
+    def __init__(self, settings: WandbSettings, run: Run, config: dict[str, Any]) -> None:
+        experiment = None
+        if rank_zero_only.rank == 0:
+            with _without_agent():
+                experiment = wandb.init(
+                    name=run.directory.name,
+                    id=run.metadata["wandb_id"],
+                    dir=str(run.directory),
+                    mode=settings.resolved_mode(),
+                    resume="allow",
+                    job_type="train",
+                    config=config,
+                    settings=_quiet(),
+                    reinit="finish_previous",
+                    **settings.arguments(),
+                )
+            experiment.define_metric("images")
+            experiment.define_metric("*", step_metric="images")
+        super().__init__(experiment=experiment, save_dir=str(run.directory))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.experiment.log({**metrics, "images": step})
+
+    @rank_zero_only
+    def log_samples(self, grid: Path, images: int) -> None:
+        """Logs a picture of what the model draws after so many images."""
+        self.experiment.log({"samples": wandb.Image(str(grid)), "images": images})
+
+
+def log_evaluation(settings: WandbSettings, run: Run, result: dict[str, Any], grid: Path, config: dict[str, Any]) -> None:
+    """Logs one evaluation as one W&B run (job type `evaluate`) that names the training it scored."""
+    mode = settings.resolved_mode()
+    if mode == "disabled":
+        return
+    sampler = result["sampler"] or {"name": "none"}
+    experiment = wandb.init(
+        name=f"{run.directory.name} {sampler['name']}",
+        dir=str(run.directory),
+        mode=mode,
+        job_type="evaluate",
+        config={**config, "run": result["run"], "protocol": result["protocol"]},
+        settings=_quiet(),
+        reinit="finish_previous",
+        **settings.arguments(),
+    )
+    experiment.log({"samples": wandb.Image(str(grid))})
+    experiment.summary.update({**result["metrics"], "nfe": result["nfe"], **result["timing"]})
+    experiment.finish()
+
+
+def finish() -> None:
+    """Ends the W&B run of a training, so that an evaluation can begin its own."""
+    if wandb.run is not None:
+        wandb.finish()
+
+
+def _quiet() -> Any:
+    return wandb.Settings(silent=True, console="off")
+
+
+@contextmanager
+def _without_agent() -> Iterator[None]:
+    held = {name: os.environ.pop(name) for name in AGENT_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
+
+
+class MetricsFile(Logger):
+    """Every logged number as one row of a CSV file, against `images`, the images seen.
+
+    A resumed training continues the file: rows after its checkpoint are dropped, since they are trained again.
+
+    Args:
+        path: The CSV file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._rows: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def resume(self, images: int) -> None:
+        """Reads back what was written up to a number of images."""
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+            self._rows = [row for row in rows if int(row["images"]) <= images]
+            self._write(self._rows, "w")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        row = {"images": step, **{key: value for key, value in metrics.items() if key != "epoch"}}
+        known = self._fields()
+        self._rows.append(row)
+        if self._fields() == known:
+            self._write([row], "a")
+        else:
+            self._write(self._rows, "w")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run's config.yaml holds them."""
+
+    def _fields(self) -> list[str]:
+        return list(dict.fromkeys(key for row in self._rows for key in row))
+
+    def _write(self, rows: list[dict[str, Any]], mode: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open(mode, newline="") as file:
+            writer = csv.DictWriter(file, self._fields())
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(rows)
