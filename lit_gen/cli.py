@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
     sweep.add_argument("--seed", type=int, default=0, help="seed of a random search (default: 0)")
     sweep.add_argument("--count", type=int, default=None, help="number of trials of a random search")
+    sweep.add_argument("--name", default=None, help="name of the sweep's folder (default: the first file's name)")
     sweep.add_argument("--dry-run", action="store_true", help="list the trials and stop")
     sweep.set_defaults(command=_sweep)
 
@@ -91,8 +92,43 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    raise UserError("not yet")
+    from lit_gen import sweeps
+
+    if options.jobs < 1:
+        raise UserError(f"--jobs: {options.jobs} is not a positive number of trials at a time")
+    common = {"seed": options.seed, "count": options.count, "name": options.name}
+    if options.dry_run:
+        sweeps.dry_run(options.files, options.root, **common)
+        return 0
+    done = sweeps.run_sweep(options.files, options.root, jobs=options.jobs, **common)
+    if done.results and not done.interrupted:
+        _report(sorted(set(done.results.values())), done.folder)
+    return done.exit_status
+
+
+def _report(results: list[Path], folder: Path) -> None:
+    """What a sweep ends with: the leaderboard, distance against evaluations, and samples side by side."""
+    from lit_gen.report import leaderboard, plots, render
+    from lit_gen.report.results import read_result
+
+    found = [read_result(path) for path in results]
+    plots.side_by_side(found, folder / "samples.png")
+    board = leaderboard.rank(found)
+    render.print_table(board)
+    (folder / "leaderboard.md").write_text(render.to_markdown(board))
+    plots.distance_vs_nfe(found, folder / "distance_vs_nfe.png")
+    for name in ("leaderboard.md", "distance_vs_nfe.png", "samples.png"):
+        print(folder / name)
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
-    raise UserError("not yet")
+    from lit_gen.report import leaderboard, render
+    from lit_gen.report.results import load_results
+
+    board = leaderboard.rank(load_results(options.folder), by=options.by, where=options.where)
+    if options.format == "table":
+        render.print_table(board)
+    else:
+        formats = {"json": render.to_json, "csv": render.to_csv, "markdown": render.to_markdown}
+        print(formats[options.format](board))
+    return 0

@@ -16,6 +16,21 @@ GeneratorFactory = Callable[[tuple[int, int, int], int], nn.Module]
 CriticFactory = Callable[[tuple[int, int, int]], nn.Module]
 
 
+class AdversarialAdam(torch.optim.Adam):
+    """Adam with beta_1 = 0 and beta_2 = 0.9, the setting of WGAN-GP: no momentum towards where the other network was.
+
+    Args:
+        params: Parameters to optimise.
+        lr: Learning rate.
+        betas: Decay rates of the averages of gradient and squared gradient.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float = 2e-4, betas: tuple[float, float] = (0.0, 0.9)
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas)
+
+
 class WGAN(GenerativeModel):
     """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028).
 
@@ -46,8 +61,8 @@ class WGAN(GenerativeModel):
         penalty: float = 10.0,
         generator: GeneratorFactory = Generator,
         critic: CriticFactory = Critic,
-        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4, betas=(0.0, 0.9)),
-        critic_optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4, betas=(0.0, 0.9)),
+        optimizer: OptimizerFactory = AdversarialAdam,
+        critic_optimizer: OptimizerFactory = AdversarialAdam,
         compile: bool = False,
     ) -> None:
         super().__init__(image_shape, num_classes, compile=compile)

@@ -1,0 +1,73 @@
+"""What tests share: a quiet W&B, few threads, small trainings."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+TINY_UNET = [
+    "--model.network=UNet",
+    "--model.network.channels=16",
+    "--model.network.channel_mult=[1]",
+    "--model.network.num_blocks=1",
+]
+TINY = {
+    "DDPM": ["--model=DDPM", *TINY_UNET],
+    "EDM": ["--model=EDM", *TINY_UNET],
+    "RectifiedFlow": ["--model=RectifiedFlow", *TINY_UNET],
+    "VAE": [
+        "--model=VAE",
+        "--model.latent_dim=4",
+        "--model.encoder=ConvEncoder",
+        "--model.encoder.channels=8",
+        "--model.decoder=ConvDecoder",
+        "--model.decoder.channels=8",
+    ],
+    "WGAN": [
+        "--model=WGAN",
+        "--model.latent_dim=4",
+        "--model.critic_steps=2",
+        "--model.generator=Generator",
+        "--model.generator.channels=8",
+        "--model.critic=Critic",
+        "--model.critic.channels=8",
+    ],
+}
+DIGITS = [
+    "--data.source=Digits",
+    "--data.batch_size=64",
+    "--trainer.accelerator=cpu",
+    "--evaluation.feature_net=DigitsFeatures",
+    "--evaluation.num_samples=24",
+    "--evaluation.batch_size=8",
+    "--evaluation.inception_splits=1",
+    "--wandb.mode=disabled",
+]
+
+
+def arguments(model: str, root: Path, num_images: int = 64 * 4, *more: str) -> list[str]:
+    """The arguments of a training on digits that takes a second."""
+    return [*TINY[model], *DIGITS, f"--run.root={root}", f"--budget.num_images={num_images}", *more]
+
+
+@pytest.fixture
+def lit_gen(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command in a process of its own, in an empty folder."""
+
+    def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "lit_gen", *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return call

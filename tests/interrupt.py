@@ -1,0 +1,27 @@
+"""A callback that ends a training without warning, as a crash or a kill would."""
+
+import os
+import signal
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+KILL_AT = "LIT_GEN_TEST_KILL_AT"
+
+
+class Crash(Exception):
+    """Not an error of the program: the test's own."""
+
+
+class Interrupt(Callback):
+    """Dies once so many batches were trained: by SIGKILL for `kill:N`, by an exception for `raise:N`.
+
+    How is read from the environment, so the configuration, and with it the run's identity, stays the same.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        how, _, when = os.environ.get(KILL_AT, "").partition(":")
+        if how and trainer.lightning_module._batches_seen == int(when):
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise Crash

@@ -1,0 +1,107 @@
+"""A training that is killed and started again ends with the same bits as one that never was."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gen import commands
+from tests.conftest import ROOT, arguments
+from tests.interrupt import KILL_AT, Crash
+
+NUM_BATCHES = 50  # digits have 22 batches of 64 in an epoch: this is two epochs and a part
+EVERY = 7
+
+
+def training(model: str, root: Path, *more: str) -> list[str]:
+    return arguments(
+        model,
+        root,
+        64 * NUM_BATCHES,
+        f"--checkpoint.every={64 * EVERY}",
+        "--data.flip=true",
+        "--model.warmup=640" if model != "WGAN" else "--model.penalty=5",
+        "--trainer.callbacks=tests.interrupt.Interrupt",
+        "--grid.every=640",
+        "--grid.num_samples=4",
+        *more,
+    )
+
+
+def contents(root: Path) -> dict[str, object]:
+    """Everything in the last checkpoint that decides what comes next, flat."""
+    (path,) = root.glob("*/checkpoints/last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    keys = ("state_dict", "ema", "optimizer_states", "lr_schedulers", "images_seen", "batches_seen")
+    flat: dict[str, object] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                walk(f"{prefix}.{key}", part)
+        elif isinstance(value, (list, tuple)):
+            for key, part in enumerate(value):
+                walk(f"{prefix}.{key}", part)
+        else:
+            flat[prefix] = value
+
+    for key in keys:
+        walk(key, checkpoint[key])
+    return flat
+
+
+def assert_equal_bits(one: dict[str, object], other: dict[str, object]) -> None:
+    assert one.keys() == other.keys()
+    differing = []
+    for key, value in one.items():
+        same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]  # type: ignore[arg-type]
+        if not same:
+            differing.append(key)
+    assert not differing
+
+
+@pytest.mark.parametrize("model", ["DDPM", "WGAN", "VAE"])
+def test_resumed_training_ends_with_the_same_bits(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands.fit(training(model, tmp_path / "whole"))
+    # before the first checkpoint, in an epoch, just at and after the end of an epoch (22, 23), in a later epoch
+    for batch in (3, 16, 22, 23, 49):
+        monkeypatch.setenv(KILL_AT, f"raise:{batch}")
+        with pytest.raises(Crash):
+            commands.fit(training(model, tmp_path / "parts"))
+    monkeypatch.delenv(KILL_AT)
+    commands.fit(training(model, tmp_path / "parts"))
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert whole["images_seen"] == 64 * NUM_BATCHES
+    assert_equal_bits(whole, parts)
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        commands.fit(arguments("VAE", tmp_path / str(seed), 64, f"--seed_everything={seed}"))
+    one, other = contents(tmp_path / "0"), contents(tmp_path / "1")
+    assert not torch.equal(one["state_dict.log_scale"], other["state_dict.log_scale"]) or any(  # type: ignore[arg-type]
+        isinstance(value, torch.Tensor) and not torch.equal(value, other[key])  # type: ignore[arg-type]
+        for key, value in one.items()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigkill_then_resume_with_workers(processes: int, tmp_path: Path, lit_gen) -> None:
+    more = [f"--trainer.devices={processes}"] + (["--trainer.strategy=ddp"] if processes > 1 else [])
+    kept = {"PYTHONPATH": str(ROOT)}
+    done = lit_gen("fit", *training("DDPM", tmp_path / "whole", *more), **kept)
+    assert done.returncode == 0, done.stderr
+    for workers, batch in ((0, 16), (2, 30)):
+        words = training("DDPM", tmp_path / "parts", *more, f"--data.num_workers={workers}")
+        killed = lit_gen("fit", *words, **{KILL_AT: f"kill:{batch}"}, **kept)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = lit_gen("fit", *training("DDPM", tmp_path / "parts", *more, "--data.num_workers=2"), **kept)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after" in done.stdout
+    assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
+    assert os.listdir(tmp_path / "whole") != []
