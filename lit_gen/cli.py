@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="lit-gen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"lit-gen {__version__}")
-    parser.set_defaults(command=lambda options: parser.print_help() or 0)
+    parser.set_defaults(command=lambda options: print(parser.format_help(), end="") or 0)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     for verb in ("fit", "run", "evaluate", "sample"):
         verbs.add_parser(verb, add_help=False)
@@ -102,21 +102,24 @@ def _sweep(options: argparse.Namespace) -> int:
         return 0
     done = sweeps.run_sweep(options.files, options.root, jobs=options.jobs, **common)
     if done.results and not done.interrupted:
-        _report(sorted(set(done.results.values())), done.folder)
+        try:
+            _report(done.folder)
+        except UserError as error:  # a report that cannot be made does not undo the trials
+            print(f"no report: {error}")
     return done.exit_status
 
 
-def _report(results: list[Path], folder: Path) -> None:
+def _report(folder: Path) -> None:
     """What a sweep ends with: the leaderboard, distance against evaluations, and samples side by side."""
     from lit_gen.report import leaderboard, plots, render
-    from lit_gen.report.results import read_result
+    from lit_gen.report.results import load_results
 
-    found = [read_result(path) for path in results]
-    plots.side_by_side(found, folder / "samples.png")
-    board = leaderboard.rank(found)
+    results = load_results(folder)
+    board = leaderboard.rank(results)
     render.print_table(board)
     (folder / "leaderboard.md").write_text(render.to_markdown(board))
-    plots.distance_vs_nfe(found, folder / "distance_vs_nfe.png")
+    plots.distance_vs_nfe(results, folder / "distance_vs_nfe.png")
+    plots.side_by_side(results, folder / "samples.png")
     for name in ("leaderboard.md", "distance_vs_nfe.png", "samples.png"):
         print(folder / name)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.fabric import Fabric
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Trainer
 
 from lit_gen import tracking
 from lit_gen.callbacks import Monitor, TrainingProgress
@@ -21,7 +21,7 @@ from lit_gen.callbacks.checkpoint import Checkpoint
 from lit_gen.callbacks.ema import load_weights
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.callbacks.sample_grid import SampleGrid
-from lit_gen.config import ExperimentCLI, training_config, training_identity
+from lit_gen.config import ExperimentCLI, recipe_identity, training_config, training_identity
 from lit_gen.data import ImageDataModule
 from lit_gen.errors import UserError
 from lit_gen.evaluation import device_name, ranks
@@ -91,21 +91,31 @@ def sample(arguments: list[str]) -> None:
                 progress.update(first + len(indices))
     labels = torch.arange(own.first, own.first + own.n) % model.num_classes if model.num_classes else None
     save_images(torch.cat(parts), labels, own.out)
-    print(f"{own.n} images of {run.directory} (seed {own.seed}, {own.weights} weights, {model.nfe:g} network evaluations) -> {own.out}")
+    settings = f"seed {own.seed}, {own.weights} weights, {model.nfe:g} network evaluations"
+    print(f"{own.n} images of {run.directory} ({settings}) -> {own.out}")
+
+
+def read_checkpoint(run: Run) -> dict[str, Any]:
+    """A run's last checkpoint.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises any of half a dozen
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{run.checkpoint}: not a readable checkpoint ({reason}); delete it and train again") from None
+    return checkpoint
 
 
 def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
     """Loads a run's last checkpoint into a model, ready to be sampled.
 
     Raises:
-        UserError: the checkpoint cannot be read, or was made by another network.
+        UserError: the checkpoint is damaged, or was made by another network.
     """
-    try:
-        checkpoint = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{run.checkpoint}: not a readable checkpoint ({str(error).splitlines()[0]}); delete the run and train it again"
-        ) from None
+    checkpoint = read_checkpoint(run)
     try:
         model.load_state_dict(checkpoint["state_dict"])
         if weights == "ema":
@@ -131,7 +141,11 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
                 print(f"{run.directory}: this training is finished", flush=True)
                 return run
             run.create(
-                config, identity=identity, training=training_config(config), seed=config["seed_everything"],
+                config,
+                identity=identity,
+                recipe=recipe_identity(config, data.fingerprint("train")),
+                training=training_config(config),
+                seed=config["seed_everything"],
                 data={"name": data.name, "fingerprint": data.fingerprint("train")},
             )
             tracking.announce(objects.wandb)
@@ -144,9 +158,7 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
 def _train(cli: ExperimentCLI, objects: Namespace, config: dict[str, Any], run: Run) -> None:
     _quieten()
     data, model = objects.data, objects.model
-    seed = config["seed_everything"]
-    seed_everything(seed, verbose=False)
-    model.training_seed = seed
+    model.training_seed = config["seed_everything"]
     objects.checkpoint.path = run.checkpoint
     objects.grid.folder = run.samples
     objects.grid.sampler = objects.sampler
@@ -156,8 +168,7 @@ def _train(cli: ExperimentCLI, objects: Namespace, config: dict[str, Any], run: 
     _order_callbacks(trainer, [Monitor(), TrainingProgress(objects.budget.num_images)])
     resume = run.checkpoint.is_file()
     if resume:
-        _check_checkpoint(run)
-        images = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["images_seen"]
+        images = read_checkpoint(run)["images_seen"]
         for logger in trainer.loggers:
             if isinstance(logger, tracking.MetricsFile):
                 logger.resume(images)
@@ -189,15 +200,6 @@ def _order_callbacks(trainer: Trainer, added: list[Any]) -> None:
     trainer.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, (SampleGrid, Checkpoint)))  # type: ignore[attr-defined]
 
 
-def _check_checkpoint(run: Run) -> None:
-    try:
-        torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{run.checkpoint}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it to train from the start"
-        ) from None
-
-
 def _evaluate(run: Run, cli: ExperimentCLI, objects: Namespace) -> Path:
     model = load_model(run, objects.model, objects.evaluation.weights).to(_device(cli))
     cache = Path(objects.run.root) / ".reference"
@@ -214,7 +216,8 @@ def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
     how = "one pass" if sampler is None else f"{sampler['name']}, {sampler['grid']['name']} grid"
     values = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if not name.endswith("_std"))
     print(
-        f"{result['model']} ({how}, NFE {result['nfe']:g}, {result['weights']} weights, seed {result['seed']}): {values}\n"
+        f"{result['model']} ({how}, NFE {result['nfe']:g}, {result['weights']} weights, seed {result['seed']}): "
+        f"{values}\n"
         f"  {protocol['num_samples']} samples against {protocol['num_real']} images of {protocol['data']}/"
         f"{protocol['split']}, {protocol['feature_net']} features\n"
         f"  {path}{'' if computed else ' (computed before)'}",
@@ -285,7 +288,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*resuming from a checkpoint that ended before the epoch.*",
         ".*The number of training batches.*",
-        ".*Checkpoint directory.*",
-        ".*not a WandbLogger.*",
+        ".*Total length of .* across ranks is zero.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -7,6 +7,7 @@ where things are written.
 
 import contextlib
 import hashlib
+import inspect
 import io
 import json
 import re
@@ -15,14 +16,16 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_gen.models  # noqa: F401  (registers the class names that a configuration may use)
 from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
-from lit_gen.data import ImageDataModule
+from lit_gen.data import ImageDataModule, ImageSource
 from lit_gen.diffusion.samplers import Sampler
 from lit_gen.errors import UserError
 from lit_gen.evaluation import Evaluation
+from lit_gen.metrics import FeatureNet
 from lit_gen.models.base import GenerativeModel
 from lit_gen.runs import RunSettings
 from lit_gen.tracking import WandbSettings
@@ -30,14 +33,15 @@ from lit_gen.tracking import WandbSettings
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 # A Trainer argument that is not named here is taken to change the weights.
-TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = frozenset(
-    """accelerator strategy logger fast_dev_run log_every_n_steps enable_checkpointing enable_progress_bar
-    enable_model_summary default_root_dir profiler barebones num_sanity_val_steps val_check_interval
-    check_val_every_n_epoch limit_val_batches limit_test_batches limit_predict_batches enable_autolog_hparams
-    model_registry inference_mode use_distributed_sampler detect_anomaly""".split()
-)
+TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = {
+    *("accelerator", "strategy", "logger", "fast_dev_run", "log_every_n_steps", "enable_checkpointing"),
+    *("enable_progress_bar", "enable_model_summary", "default_root_dir", "profiler", "barebones"),
+    *("num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
+    *("limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry", "inference_mode"),
+    *("use_distributed_sampler", "detect_anomaly"),
+}
 # The source's path and options change a weight only through the images, and those are in the fingerprint.
-DATA_KEYS_THAT_CHANGE_NO_WEIGHT = frozenset(("source", "num_workers", "pin_memory", "eval_batch_size"))
+DATA_KEYS_THAT_CHANGE_NO_WEIGHT = {"source", "num_workers"}
 
 
 class ExperimentCLI(LightningCLI):
@@ -88,11 +92,18 @@ class ExperimentCLI(LightningCLI):
         except ArgumentError as error:
             raise UserError(_one_line(error)) from None
 
+    def _set_seed(self) -> None:
+        """Deferred, as the objects are."""
+
     def instantiate_classes(self) -> None:
         """Deferred: `objects()` and `instantiate_trainer()` build what a verb needs."""
 
     def objects(self) -> Namespace:
-        """Builds everything but the Trainer: data, model, callbacks, sampler, evaluation and settings."""
+        """Builds everything but the Trainer: data, model, callbacks, sampler, evaluation and settings.
+
+        The global generators are seeded first, so that the initial weights are those of `seed_everything`.
+        """
+        seed_everything(self.config.seed_everything, verbose=False)
         try:
             self.config_init = self.parser.instantiate_classes(self.config)
         except ArgumentError as error:
@@ -136,9 +147,7 @@ def _is_config(pair: str) -> bool:
 def training_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that changes the weights, and nothing else."""
     data = {key: value for key, value in config["data"].items() if key not in DATA_KEYS_THAT_CHANGE_NO_WEIGHT}
-    trainer = {
-        key: value for key, value in config["trainer"].items() if key not in TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT
-    }
+    trainer = {key: value for key, value in config["trainer"].items() if key not in TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT}
     keys = ("seed_everything", "model", "budget", "ema")
     return {key: config[key] for key in keys} | {"data": data, "trainer": trainer}
 
@@ -149,27 +158,50 @@ def training_identity(config: dict[str, Any], fingerprint: str) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
+def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:
+    """As `training_identity`, but the same for every seed: runs that share it are repetitions of one training."""
+    return training_identity(config | {"seed_everything": None}, fingerprint)
+
+
 def _one_line(error: Exception) -> str:
-    """jsonargparse explains over many lines, with the usage before them; this keeps what names the key."""
+    """jsonargparse explains over many lines, with the usage; this keeps the key, the value and the reason."""
     text = str(error)
-    key = re.search(r'Parser key "([^"]+)"', text)
-    value = re.search(r"Given value: (.*)", text)
-    unrecognized = re.search(r"Unrecognized arguments: (.*)", text)
-    nested = re.search(r"NestedArg\(key='([^']+)', val='?([^')]*)", text)
-    if unrecognized:
-        return f"unknown key {unrecognized.group(1)}; lit-gen fit --help lists the keys"
-    if key and nested:
-        name = f"{key.group(1)}.{nested.group(1)}"
-        return f"{name}: no such key, or --{key.group(1)} CLASS must be given with it ({_reason(text)})"
-    if key and value:
-        return f"{key.group(1)}: {value.group(1).strip()!r} is not accepted: {_reason(text)}"
-    return " ".join(text.split())
+    if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", text):
+        return f"{unknown.group(1)}: no such key; lit-gen fit --help lists the keys"
+    if found := re.search(r'Parser key "([^"]+)":\s*(.*)', text, re.DOTALL):
+        key, reason = found.group(1), found.group(2)
+    else:
+        return " ".join(text.split())
+    if unknown := re.search(r"dot import path string: (\S+)|Import path (\S+)", reason):
+        name = unknown.group(1) or unknown.group(2)
+        known = [", ".join(_class_names(base)) for part, base in BASES.items() if key == part]
+        return f"{key}: there is no class {name}" + (f"; choose one of {known[0]}" if known else "")
+    if nested := re.search(r"NestedArg\(key='([^']+)'", reason):
+        part = nested.group(1)
+        if "is abstract" in reason:
+            known = [", ".join(_class_names(base)) for name, base in BASES.items() if name == key]
+            return f"{key}.{part}: name the class with it, --{key} CLASS" + (f" (one of {known[0]})" if known else "")
+        return f"{key}.{part}: no such key; lit-gen fit --{key}.help CLASS lists those of a class"
+    if value := re.search(r"Given value: (.*)", reason):
+        lines = [line.strip(" -") for line in reason.splitlines() if line.strip().startswith("- ")]
+        why = "; ".join(line for line in lines if "NoneType" not in line)
+        return f"{key}: {value.group(1)} is not accepted: {' '.join((why or reason).split())}"
+    if value := re.search(r"Expected a (.*?)\. Got value: (.*)", reason, re.DOTALL):
+        kind = re.sub(r"<class '(\w+)'>", r"\1", value.group(1)).replace("typing.", "")
+        return f"{key}: {value.group(2).strip()} is not accepted; expected {kind}"
+    return f"{key}: {' '.join(reason.split())}"
 
 
-def _reason(text: str) -> str:
-    reasons = [line.strip(" -") for line in text.splitlines() if line.strip().startswith("- ")]
-    reasons = [reason for reason in reasons if "NoneType" not in reason]
-    text = re.sub(r'^Parser key "[^"]+":', "", text)
-    return " ".join("; ".join(reasons).split()) or " ".join(text.split())
+BASES: dict[str, type] = {
+    "model": GenerativeModel,
+    "sampler": Sampler,
+    "data.source": ImageSource,
+    "evaluation.feature_net": FeatureNet,
+}
 
 
+def _class_names(base: type) -> list[str]:
+    """Names of the classes that can be chosen for a key."""
+    own = [] if inspect.isabstract(base) else [base.__name__]
+    below: list[type] = base.__subclasses__()
+    return sorted({*own, *(name for child in below for name in _class_names(child))})

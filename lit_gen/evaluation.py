@@ -145,7 +145,12 @@ class Evaluation:
         metadata = run.metadata
         result = {
             "schema": 1,
-            "run": {"name": run.directory.name, "identity": metadata["identity"], "directory": run.directory.name},
+            "run": {
+                "name": run.directory.name,
+                "identity": metadata["identity"],
+                "recipe": metadata["recipe"],
+                "directory": run.directory.name,
+            },
             "model": type(model).__name__,
             "num_parameters": sum(parameter.numel() for parameter in model.generator.parameters()),
             "images_seen": model.images_seen,

@@ -1,13 +1,13 @@
 """A run: one directory that holds all of one training, and the identity by which two commands know it is the same.
 
-    ROOT/NAME-IDENTITY/
-        config.yaml      the resolved configuration
-        run.json         identity, status, versions, commit, data fingerprint, device, cost
-        checkpoints/     last.ckpt: both sets of weights, optimizers, position in the data
-        metrics.csv      every logged number against images seen
-        samples/         grids drawn during training
-        wandb/           the files of W&B
-        evaluations/     one folder for each sampler setting and protocol, with result.json
+ROOT/NAME-IDENTITY/
+    config.yaml      the resolved configuration
+    run.json         identity, status, versions, commit, data fingerprint, device, cost
+    checkpoints/     last.ckpt: both sets of weights, optimizers, position in the data
+    metrics.csv      every logged number against images seen
+    samples/         grids drawn during training
+    wandb/           the files of W&B
+    evaluations/     one folder for each sampler setting and protocol, with result.json
 """
 
 import json
@@ -29,7 +29,8 @@ from filelock import FileLock, Timeout
 from lit_gen.errors import UserError
 
 VERSIONED_PACKAGES = (
-    "lit_gen lightning torch torchvision torchmetrics torch-fidelity numpy scikit-learn jsonargparse wandb".split()
+    *("lit_gen", "lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity"),
+    *("numpy", "scikit-learn", "jsonargparse", "wandb"),
 )
 
 
@@ -103,7 +104,9 @@ class Run:
         except FileNotFoundError:
             return {}
         except json.JSONDecodeError as error:
-            raise UserError(f"{self.metadata_path}: not valid JSON ({error}); delete the run or restore the file") from None
+            raise UserError(
+                f"{self.metadata_path}: not valid JSON ({error}); delete the run or restore the file"
+            ) from None
         return loaded
 
     @property

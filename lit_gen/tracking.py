@@ -67,7 +67,9 @@ def announce(settings: WandbSettings) -> None:
     """Says in one line where W&B writes."""
     mode = settings.resolved_mode()
     if mode == "offline":
-        print("W&B: offline, files stay in the run directory (wandb login, or --wandb.mode online, to upload)", flush=True)
+        print(
+            "W&B: offline, files stay in the run directory (wandb login, or --wandb.mode online, to upload)", flush=True
+        )
     elif mode == "online":
         print(f"W&B: online, project {settings.project}", flush=True)
 
@@ -89,7 +91,7 @@ class Curves(WandbLogger):
 
     def __init__(self, settings: WandbSettings, run: Run, config: dict[str, Any]) -> None:
         experiment = None
-        if rank_zero_only.rank == 0:
+        if not getattr(rank_zero_only, "rank", 0):
             with _without_agent():
                 experiment = wandb.init(
                     name=run.directory.name,
@@ -117,7 +119,9 @@ class Curves(WandbLogger):
         self.experiment.log({"samples": wandb.Image(str(grid)), "images": images})
 
 
-def log_evaluation(settings: WandbSettings, run: Run, result: dict[str, Any], grid: Path, config: dict[str, Any]) -> None:
+def log_evaluation(
+    settings: WandbSettings, run: Run, result: dict[str, Any], grid: Path, config: dict[str, Any]
+) -> None:
     """Logs one evaluation as one W&B run (job type `evaluate`) that names the training it scored."""
     mode = settings.resolved_mode()
     if mode == "disabled":

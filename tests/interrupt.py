@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 KILL_AT = "LIT_GEN_TEST_KILL_AT"
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Not an error of the program: the test's own."""
 
 
@@ -24,4 +24,4 @@ class Interrupt(Callback):
         if how and trainer.lightning_module._batches_seen == int(when):
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise Crash
+            raise CrashError

@@ -9,7 +9,7 @@ import torch
 
 from lit_gen import commands
 from tests.conftest import ROOT, arguments
-from tests.interrupt import KILL_AT, Crash
+from tests.interrupt import KILL_AT, CrashError
 
 NUM_BATCHES = 50  # digits have 22 batches of 64 in an epoch: this is two epochs and a part
 EVERY = 7
@@ -63,14 +63,12 @@ def assert_equal_bits(one: dict[str, object], other: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("model", ["DDPM", "WGAN", "VAE"])
-def test_resumed_training_ends_with_the_same_bits(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_training_ends_with_the_same_bits(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands.fit(training(model, tmp_path / "whole"))
     # before the first checkpoint, in an epoch, just at and after the end of an epoch (22, 23), in a later epoch
     for batch in (3, 16, 22, 23, 49):
         monkeypatch.setenv(KILL_AT, f"raise:{batch}")
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             commands.fit(training(model, tmp_path / "parts"))
     monkeypatch.delenv(KILL_AT)
     commands.fit(training(model, tmp_path / "parts"))

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from lit_gen.errors import UserError
+from lit_gen.models.base import GenerativeModel
 
 
 class Budget(Callback):
@@ -19,11 +20,11 @@ class Budget(Callback):
             raise UserError(f"budget.num_images: {num_images} is not a positive number of images")
         self.num_images = num_images
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         trainer.should_stop = bool(pl_module.images_seen >= self.num_images)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if pl_module.images_seen >= self.num_images:
             trainer.should_stop = True

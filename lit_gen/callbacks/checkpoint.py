@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from lit_gen.errors import UserError
+from lit_gen.models.base import GenerativeModel
 
 
 class Checkpoint(Callback):
@@ -25,21 +26,21 @@ class Checkpoint(Callback):
         self.path: Path | None = None
         self._saved_at = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._saved_at = pl_module.images_seen
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         images = pl_module.images_seen
         if self.every and images // self.every > self._saved_at // self.every:
             self.save(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         if pl_module.images_seen != self._saved_at:
             self.save(trainer, pl_module)
 
-    def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def save(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         """Writes the checkpoint beside the old one, then renames it over that."""
         if self.path is None:
             return

@@ -5,16 +5,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
+
+from lit_gen.models.base import GenerativeModel
 
 
 class EMA(Callback):
     """An average of the generating network's weights, over batches: theta_ema <- d theta_ema + (1 - d) theta.
 
-    The decay warms up as d = min(decay, (1 + n) / (10 + n)) after n batches, so that the first, random weights are soon
-    forgotten. Floating-point buffers are averaged as well; other buffers are copied. Parameters are held by identity, so
-    compiling the network changes nothing. The average is saved in the checkpoint as `ema`, beside the raw weights.
+    The decay warms up as d = min(decay, (1 + n) / (10 + n)) after n batches, so that the first, random weights are
+    soon forgotten. Floating-point buffers are averaged as well; other buffers are copied. The average is saved in the
+    checkpoint as `ema`, beside the raw weights.
 
     Args:
         decay: d after the warm-up; 0 keeps no average apart from the weights themselves.
@@ -25,7 +27,7 @@ class EMA(Callback):
         self.num_updates = 0
         self._average: dict[str, Tensor] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         weights = named_weights(pl_module.generator)
         if not self._average:
             self._average = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -34,7 +36,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
@@ -46,10 +48,10 @@ class EMA(Callback):
         for name in weights.keys() - set(floating):
             self._average[name].copy_(weights[name])
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: GenerativeModel, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = {"num_updates": self.num_updates, "weights": self._average}
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: GenerativeModel, checkpoint: dict[str, Any]) -> None:
         self.num_updates = checkpoint["ema"]["num_updates"]
         self._average = checkpoint["ema"]["weights"]
 

@@ -5,11 +5,12 @@ import time
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_gen.errors import UserError
+from lit_gen.models.base import GenerativeModel
 
 
 class Monitor(Callback):
@@ -22,31 +23,33 @@ class Monitor(Callback):
     def __init__(self) -> None:
         self._since: tuple[float, int] | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._since = None
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: GenerativeModel, optimizer: Optimizer) -> None:
         if not _is_logging_step(trainer):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         name = "train/grad_norm"
         optimizers = trainer.optimizers
         if len(optimizers) > 1:
-            index = [getattr(own, "optimizer", own) for own in optimizers].index(getattr(optimizer, "optimizer", optimizer))
+            index = [getattr(own, "optimizer", own) for own in optimizers].index(
+                getattr(optimizer, "optimizer", optimizer)
+            )
             name = f"{name}_{index}"
         norms = torch._foreach_norm(gradients)
         pl_module.log(name, torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not _is_logging_step(trainer):
             return
         loss = trainer.callback_metrics.get("train/loss")
         if isinstance(loss, Tensor) and not math.isfinite(loss.item()):
             raise UserError(
-                f"the loss is {loss.item()} after {pl_module.images_seen} images; the last checkpoint is kept: lower the "
-                "learning rate, set --trainer.gradient_clip_val, or use --trainer.precision 32-true"
+                f"the loss is {loss.item()} after {pl_module.images_seen} images; the last checkpoint is kept: lower "
+                "the learning rate, set --trainer.gradient_clip_val, or use --trainer.precision 32-true"
             )
         now = time.perf_counter()
         pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
@@ -55,11 +58,10 @@ class Monitor(Callback):
             pl_module.log("train/images_per_second", (pl_module.images_seen - images) / (now - then))
         self._since = (now, pl_module.images_seen)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._since = None
 
 
 def _is_logging_step(trainer: Trainer) -> bool:
-    return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % trainer.log_every_n_steps == 0 or (
-        trainer.log_every_n_steps == 1
-    )
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from lit_gen.models.base import GenerativeModel
 
 
 class ImagesPerSecond(ProgressColumn):
@@ -86,17 +88,17 @@ class TrainingProgress(Callback):
         self.total = total
         self._progress: ImageProgress | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         if trainer.is_global_zero:
             self._progress = ImageProgress("training", self.total, pl_module.images_seen)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._progress is not None:
             self._progress.update(pl_module.images_seen)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: GenerativeModel, stage: str) -> None:
         if self._progress is not None:
             self._progress.close()
             self._progress = None

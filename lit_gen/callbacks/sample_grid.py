@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from lit_gen.callbacks.ema import EMA
 from lit_gen.diffusion.samplers import Sampler
 from lit_gen.images import save_grid
 from lit_gen.metrics import quantise
+from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
 from lit_gen.tracking import Curves
 
@@ -30,20 +31,20 @@ class SampleGrid(Callback):
         self.folder: Path | None = None
         self._drawn_at = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._drawn_at = pl_module.images_seen
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.every and pl_module.images_seen // self.every > self._drawn_at // self.every:
             self.draw(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         if pl_module.images_seen != self._drawn_at:
             self.draw(trainer, pl_module)
 
-    def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def draw(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         """Draws one grid on the first process; nothing in it is collective."""
         self._drawn_at = pl_module.images_seen
         if not trainer.is_global_zero or self.folder is None or not self.num_samples:

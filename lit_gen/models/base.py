@@ -47,7 +47,8 @@ class GenerativeModel(LightningModule, ABC):
         super().__init__()
         if class_conditional and not num_classes:
             raise UserError("model.class_conditional: the data has no labels; set it to false or choose labelled data")
-        self.image_shape = tuple(image_shape)
+        channels, height, width = image_shape
+        self.image_shape = (channels, height, width)
         self.num_classes = num_classes if class_conditional else 0
         self.warmup = warmup
         self.compiled = compile

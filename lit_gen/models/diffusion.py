@@ -19,8 +19,8 @@ from lit_gen.diffusion.denoisers import (
     Velocity,
 )
 from lit_gen.diffusion.objectives import (
-    LognormalSigma,
     LogitNormal,
+    LognormalSigma,
     TimeDensity,
     UniformSteps,
     UniformTime,
@@ -38,8 +38,8 @@ NetworkFactory = Callable[[tuple[int, int, int], int], nn.Module]
 class Diffusion(GenerativeModel):
     """A network, a schedule, a parameterization and a density of training times.
 
-    The loss of an image is the mean over pixels of |F(c_in x_t, c_noise, label) - target(x_0, eps, t)|^2 with t from the
-    density and eps ~ N(0, I). A subclass gives the three parts and passes the rest on.
+    The loss of an image is the mean over pixels of |F(c_in x_t, c_noise, label) - target(x_0, eps, t)|^2 with t from
+    the density and eps ~ N(0, I). A subclass gives the three parts and passes the rest on.
 
     Args:
         schedule: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma eps.
@@ -52,6 +52,7 @@ class Diffusion(GenerativeModel):
         class_conditional: Condition on the class label.
         warmup: Images over which the learning rate rises linearly from zero.
         compile: Compile the network with torch.compile.
+        clip: Clamp E[x_0 | x_t] to [-clip, clip] when sampling.
     """
 
     takes_sampler = True
@@ -68,13 +69,14 @@ class Diffusion(GenerativeModel):
         class_conditional: bool,
         warmup: int,
         compile: bool,
+        clip: float | None = None,
     ) -> None:
         super().__init__(image_shape, num_classes, class_conditional, warmup, compile)
         self.network = network(self.image_shape, self.num_classes)
         self.optimizer = optimizer
         self.schedule = schedule
         self.density = density
-        self.denoiser = NetworkDenoiser(self.network, schedule, parameterization)
+        self.denoiser = NetworkDenoiser(self.network, schedule, parameterization, clip)
 
     @property
     def generator(self) -> nn.Module:
@@ -105,7 +107,8 @@ class DDPM(Diffusion):
     """Denoising diffusion probabilistic models (Ho et al. 2020, https://arxiv.org/abs/2006.11239).
 
     x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps at T discrete times, uniformly drawn; the network predicts eps
-    (L_simple). The cosine betas are those of Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672.
+    (L_simple). As in the paper's code, sampling clamps the predicted x_0 to [-1, 1]. The cosine betas are those of
+    Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672.
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
@@ -143,6 +146,7 @@ class DDPM(Diffusion):
             class_conditional,
             warmup,
             compile,
+            clip=1.0,
         )
 
     def default_sampler(self) -> Sampler:

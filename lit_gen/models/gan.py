@@ -1,10 +1,11 @@
 """Generative adversarial networks."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lit_gen.data import Batch
 from lit_gen.diffusion.samplers import Sampler
@@ -86,7 +87,7 @@ class WGAN(GenerativeModel):
         ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        generator_optimizer, critic_optimizer = self.optimizers()  # type: ignore[misc]
+        generator_optimizer, critic_optimizer = cast(list[Optimizer], self.optimizers())
         real = batch.images
         z = torch.randn(len(real), self.latent_dim, device=real.device)
         with torch.no_grad():
@@ -95,9 +96,7 @@ class WGAN(GenerativeModel):
         penalty = gradient_penalty(self.critic, real, fake)
         critic_loss = self.penalty * penalty - gap
         self.descend(critic_optimizer, critic_loss, self.critic.parameters())
-        self.log_training(
-            loss=critic_loss.detach(), critic_gap=gap.detach(), gradient_penalty=penalty.detach()
-        )
+        self.log_training(loss=critic_loss.detach(), critic_gap=gap.detach(), gradient_penalty=penalty.detach())
         if self._batches_seen % self.critic_steps == 0:
             z = torch.randn(len(real), self.latent_dim, device=real.device)
             loss = -self.critic(self.generating_network(z)).mean()
@@ -114,7 +113,7 @@ class WGAN(GenerativeModel):
         self.nfe = 1.0
         return self.generating_network(z)
 
-    def descend(self, optimizer: Any, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    def descend(self, optimizer: Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
         """One optimizer step on these parameters alone; gradients are averaged over processes.
 
         Gradients are asked for by name, not accumulated by a backward pass, so the other network gets none.

@@ -1,0 +1,24 @@
+"""Images: sources of data sets, and the one data module that serves them.
+
+All images are uint8 `(N, C, H, W)` until a batch is on its device, where it becomes float32 in [-1, 1].
+"""
+
+from lit_gen.data.batches import Batch
+from lit_gen.data.cifar import CIFAR10, CIFAR100
+from lit_gen.data.folder import Folder
+from lit_gen.data.idx import MNIST, FashionMNIST
+from lit_gen.data.module import ImageDataModule
+from lit_gen.data.sources import Digits, ImageSource, Npz
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "Batch",
+    "Digits",
+    "FashionMNIST",
+    "Folder",
+    "ImageDataModule",
+    "ImageSource",
+    "Npz",
+]

@@ -1,0 +1,195 @@
+"""CIFAR-10 and CIFAR-100 in their official files: Python pickles in a .tar.gz, or unpacked.
+
+The pickles are read by an unpickler that knows nothing but numpy arrays, so a forged file cannot run code.
+"""
+
+import io
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gen.data.files import cache_home, check_md5, download, find
+from lit_gen.data.sources import ImageSet, ImageSource, Part
+from lit_gen.errors import UserError
+
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How old pickle protocols write bytes from Python 3; any other encoding than this one is refused."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes bytes as {encoding}")
+    return text.encode("latin1")
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which image batches do not need")
+        return _ALLOWED[module, name]
+
+
+class CifarSource(ImageSource):
+    """Colour photographs of 32x32 pixels, 50,000 for training and 10,000 for test.
+
+    Args:
+        root: Folder with the official .tar.gz or with the folder it unpacks to; downloads go there too. By default the
+            usual places are searched (`data/`, the cache folder) and downloads go to the cache folder.
+        download: Download what is not found.
+        checksum: Compare the content of the files with the official md5. False to read files of your own.
+    """
+
+    url: str
+    archive_md5: str
+    folder: str
+    label_key: str
+    md5: dict[Part, dict[str, str]]
+    """The files of each part, with the md5 of their content."""
+
+    image_shape = (3, 32, 32)
+
+    def __init__(self, root: str | None = None, download: bool = True, checksum: bool = True) -> None:
+        self.root = Path(root).expanduser() if root is not None else None
+        self.download = download
+        self.checksum = checksum
+
+    @property
+    def archive(self) -> str:
+        """File name of the official archive."""
+        return self.url.rsplit("/", 1)[1]
+
+    def folders(self) -> list[Path]:
+        """Where the archive, or the folder it unpacks to, is looked for, in this order."""
+        homes = [self.root] if self.root is not None else [Path("data"), cache_home() / "data"]
+        return [folder for home in homes for folder in (home, home / self.name)]
+
+    def prepare(self) -> None:
+        self._locate()
+
+    def load(self, part: Part) -> ImageSet:
+        location = self._locate()
+        contents = self._read_archive(location, part) if location.is_file() else self._read_folder(location, part)
+        batches = []
+        for what, (content, md5) in contents.items():
+            if self.checksum:
+                check_md5(content, md5, what)
+            batches.append(self._read_batch(content, what))
+        return ImageSet(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+
+    def _locate(self) -> Path:
+        first_file = next(iter(self.md5["train"]))
+        unpacked = find([f"{self.folder}/{first_file}", first_file], self.folders())
+        if unpacked is not None:
+            return unpacked.parent
+        archive = find([self.archive], self.folders())
+        if archive is not None:
+            return archive
+        if not self.download:
+            places = ", ".join(map(str, self.folders()))
+            raise UserError(
+                f"{self.archive} of {self.name} was not found (looked in {places}, also for {self.folder}) and "
+                f"downloading is off: get it from {self.url} and set --data.source.root to its folder, or set "
+                "--data.source.download true"
+            )
+        archive = (self.root or cache_home() / "data") / self.archive
+        download([self.url], archive, self.archive_md5)
+        return archive
+
+    def _read_folder(self, folder: Path, part: Part) -> dict[str, tuple[bytes, str]]:
+        contents = {}
+        for name, md5 in self.md5[part].items():
+            path = folder / name
+            if not path.is_file():
+                raise UserError(f"{path} is missing beside the other files of {self.name}: unpack {self.archive} again")
+            contents[str(path)] = (path.read_bytes(), md5)
+        return contents
+
+    def _read_archive(self, archive: Path, part: Part) -> dict[str, tuple[bytes, str]]:
+        wanted = {f"{self.folder}/{name}": md5 for name, md5 in self.md5[part].items()}
+        contents = {}
+        try:
+            with tarfile.open(archive, "r:gz") as tar:
+                for member in tar:
+                    name = member.name.removeprefix("./")
+                    file = tar.extractfile(member) if name in wanted else None
+                    if file is not None:
+                        contents[name] = (file.read(), wanted[name])
+        except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
+            raise UserError(f"{archive} is truncated or damaged ({error}): delete it and download it again") from error
+        if missing := sorted(wanted.keys() - contents.keys()):
+            raise UserError(f"{archive} lacks {', '.join(missing)}: delete it and download it again")
+        return {f"{archive}/{name}": contents[name] for name in wanted}
+
+    def _read_batch(self, content: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+            pixels, labels = batch["data"], np.asarray(batch[self.label_key])
+        except Exception as error:  # unpickling damaged bytes can raise nearly anything
+            raise UserError(
+                f"{what} is not a batch of {self.name} ({error}): delete it and download it again"
+            ) from error
+        if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == (len(labels), 3072)):
+            shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", type(pixels).__name__)
+            raise UserError(
+                f"{what}: images are {dtype} of shape {shape}, expected uint8 of shape ({len(labels)}, 3072)"
+            )
+        if labels.ndim != 1 or labels.dtype.kind != "i" or not (0 <= labels.min() <= labels.max() < self.num_classes):
+            raise UserError(f"{what}: expected a list of labels from 0 to {self.num_classes - 1}")
+        return pixels.reshape(-1, *self.image_shape), labels.astype(np.int64)
+
+
+class CIFAR10(CifarSource):
+    """Colour photographs of 32x32 pixels in 10 classes: 50,000 for training and 10,000 for test.
+
+    Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+    https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf.
+    """
+
+    name = "cifar10"
+    num_classes = 10
+    url = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    archive_md5 = "c58f30108f718f92721af3b95e74349a"
+    folder = "cifar-10-batches-py"
+    label_key = "labels"
+    md5 = {
+        "train": {
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        },
+        "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
+    }
+
+
+class CIFAR100(CifarSource):
+    """Colour photographs of 32x32 pixels in 100 (fine) classes: 50,000 for training and 10,000 for test.
+
+    Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+    https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf.
+    """
+
+    name = "cifar100"
+    num_classes = 100
+    url = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+    archive_md5 = "eb9058c3a382ffc7106e4002c42a8d85"
+    folder = "cifar-100-python"
+    label_key = "fine_labels"
+    md5 = {
+        "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
+        "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+    }

@@ -1,0 +1,81 @@
+"""Finding, checking, downloading and unpacking the official files of a data set."""
+
+import gzip
+import hashlib
+import os
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lit_gen.errors import UserError
+
+
+def cache_home() -> Path:
+    """Where downloads and caches go: `$XDG_CACHE_HOME/lit_gen`, by default `~/.cache/lit_gen`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gen"
+
+
+def find(names: Iterable[str], folders: Sequence[Path]) -> Path | None:
+    """The first existing file among `names`, searched folder by folder."""
+    return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
+
+
+def check_md5(content: bytes, md5: str, what: str) -> None:
+    """Compares content with the md5 of the official file.
+
+    Raises:
+        UserError: They differ; `what` names the file.
+    """
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise UserError(
+            f"{what} is not the official file: its content has md5 {found}, expected {md5}. Delete it to have it "
+            "downloaded again, or set --data.source.checksum false to read files of your own"
+        )
+
+
+def decompress(path: Path) -> bytes:
+    """The content of a file, unpacked if its name ends in .gz.
+
+    Raises:
+        UserError: The archive is cut off or damaged.
+    """
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}): delete it and download it again") from error
+
+
+def download(urls: Sequence[str], path: Path, md5: str) -> None:
+    """Fetches a file from the first address that answers, checks it, and only then gives it its name.
+
+    Raises:
+        UserError: No address answers, or the checksum differs.
+    """
+    problems = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for url in urls:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            digest = hashlib.md5(usedforsecurity=False)
+            with os.fdopen(descriptor, "wb") as file, urllib.request.urlopen(url, timeout=30) as answer:
+                while block := answer.read(1 << 20):
+                    digest.update(block)
+                    file.write(block)
+            if digest.hexdigest() == md5:
+                os.replace(temporary, path)
+                return
+            problems.append(f"{url}: checksum mismatch, md5 {digest.hexdigest()} instead of {md5}")
+        except (OSError, ValueError) as error:  # URLError is an OSError
+            problems.append(f"{url}: {error}")
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    raise UserError(
+        f"could not download {path.name} ({'; '.join(problems)}): check the network, or put the file into a folder and "
+        "name it with --data.source.root"
+    )

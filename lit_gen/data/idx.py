@@ -1,0 +1,166 @@
+"""MNIST and Fashion-MNIST in their official IDX files.
+
+An IDX file is big-endian: two zero bytes, a type (8 = uint8), the number of dimensions, each dimension as uint32, data.
+"""
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from lit_gen.data.files import cache_home, check_md5, decompress, download, find
+from lit_gen.data.sources import ImageSet, ImageSource, Part
+from lit_gen.errors import UserError
+
+
+def read_idx(content: bytes, num_dimensions: int, what: str) -> np.ndarray:
+    """The uint8 array of an IDX file; `what` names the file in errors."""
+    header = 4 + 4 * num_dimensions
+    if content[:4] != bytes((0, 0, 8, num_dimensions)):
+        raise UserError(
+            f"{what} is not an IDX file of {num_dimensions}-dimensional uint8 data: its first bytes are wrong"
+        )
+    shape = struct.unpack_from(f">{num_dimensions}I", content.ljust(header, b"\0"), 4)
+    if len(content) != header + math.prod(shape):
+        raise UserError(
+            f"{what} is truncated or damaged: its header promises {header + math.prod(shape):,} bytes of shape "
+            f"{shape}, it has {len(content):,}. Delete it and download it again"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+class IdxSource(ImageSource):
+    """Four IDX files: images and labels of training and test, 28x28 grey values, 10 classes.
+
+    Args:
+        root: Folder with the files, as they are or gzipped; downloads go there too. By default the usual places are
+            searched (`data/`, the cache folder, the folders of system packages) and downloads go to the cache folder.
+        resolution: 28, or more to pad with zeros on all sides: 32 is the usual size for networks that halve the
+            resolution several times.
+        download: Download what is not found.
+        checksum: Compare the content of the files with the official md5. False to read files of your own.
+    """
+
+    folder: str
+    """The folder that torchvision would keep the files in, below its root."""
+    package: tuple[str, str] | None = None
+    """Debian's package and the folder it installs."""
+    mirrors: tuple[str, ...]
+    md5: dict[str, tuple[str, str]]
+    """File name: md5 of the published .gz, md5 of its content (a package may compress anew)."""
+
+    image_side = 28
+    num_classes = 10
+
+    def __init__(
+        self, root: str | None = None, resolution: int = 28, download: bool = True, checksum: bool = True
+    ) -> None:
+        if resolution < self.image_side or resolution % 2:
+            raise UserError(
+                f"data.source.resolution is {resolution}: expected {self.image_side} or a larger even number"
+            )
+        self.root = Path(root).expanduser() if root is not None else None
+        self.resolution = resolution
+        self.download = download
+        self.checksum = checksum
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 1, self.resolution, self.resolution
+
+    def folders(self) -> list[Path]:
+        """Where the files are looked for, in this order."""
+        homes = [self.root] if self.root is not None else [Path("data"), cache_home() / "data"]
+        folders = [home / inner for home in homes for inner in (self.name, self.folder, f"{self.folder}/raw")]
+        if self.root is not None:
+            folders.append(self.root)
+        elif self.package is not None:
+            folders.append(Path(self.package[1]))
+        return folders
+
+    def prepare(self) -> None:
+        for name in self.md5:
+            self._locate(name)
+
+    def load(self, part: Part) -> ImageSet:
+        prefix = "train" if part == "train" else "t10k"
+        images = self._read(f"{prefix}-images-idx3-ubyte", 3)
+        labels = self._read(f"{prefix}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels) or images.shape[1:] != (self.image_side, self.image_side):
+            raise UserError(
+                f"{self.name}: the {part} files hold images of shape {images.shape} and {len(labels)} labels, expected "
+                f"(N, {self.image_side}, {self.image_side}) and N labels"
+            )
+        if labels.max(initial=0) >= self.num_classes:
+            raise UserError(
+                f"{self.name}: the {part} labels go up to {labels.max()}, expected 0 .. {self.num_classes - 1}"
+            )
+        margin = (self.resolution - self.image_side) // 2
+        padded = np.pad(images[:, None], ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+        return ImageSet(padded, labels.astype(np.int64))
+
+    def _read(self, name: str, num_dimensions: int) -> np.ndarray:
+        path = self._locate(name)
+        content = decompress(path)
+        array = read_idx(content, num_dimensions, str(path))
+        if self.checksum:
+            check_md5(content, self.md5[name][1], str(path))
+        return array
+
+    def _locate(self, name: str) -> Path:
+        path = find((f"{name}.gz", name), self.folders())
+        if path is not None:
+            return path
+        if not self.download:
+            places = ", ".join(map(str, dict.fromkeys(self.folders())))
+            package = f"install Debian's package (apt-get install {self.package[0]}), " if self.package else ""
+            raise UserError(
+                f"{name}.gz of {self.name} was not found (looked in {places}) and downloading is off: {package}set "
+                "--data.source.root to the folder that holds it, or set --data.source.download true"
+            )
+        path = (self.root or cache_home() / "data") / self.name / f"{name}.gz"
+        try:
+            download([f"{mirror}{name}.gz" for mirror in self.mirrors], path, self.md5[name][0])
+        except UserError as error:
+            remedy = f"; or apt-get install {self.package[0]}" if self.package else ""
+            raise UserError(f"{error}{remedy}") from error
+        return path
+
+
+class MNIST(IdxSource):
+    """Handwritten digits: 60,000 training and 10,000 test images of 28x28 grey values, 10 classes.
+
+    LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE, 1998.
+    """
+
+    name = "mnist"
+    folder = "MNIST"
+    mirrors = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+    md5 = {
+        "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
+        "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
+        "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
+        "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
+    }
+
+
+class FashionMNIST(IdxSource):
+    """Pictures of clothes: 60,000 training and 10,000 test images of 28x28 grey values, 10 classes.
+
+    Debian's package `dataset-fashion-mnist` is found where it installs them.
+
+    Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
+    https://arxiv.org/abs/1708.07747.
+    """
+
+    name = "fashion_mnist"
+    folder = "FashionMNIST"
+    package = ("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist")
+    mirrors = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
+    md5 = {
+        "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+        "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", "9018921c3c673c538a1fc5bad174d6f9"),
+        "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", "8181f5470baa50b63fa0f6fddb340f0a"),
+        "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", "15d484375f8d13e6eb1aabb0c3f46965"),
+    }

@@ -1,0 +1,194 @@
+"""The one data module: any source of images, in batches, in a reproducible order."""
+
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+
+from lit_gen.data.batches import Batch, BatchDataset, BatchLoader, BatchSampler
+from lit_gen.data.sources import ImageSet, ImageSource
+from lit_gen.errors import UserError
+
+Split = Literal["train", "val", "test"]
+
+
+class ImageDataModule(LightningDataModule):
+    """Serves a data set's images as `Batch(images, labels, index)`, float32 in [-1, 1] on the device.
+
+    The test split is the data set's own. The validation split is the last `num_val` training images, the same for every
+    seed. The order of training is a function of (seed, epoch), and a resumed run goes on at the batch where its
+    checkpoint was saved. For that, and for every image of a validation being seen exactly once, the trainer needs
+    `use_distributed_sampler=False`.
+
+    Shape, classes, images and fingerprints are available without a trainer; files are read when first needed.
+
+    Args:
+        source: The data set.
+        batch_size: Images per optimization step, over all processes together.
+        num_workers: Processes that gather batches, per training process. In memory 0 is fastest; images of a folder
+            that does not fit into memory gain from some.
+        flip: Flip half of the training images left to right, anew in each epoch.
+        num_val: Number of training images set aside for validation. 0: no validation split, train on all.
+        seed: Seed of the order and the flips.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        flip: bool = False,
+        num_val: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        counts = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "num_val": (num_val, 0)}
+        for key, (value, least) in counts.items():
+            if value < least:
+                raise UserError(f"data.{key} is {value}: expected at least {least}")
+        self.source = source
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.flip = flip
+        self.num_val = num_val
+        self.seed = seed
+        # a validation set smaller than the number of processes leaves some of them without a batch
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._parts: dict[str, ImageSet] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The data set's name, for example "digits"."""
+        return self.source.name
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)`."""
+        return self.source.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 for data without labels."""
+        return self.source.num_classes
+
+    def images(self, split: str) -> np.ndarray:
+        """All images of a split, uint8 `(N, C, H, W)`; for a folder they are mapped from disk.
+
+        Raises:
+            UserError: There is no such split, or its files are missing or bad.
+        """
+        return self._load(split).images
+
+    def labels(self, split: str) -> np.ndarray | None:
+        """All labels of a split, int64 `(N,)`, or None; raises as `images` does."""
+        return self._load(split).labels
+
+    def fingerprint(self, split: str) -> str:
+        """Sha256 (hex) over shape, type, bytes and labels of a split; raises as `images` does."""
+        if split not in self._fingerprints:
+            part, start, stop = self._rows(split)
+            self._fingerprints[split] = self.source.fingerprint(part, start, stop)
+        return self._fingerprints[split]
+
+    def prepare_data(self) -> None:
+        """Downloads, or builds caches; Lightning calls it on one process per node."""
+        self.source.prepare()
+
+    def train_dataloader(self) -> BatchLoader:
+        """Batches of exactly `batch_size` images over all processes; the rest of an epoch's images is left out.
+
+        Raises:
+            UserError: The batch size exceeds the data or is not divisible by the number of processes.
+        """
+        num_ranks = self._ranks()[1]
+        num_images = len(self.images("train"))
+        if self.batch_size > num_images:
+            raise UserError(f"data.batch_size is {self.batch_size}, but {self.name} has {num_images} training images")
+        if self.batch_size % num_ranks:
+            raise UserError(
+                f"data.batch_size is {self.batch_size} over all processes, which {num_ranks} processes cannot share "
+                f"equally: choose a multiple of {num_ranks}"
+            )
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """Every validation image once over all processes; no loader if there is no validation split."""
+        return self._loader("val", training=False) if self.num_val else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """Every test image once over all processes."""
+        return self._loader("test", training=False)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Converts the images: uint8 u -> float32 u / 127.5 - 1."""
+        return batch._replace(images=batch.images.to(torch.float32).div_(127.5).sub_(1))
+
+    def _loader(self, split: str, training: bool) -> BatchLoader:
+        rank, num_ranks = self._ranks()
+        data = self._load(split)
+        sampler = BatchSampler(
+            len(data.images),
+            self.batch_size,
+            shuffle=training,
+            drop_last=training,
+            seed=self.seed,
+            rank=rank,
+            num_ranks=num_ranks,
+            position=self._position if training else None,
+        )
+        dataset = BatchDataset(data, self.seed, self.flip and training)
+        return BatchLoader(dataset, sampler, self.num_workers, pin_memory=self._on_cuda())
+
+    def _position(self) -> tuple[int, int] | None:
+        """Epoch and batch at which the trainer, fresh or restored from a checkpoint, goes on.
+
+        Lightning restores its counters before it asks for the first iterator, but neither skips batches nor announces
+        the epoch before workers begin to fetch. `processed` is the counter that every kind of checkpoint holds right:
+        `completed` lags by one in those saved at the end of a training step.
+        """
+        if self.trainer is None or not self.trainer.training:
+            return None
+        epochs: Any = self.trainer.fit_loop.epoch_progress
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        if batches.is_last_batch:  # the epoch's data is used up, whether or not the epoch has been closed
+            return epochs.current.ready, 0
+        return epochs.current.processed, batches.current.processed
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError("trainer.use_distributed_sampler must be false: the data module shares batches by itself")
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _load(self, split: str) -> ImageSet:
+        part, start, stop = self._rows(split)
+        return self._parts[part].slice(start, stop)
+
+    def _rows(self, split: str) -> tuple[Literal["train", "test"], int, int]:
+        """Which part of the source, and which of its images, a split is."""
+        if split not in get_args(Split):
+            raise UserError(f"unknown split '{split}': choose one of {', '.join(get_args(Split))}")
+        if split == "val" and self.num_val == 0:
+            raise UserError("there is no validation split: set --data.num_val to the number of images to set aside")
+        part = cast(Literal["train", "test"], "test" if split == "test" else "train")
+        if part not in self._parts:
+            self._parts[part] = self.source.load(part)
+        num_images = len(self._parts[part].images)
+        if part == "test":
+            return part, 0, num_images
+        num_train = num_images - self.num_val
+        if num_train <= 0:
+            raise UserError(f"data.num_val is {self.num_val}, but {self.name} has only {num_images} training images")
+        labels = self._parts[part].labels
+        if self.num_val and labels is not None and labels[0] < labels[-1] and bool((np.diff(labels) >= 0).all()):
+            raise UserError(
+                f"the training images of {self.name} are sorted by class, so the last data.num_val = {self.num_val} of "
+                "them are no fair sample: shuffle the file"
+            )
+        return (part, 0, num_train) if split == "train" else (part, num_train, num_images)

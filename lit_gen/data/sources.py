@@ -1,0 +1,193 @@
+"""What a data set is: uint8 images and labels of a training and a test part, with a name and a shape.
+
+Every source gives its training images in an order that is not sorted by class, so that the data module can set the last
+of them aside for validation.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from lit_gen.errors import UserError
+
+Part = Literal["train", "test"]
+
+
+class ImageSet(NamedTuple):
+    """Images with labels.
+
+    Attributes:
+        images: uint8 `(N, C, H, W)`, in memory or mapped from disk.
+        labels: int64 `(N,)` in [0, num_classes), or None.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+
+    def slice(self, start: int, stop: int) -> "ImageSet":
+        """A view of images start .. stop - 1."""
+        return ImageSet(self.images[start:stop], None if self.labels is None else self.labels[start:stop])
+
+    def fingerprint(self) -> str:
+        """Sha256 (hex) over shape, dtype, bytes of the images, and labels; the same wherever the files lie."""
+        digest = hashlib.sha256(f"{self.images.shape} {self.images.dtype}".encode())
+        for start in range(0, len(self.images), 4096):
+            digest.update(np.ascontiguousarray(self.images[start : start + 4096]).data)
+        digest.update(b"unlabelled" if self.labels is None else self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+class ImageSource(ABC):
+    """A data set; `prepare` and `load` are the only places that touch its files."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What results and caches call the data set."""
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)`."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+
+    def prepare(self) -> None:  # noqa: B027  (most sources have nothing to prepare)
+        """Downloads, or builds caches. Safe to call again, and from several processes."""
+
+    @abstractmethod
+    def load(self, part: Part) -> ImageSet:
+        """The images of one part.
+
+        Raises:
+            UserError: A file is missing or bad, or the data set has no such part.
+        """
+
+    def fingerprint(self, part: Part, start: int, stop: int) -> str:
+        """`ImageSet.fingerprint` of images start .. stop - 1 of a part."""
+        return self.load(part).slice(start, stop).fingerprint()
+
+
+class Digits(ImageSource):
+    """The 1,797 handwritten digits of 8x8 pixels that scikit-learn carries; needs no files.
+
+    Grey values 0 .. 16 become round(255 v / 16). Within each class the images number 4, 9, 14, ... (counted from 0 in
+    scikit-learn's order) are the test part, so both parts are stratified: 1,442 training and 355 test images.
+
+    Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+    """
+
+    name = "digits"
+    image_shape = (1, 8, 8)
+    num_classes = 10
+
+    def load(self, part: Part) -> ImageSet:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+        labels = digits.target.astype(np.int64)
+        rank_in_class = np.empty_like(labels)
+        for label in range(self.num_classes):
+            members = labels == label
+            rank_in_class[members] = np.arange(members.sum())
+        is_test = rank_in_class % 5 == 4
+        rows = is_test if part == "test" else ~is_test
+        return ImageSet(images[rows], labels[rows])
+
+
+class Npz(ImageSource):
+    """Images from an .npz file with the key `images` and, if there are classes, the key `labels`.
+
+    `images` is uint8 of shape `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with C 1 or 3; `labels` holds integers
+    from 0.
+
+    Args:
+        path: The file with the training images.
+        test: A file with the test images, if there is a test part.
+        name: What results call the data set; by default the file's name without its ending.
+    """
+
+    def __init__(self, path: str, test: str | None = None, name: str | None = None) -> None:
+        self.path = Path(path).expanduser()
+        self.test = Path(test).expanduser() if test is not None else None
+        self._name = name or self.path.stem
+        self._parts: dict[str, ImageSet] = {}
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.load("train").images.shape
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        labels = self.load("train").labels
+        return 0 if labels is None else int(labels.max()) + 1
+
+    def load(self, part: Part) -> ImageSet:
+        if part not in self._parts:
+            if part == "train":
+                self._parts["train"] = _read_npz(self.path, "data.source.path")
+            elif self.test is None:
+                raise UserError(f"{self.name} has no test images: name their file with --data.source.test")
+            else:
+                test = _read_npz(self.test, "data.source.test")
+                _check_match(test, self.test, self.image_shape, self.num_classes)
+                self._parts["test"] = test
+        return self._parts[part]
+
+
+def _read_npz(path: Path, key: str) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("images", "labels") if name in file}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist: set --{key} to an .npz file with the keys images and labels"
+        ) from error
+    except Exception as error:  # numpy, zipfile and zlib each have their own exceptions for a broken file
+        raise UserError(f"{path} cannot be read as an .npz file ({error}): write it again with numpy.savez") from error
+    if "images" not in arrays:
+        raise UserError(f"{path} has no key 'images': save it with numpy.savez(path, images=..., labels=...)")
+    images = arrays["images"]
+    if images.dtype != np.uint8:
+        raise UserError(f"{path}: images are {images.dtype}, expected uint8 in [0, 255]: convert them before saving")
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserError(
+            f"{path}: images have shape {arrays['images'].shape}, expected (N, H, W), (N, C, H, W) or (N, H, W, C) "
+            "with C 1 or 3"
+        )
+    if images.size == 0:
+        raise UserError(f"{path} holds no images: its shape is {arrays['images'].shape}")
+    labels = arrays.get("labels")
+    if labels is not None:
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise UserError(
+                f"{path}: labels are {labels.dtype} of shape {labels.shape}, expected integers from 0 of shape "
+                f"({len(images)},), one for each image"
+            )
+        labels = labels.astype(np.int64)
+    return ImageSet(np.ascontiguousarray(images), labels)
+
+
+def _check_match(test: ImageSet, path: Path, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    if test.images.shape[1:] != image_shape:
+        raise UserError(f"{path}: test images have shape {test.images.shape[1:]}, training images {image_shape}")
+    if (test.labels is None) != (num_classes == 0):
+        raise UserError(f"{path}: either both the training and the test file have the key 'labels', or neither")
+    if test.labels is not None and test.labels.max() >= num_classes:
+        raise UserError(f"{path}: label {test.labels.max()} does not occur in training (0 .. {num_classes - 1})")

@@ -1,0 +1,162 @@
+r"""The Frechet distance between Gaussians fitted to the features of two sets of images.
+
+    d(a, b) = |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2))
+
+S_a S_b is not symmetric, but with any factor S_a = F F^T it has the non-zero eigenvalues of the symmetric F^T S_b F, so
+the last trace is the sum of their square roots: real, and non-negative up to rounding.
+
+For n samples of each of two equal N(0, I_d), the expectation of d is not 0 but about (1/n + 1/m) (d + d (d + 1) / 4):
+distances are comparable only at equal numbers of images.
+
+Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", 2017,
+https://arxiv.org/abs/1706.08500; Dowson and Landau, "The Frechet distance between multivariate normal distributions",
+1982.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_gen.errors import UserError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and unbiased covariance of features, float64.
+
+    Attributes:
+        n: Number of samples.
+        mean: (d,)
+        cov: (d, d), with the divisor n - 1.
+    """
+
+    n: int
+    mean: Tensor
+    cov: Tensor
+
+    @classmethod
+    def from_sums(cls, n: int, total: Tensor, outer: Tensor, origin: Tensor) -> "Moments":
+        """Moments from sums over the differences y = x - origin.
+
+        Any origin gives the same moments; one near the mean loses no digits to cancellation.
+
+        Args:
+            n: Number of samples.
+            total: sum y, (d,).
+            outer: sum y y^T, (d, d).
+            origin: (d,)
+
+        Raises:
+            UserError: There are fewer than two samples, or a feature was not finite.
+        """
+        if n < 2:
+            raise UserError(f"a Frechet distance needs at least 2 images of each kind, not {n}: raise their number")
+        if not (torch.isfinite(total).all() and torch.isfinite(outer).all()):
+            raise UserError(
+                f"some of the features of {n} images are not finite, so there is no Frechet distance: run the feature "
+                "net in float32, and check its weights file"
+            )
+        mean = total / n
+        return cls(n, origin + mean, (outer - n * torch.outer(mean, mean)) / (n - 1))
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Moments":
+        """Moments of features (n, d); raises as `from_sums` does."""
+        features = features.double()
+        origin = features[:1].sum(0)
+        centred = features - origin
+        return cls.from_sums(len(features), centred.sum(0), centred.T @ centred, origin)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """The squared Frechet (2-Wasserstein) distance of N(a.mean, a.cov) and N(b.mean, b.cov); computed on the CPU.
+
+    Warns when a covariance has less than full rank because there are no more samples than features.
+
+    Raises:
+        ValueError: The numbers of features differ.
+    """
+    width = len(a.mean)
+    if len(b.mean) != width:
+        raise ValueError(f"moments of {width} and of {len(b.mean)} features have no distance: use one feature net")
+    n = min(a.n, b.n)
+    if n <= width:
+        warnings.warn(
+            f"the covariance of {width} features from {n} images is rank-deficient: the Frechet distance is strongly "
+            f"biased upwards; use more than {width} images",
+            stacklevel=2,
+        )
+    mean_a, cov_a, mean_b, cov_b = (x.cpu() for x in (a.mean, a.cov, b.mean, b.cov))
+    factor, info = torch.linalg.cholesky_ex(cov_a)
+    if info:
+        values, vectors = torch.linalg.eigh(cov_a)
+        kept = values > values[-1] * width * torch.finfo(values.dtype).eps
+        factor = vectors[:, kept] * values[kept].sqrt()
+        product = factor.T @ cov_b @ factor
+    else:
+        product = _congruence(factor, cov_b)
+    cross = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
+    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
+    return max(0.0, distance.item())
+
+
+def _congruence(lower: Tensor, symmetric: Tensor, block: int = 256) -> Tensor:
+    """The lower triangle of `lower^T symmetric lower`; blocks skip zeros, a third of the dense products' work."""
+    product = torch.zeros_like(symmetric)
+    for start in range(0, len(lower), block):
+        columns = slice(start, start + block)
+        product[start:, columns] = lower[start:, start:].T @ (symmetric[start:, start:] @ lower[start:, columns])
+    return product
+
+
+class FrechetDistance(Metric):
+    """Frechet distance between the features it was updated with and a fixed reference.
+
+    Keeps only sums (float64), which DDP adds up: ranks may see different numbers of images, and of batches.
+    `compute` is collective: call it on every rank.
+
+    Args:
+        reference: Moments of the real images' features.
+        **kwargs: Arguments of `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    count: Tensor
+    total: Tensor
+    outer: Tensor
+    origin: Tensor
+
+    def __init__(self, reference: Moments, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.reference = reference
+        width = len(reference.mean)
+        self.register_buffer("origin", reference.mean.clone(), persistent=False)
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("outer", torch.zeros(width, width, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor) -> None:
+        """Adds features (N, width)."""
+        centred = features.to(self.total) - self.origin
+        self.count += len(centred)
+        self.total += centred.sum(0)
+        self.outer += centred.T @ centred
+
+    def moments(self) -> Moments:
+        """Moments of the features seen by this rank, or by all ranks while the metric is synced."""
+        return Moments.from_sums(int(self.count), self.total, self.outer, self.origin)
+
+    def compute(self) -> Tensor:
+        """The distance, a float64 scalar.
+
+        Raises:
+            UserError: Fewer than two samples, or features that are not finite; on every rank alike.
+        """
+        return torch.tensor(frechet_distance(self.moments(), self.reference), dtype=torch.float64)

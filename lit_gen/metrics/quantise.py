@@ -1,0 +1,27 @@
+"""From float images to uint8: the one place, since every metric sees images as they would be saved."""
+
+import torch
+from torch import Tensor
+
+from lit_gen.errors import UserError
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Rounds images in [-1, 1] to uint8: `u = floor(127.5 x + 128)`, clamped to 0 .. 255.
+
+    The inverse of the data module's `x = u / 127.5 - 1`, exactly; values outside of [-1, 1] saturate.
+
+    Args:
+        images: Float, of any shape.
+
+    Raises:
+        UserError: Some value is not finite; it would become an arbitrary grey level and be scored as if it were one.
+    """
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    finite = torch.isfinite(images)
+    if not finite.all():
+        raise UserError(
+            f"{int((~finite).sum())} of {images.numel()} pixels of the generated images are not finite: the model or "
+            "the sampler diverged; train with a lower learning rate, or sample with more steps or in float64"
+        )
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)

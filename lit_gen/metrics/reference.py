@@ -1,0 +1,103 @@
+"""Moments of the real images' features: computed once per data set, split and feature net, then read from disk."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from lit_gen.data import ImageDataModule
+from lit_gen.metrics.feature_nets import FeatureNet
+from lit_gen.metrics.frechet import Moments
+
+log = logging.getLogger(__name__)
+
+
+def reference_moments(
+    data: ImageDataModule,
+    split: str,
+    feature_net: FeatureNet,
+    cache_dir: str | Path,
+    batch_size: int = 256,
+    progress: Callable[[int], object] | None = None,
+) -> Moments:
+    """Moments of the features of every image of a split, as stored: no augmentation, no image left out.
+
+    They are cached in a file named by the fingerprint of the data, the split, the resolution, and the feature net's
+    name and version. The file appears whole or not at all, so any number of processes may ask at once; one that cannot
+    be read is computed again.
+
+    Args:
+        data: The data set.
+        split: "train", "val" or "test".
+        feature_net: On the device where it shall run.
+        cache_dir: Folder of the cache, made if need be.
+        batch_size: Images per call of the feature net.
+        progress: Called with the number of images of each batch that is done.
+
+    Raises:
+        UserError: The split has fewer than two images, or the feature net does not take them.
+    """
+    key = {
+        "fingerprint": data.fingerprint(split),
+        "split": split,
+        "image_shape": list(data.image_shape),
+        "feature_net": feature_net.name,
+        "version": feature_net.version,
+        "resize": feature_net.resize,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(cache_dir) / f"{data.name}-{split}-{feature_net.name}-{digest}.safetensors"
+    if path.exists():
+        try:
+            return _read(path, feature_net.width)
+        except Exception as error:  # a broken file raises any of half a dozen
+            reason = str(error).split("\n")[0]
+            log.warning("%s is not readable (%s): computing the reference statistics again", path, reason)
+    moments = _compute(data.images(split), feature_net, batch_size, progress)
+    _write(path, moments)
+    return moments
+
+
+def _compute(
+    images: np.ndarray, feature_net: FeatureNet, batch_size: int, progress: Callable[[int], object] | None
+) -> Moments:
+    device = next(feature_net.parameters()).device
+    width = feature_net.width
+    origin = total = torch.zeros(width, dtype=torch.float64, device=device)
+    outer = torch.zeros(width, width, dtype=torch.float64, device=device)
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+        features = feature_net(batch)[0].double()
+        if start == 0:
+            origin = features.mean(0)
+        centred = features - origin
+        total = total + centred.sum(0)
+        outer += centred.T @ centred
+        if progress is not None:
+            progress(len(batch))
+    return Moments.from_sums(len(images), total.cpu(), outer.cpu(), origin.cpu())
+
+
+def _read(path: Path, width: int) -> Moments:
+    with safe_open(path, framework="pt") as file:
+        moments = Moments(int(file.metadata()["n"]), file.get_tensor("mean"), file.get_tensor("cov"))
+    if moments.mean.shape != (width,) or moments.cov.shape != (width, width):
+        raise ValueError(f"mean and covariance have shapes {tuple(moments.mean.shape)} and {tuple(moments.cov.shape)}")
+    return moments
+
+
+def _write(path: Path, moments: Moments) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}")
+    try:  # save_file would make the file unreadable for everyone else
+        temporary.write_bytes(save({"mean": moments.mean, "cov": moments.cov}, metadata={"n": str(moments.n)}))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""What the convolutional networks share: residual blocks, and the trunks image -> vector and vector -> image.
+
+A trunk works at the sizes H, H/2, H/4, ... down to 4x4 (or the first odd size: 28 -> 14 -> 7); its width doubles at
+every halving, up to a limit. Residual sums are divided by sqrt(2), which keeps the variance of the signal at any depth.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gen.errors import UserError
+
+MIN_SIZE = 4
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation over groups of at least four channels, at most 32 groups."""
+    return nn.GroupNorm(math.gcd(32, channels // 4), channels)
+
+
+def check_width(name: str, channels: int) -> None:
+    """Raise `UserError` unless `channels`, the value of the argument `name`, is a positive multiple of 8."""
+    if channels < 8 or channels % 8:
+        raise UserError(f"{name} must be a positive multiple of 8, got {channels}")
+
+
+def halvings(image_shape: tuple[int, int, int]) -> list[tuple[int, int]]:
+    """Sizes (H, W) from the image's down to the smallest that halving reaches without falling below 4 or rounding.
+
+    Raises:
+        UserError: if height or width is less than 8 or no multiple of 4.
+    """
+    _, height, width = image_shape
+    if min(height, width) < 8 or height % 4 or width % 4:
+        raise UserError(
+            f"images of {height}x{width} do not suit this network: height and width must be at least 8 and multiples "
+            "of 4; resize or pad the images"
+        )
+    sizes = [(height, width)]
+    while min(height, width) >= 2 * MIN_SIZE and height % 2 == width % 2 == 0:
+        height, width = height // 2, width // 2
+        sizes.append((height, width))
+    return sizes
+
+
+class ResBlock(nn.Module):
+    """Pre-activation residual block: y = (skip(x) + conv(act(norm(conv(act(norm(x))))))) / sqrt(2).
+
+    Args:
+        in_channels: Width of x (N, C_in, H, W).
+        out_channels: Width of y (N, C_out, H, W).
+        norm: Whether to normalise groups of channels within each image.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: bool) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels) if norm else nn.Identity()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels) if norm else nn.Identity()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.leaky_relu(self.norm1(x), 0.2))
+        h = self.conv2(F.leaky_relu(self.norm2(h), 0.2))
+        return (self.skip(x) + h) * math.sqrt(0.5)
+
+
+class Contraction(nn.Module):
+    """Image to vector: (N, C, H, W) -> (N, features), by residual blocks and average pooling.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        features: Width of the output.
+        channels: Width at full resolution; it doubles at every halving.
+        max_channels: Limit of the doubling.
+        num_blocks: Residual blocks per resolution.
+        norm: Whether to normalise groups of channels within each image.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        features: int,
+        *,
+        channels: int,
+        max_channels: int,
+        num_blocks: int,
+        norm: bool,
+    ) -> None:
+        super().__init__()
+        sizes, widths = _levels(image_shape, channels, max_channels)
+        layers: list[nn.Module] = [nn.Conv2d(image_shape[0], widths[0], 3, padding=1)]
+        for level, width in enumerate(widths):
+            if level:
+                layers.append(nn.AvgPool2d(2))
+            before = widths[max(level - 1, 0)]
+            layers += [ResBlock(before if i == 0 else width, width, norm) for i in range(num_blocks)]
+        layers += [group_norm(widths[-1]) if norm else nn.Identity(), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+        _initialise(self.layers)
+        self.out = nn.Linear(widths[-1] * math.prod(sizes[-1]), features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layers(x).flatten(1))
+
+
+class Expansion(nn.Module):
+    """Vector to image: (N, features) -> (N, C, H, W), by residual blocks and nearest-neighbour upsampling.
+
+    Args:
+        image_shape: (C, H, W) of the images.
+        features: Width of the input.
+        channels: Width at full resolution; it doubles at every halving.
+        max_channels: Limit of the doubling.
+        num_blocks: Residual blocks per resolution.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], features: int, *, channels: int, max_channels: int, num_blocks: int
+    ) -> None:
+        super().__init__()
+        sizes, widths = _levels(image_shape, channels, max_channels)
+        self.start_shape = (widths[-1], *sizes[-1])
+        self.start = nn.Linear(features, math.prod(self.start_shape))
+        layers: list[nn.Module] = []
+        before = widths[-1]
+        for level, width in reversed(list(enumerate(widths))):
+            layers += [ResBlock(before if i == 0 else width, width, norm=True) for i in range(num_blocks)]
+            before = width
+            if level:
+                layers.append(nn.Upsample(scale_factor=2))
+        layers += [group_norm(before), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+        _initialise(self.layers)
+        self.out = nn.Conv2d(before, image_shape[0], 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.out(self.layers(self.start(z).unflatten(1, self.start_shape)))
+
+
+def _levels(
+    image_shape: tuple[int, int, int], channels: int, max_channels: int
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Size and width of every level, from full resolution down."""
+    check_width("channels", channels)
+    check_width("max_channels", max_channels)
+    sizes = halvings(image_shape)
+    return sizes, [min(channels * 2**level, max_channels) for level in range(len(sizes))]
+
+
+def _initialise(layers: nn.Module) -> None:
+    """He initialisation of all convolutions, zero biases."""
+    for module in layers.modules():
+        if isinstance(module, nn.Conv2d):
+            # Slope 1 is no activation: none precedes the 1x1 projection on a skip path.
+            nn.init.kaiming_normal_(module.weight, a=1.0 if module.kernel_size == (1, 1) else 0.2)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

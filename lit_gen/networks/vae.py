@@ -1,0 +1,77 @@
+"""Encoder and decoder of a variational autoencoder.
+
+Kingma and Welling 2014, arXiv 1312.6114. The encoder gives q(z | x) = N(mean(x), diag(exp(log_var(x)))), the decoder
+the parameter of p(x | z), its mean or its logits as the model decides.
+"""
+
+from torch import Tensor, nn
+
+from lit_gen.networks.blocks import Contraction, Expansion
+
+
+class ConvEncoder(nn.Module):
+    """Residual convolutional encoder: images (N, C, H, W) -> (mean, log_var), each (N, latent_dim).
+
+    Args:
+        image_shape: (C, H, W) of the images; H and W at least 8 and multiples of 4.
+        latent_dim: Dimension of the latent z.
+        channels: Width at full resolution, a multiple of 8; it doubles at every halving of the resolution.
+        max_channels: Limit of that doubling.
+        num_blocks: Residual blocks per resolution.
+
+    Raises:
+        UserError: if the image size or a width does not suit.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        latent_dim: int,
+        channels: int = 32,
+        max_channels: int = 256,
+        num_blocks: int = 1,
+    ) -> None:
+        super().__init__()
+        self.trunk = Contraction(
+            image_shape,
+            2 * latent_dim,
+            channels=channels,
+            max_channels=max_channels,
+            num_blocks=num_blocks,
+            norm=True,
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_var = self.trunk(x).chunk(2, dim=1)
+        return mean, log_var
+
+
+class ConvDecoder(nn.Module):
+    """Residual convolutional decoder: latents (N, latent_dim) -> (N, C, H, W), the unbounded parameter of p(x | z).
+
+    Args:
+        image_shape: (C, H, W) of the images; H and W at least 8 and multiples of 4.
+        latent_dim: Dimension of the latent z.
+        channels: Width at full resolution, a multiple of 8; it doubles at every halving of the resolution.
+        max_channels: Limit of that doubling.
+        num_blocks: Residual blocks per resolution.
+
+    Raises:
+        UserError: if the image size or a width does not suit.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        latent_dim: int,
+        channels: int = 32,
+        max_channels: int = 256,
+        num_blocks: int = 1,
+    ) -> None:
+        super().__init__()
+        self.trunk = Expansion(
+            image_shape, latent_dim, channels=channels, max_channels=max_channels, num_blocks=num_blocks
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.trunk(z)

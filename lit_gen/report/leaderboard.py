@@ -1,0 +1,197 @@
+"""Ranks evaluations: a pure function of result.json files.
+
+Rows are comparable if and only if their protocols are equal (data, split, numbers of real and generated images, feature
+net and its version, resize, quantisation); `rank` refuses others and says which field differs. Rows that differ in
+nothing but seeds are one row, mean +- standard deviation (of n - 1) over n.
+"""
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lit_gen.errors import UserError
+from lit_gen.report.results import Result, select
+
+_HIGHER_IS_BETTER = {"inception_score", "precision", "recall", "density", "coverage"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the leaderboard.
+
+    Args:
+        rank: 1 for the best; None if the metric is not finite.
+        results: The evaluations behind it, which differ in seeds only.
+    """
+
+    rank: int | None
+    results: list[Result]
+
+    @property
+    def first(self) -> Result:
+        return self.results[0]
+
+    @property
+    def run(self) -> str:
+        """The name of the run, or how many there are."""
+        names = list(dict.fromkeys(result.get("run.name") for result in self.results))
+        return names[0] + (f" (+{len(names) - 1})" if len(names) > 1 else "")
+
+    def mean(self, key: str) -> float:
+        """The mean of a number over the evaluations; NaN if one lacks it."""
+        return statistics.fmean(_number(result, key) for result in self.results)
+
+    def std(self, key: str) -> float | None:
+        """The standard deviation over the evaluations; None if there is only one."""
+        values = [_number(result, key) for result in self.results]
+        return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Ranked rows of one protocol.
+
+    Args:
+        by: The metric that ranks.
+        metrics: The metrics of the rows, `by` first.
+        protocol: What all rows share.
+        rows: Best first.
+    """
+
+    by: str
+    metrics: list[str]
+    protocol: dict[str, object]
+    rows: list[Row]
+
+    @property
+    def protocol_line(self) -> str:
+        """The protocol in one line of text."""
+        return describe_protocol(self.protocol)
+
+
+def distance_metric(results: Sequence[Result]) -> str:
+    """The name of the results' Frechet distance: `fid` or `fd_...`.
+
+    Raises:
+        UserError: If they have none.
+    """
+    names = dict.fromkeys(name for result in results for name in result.metrics)
+    for name in names:
+        if name == "fid" or name.startswith("fd_"):
+            return name
+    raise UserError(f"the results hold no Frechet distance; rank --by one of {', '.join(names) or 'none'}")
+
+
+def better(metric: str) -> str:
+    """`higher` or `lower`, whichever is better of a metric."""
+    return "higher" if metric in _HIGHER_IS_BETTER else "lower"
+
+
+def describe_protocol(protocol: dict[str, object]) -> str:
+    """A protocol in one line of text."""
+
+    def field(key: str) -> object:
+        return protocol.get(key, "?")
+
+    shape = protocol.get("image_shape")
+    size = "x".join(map(str, shape)) if isinstance(shape, list) else "?"
+    return (
+        f"{field('data')} {str(field('data_fingerprint'))[:8]}, {field('split')} split, {size}: "
+        f"{field('num_samples')} generated against {field('num_real')} real images; "
+        f"features {field('feature_net')} {str(field('feature_net_version'))[:8]} ({field('feature_width')} wide), "
+        f"resize {field('resize')}, {field('quantisation')}"
+    )
+
+
+def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] = ()) -> Leaderboard:
+    """Rank evaluations.
+
+    Args:
+        results: What `load_results` found.
+        by: The metric that ranks; the Frechet distance unless given.
+        where: Conditions `key=value` that choose among the results.
+
+    Raises:
+        UserError: If there are no results, their protocols differ, or one lacks the metric.
+    """
+    chosen = select(list(results), where)
+    if not chosen:
+        raise UserError("there are no results to rank")
+    refuse_unlike(chosen)
+    by = by or distance_metric(chosen)
+    for result in chosen:
+        if by not in result.metrics:
+            raise UserError(f"{result.path}: no metric {by}; it has {', '.join(result.metrics) or 'none'}")
+    names = dict.fromkeys(name for result in chosen for name in result.metrics)
+    metrics = [by, *(name for name in names if name != by and not name.endswith("_std"))]
+    sign = -1.0 if better(by) == "higher" else 1.0
+    groups = [Row(None, group) for group in group_seeds(chosen)]
+    finite = [row for row in groups if math.isfinite(row.mean(f"metrics.{by}"))]
+    finite.sort(key=lambda row: sign * row.mean(f"metrics.{by}"))
+    rows = [Row(number, row.results) for number, row in enumerate(finite, start=1)]
+    rows += [row for row in groups if row not in finite]
+    return Leaderboard(by, metrics, chosen[0].protocol, rows)
+
+
+def refuse_unlike(results: Sequence[Result]) -> None:
+    """Nothing, if the results can be compared.
+
+    Raises:
+        UserError: If their protocols differ; the message names the fields, the rows and the remedy.
+    """
+    fields = dict.fromkeys(key for result in results for key in result.protocol)
+    differences = []
+    remedy = ""
+    for field in fields:
+        groups: dict[str, list[Result]] = defaultdict(list)
+        for result in results:
+            groups[_compact(result.protocol.get(field))].append(result)
+        if len(groups) > 1:
+            ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+            values = " and ".join(f"{value} ({_rows(group)})" for value, group in ordered)
+            differences.append(f"protocol.{field} is {values}")
+            remedy = remedy or f"--where protocol.{field}={ordered[0][0]}"
+    if differences:
+        raise UserError(
+            f"results with unlike protocols cannot be ranked: {'; '.join(differences)}. Choose some, e.g. {remedy}"
+        )
+
+
+def group_seeds(results: Sequence[Result]) -> list[list[Result]]:
+    """The results in groups that differ in nothing but the seeds of training and sampling.
+
+    Two trainings are the same but for the seed if their `run.recipe` is the same; without one each stands alone.
+    Of an evaluation that was repeated with the same seeds, the latest counts.
+    """
+    latest: dict[str, Result] = {}
+    for result in sorted(results, key=lambda result: str(result.get("created"))):
+        latest[_compact([_setting(result), result.get("run.identity"), result.get("seed")])] = result
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        if any(result is kept for kept in latest.values()):
+            groups[_compact(_setting(result))].append(result)
+    return list(groups.values())
+
+
+def _setting(result: Result) -> list[object]:
+    data = result.data
+    training = result.get("run.recipe") or result.get("run.identity")
+    return [training, data["model"], data.get("sampler"), data["weights"], data["images_seen"], data["protocol"]]
+
+
+def _rows(results: list[Result]) -> str:
+    names = [f"{result.get('run.name')}/{result.path.parent.name}" for result in results[:3]]
+    more = ", ..." if len(results) > 3 else ""
+    return f"{len(results)} row{'s' if len(results) > 1 else ''}: {', '.join(names)}{more}"
+
+
+def _compact(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
+
+
+def _number(result: Result, key: str) -> float:
+    value = result.get(key)
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,0 +1,247 @@
+"""Pictures of evaluations: the distance against the number of network evaluations, and samples side by side."""
+
+import itertools
+import math
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lit_gen.errors import UserError
+from lit_gen.report.leaderboard import Row, describe_protocol, distance_metric, group_seeds, refuse_unlike
+from lit_gen.report.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARKERS = ["o", "s", "x", "^", "+", "D", "v", "*", "P"]
+_LINES = ["-", "--", ":", "-."]
+
+
+def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | None = None) -> Path:
+    """Draw the Frechet distance against NFE: a colour for each training, a marker and a line for each sampler.
+
+    A family that has no sampler is a star at its NFE, and a dotted line across at its distance. Evaluations that differ
+    in seeds only are one point with an error bar of one standard deviation.
+
+    Args:
+        results: Evaluations of one protocol.
+        path: The PNG to write.
+        metric: What to draw in place of the distance.
+
+    Raises:
+        UserError: If there are no results or their protocols differ.
+    """
+    if not results:
+        raise UserError("there are no results to draw")
+    refuse_unlike(results)
+    metric = metric or distance_metric(results)
+    rows = [Row(None, group) for group in group_seeds(results)]
+    families = dict.fromkeys(_family(row.first, results) for row in rows)
+    colours = {family: f"C{index % 10}" for index, family in enumerate(families)}
+    samplers = list(dict.fromkeys(_sampler(row.first, results) for row in rows if row.first.sampler))
+    figure = _figure(9.0, 5.6)
+    axes = figure.add_axes((0.08, 0.19, 0.66, 0.76))
+    for family, colour in colours.items():
+        curves: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            if _family(row.first, results) == family:
+                curves[_sampler(row.first, results)].append(row)
+        for sampler, curve in curves.items():
+            curve.sort(key=lambda row: row.mean("nfe"))
+            x = [row.mean("nfe") for row in curve]
+            y = [row.mean(f"metrics.{metric}") for row in curve]
+            error = [row.std(f"metrics.{metric}") or 0.0 for row in curve]
+            if sampler:
+                style = _style(samplers.index(sampler))
+                axes.errorbar(x, y, error if any(error) else None, color=colour, capsize=2, linewidth=1.2, **style)
+            else:
+                axes.errorbar(x, y, error if any(error) else None, color=colour, fmt="*", markersize=11, capsize=2)
+                for value in y:
+                    axes.axhline(value, color=colour, linestyle=(0, (1, 3)), linewidth=1)
+    values = [row.mean(f"metrics.{metric}") for row in rows]
+    axes.set_xscale("log")
+    if all(value > 0 for value in values) and max(values) > 5 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_plain)
+        axes.yaxis.set_minor_formatter(_plain_if_few(min(values), max(values)))
+    ticks = _ticks([row.mean("nfe") for row in rows])
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("network evaluations for one image (NFE)")
+    axes.set_ylabel(metric)
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    _legends(axes, colours, samplers, {_family(result, results) for result in results if result.sampler})
+    figure.text(0.08, 0.02, textwrap.fill(describe_protocol(results[0].protocol), 125), size=7.5, color="0.35")
+    return _save(figure, path)
+
+
+def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16) -> Path:
+    """Draw samples of every evaluation, one row each: images of one column come from the same noise.
+
+    Args:
+        results: Evaluations, each with its samples.npz beside its result.json; one of each seed's repetitions is drawn.
+        path: The PNG to write.
+        columns: Images in a row, at most.
+
+    Raises:
+        UserError: If there are no results, their protocols differ, or samples are missing.
+    """
+    if not results:
+        raise UserError("there are no results to draw")
+    refuse_unlike(results)
+    seed = results[0].data["seed"]
+    groups = group_seeds(results)
+    chosen = [min(group, key=lambda result: result.data["seed"] != seed) for group in groups]
+    families = list(dict.fromkeys(_family(result, results) for result in chosen))
+    chosen.sort(
+        key=lambda result: (families.index(_family(result, results)), result.sampler, result.grid, result.data["nfe"])
+    )
+    strips = [_samples(result)[:columns] for result in chosen]
+    size = max(48, max(strip.shape[1] for strip in strips))
+    metric = distance_metric(chosen)
+    labels = [
+        (
+            result.model,
+            _sampler(result, chosen),
+            f"NFE {result.data['nfe']:g}",
+            f"{metric} {result.metrics[metric]:.3g}",
+        )
+        for result in chosen
+    ]
+    # The right end of each column of text, in pixels; a character takes at most 8 of them.
+    ends = list(itertools.accumulate(8 * max(map(len, column)) + 10 for column in zip(*labels, strict=True)))
+    gap, between, top, left = 3, 12, 30, ends[-1] + 10
+    tops, y = [], top
+    for index, (family, *_) in enumerate(labels):
+        y += between if index and family != labels[index - 1][0] else 0
+        tops.append(y)
+        y += size + gap
+    width, height = left + max(map(len, strips)) * (size + gap) + 8, y + 8
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    for y, strip in zip(tops, strips, strict=True):
+        for column, image in enumerate(strip):
+            x = left + column * (size + gap)
+            canvas[y : y + size, x : x + size] = _enlarged(image, size)
+    dots = 100
+    figure = _figure(width / dots, height / dots, dots)
+    figure.figimage(canvas)
+    for y, (family, sampler, nfe, score) in zip(tops, labels, strict=True):
+        middle = 1 - (y + size / 2) / height
+        figure.text(10 / width, middle, family, size=9, va="center", weight="bold")
+        figure.text((ends[0] + 10) / width, middle, sampler, size=9, va="center")
+        figure.text(ends[2] / width, middle, nfe, size=9, va="center", ha="right")
+        figure.text(ends[3] / width, middle, score, size=8, va="center", ha="right", color="0.35")
+    title = f"first {max(map(len, strips))} samples of seed {seed}; a column is one noise"
+    figure.text(left / width, 1 - 12 / height, title, size=9, va="center", color="0.35")
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float, dots: int = 150) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dots)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", path: Path | str) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+    return path
+
+
+def _family(result: Result, results: Sequence[Result]) -> str:
+    """The model's name; with several trainings or kinds of weights of that model, what tells them apart."""
+
+    def trainings(of: Sequence[Result]) -> set[str]:
+        return {other.get("run.recipe") or other.get("run.identity") for other in of}
+
+    alike = [other for other in results if other.model == result.model]
+    name = result.model if len(trainings(alike)) == 1 else result.get("run.name")
+    return name if len({other.get("weights") for other in alike}) == 1 else f"{name} {result.get('weights')}"
+
+
+def _sampler(result: Result, results: Sequence[Result]) -> str:
+    """The sampler's label; with its grid if there are several grids."""
+    grids = {other.grid for other in results if other.sampler}
+    return f"{result.sampler} {result.grid}" if result.sampler and len(grids) > 1 else result.sampler
+
+
+def _style(index: int) -> dict[str, Any]:
+    """The later the marker, the smaller: samplers that agree, as DDIM and Euler do, stay visible one on another."""
+    marker = _MARKERS[index % len(_MARKERS)]
+    line = _LINES[index % len(_LINES)]
+    return {"marker": marker, "linestyle": line, "markerfacecolor": "none", "markersize": max(4.0, 9.0 - 1.2 * index)}
+
+
+def _legends(axes: Any, colours: dict[str, str], samplers: list[str], with_sampler: set[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    models = [
+        Line2D([], [], color=colour, linewidth=3, label=family)
+        if family in with_sampler
+        else Line2D([], [], color=colour, marker="*", markersize=10, linestyle=":", label=f"{family} (no sampler)")
+        for family, colour in colours.items()
+    ]
+    first = axes.legend(handles=models, title="model", loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False)
+    first._legend_box.align = "left"
+    axes.add_artist(first)
+    if samplers:
+        lines = [Line2D([], [], color="0.3", label=name, **_style(index)) for index, name in enumerate(samplers)]
+        second = axes.legend(
+            handles=lines,
+            title="sampler",
+            loc="lower left",
+            bbox_to_anchor=(1.01, -0.02),
+            frameon=False,
+            handlelength=3,
+        )
+        second._legend_box.align = "left"
+
+
+def _plain(value: float, _: float) -> str:
+    return f"{value:g}"
+
+
+def _plain_if_few(low: float, high: float) -> Any:
+    """Labels at 2 and 5 between the powers of ten, if the axis spans little."""
+    few = math.log10(high / low) < 2
+    return lambda value, _: f"{value:g}" if few and f"{value:e}"[0] in "25" else ""
+
+
+def _ticks(values: list[float]) -> list[float]:
+    """The commonest of the values, each with room for its label on a logarithmic axis."""
+    room = 0.05 * math.log(max(values) / min(values))
+    ticks: list[float] = []
+    for value, _ in Counter(values).most_common():
+        if all(abs(math.log(value / tick)) > room for tick in ticks):
+            ticks.append(value)
+    return sorted(ticks)
+
+
+def _samples(result: Result) -> np.ndarray:
+    """The kept samples of an evaluation as (N, H, W, 3)."""
+    file = result.path.with_name("samples.npz")
+    try:
+        with np.load(file) as archive:
+            images = archive["images"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: cannot read the samples ({error}); evaluate the run again") from None
+    images = images.transpose(0, 2, 3, 1)
+    return np.broadcast_to(images, (*images.shape[:3], 3)) if images.shape[3] == 1 else images[..., :3]
+
+
+def _enlarged(image: np.ndarray, size: int) -> np.ndarray:
+    """The image enlarged by nearest neighbours, so that every pixel of an image is seen as a square."""
+    rows = np.arange(size) * image.shape[0] // size
+    columns = np.arange(size) * image.shape[1] // size
+    return image[rows][:, columns]

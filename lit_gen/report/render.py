@@ -1,0 +1,185 @@
+"""The leaderboard as a table on the terminal, as Markdown, CSV and JSON. Each form carries the protocol."""
+
+import csv
+import functools
+import io
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_gen.report.leaderboard import Leaderboard, Row, better
+
+_ALWAYS_SHOWN = {"#", "model", "sampler", "NFE"}
+
+
+def print_table(board: Leaderboard, console: Console | None = None) -> None:
+    """Print the leaderboard; into a file or a pipe at full width, else as wide as the terminal is."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=400)
+    console.print(to_table(board, console.width))
+
+
+def to_table(board: Leaderboard, width: int = 400) -> Table:
+    """A rich table with the protocol above it.
+
+    Args:
+        board: What to show.
+        width: Columns of the terminal; a narrow one gets fewer columns, the last to be named in a caption.
+    """
+    columns = _columns(board)
+    cells = [[cell(row) for row in board.rows] for _, cell, _ in columns]
+    needed = [max(map(len, [name, *column])) + 2 for (name, _, _), column in zip(columns, cells, strict=True)]
+    left_out: list[str] = []
+    for index in reversed(range(len(columns))):
+        name = columns[index][0]
+        if sum(needed) - 2 > width and name not in _ALWAYS_SHOWN and not name.startswith(board.by):
+            left_out.insert(0, name)
+            del columns[index], cells[index], needed[index]
+    caption = f"left out of this width: {', '.join(left_out)} (all with --markdown)" if left_out else None
+    shown = min(width, max(sum(needed) - 2, 80))
+    table = Table(
+        title=board.protocol_line,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        width=shown,
+    )
+    for name, _, justify in columns:
+        table.add_column(name, justify=justify, no_wrap=name not in ("sampler", "grid"))
+    for row in zip(*cells, strict=True):
+        table.add_row(*row)
+    return table
+
+
+def to_markdown(board: Leaderboard) -> str:
+    """A Markdown table with the protocol above it."""
+    columns = _columns(board)
+    lines = [
+        board.protocol_line,
+        "",
+        _markdown_line([name for name, _, _ in columns]),
+        _markdown_line(["---:" if justify == "right" else ":---" for _, _, justify in columns]),
+        *(_markdown_line([cell(row) for _, cell, _ in columns]) for row in board.rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(board: Leaderboard) -> str:
+    """One line for each row, with full precision; the fields of the protocol are columns."""
+    records = [_record(board, row) for row in board.rows]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for record in records for key in record)))
+    writer.writeheader()
+    for record in records:
+        writer.writerow(
+            {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in record.items()}
+        )
+    return file.getvalue()
+
+
+def to_json(board: Leaderboard) -> str:
+    """`{"by", "better", "protocol", "rows"}`; each row holds mean and standard deviation and the runs behind it."""
+    rows = [
+        {key: value for key, value in _record(board, row).items() if not key.startswith("protocol.")}
+        | {"sampler_settings": row.first.data.get("sampler"), "results": [str(result.path) for result in row.results]}
+        for row in board.rows
+    ]
+    content = {"by": board.by, "better": better(board.by), "protocol": board.protocol, "rows": rows}
+    return json.dumps(_finite(content), indent=2) + "\n"
+
+
+def _columns(board: Leaderboard) -> list[tuple[str, Callable[[Row], str], Any]]:
+    """Header, cell and alignment of each column."""
+
+    def text(key: str) -> Callable[[Row], str]:
+        return lambda row: getattr(row.first, key) or "-"
+
+    columns: list[tuple[str, Callable[[Row], str], Any]] = [
+        ("#", lambda row: str(row.rank or "-"), "right"),
+        ("model", text("model"), "left"),
+        ("sampler", text("sampler"), "left"),
+        ("grid", text("grid"), "left"),
+        ("NFE", lambda row: f"{row.mean('nfe'):g}", "right"),
+    ]
+    for name in board.metrics:
+        arrow = "↑" if better(name) == "higher" else "↓"
+        columns.append((f"{name} {arrow}", functools.partial(_with_spread, metric=name), "right"))
+    columns += [
+        ("images/s", lambda row: _significant(row.mean("timing.images_per_second"), 3), "right"),
+        ("parameters", lambda row: _count(row.mean("num_parameters")), "right"),
+        ("images seen", lambda row: _count(row.mean("images_seen")), "right"),
+    ]
+    if len({row.first.data["weights"] for row in board.rows}) > 1:
+        columns.append(("weights", lambda row: row.first.data["weights"], "left"))
+    return [*columns, ("run", lambda row: row.run, "left")]
+
+
+def _with_spread(row: Row, metric: str) -> str:
+    mean, std = row.mean(f"metrics.{metric}"), row.std(f"metrics.{metric}")
+    if std is None:
+        return _significant(mean)
+    decimals = min(6, max(0, 1 - math.floor(math.log10(std)))) if std else 3
+    return f"{mean:.{decimals}f} ± {std:.{decimals}f} ({len(row.results)})"
+
+
+def _significant(value: float, digits: int = 4) -> str:
+    """So many significant digits, trailing zeros kept so that a column lines up; whole numbers are not cut."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{max(0, decimals)}f}" if -5 <= decimals <= 7 else f"{value:.{digits - 1}e}"
+
+
+def _count(value: float) -> str:
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {suffix}"
+    return f"{value:g}"
+
+
+def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
+    first = row.first
+    record: dict[str, Any] = {
+        "rank": row.rank,
+        "model": first.model,
+        "sampler": first.sampler,
+        "grid": first.grid,
+        "nfe": row.mean("nfe"),
+    }
+    for name in board.metrics:
+        record[name] = row.mean(f"metrics.{name}")
+        record[f"{name}_std_over_seeds"] = row.std(f"metrics.{name}")
+    record |= {
+        "num_seeds": len(row.results),
+        "images_per_second": row.mean("timing.images_per_second"),
+        "num_parameters": first.data["num_parameters"],
+        "images_seen": first.data["images_seen"],
+        "weights": first.data["weights"],
+        "runs": sorted({result.get("run.name") for result in row.results}),
+        "training_seeds": sorted({result.data["training_seed"] for result in row.results}),
+        "seeds": sorted({result.data["seed"] for result in row.results}),
+    }
+    return record | {f"protocol.{key}": value for key, value in board.protocol.items()}
+
+
+def _markdown_line(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

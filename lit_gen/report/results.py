@@ -1,0 +1,173 @@
+"""Finds and reads the result.json files that evaluations leave, one for each run, sampler setting and protocol."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from lit_gen.errors import UserError
+from lit_gen.sweeps.journal import JOURNAL_NAME
+from lit_gen.sweeps.runner import sweep_results
+
+SCHEMA = 1
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "run.name": str,
+    "run.identity": str,
+    "model": str,
+    "num_parameters": int,
+    "images_seen": int,
+    "training_seed": int,
+    "nfe": (int, float),
+    "weights": str,
+    "seed": int,
+    "sampler": (dict, NoneType),
+    "protocol": dict,
+    "metrics": dict,
+    "timing.images_per_second": (int, float),
+}
+# What the samplers and grids of the package are built with when nothing else is asked for: not worth a label.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "DDPM": {"variance": "small"},
+    "DDIM": {"eta": 0.0},
+    "Euler": {"coordinates": "rectified"},
+    "Heun": {"S_churn": 0.0, "S_min": 0.0, "S_max": "inf", "S_noise": 1.0, "coordinates": "sigma"},
+    "Quadratic": {"start": 1.0},
+    "Karras": {"rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0},
+    "UniformLogSNR": {"sigma_min": 0.002, "sigma_max": 80.0},
+}
+_NOT_IN_LABEL = {"name", "steps", "nfe", "grid"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result.json.
+
+    Args:
+        path: The file.
+        data: Its content.
+    """
+
+    path: Path
+    data: dict[str, Any]
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted key such as `protocol.num_samples`; None if there is none."""
+        value: Any = self.data
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def model(self) -> str:
+        return self.data["model"]
+
+    @property
+    def sampler(self) -> str:
+        """The sampler with those of its settings that are not the default, `DDIM(eta=0.5)`; empty if it has none."""
+        return _label(self.data.get("sampler"))
+
+    @property
+    def grid(self) -> str:
+        """The sampler's time grid, likewise."""
+        sampler = self.data.get("sampler")
+        return _label(sampler.get("grid")) if sampler else ""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.data["metrics"]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return self.data["protocol"]
+
+
+def _label(settings: dict[str, Any] | None) -> str:
+    if not settings:
+        return ""
+    name = settings["name"]
+    special = {
+        key: value
+        for key, value in settings.items()
+        if key not in _NOT_IN_LABEL and value is not None and value != DEFAULTS.get(name, {}).get(key, ...)
+    }
+    if settings.get("S_churn") == 0:  # without churn its limits say nothing
+        special = {key: value for key, value in special.items() if not key.startswith("S_")}
+    texts = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in special.items())
+    return f"{name}({', '.join(texts)})" if special else name
+
+
+def read_result(path: Path) -> Result:
+    """Read one result.json.
+
+    Raises:
+        UserError: If it cannot be read, is not JSON, or lacks a key; the message names file and key.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable result.json ({error}); evaluate the run again") from None
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        schema = data.get("schema") if isinstance(data, dict) else None
+        raise UserError(f"{path}: schema: expected {SCHEMA}, got {schema}; evaluate the run again")
+    result = Result(path, data)
+    for key, kind in _REQUIRED.items():
+        if not isinstance(result.get(key), kind):
+            raise UserError(f"{path}: {key}: missing or of a wrong type ({result.get(key)!r}); evaluate the run again")
+    return result
+
+
+def load_results(folder: Path | str) -> list[Result]:
+    """All results below a folder, in the order of their paths.
+
+    Args:
+        folder: A runs folder, a run, or a sweep's folder: that of a sweep stands for the trials of its journal.
+
+    Raises:
+        UserError: If there is no such folder, nothing in it, or a broken file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; give the runs folder, a run, or a sweep's folder")
+    if (folder / JOURNAL_NAME).exists():
+        paths: Iterable[Path] = sweep_results(folder.resolve()).values()
+    else:
+        paths = (path for path in folder.rglob("result.json") if path.absolute().parent.parent.name == "evaluations")
+    results = [read_result(path) for path in sorted(set(paths))]
+    if not results:
+        raise UserError(f"{folder}: no evaluations/*/result.json below; make one with `lit-gen evaluate RUN`")
+    return results
+
+
+def select(results: list[Result], where: Iterable[str]) -> list[Result]:
+    """The results that fulfil every condition.
+
+    Args:
+        results: What to choose from.
+        where: Conditions `key=value` with a dotted key, for example `protocol.num_samples=1000` or `model=EDM`.
+
+    Raises:
+        UserError: If a condition has no `=`, names an unknown key, or leaves nothing.
+    """
+    for condition in where:
+        key, equals, value = condition.partition("=")
+        if not equals:
+            raise UserError(f"--where {condition}: expected KEY=VALUE, for example protocol.num_samples=1000")
+        present = sorted({str(result.get(key)) for result in results if result.get(key) is not None})
+        if not present:
+            raise UserError(f"--where {condition}: no result has the key {key}")
+        results = [result for result in results if _matches(result.get(key), value)]
+        if not results:
+            raise UserError(f"--where {condition}: no result fits; values of {key}: {', '.join(present)}")
+    return results
+
+
+def _matches(actual: Any, text: str) -> bool:
+    """Whether the text stands for the value: as it is (a hash such as `1e3` is text), or as JSON (`null`, `10.0`)."""
+    if str(actual) == text:
+        return True
+    try:
+        return json.loads(text) == actual
+    except ValueError:
+        return False

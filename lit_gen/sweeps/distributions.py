@@ -1,0 +1,223 @@
+"""The search spaces of a W&B sweep: what one entry under `parameters:` may say, and how a value is drawn from it.
+
+A value is the quantile function of its distribution at a uniform number u, x = F^-1(u), for example
+
+    uniform                 x = min + u (max - min)
+    log_uniform_values      log x uniform between log(min) and log(max)
+    log_uniform             log x uniform between min and max (base-e exponents; the older form)
+    inv_log_uniform         -log x uniform between min and max
+    normal, log_normal      x = mu + sigma Phi^-1(u), and its exponential
+    q_...                   round(x / q) q, an integer when q is one
+
+The names, the fields, their defaults and the inference of a missing `distribution` are those of W&B's own schema.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from lit_gen.errors import UserError
+
+REQUIRED = object()
+_BOUNDS = {"min": REQUIRED, "max": REQUIRED}
+_NORMAL = {"mu": 0.0, "sigma": 1.0}
+_BETA = {"a": 1.0, "b": 1.0}
+_STEP = {"q": 1.0}
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "constant": {"value": REQUIRED},
+    "categorical": {"values": REQUIRED},
+    "categorical_w_probabilities": {"values": REQUIRED, "probabilities": REQUIRED},
+    "int_uniform": _BOUNDS,
+    "uniform": _BOUNDS,
+    "q_uniform": _BOUNDS | _STEP,
+    "log_uniform": _BOUNDS,
+    "q_log_uniform": _BOUNDS | _STEP,
+    "inv_log_uniform": _BOUNDS,
+    "log_uniform_values": _BOUNDS,
+    "q_log_uniform_values": _BOUNDS | _STEP,
+    "inv_log_uniform_values": _BOUNDS,
+    "normal": _NORMAL,
+    "q_normal": _NORMAL | _STEP,
+    "log_normal": _NORMAL,
+    "q_log_normal": _NORMAL | _STEP,
+    "beta": _BETA,
+    "q_beta": _BETA | _STEP,
+}
+_POSITIVE = {"q", "a", "b"}
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One parameter's search space.
+
+    Args:
+        name: One of the names in `FIELDS`.
+        fields: Its fields, defaults filled in.
+        where: File and key, for error messages.
+    """
+
+    name: str
+    fields: dict[str, Any]
+    where: str
+
+    def grid(self) -> list[Any]:
+        """The values that a grid search visits, in order.
+
+        As in W&B, `q_uniform` runs from min in steps of q and stops before max, `int_uniform` includes max.
+
+        Raises:
+            UserError: If the distribution is continuous or has probabilities.
+        """
+        f = self.fields
+        if self.name == "constant":
+            return [f["value"]]
+        if self.name == "categorical":
+            return list(f["values"])
+        if self.name == "int_uniform":
+            return list(range(f["min"], f["max"] + 1))
+        if self.name == "q_uniform":
+            return [f["min"] + i * f["q"] for i in range(math.ceil((f["max"] - f["min"]) / f["q"]))]
+        raise UserError(
+            f"{self.where}: method grid cannot enumerate {self.name}; give `values`, or set `method: random`"
+        )
+
+    def sample(self, rng: random.Random) -> Any:
+        """One value, drawn with the first numbers of `rng`."""
+        if self.name in ("beta", "q_beta"):
+            return self._quantised(rng.betavariate(self.fields["a"], self.fields["b"]))
+        return self.quantile(max(rng.random(), 2.0**-53))
+
+    def quantile(self, u: float) -> Any:
+        """The value F^-1(u), for 0 < u < 1; not defined here for the beta distributions."""
+        f = self.fields
+        match self.name.removeprefix("q_"):
+            case "constant":
+                return f["value"]
+            case "categorical":
+                return f["values"][int(u * len(f["values"]))]
+            case "categorical_w_probabilities":
+                return f["values"][_first_above(u, f["probabilities"])]
+            case "int_uniform":
+                return f["min"] + int(u * (f["max"] - f["min"] + 1))
+            case "uniform":
+                x = f["min"] + u * (f["max"] - f["min"])
+            case "log_uniform":
+                x = math.exp(f["min"] + u * (f["max"] - f["min"]))
+            case "inv_log_uniform":
+                x = math.exp(-f["max"] + u * (f["max"] - f["min"]))
+            case "log_uniform_values" | "inv_log_uniform_values":
+                low, high = math.log(f["min"]), math.log(f["max"])
+                x = math.exp(low + u * (high - low))
+            case "normal":
+                x = f["mu"] + f["sigma"] * NormalDist().inv_cdf(u)
+            case "log_normal":
+                x = math.exp(f["mu"] + f["sigma"] * NormalDist().inv_cdf(u))
+            case other:
+                raise ValueError(f"no quantile function for {other}")
+        return self._quantised(x)
+
+    def _quantised(self, x: float) -> float | int:
+        return round(x / self.fields["q"]) * self.fields["q"] if "q" in self.fields else x
+
+
+def _first_above(u: float, probabilities: list[float]) -> int:
+    total = 0.0
+    for index, probability in enumerate(probabilities):
+        total += probability
+        if u < total:
+            return index
+    return max(index for index, probability in enumerate(probabilities) if probability > 0)
+
+
+def parse_distribution(entry: dict[str, Any], where: str) -> Distribution:
+    """Read one entry such as `{values: [1, 2]}` or `{distribution: normal, mu: 0, sigma: 2}`.
+
+    Args:
+        entry: The mapping under the parameter's name.
+        where: File and key, for error messages.
+
+    Raises:
+        UserError: If the entry does not obey W&B's schema.
+    """
+    name = entry.get("distribution", _inferred(entry))
+    if name is None:
+        raise UserError(f"{where}: give one of `value`, `values`, `min` and `max`, `distribution`, or `parameters`")
+    if not isinstance(name, str) or name not in FIELDS:
+        raise UserError(f"{where}.distribution: unknown distribution {name!r}; known: {', '.join(FIELDS)}")
+    given = {key: value for key, value in entry.items() if key != "distribution"}
+    allowed = FIELDS[name]
+    if unknown := [str(key) for key in given if key not in allowed]:
+        raise UserError(f"{where}: {name} takes {', '.join(allowed)}, not {', '.join(unknown)}")
+    fields = allowed | given
+    if missing := [key for key, value in fields.items() if value is REQUIRED]:
+        raise UserError(f"{where}: {name} needs {' and '.join(missing)}")
+    for problem in _problems(name, fields):
+        raise UserError(f"{where}{problem}")
+    return Distribution(name, fields, where)
+
+
+def _inferred(entry: dict[str, Any]) -> str | None:
+    if "value" in entry:
+        return "constant"
+    if "values" in entry:
+        return "categorical_w_probabilities" if "probabilities" in entry else "categorical"
+    if "min" in entry and "max" in entry:
+        return "int_uniform" if all(_is_int(entry[key]) for key in _BOUNDS) else "uniform"
+    return None
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _problems(name: str, fields: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the values of the fields; each text follows the parameter's key."""
+    for key, value in fields.items():
+        if key in ("values", "probabilities"):
+            if not isinstance(value, list) or not value:
+                yield f".{key}: expected a list of at least one value, got {value!r}"
+        elif key != "value":
+            yield from _number_problems(key, value)
+    if name == "int_uniform" and not all(_is_int(fields[key]) for key in _BOUNDS):
+        yield f": int_uniform needs whole numbers, got min {fields['min']!r} and max {fields['max']!r}"
+    if "min" in fields:
+        if fields["min"] >= fields["max"]:
+            yield f": min {fields['min']} is not less than max {fields['max']}"
+        if name.endswith("log_uniform_values") and fields["min"] <= 0:
+            yield f".min: {name} needs a positive min, got {fields['min']}"
+    if "sigma" in fields and fields["sigma"] < 0:
+        yield f".sigma: must not be negative, got {fields['sigma']}"
+    if "probabilities" in fields:
+        weights = fields["probabilities"]
+        for weight in weights:
+            yield from _number_problems("probabilities", weight)
+        if len(weights) != len(fields["values"]):
+            yield f".probabilities: {len(weights)} of them for {len(fields['values'])} values"
+        if min(weights) < 0 or not math.isclose(sum(weights), 1.0, rel_tol=1e-5, abs_tol=1e-8):
+            yield f".probabilities: must not be negative and must sum to 1, got {weights}"
+
+
+def _number_problems(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        hint = ""
+        if isinstance(value, str) and _reads_as_number(value):
+            number = repr(float(value))
+            number = number if "." in number else number.replace("e", ".0e")  # YAML 1.1 wants the point
+            hint = f" (YAML reads {value} as text; write {number})"
+        yield f".{key}: expected a number, got {value!r}{hint}"
+    elif not math.isfinite(value):
+        yield f".{key}: expected a finite number, got {value}"
+    elif key in _POSITIVE and value <= 0:
+        yield f".{key}: must be positive, got {value}"
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

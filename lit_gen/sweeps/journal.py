@@ -1,0 +1,78 @@
+"""The journal of a sweep: one JSON line for each event, written once and never changed.
+
+    {"event": "started",  "trial": id, "time": ..., "arguments": [...]}
+    {"event": "finished", "trial": id, "time": ..., "result": path from the runs folder, "seconds": ...}
+    {"event": "failed",   "trial": id, "time": ..., "error": one line, "log": path from the sweep's folder}
+
+Each line is flushed to the disk before the next trial begins. A process killed while it writes leaves a torn last
+line, which the next one removes.
+"""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lit_gen.errors import UserError
+
+JOURNAL_NAME = "journal.jsonl"
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """All events, oldest first; a torn last line is left out, a file that does not exist has none.
+
+    Raises:
+        UserError: If a line other than the last is not an event.
+    """
+    events = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+            events.append(event | {"event": event["event"], "trial": event["trial"]})
+        except (ValueError, KeyError, TypeError):
+            if line and number < len(lines):
+                raise UserError(f"{path}: line {number} is damaged; delete that line and start again") from None
+    return events
+
+
+def outcomes(events: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The last finished or failed event of each trial."""
+    return {event["trial"]: event for event in events if event["event"] in ("finished", "failed")}
+
+
+class Journal:
+    """Appends events to the journal file; the sweep's lock keeps a second writer out.
+
+    Args:
+        path: The file; made if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._mend(path)
+
+    def _mend(self, path: Path) -> None:
+        """Completes the last line if only its newline is missing, else cuts it off."""
+        content = path.read_bytes()
+        last = content[content.rfind(b"\n") + 1 :]
+        if not last:
+            return
+        try:
+            json.loads(last)
+        except ValueError:
+            os.ftruncate(self._file, len(content) - len(last))
+        else:
+            os.write(self._file, b"\n")
+
+    def append(self, event: str, trial: str, **fields: Any) -> None:
+        """Write one event and wait until the disk has it."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json.dumps({"event": event, "trial": trial, "time": now, **fields}) + "\n"
+        os.write(self._file, line.encode())
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)

@@ -1,0 +1,138 @@
+"""What a sweep shows while it runs: one line for each trial that ends and, on a terminal, live bars."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lit_gen.sweeps.spec import Trial
+
+
+def varying_keys(trials: Sequence[Trial]) -> dict[str, str]:
+    """The parameters that are not the same in all trials, each with the shortest tail of its name that is its own."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
+    varying = [key for key in keys if len({repr(trial.parameters.get(key, ...)) for trial in trials}) > 1]
+    names = {}
+    for key in varying:
+        parts = key.split(".")
+        tails = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+        clashing = [other for other in varying if other != key]
+        names[key] = next(
+            (tail for tail in tails if not any(f".{other}".endswith(f".{tail}") for other in clashing)), key
+        )
+    return names
+
+
+def describe(trial: Trial, names: dict[str, str]) -> str:
+    """The trial's varying parameters in one line, `model=EDM steps=10`."""
+    values = (f"{name}={trial.parameters[key]}" for key, name in names.items() if key in trial.parameters)
+    return " ".join(values) or trial.id
+
+
+def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
+    """The trials as a table: number, id, varying parameters, status.
+
+    Args:
+        trials: The trials in order.
+        status: Trial id -> finished or failed; the others are waiting.
+    """
+    names = varying_keys(trials)
+    table = Table(box=None, header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("trial")
+    for name in names.values():
+        table.add_column(name)
+    table.add_column("status")
+    for number, trial in enumerate(trials, start=1):
+        values = [str(trial.parameters.get(key, "")) for key in names]
+        table.add_row(str(number), trial.id, *values, status.get(trial.id, "waiting"))
+    return table
+
+
+def main_metrics(result: Path) -> str:
+    """The metrics of a result.json in one line; empty if it holds none."""
+    try:
+        metrics: dict[str, Any] = json.loads(result.read_text())["metrics"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "  ".join(
+        f"{name} {value:.4g}"
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not name.endswith("_std")
+    )
+
+
+class SweepProgress:
+    """Reports a sweep on a console; use as a context manager.
+
+    Args:
+        console: Where to; bars appear only if it is a terminal.
+        trials: All trials of the sweep.
+        num_finished: How many of them had finished before.
+        jobs: How many run at once, for the estimate of the time left.
+    """
+
+    def __init__(self, console: Console, trials: Sequence[Trial], num_finished: int, jobs: int) -> None:
+        self._console = console
+        self._names = varying_keys(trials)
+        self._total = len(trials)
+        self._finished = num_finished
+        self._failed = 0
+        self._jobs = jobs
+        self._seconds: list[float] = []
+        self._running: dict[str, TaskID] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._bar = self._bars.add_task("trials", total=self._total, completed=num_finished, note=self._note())
+
+    def __enter__(self) -> "SweepProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for task in [*self._running.values(), self._bar]:
+            self._bars.remove_task(task)
+        self._bars.stop()
+
+    def started(self, trial: Trial) -> None:
+        """A trial begins."""
+        self._running[trial.id] = self._bars.add_task(f"  {describe(trial, self._names)}", total=None, note="")
+
+    def finished(self, trial: Trial, result: Path, seconds: float) -> None:
+        """A trial has a result."""
+        self._finished += 1
+        self._ended(trial, seconds, f"{main_metrics(result)}  {seconds:.1f} s")
+
+    def failed(self, trial: Trial, error: str, log: Path, seconds: float) -> None:
+        """A trial failed; the sweep goes on."""
+        self._failed += 1
+        self._ended(trial, seconds, f"FAILED: {error} (see {log})")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _ended(self, trial: Trial, seconds: float, text: str) -> None:
+        self._seconds.append(seconds)
+        self._bars.remove_task(self._running.pop(trial.id))
+        done = self._finished + self._failed
+        self._bars.update(self._bar, completed=done, note=self._note())
+        self.say(f"[{done:{len(str(self._total))}}/{self._total}] {describe(trial, self._names)}  {text}")
+
+    def _note(self) -> str:
+        note = f"{self._finished} finished, {self._failed} failed of {self._total}"
+        left = self._total - self._finished - self._failed
+        if self._seconds and left:
+            minutes, seconds = divmod(round(sum(self._seconds) / len(self._seconds) * left / self._jobs), 60)
+            note += f", about {minutes}:{seconds:02} left"
+        return note

@@ -1,0 +1,319 @@
+"""Runs the trials of a sweep, each once, whatever happens on the way.
+
+The sweep's folder is ROOT/sweeps/NAME:
+
+    journal.jsonl       which trials started, finished and failed
+    logs/TRIAL.log      what a trial printed
+    *.yaml              the sweep files as they were last given
+
+Trials are known by their id, the hash of what they do: an edited sweep file keeps the trials it still shares.
+"""
+
+import os
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from lit_gen.errors import UserError
+from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, read_journal
+from lit_gen.sweeps.pool import Worker
+from lit_gen.sweeps.progress import SweepProgress, describe, trial_table, varying_keys
+from lit_gen.sweeps.spec import Sweep, Trial, load_sweep, option
+
+SWEEP_VARIABLE = "LIT_GEN_SWEEP"
+SWEEP_FOLDER_VARIABLE = "LIT_GEN_SWEEP_DIR"
+
+_EVALUATION_ARGUMENT = re.compile(r"--(sampler|evaluation|wandb)\b")
+
+# What a stopped trial is sent, each step when the one before has had its seconds, or at another Ctrl-C.
+_STOP_STEPS = [(signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)]
+
+
+@dataclass
+class SweepResult:
+    """How a sweep ended.
+
+    Args:
+        name: The sweep's name.
+        folder: The sweep's folder.
+        trials: All trials.
+        results: Trial id -> its result.json, in the order of the trials.
+        failures: Trial id -> (error in one line, log file).
+        interrupted: Whether it was stopped before its end.
+    """
+
+    name: str
+    folder: Path
+    trials: list[Trial]
+    results: dict[str, Path] = field(default_factory=dict)
+    failures: dict[str, tuple[str, Path]] = field(default_factory=dict)
+    interrupted: bool = False
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every trial finished, 1 if one failed, 130 if the sweep was stopped."""
+        return 130 if self.interrupted else 1 if self.failures else 0
+
+
+def sweep_results(folder: Path) -> dict[str, Path]:
+    """Trial id -> result.json of the finished trials of a sweep's folder, as far as these files still exist."""
+    root = folder.parent.parent
+    finished = {
+        trial: root / event["result"]
+        for trial, event in outcomes(read_journal(folder / JOURNAL_NAME)).items()
+        if event["event"] == "finished"
+    }
+    return {trial: result for trial, result in finished.items() if result.is_file()}
+
+
+def dry_run(
+    files: Sequence[Path | str],
+    root: Path,
+    seed: int = 0,
+    count: int | None = None,
+    name: str | None = None,
+    console: Console | None = None,
+) -> Sweep:
+    """Print the trials of a sweep, their number and what is known of them; run and write nothing.
+
+    Args:
+        files: W&B sweep files.
+        root: The runs folder.
+        seed: Seed of the random searches.
+        count: At most this many trials of each file.
+        name: Name of the sweep in place of the first file's.
+        console: Where to print.
+    """
+    console = console or Console()
+    sweep = load_sweep(files, seed, count, name)
+    folder = root / "sweeps" / sweep.name
+    finished = sweep_results(folder)
+    status = {
+        trial: "finished" if trial in finished else "waiting" if event["event"] == "finished" else "failed"
+        for trial, event in outcomes(read_journal(folder / JOURNAL_NAME)).items()
+    }
+    console.print(trial_table(sweep.trials, status))
+    for note in sweep.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    num_finished = sum(trial.id in finished for trial in sweep.trials)
+    line = f"sweep {sweep.name}: {len(sweep.trials)} trials, {num_finished} of them finished"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return sweep
+
+
+def run_sweep(
+    files: Sequence[Path | str],
+    root: Path,
+    jobs: int = 1,
+    seed: int = 0,
+    count: int | None = None,
+    name: str | None = None,
+    runner: str = "lit_gen.commands:run",
+    console: Console | None = None,
+) -> SweepResult:
+    """Run every trial that has not finished yet; trials that failed before are tried again.
+
+    Args:
+        files: W&B sweep files; their trials form one queue.
+        root: The runs folder; the trials get it as `--run.root` unless they name another.
+        jobs: How many trials run at once, each in a process of its own.
+        seed: Seed of the random searches.
+        count: At most this many trials of each file.
+        name: Name of the sweep in place of the first file's.
+        runner: `module:function` that runs one trial: arguments of `lit-gen run` -> path of its result.json.
+        console: Where to report.
+
+    Raises:
+        UserError: If a file is bad, or another process runs the same sweep.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    console = console or Console()
+    sweep = load_sweep(files, seed, count, name)
+    sweep = replace(sweep, trials=[_rooted(trial, root) for trial in sweep.trials])
+    folder = root / "sweeps" / sweep.name
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        # The system frees the lock of a killed process, which may take it a moment.
+        with FileLock(folder / ".lock").acquire(timeout=2.0):
+            _keep_files(sweep, folder)
+            return _Run(sweep, root, folder, jobs, runner, console).run()
+    except Timeout:
+        raise UserError(f"the sweep {sweep.name} is already running in {folder}; wait for it or stop it") from None
+
+
+def _rooted(trial: Trial, root: Path) -> Trial:
+    if option(trial.arguments, "run.root") is not None:
+        return trial
+    return replace(trial, arguments=[*trial.arguments, f"--run.root={root}"])
+
+
+def _keep_files(sweep: Sweep, folder: Path) -> None:
+    """Copies of the sweep files; the second of two files of one name is numbered."""
+    names: set[str] = set()
+    for number, file in enumerate(sweep.files, start=1):
+        name = file.name if file.name not in names else f"{number}-{file.name}"
+        names.add(name)
+        if file.resolve() != (folder / name).resolve():
+            shutil.copyfile(file, folder / name)
+
+
+class _Run:
+    """One call of `run_sweep`, with the lock held."""
+
+    def __init__(self, sweep: Sweep, root: Path, folder: Path, jobs: int, runner: str, console: Console) -> None:
+        self._root, self._folder, self._console = root, folder, console
+        self._files = sweep.files
+        finished = sweep_results(folder)
+        results = {trial.id: finished[trial.id] for trial in sweep.trials if trial.id in finished}
+        self._result = SweepResult(sweep.name, folder, sweep.trials, results)
+        self._waiting = deque(trial for trial in sweep.trials if trial.id not in results)
+        jobs = max(1, min(jobs, len(self._waiting)))
+        environment = os.environ | {SWEEP_VARIABLE: sweep.name, SWEEP_FOLDER_VARIABLE: os.path.abspath(folder)}
+        if jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
+        self._workers = [Worker(runner, environment) for _ in range(jobs)]
+        self._journal = Journal(folder / JOURNAL_NAME)
+        self._progress = SweepProgress(console, sweep.trials, len(results), jobs)
+        self._notes = sweep.notes
+        self._interrupts = 0
+
+    def run(self) -> SweepResult:
+        try:
+            with self._signals_counted(), self._progress:
+                self._announce()
+                while not self._interrupts and (self._waiting or self._busy()):
+                    self._assign()
+                    self._collect()
+                if self._interrupts:
+                    self._stop()
+            for worker in self._workers:
+                worker.hang_up()
+            for worker in self._workers:
+                worker.close(patience=30.0)
+        finally:
+            for worker in self._workers:
+                worker.close()
+            self._journal.close()
+        self._conclude()
+        order = [trial.id for trial in self._result.trials]
+        self._result.results = {trial: self._result.results[trial] for trial in order if trial in self._result.results}
+        return self._result
+
+    def _busy(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.assignment]
+
+    def _announce(self) -> None:
+        for note in self._notes:
+            self._progress.say(note)
+        total, finished = len(self._result.trials), len(self._result.results)
+        done = f", {finished} of them finished before" if finished else ""
+        self._progress.say(f"sweep {self._result.name}: {total} trials{done}; folder {self._folder}")
+
+    def _assign(self) -> None:
+        for worker in self._workers:
+            if self._waiting and not worker.assignment:
+                trial = self._next()
+                self._journal.append("started", trial.id, arguments=trial.arguments)
+                self._progress.started(trial)
+                worker.assign(trial, self._folder / "logs" / f"{trial.id}.log")
+
+    def _next(self) -> Trial:
+        """The next trial, rather one of a training that no other worker is at: the second would wait for the first."""
+        busy = {_training(worker.assignment.trial) for worker in self._workers if worker.assignment}
+        trial = next((trial for trial in self._waiting if _training(trial) not in busy), self._waiting[0])
+        self._waiting.remove(trial)
+        return trial
+
+    def _collect(self) -> None:
+        """Wait a little for answers, and record those that came."""
+        with selectors.DefaultSelector() as selector:
+            for worker in self._busy():
+                selector.register(worker.file, selectors.EVENT_READ)
+            selector.select(timeout=0.2)
+        for worker in self._busy():
+            answer = worker.answer()
+            if answer is not None:
+                self._record(worker, answer)
+
+    def _record(self, worker: Worker, answer: dict[str, str]) -> None:
+        assert worker.assignment is not None
+        trial, log, seconds = worker.assignment.trial, worker.assignment.log, worker.assignment.seconds
+        worker.assignment = None
+        if answer["status"] == "finished":
+            result = Path(answer["result"])
+            self._journal.append(
+                "finished", trial.id, result=os.path.relpath(result, self._root), seconds=round(seconds, 3)
+            )
+            self._result.results[trial.id] = result
+            self._progress.finished(trial, result, seconds)
+        elif not self._interrupts:  # a trial that was told to stop has not failed: it is still to be run
+            self._journal.append("failed", trial.id, error=answer["error"], log=os.path.relpath(log, self._folder))
+            self._result.failures[trial.id] = (answer["error"], log)
+            self._progress.failed(trial, answer["error"], log, seconds)
+
+    @contextmanager
+    def _signals_counted(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM only count up, so that neither comes between a trial's answer and the journal."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def count(*_: object) -> None:
+            self._interrupts += 1
+
+        saved = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in saved.items():
+                signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        self._result.interrupted = True
+        self._progress.say("stopping: waiting for the running trials to save their state (Ctrl-C again to hurry)")
+        for worker in self._workers:
+            worker.hang_up()
+        for number, seconds in _STOP_STEPS:
+            seen, until = self._interrupts, time.monotonic() + seconds
+            for worker in self._busy():
+                worker.signal(number)
+            while self._busy() and time.monotonic() < until and self._interrupts == seen:
+                self._collect()
+
+    def _conclude(self) -> None:
+        result, say = self._result, self._progress.say
+        say(
+            f"sweep {result.name}: {len(result.results)} finished, {len(result.failures)} failed "
+            f"of {len(result.trials)} trials"
+        )
+        names = varying_keys(result.trials)
+        for trial in result.trials:
+            if trial.id in result.failures:
+                error, log = result.failures[trial.id]
+                say(f"  failed: {describe(trial, names)}: {error} (see {log})")
+        if result.failures or result.interrupted:
+            files = " ".join(shlex.quote(str(file)) for file in self._files)
+            what = "the rest" if result.interrupted else "the failed trials again"
+            say(f"run {what} with the same command: lit-gen sweep {files}; finished trials are not repeated")
+
+
+def _training(trial: Trial) -> frozenset[str]:
+    """The arguments that may change the weights; trials that share them share a training."""
+    return frozenset(argument for argument in trial.arguments if not _EVALUATION_ARGUMENT.match(argument))
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,270 @@
+"""Reads W&B sweep files into trials.
+
+A sweep file is an ordinary W&B one: `wandb sweep FILE` and `wandb agent` accept it as it stands, and a trial gets the
+same arguments here as there. What follows from that:
+
+- `${args}` is one `--key=value` per parameter, `value` being Python's `str`: `None`, `True`, `[1, 2]`, `0.001`.
+  W&B stores the values as JSON on the way, which makes `2.0` the integer `2`.
+- Nested `parameters` arrive as one argument that holds a dictionary, `--optimizer={'lr': 0.1}`; W&B does not join
+  the keys with dots. A dotted key at the top level, `optimizer.lr: {values: [...]}`, arrives as `--optimizer.lr=0.1`.
+- `command` names the command line of `wandb agent`. What stands behind its element `run` are the arguments here too,
+  so it may hold fixed ones: `[${env}, lit-gen, run, --config=conf/experiment/digits.yaml, ${args}]`.
+- A grid is the full product of the values, in the order of the file, last key fastest (W&B sorts the keys by name).
+- W&B has no seed for `method: random`; here value i of a parameter depends on (seed, i, name of the parameter) alone:
+  a larger `run_cap` or a further parameter leaves the other values as they were.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_gen.errors import UserError
+from lit_gen.sweeps.distributions import Distribution, parse_distribution
+
+# W&B's top-level keys; those of the second set ask for services that only W&B's own programs have.
+_KEYS = {
+    *("method", "parameters", "name", "description", "program", "command", "metric", "run_cap"),
+    *("project", "entity", "early_terminate", "apiVersion", "kind"),
+}
+_FOREIGN_KEYS = {"metrics", "scheduler", "controller", "job", "image_uri"}
+_PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_MACRO = re.compile(r"\$\{(\w+)\}")
+_ENVIRONMENT_MACRO = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
+
+# A tree of distributions: nested `parameters` are nested dictionaries.
+Space = dict[str, "Distribution | Space"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of the parameters of a sweep.
+
+    Args:
+        id: Hash of the command's fixed arguments and of the parameters; the same in every sweep file.
+        parameters: The parameters as W&B would store them, in the order of the file.
+        arguments: The arguments of `lit-gen run`.
+    """
+
+    id: str
+    parameters: dict[str, Any]
+    arguments: list[str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The trials of one or several sweep files.
+
+    Args:
+        name: Name of the sweep's folder and of the group in W&B: `name` of the first file, or the name of that file.
+        files: The files read.
+        trials: The trials of all files in order, each once.
+        notes: What the files ask for and a local sweep does not do.
+    """
+
+    name: str
+    files: list[Path]
+    trials: list[Trial]
+    notes: list[str]
+
+
+def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = None, name: str | None = None) -> Sweep:
+    """Read sweep files and list their trials.
+
+    Args:
+        files: Sweep files; a grid being a full product, a union of grids takes several.
+        seed: Seed of the random searches.
+        count: At most this many trials of each file, as `wandb agent --count`; a random search needs it or `run_cap`.
+        name: Name of the sweep in place of the first file's.
+
+    Raises:
+        UserError: If a file cannot be read or does not obey the format; the message names file and key.
+    """
+    if not files:
+        raise UserError("give at least one sweep file, for example sweeps/quickstart.yaml")
+    if count is not None and count < 1:
+        raise UserError(f"--count must be at least 1, got {count}")
+    paths = [Path(file) for file in files]
+    trials: dict[str, Trial] = {}
+    notes = []
+    configs = [_read(path) for path in paths]
+    for path, config in zip(paths, configs, strict=True):
+        for trial in _trials(config, path, seed, count):
+            trials.setdefault(trial.id, trial)
+        if "early_terminate" in config:
+            notes.append(f"{path}: early_terminate is left to W&B; every trial runs to its end here")
+    return Sweep(_folder_name(name or configs[0].get("name") or paths[0].stem), paths, list(trials.values()), notes)
+
+
+def option(arguments: Sequence[str], key: str) -> str | None:
+    """The last value of `--key=value` or `--key value` among the arguments; None if there is none."""
+    value = None
+    for index, argument in enumerate(arguments):
+        if argument.startswith(f"--{key}="):
+            value = argument.partition("=")[2]
+        elif argument == f"--{key}" and index + 1 < len(arguments):
+            value = arguments[index + 1]
+    return value
+
+
+def _folder_name(name: str) -> str:
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    if not cleaned:
+        raise UserError(f"the sweep's name {name!r} holds no letter or digit to name its folder with")
+    return cleaned
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such sweep file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the sweep file: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a sweep file is a mapping with the keys `method` and `parameters`")
+    for key in config:
+        if key in _FOREIGN_KEYS:
+            raise UserError(f"{path}: {key}: local sweeps do not support this key; use `wandb sweep` and `wandb agent`")
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            raise UserError(f"{path}: unknown key {key!r}; " + (f"did you mean {close[0]}?" if close else _known()))
+    if "method" not in config:
+        raise UserError(f"{path}: method is missing; set it to grid or random")
+    if config["method"] == "bayes":
+        raise UserError(f"{path}: method: bayes is not supported locally yet; use `wandb sweep` and `wandb agent`")
+    if config["method"] not in ("grid", "random"):
+        raise UserError(f"{path}: method: unknown method {config['method']!r}; known: grid, random")
+    cap = config.get("run_cap")
+    if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or cap < 1):
+        raise UserError(f"{path}: run_cap: expected a whole number of at least 1, got {cap!r}")
+    if not isinstance(config.get("name", ""), str | None):
+        raise UserError(f"{path}: name: expected text, got {config['name']!r}")
+    _check_metric(config, path)
+    return config
+
+
+def _known() -> str:
+    return f"known: {', '.join(sorted(_KEYS))}"
+
+
+def _check_metric(config: dict[str, Any], path: Path) -> None:
+    if "metric" not in config:
+        return
+    metric = config["metric"]
+    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
+        raise UserError(f"{path}: metric: expected a mapping with a `name`, got {metric!r}")
+    if metric.get("goal", "minimize") not in ("minimize", "maximize"):
+        raise UserError(f"{path}: metric.goal: expected minimize or maximize, got {metric['goal']!r}")
+
+
+def _trials(config: dict[str, Any], path: Path, seed: int, count: int | None) -> Iterator[Trial]:
+    space = _space(config.get("parameters"), f"{path}: parameters")
+    command = _command(config, path)
+    limits = [limit for limit in (count, config.get("run_cap")) if limit is not None]
+    settings: Iterator[dict[str, Any]]
+    if config["method"] == "grid":
+        settings = itertools.islice(_grid(space), min(limits, default=None))
+    elif limits:
+        settings = (_draw(space, f"{seed}/{index}") for index in range(min(limits)))
+    else:
+        raise UserError(f"{path}: method: random needs an end; set run_cap in the file, or pass --count")
+    for setting in settings:
+        parameters = {key: _through_json(value) for key, value in setting.items()}
+        key = json.dumps([command, parameters], sort_keys=True, default=str)
+        identity = hashlib.sha256(key.encode()).hexdigest()[:12]
+        yield Trial(identity, parameters, _arguments(command, parameters))
+
+
+def _space(entries: Any, where: str) -> Space:
+    if not isinstance(entries, dict) or not entries:
+        raise UserError(f"{where}: expected a mapping of at least one parameter, got {entries!r}")
+    space: Space = {}
+    for key, entry in entries.items():
+        if not isinstance(key, str) or not _PARAMETER_NAME.fullmatch(key):
+            raise UserError(f"{where}: {key!r} cannot name a parameter (letters, digits, `_`, `.`, `-`)")
+        here = f"{where}.{key}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{here}: expected a mapping such as `values: [...]` or `value: ...`, got {entry!r}")
+        if "parameters" in entry:
+            if len(entry) > 1:
+                raise UserError(f"{here}: nested `parameters` cannot stand beside other keys")
+            space[key] = _space(entry["parameters"], f"{here}.parameters")
+        else:
+            space[key] = parse_distribution(entry, here)
+    return space
+
+
+def _grid(space: Space) -> Iterator[dict[str, Any]]:
+    axes = [list(_grid(child)) if isinstance(child, dict) else child.grid() for child in space.values()]
+    for values in itertools.product(*axes):
+        yield dict(zip(space, values, strict=True))
+
+
+def _draw(space: Space, key: str) -> dict[str, Any]:
+    return {
+        name: _draw(child, f"{key}/{name}") if isinstance(child, dict) else child.sample(random.Random(f"{key}/{name}"))
+        for name, child in space.items()
+    }
+
+
+def _through_json(value: Any) -> Any:
+    """The value as it comes back from W&B's server, whose JSON writes a whole float below 1e21 as an integer."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
+        return int(value)
+    if isinstance(value, list):
+        return [_through_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _through_json(item) for key, item in value.items()}
+    return value
+
+
+def _command(config: dict[str, Any], path: Path) -> list[str]:
+    """The part of `command` behind `run`, with its macros for arguments left in place."""
+    example = "write it as [${env}, lit-gen, run, ${args}]"
+    command = config.get("command", ["run", "${args}"])
+    if not isinstance(command, list):
+        raise UserError(f"{path}: command: expected a list, got {command!r}; {example}")
+    parts = [_ENVIRONMENT_MACRO.sub(lambda match: os.environ.get(match[1], match[1]), str(part)) for part in command]
+    if "run" not in parts:
+        raise UserError(f"{path}: command: a local sweep needs the element `run` of `lit-gen run`; {example}")
+    tail = parts[parts.index("run") + 1 :]
+    for part in tail:
+        macro = _MACRO.fullmatch(part)
+        if macro and macro[1] not in _MACROS:
+            raise UserError(f"{path}: command: {part} is not known behind `run`; known: {', '.join(_MACROS)}")
+    return tail
+
+
+_MACROS = {
+    "args": lambda key, value: [f"--{key}={value}"],
+    "args_no_equals": lambda key, value: [f"--{key}", str(value)],
+    "args_no_hyphens": lambda key, value: [f"{key}={value}"],
+    "args_no_boolean_flags": lambda key, value: (
+        [f"--{key}={value}"] if not isinstance(value, bool) else [f"--{key}"] if value else []
+    ),
+    "args_append_hydra": lambda key, value: [f"+{key}={value}"],
+    "args_override_hydra": lambda key, value: [f"++{key}={value}"],
+}
+
+
+def _arguments(command: list[str], parameters: dict[str, Any]) -> list[str]:
+    arguments: list[str] = []
+    for part in command:
+        if macro := _MACRO.fullmatch(part):
+            for key, value in parameters.items():
+                arguments += _MACROS[macro[1]](key, value)
+        else:
+            arguments.append(part)
+    return arguments

@@ -1,0 +1,167 @@
+"""The worker process of a sweep: `python -m lit_gen.sweeps.workers`.
+
+Importing torch and Lightning takes longer than many a trial, so one process runs trial after trial. It reads a JSON
+line `{"id", "arguments", "log"}` from its standard input, runs the trial with both output streams in the log file,
+and answers on its first standard output with `{"id", "status": "finished" | "failed", "result" | "error", "exit"}`.
+`"exit": true` says that it leaves after this answer: a process group cannot be used twice.
+
+The worker ends with its standard input; on Linux it dies with its parent even in the middle of a trial.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_gen.errors import UserError
+from lit_gen.sweeps.spec import option
+
+DEFAULT_RUNNER = "lit_gen.commands:run"
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve trials until the standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parent", type=int, required=True, help="process to die with")
+    parser.add_argument("--runner", default=DEFAULT_RUNNER, help="module:function, arguments -> path of result.json")
+    settings = parser.parse_args()
+    _die_with(settings.parent)
+    requests, answers = _private_streams()
+    _look_like_the_command()
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        for line in requests:
+            request = json.loads(line)
+            answer = _serve(request, settings.runner)
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+            if answer["exit"]:
+                break
+            gc.collect()
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the sweep that started this worker is gone")
+
+
+def _private_streams() -> tuple[Any, Any]:
+    """The two ends of the sweep's pipe, moved to where no trial and no child of one writes or reads by accident."""
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    return requests, answers
+
+
+def _look_like_the_command() -> None:
+    """Lightning starts the other processes of DDP with the module that `__main__` names: let it be `lit_gen`."""
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("lit_gen.__main__")
+
+
+def _serve(request: dict[str, Any], runner: str) -> dict[str, Any]:
+    arguments = request["arguments"]
+    log = Path(request["log"])
+    begin = log.stat().st_size if log.exists() else 0
+    answer: dict[str, Any] = {"id": request["id"], "status": "failed", "exit": False}
+    with _redirected(log), _restored_environment():
+        sys.argv = ["lit-gen", "run", *arguments]
+        try:
+            result = _load(runner)(list(arguments))
+            if not Path(result).is_file():
+                raise RuntimeError(f"the run ended without its result {result}")
+            answer |= {"status": "finished", "result": os.path.abspath(result)}
+        except UserError as error:
+            print(error, file=sys.stderr)
+            answer["error"] = str(error)
+        except SystemExit as error:
+            answer["error"] = f"exit status {error.code}"
+        except KeyboardInterrupt:
+            traceback.print_exc()
+            answer |= {"error": "interrupted", "exit": True}
+        except BaseException as error:
+            traceback.print_exc()
+            answer["error"] = f"{type(error).__name__}: {error}"
+        answer["exit"] |= _spoiled(arguments)
+    if answer.get("error", "").startswith("exit status"):
+        answer["error"] = _last_line(log, begin) or answer["error"]
+    if "error" in answer:
+        answer["error"] = " ".join(answer["error"].split())[:500]
+    return answer
+
+
+def _load(runner: str) -> Callable[[list[str]], Path]:
+    module, _, function = runner.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _spoiled(arguments: list[str]) -> bool:
+    """Whether the trial left a process group behind, or asked for what leaves one."""
+    for key in ("trainer.devices", "trainer.num_nodes", "trainer.strategy"):
+        if option(arguments, key) not in (None, "1", "auto"):
+            return True
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+@contextlib.contextmanager
+def _redirected(log: Path) -> Iterator[None]:
+    """Sends both output streams, those of child processes too, to the end of the file."""
+    saved = [os.dup(1), os.dup(2)]
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    _flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    try:
+        yield
+    finally:
+        _flush()
+        for number, copy in enumerate(saved, start=1):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _restored_environment() -> Iterator[None]:
+    environment, arguments, directory = dict(os.environ), sys.argv, os.getcwd()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(directory)
+        sys.argv = arguments
+
+
+def _last_line(log: Path, begin: int) -> str:
+    lines = log.read_bytes()[begin:].decode(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "")
+
+
+if __name__ == "__main__":
+    main()

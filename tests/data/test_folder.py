@@ -1,0 +1,183 @@
+"""Folders of images: pixels, classes, the cache, damaged files."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_gen.data import Folder, ImageDataModule
+from lit_gen.errors import UserError
+
+
+def save(path: Path, pixels: Any, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path, **options)
+
+
+def make_tree(root: Path, classes: tuple[str, ...] = ("apple", "pear"), per_class: int = 4) -> Path:
+    """Flat images whose grey value is 10 (class) + number."""
+    for label, name in enumerate(classes):
+        for number in range(per_class):
+            save(root / name / f"{number}.png", np.full((8, 8, 3), 10 * label + number))
+    return root
+
+
+def folder(root: Path, **settings: Any) -> Folder:
+    defaults: dict[str, Any] = {"resolution": 8, "cache": str(root.parent / "cache")}
+    return Folder(str(root), **(defaults | settings))
+
+
+def test_images_and_labels_agree(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "pets")
+    (root / "readme.txt").write_text("no image")
+    save(root / ".hidden" / "0.png", np.zeros((8, 8)))
+    source = folder(root)
+    images, labels = source.load("train")
+    assert labels is not None
+    assert sorted(images[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert (images[:, 0, 0, 0] // 10 == labels).all()
+    assert (source.name, source.classes, source.num_classes) == ("pets", ["apple", "pear"], 2)
+    assert (np.diff(labels) < 0).any()  # not sorted by class
+
+
+def test_square_images_of_the_right_size_keep_their_pixels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    save(tmp_path / "a" / "x.png", pixels)
+    assert (folder(tmp_path / "a").load("train").images[0] == pixels.transpose(2, 0, 1)).all()
+    grey = folder(tmp_path / "a", channels=1).load("train").images[0]
+    assert (grey[0] == np.asarray(Image.fromarray(pixels).convert("L"))).all()
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_resized_and_cropped_to_the_middle(tmp_path: Path, wide: bool) -> None:
+    """Three squares in a row, the middle one half red, half blue: only it is left, at half its size."""
+    pixels = np.zeros((16, 48, 3))
+    pixels[:, 16:24] = (255, 0, 0)
+    pixels[:, 24:32] = (0, 0, 255)
+    save(tmp_path / "a" / "x.png", pixels if wide else pixels.transpose(1, 0, 2))
+    image = folder(tmp_path / "a").load("train").images[0]
+    image = image if wide else image.transpose(0, 2, 1)
+    assert (image[:, :, 1] == np.array([255, 0, 0])[:, None]).all()
+    assert (image[:, :, 6] == np.array([0, 0, 255])[:, None]).all()
+
+
+def test_orientation_of_photographs_is_respected(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8, 3))
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    save(tmp_path / "a" / "x.png", pixels, exif=exif)
+    image = folder(tmp_path / "a").load("train").images[0]
+    assert image[:, :4].max() == 0
+    assert image[:, 4:].min() == 255
+
+
+def test_no_classes(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / "flat" / f"{number}.png", np.full((8, 8), number))
+    flat = folder(tmp_path / "flat")
+    assert (flat.num_classes, flat.load("train").labels) == (0, None)
+    root = make_tree(tmp_path / "tree")
+    ignored = folder(root, class_folders=False)
+    assert (ignored.num_classes, ignored.load("train").labels, len(ignored.load("train").images)) == (0, None, 8)
+    save(root / "loose.png", np.zeros((8, 8)))
+    with pytest.raises(UserError, match=r"both in subfolders and beside them \(loose\.png\).*class_folders false"):
+        folder(root).load("train")
+
+
+def test_test_folder(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "train")
+    with pytest.raises(UserError, match=r"train has no test images: .*--data\.source\.test"):
+        folder(root).load("test")
+    source = folder(root, test=str(make_tree(tmp_path / "test", ("pear",), 2)))
+    assert source.load("test").labels.tolist() == [1, 1]  # type: ignore[union-attr]
+    source = folder(root, test=str(make_tree(tmp_path / "other", ("plum",), 1)))
+    with pytest.raises(UserError, match=r"plum/0\.png belongs to none of the 2 classes"):
+        source.load("test")
+
+
+def test_cache_is_built_once_and_again_when_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_tree(tmp_path / "a")
+    folder(root).prepare()
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
+        assert len(folder(root).load("train").images) == 8
+    save(root / "apple" / "0.png", np.full((8, 8, 3), 200))
+    os.utime(root / "apple" / "0.png", ns=(1, 1))
+    assert folder(root).load("train").images.max() == 200
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # and no remains of a build
+    assert folder(root, resolution=4).load("train").images.shape == (8, 3, 4, 4)
+
+
+def test_images_stay_on_disk(tmp_path: Path) -> None:
+    data = ImageDataModule(folder(make_tree(tmp_path / "a")), batch_size=2, num_val=2, num_workers=2)
+    for split in ("train", "val"):
+        assert isinstance(data.images(split), np.memmap)
+    seen = [
+        (int(image[0, 0, 0]), int(label))
+        for batch in data.train_dataloader()
+        for image, label in zip(*batch[:2], strict=True)
+    ]
+    assert len(set(seen)) == 6
+    assert all(grey // 10 == label for grey, label in seen)
+    data.images("train")[:] = 0  # writes to memory, not to the file
+    assert folder(tmp_path / "a").load("train").images.max() == 13
+
+
+def test_fingerprint_is_of_content_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = folder(make_tree(tmp_path / "a"))
+    second = folder(make_tree(tmp_path / "b"), cache=str(tmp_path / "elsewhere"))
+    value = ImageDataModule(first).fingerprint("train")
+    assert value == ImageDataModule(second).fingerprint("train") == first.load("train").fingerprint()
+    assert ImageDataModule(first, num_val=2).fingerprint("val") == first.load("train").slice(6, 8).fingerprint()
+    monkeypatch.setattr("lit_gen.data.sources.ImageSet.fingerprint", lambda _: pytest.fail("computed again"))
+    assert ImageDataModule(folder(tmp_path / "a")).fingerprint("train") == value
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+def test_unreadable_image(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_tree(tmp_path / "a")
+    bad = root / "pear" / "2.png"
+    save(bad, np.random.default_rng(0).integers(0, 256, (64, 64, 3)))
+    bad.write_bytes({"cut": bad.read_bytes()[:3000], "text": b"hello", "empty": b""}[damage])
+    modes: list[Literal["raise", "skip"]] = ["raise", "skip", "raise"]  # also when the cache was built by skipping
+    for on_error in modes:
+        source = folder(root, on_error=on_error)
+        if on_error == "raise":
+            with pytest.raises(UserError, match=r"pear/2\.png cannot be read as an image.*on_error skip"):
+                source.load("train")
+            continue
+        with caplog.at_level(logging.WARNING):
+            images, labels = source.load("train")
+        assert sorted(images[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 10, 11, 13]
+        assert (images[:, 0, 0, 0] // 10 == labels).all()
+        assert "left out 1 of 8 files that cannot be read as images, the first is pear/2.png" in caplog.text
+        assert source.skipped("train") == ["pear/2.png"]
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none is not a folder: set --data\.source\.root"):
+        folder(tmp_path / "none").load("train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no images .*set --data\.source\.root"):
+        folder(tmp_path / "empty").load("train")
+    (tmp_path / "empty" / "x.jpg").write_text("hello")
+    with pytest.raises(UserError, match="none of the 1 files in .*empty can be read"):
+        folder(tmp_path / "empty", on_error="skip").load("train")
+    with pytest.raises(UserError, match="resolution is 0"):
+        folder(tmp_path / "empty", resolution=0)
+
+
+def test_damaged_cache(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "a")
+    folder(root).prepare()
+    (cached,) = (tmp_path / "cache").iterdir()
+    assert json.loads((cached / "meta.json").read_text())["shape"] == [8, 3, 8, 8]
+    (cached / "images.u8").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"cache .* is damaged .*delete that folder"):
+        folder(root).load("train")

@@ -1,0 +1,232 @@
+import json
+import math
+
+import pytest
+import torch
+from exact_answers import SAMPLERS, Point, run
+
+from lit_gen.diffusion import (
+    DDIM,
+    DDPM,
+    DiscreteVP,
+    EDMPreconditioning,
+    EDMSchedule,
+    Euler,
+    Heun,
+    Karras,
+    NetworkDenoiser,
+    Quadratic,
+    Rectified,
+    Sampler,
+    Uniform,
+)
+from lit_gen.errors import UserError
+from lit_gen.noise import Noise
+
+IDS = [f"{type(s).__name__}-{'-'.join(str(v) for v in list(s.to_dict().values())[3:])}" for s in SAMPLERS]
+samplers = pytest.mark.parametrize("sampler", SAMPLERS, ids=IDS)
+
+# The first draw, the number of draws and of evaluations.
+
+
+@samplers
+def test_starts_at_sigma_times_the_first_draw(mixture, schedule, sampler: Sampler):
+    denoiser = Point(torch.zeros((), dtype=torch.float64))
+    run(sampler, denoiser, schedule)
+    x, _, sigma = denoiser.seen[0]
+    eps = Noise(3, range(8)).normal((2, 3), torch.float64)
+    if isinstance(sampler, Heun) and sampler.S_churn > 0 and sampler.S_max == math.inf:
+        assert not torch.equal(x, sigma * eps)  # already churned
+    else:
+        torch.testing.assert_close(x, sigma * eps, rtol=1e-12, atol=0)
+
+
+@samplers
+def test_draws_noise_only_where_it_is_used(mixture, sampler: Sampler):
+    noise = Noise(0, range(4))
+    sampler.sample(mixture, EDMSchedule(), noise, (2, 3))
+    levels = EDMSchedule().ratio(sampler.grid(EDMSchedule(), 7))[:-1]
+    match sampler:
+        case DDPM():
+            expected = 7  # none at the last step
+        case DDIM():
+            expected = 7 if sampler.eta > 0 else 1
+        case Heun(S_churn=0):
+            expected = 1
+        case Heun():
+            expected = 1 + int(((levels >= sampler.S_min) & (levels <= sampler.S_max)).sum())
+        case _:
+            expected = 1
+    assert noise.draws == expected
+
+
+@samplers
+def test_evaluations_are_counted(mixture, sampler: Sampler):
+    run(sampler, mixture, EDMSchedule())
+    assert mixture.evaluations == (13 if isinstance(sampler, Heun) else 7)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "evaluations"),
+    [
+        (Heun(steps=18), 18, 35),
+        (Heun(nfe=35), 18, 35),
+        (Heun(nfe=36), 18, 35),
+        (Heun(nfe=34), 17, 33),
+        (Heun(nfe=1), 1, 1),
+        (Heun(nfe=2), 1, 1),
+        (Heun(), 25, 49),
+        (DDIM(nfe=35), 35, 35),
+        (DDPM(nfe=1), 1, 1),
+        (Euler(), 50, 50),
+    ],
+)
+def test_a_budget_is_filled_and_not_exceeded(mixture, sampler: Sampler, steps: int, evaluations: int):
+    assert sampler.steps == steps
+    run(sampler, mixture, EDMSchedule(), num=2)
+    assert mixture.evaluations == evaluations
+
+
+# One sample does not depend on the others, nor on global state.
+
+
+@samplers
+def test_a_sample_is_the_same_alone_and_among_others(mixture, sampler: Sampler):
+    for schedule in (DiscreteVP(), Rectified()):
+        whole = run(sampler, mixture, schedule, num=9)
+        part = sampler.sample(mixture, schedule, Noise(3, [7, 2]), (2, 3))
+        torch.testing.assert_close(whole[[7, 2]], part, rtol=1e-12, atol=1e-12)
+        assert not torch.allclose(whole, run(sampler, mixture, schedule, num=9, seed=4))
+
+
+@samplers
+def test_global_random_state_is_not_touched(mixture, sampler: Sampler):
+    before = torch.get_rng_state()
+    first = run(sampler, mixture, DiscreteVP())
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, run(sampler, mixture, DiscreteVP()))
+
+
+@samplers
+def test_state_is_of_the_given_type(mixture, sampler: Sampler):
+    single = sampler.sample(mixture, DiscreteVP(), Noise(3, range(8)), (2, 3), dtype=torch.float32)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), run(sampler, mixture, DiscreteVP()), rtol=1e-3, atol=1e-3)
+
+
+@samplers
+def test_labels_reach_the_network(sampler: Sampler):
+    labels = torch.tensor([3, 1])
+    seen = []
+
+    def network(x, c_noise, given):
+        seen.append(given)
+        return 0 * x
+
+    denoiser = NetworkDenoiser(network, EDMSchedule(), EDMPreconditioning())
+    sampler.sample(denoiser, EDMSchedule(), Noise(0, range(2)), (1,), labels)
+    assert all(given is labels for given in seen) and len(seen) == denoiser.evaluations
+
+
+@samplers
+def test_the_last_step_returns_the_denoised(schedule, sampler: Sampler):
+    x_0 = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
+    denoised = run(sampler, Point(x_0), schedule)
+    torch.testing.assert_close(denoised, x_0.expand(8, 2, 3), rtol=1e-9, atol=1e-9)
+
+
+# Pure noise, alpha = 0.
+
+
+@pytest.mark.parametrize("sampler", [DDPM, DDIM, Euler])
+def test_grids_that_start_at_pure_noise(mixture, sampler):
+    images = run(sampler(steps=40, grid=Uniform()), mixture, Rectified(), num=500)
+    assert images.isfinite().all()
+    mean = (mixture.weights[:, None] * mixture.means).sum(0).reshape(2, 3)
+    torch.testing.assert_close(images.mean(0), mean, rtol=0, atol=0.2)
+
+
+def test_heun_in_rectified_coordinates_starts_at_pure_noise_also_with_churn(mixture):
+    for S_churn in (0.0, 10.0):
+        heun = Heun(steps=10, grid=Uniform(), S_churn=S_churn, coordinates="rectified")
+        assert run(heun, mixture, Rectified()).isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", [Heun(steps=5, grid=Uniform()), Euler(5, None, Quadratic(), "sigma")])
+def test_sigma_coordinates_at_pure_noise_are_a_user_error(mixture, sampler: Sampler):
+    with pytest.raises(UserError, match=f"{type(sampler.grid).__name__}.*coordinates rectified.*Karras"):
+        run(sampler, mixture, Rectified())
+
+
+# Settings.
+
+
+def test_steps_or_budget_but_not_both():
+    for cls in (DDPM, DDIM, Euler, Heun):
+        with pytest.raises(UserError, match="not both"):
+            cls(steps=5, nfe=5)
+        with pytest.raises(UserError, match="steps must be at least 1"):
+            cls(steps=0)
+        with pytest.raises(UserError, match="nfe must be at least 1"):
+            cls(nfe=0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "setting"),
+    [
+        (DDPM, {"variance": "medium"}),
+        (DDIM, {"eta": 1.5}),
+        (DDIM, {"eta": -0.1}),
+        (Euler, {"coordinates": "polar"}),
+        (Heun, {"coordinates": "schedule"}),
+        (Heun, {"S_churn": -1.0}),
+    ],
+)
+def test_bad_settings_name_the_key(cls, setting):
+    with pytest.raises(UserError, match=next(iter(setting))):
+        cls(steps=5, **setting)
+
+
+def test_to_dict():
+    karras = {"name": "Karras", "rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0}
+    assert DDIM(nfe=10).to_dict() == {"name": "DDIM", "steps": 10, "grid": karras, "eta": 0.0}
+    assert DDPM(3, variance="large").to_dict() == {"name": "DDPM", "steps": 3, "grid": karras, "variance": "large"}
+    assert Heun(nfe=35).to_dict() == Heun(steps=18).to_dict()
+    assert Heun(steps=18).to_dict()["S_max"] == "inf"
+    euler = Euler(steps=2, grid=Quadratic(0.8)).to_dict()
+    assert euler == {
+        "name": "Euler",
+        "steps": 2,
+        "grid": {"name": "Quadratic", "start": 0.8},
+        "coordinates": "rectified",
+    }
+    for sampler in SAMPLERS:
+        assert json.loads(json.dumps(sampler.to_dict(), allow_nan=False)) == sampler.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], None),
+        (["--sampler", "Heun"], Heun()),
+        (["--sampler", "Heun", "--sampler.nfe", "35", "--sampler.grid", "Uniform"], Heun(18, grid=Uniform())),
+        (
+            ["--sampler=DDIM", "--sampler.eta=0.5", "--sampler.grid=Karras", "--sampler.grid.rho=3"],
+            DDIM(eta=0.5, grid=Karras(3)),
+        ),
+        (["--sampler", "Heun", "--sampler.S_max", ".inf"], Heun()),
+        (["--config", "heun.yaml"], Heun(steps=18)),
+        (["--config", "heun.yaml", "--sampler.steps", "20"], Heun(steps=20)),
+    ],
+)
+def test_is_built_from_yaml_and_the_command_line(tmp_path, monkeypatch, arguments, expected):
+    jsonargparse = pytest.importorskip("jsonargparse")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "heun.yaml").write_text(
+        "sampler: {class_path: Heun, init_args: {steps: 18, grid: {class_path: Karras}}}"
+    )
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--sampler", type=Sampler | None, default=None)
+    parser.add_argument("--config", action="config")
+    sampler = parser.instantiate_classes(parser.parse_args(arguments)).sampler
+    assert (sampler and sampler.to_dict()) == (expected and expected.to_dict())

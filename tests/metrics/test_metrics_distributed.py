@@ -1,0 +1,66 @@
+"""Two processes that saw unequal numbers of images and batches compute what one process computes."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from lit_gen.errors import UserError
+from lit_gen.metrics import FrechetDistance, InceptionScore, Moments, frechet_distance
+
+NUM_SAMPLES, WIDTH, NUM_CLASSES, SPLITS = 103, 12, 5, 4
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, Moments]:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64)
+    features = torch.randn(NUM_SAMPLES, WIDTH, generator=generator, dtype=torch.float64) @ mixing + 5
+    logits = 3 * torch.randn(NUM_SAMPLES, NUM_CLASSES, generator=generator, dtype=torch.float64)
+    return features, logits, Moments.of(torch.randn(200, WIDTH, generator=generator, dtype=torch.float64))
+
+
+def scores(batches: list[torch.Tensor]) -> list[float]:
+    features, logits, reference = inputs()
+    distance, score = FrechetDistance(reference), InceptionScore(NUM_CLASSES, NUM_SAMPLES, SPLITS)
+    for rows in batches:
+        distance.update(features[rows])
+        score.update(logits[rows], rows)
+    with distance.sync_context():
+        moments = distance.moments()
+        first = [moments.n, moments.mean.sum().item(), moments.cov.sum().item()]
+    return [*first, distance.compute().item(), *(value.item() for value in score.compute())]
+
+
+def worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    order = torch.arange(NUM_SAMPLES)
+    few, many = order[::4], order[torch.arange(NUM_SAMPLES) % 4 != 0]
+    uneven = scores([few] if rank == 0 else list(many.split(7)))
+    idle = scores([] if rank == 0 else list(order.split(10)))
+    bad = FrechetDistance(inputs()[2])
+    bad.update(torch.full((5, WIDTH), float("nan") if rank == 0 else 1.0))
+    try:  # only one rank saw bad features, yet both must raise, or the other would wait for ever
+        bad.compute()
+        error = ""
+    except UserError as caught:
+        error = str(caught)
+    (folder / f"{rank}.json").write_text(json.dumps([uneven, idle, error]))
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_one(tmp_path):
+    features, _, reference = inputs()
+    expected = scores([torch.arange(NUM_SAMPLES)])
+    assert expected[3] == pytest.approx(frechet_distance(Moments.of(features), reference), rel=1e-10)
+    multiprocessing.spawn(worker, args=(tmp_path,), nprocs=2)
+    for rank in range(2):
+        uneven, idle, error = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert uneven == pytest.approx(expected, rel=1e-9)
+        assert idle == pytest.approx(expected, rel=1e-9)
+        assert "features of 10 images are not finite" in error

@@ -1,0 +1,243 @@
+import copy
+import csv
+import inspect
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lit_gen.diffusion import grids, samplers
+from lit_gen.errors import UserError
+from lit_gen.report.leaderboard import rank
+from lit_gen.report.render import print_table, to_csv, to_json, to_markdown, to_table
+from lit_gen.report.results import DEFAULTS, Result, load_results, read_result, select
+from lit_gen.sweeps.journal import Journal
+
+PROTOCOL = {
+    "data": "digits",
+    "data_fingerprint": "ab" * 32,
+    "split": "train",
+    "image_shape": [1, 8, 8],
+    "num_real": 1438,
+    "num_samples": 2000,
+    "feature_net": "digits",
+    "feature_net_version": "cd" * 32,
+    "feature_width": 128,
+    "resize": "none",
+    "quantisation": "uint8",
+}
+KARRAS = {"name": "Karras", "rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0}
+DDIM = {"name": "DDIM", "steps": 10, "grid": KARRAS, "eta": 0.0}
+
+
+def content(model: str = "DDPM", distance: float = 1.0, sampler: dict | None = DDIM, **changes: Any) -> dict:
+    data = {
+        "schema": 1,
+        "run": {"name": f"digits_{model}-0", "identity": f"{model}-0", "directory": f"digits_{model}-0"},
+        "model": model,
+        "num_parameters": 1_100_000,
+        "images_seen": 90_000,
+        "training_seconds": 60.0,
+        "training_seed": 0,
+        "sampler": sampler,
+        "nfe": 10.0 if sampler else 1.0,
+        "weights": "ema",
+        "seed": 0,
+        "protocol": PROTOCOL,
+        "metrics": {"fd_digits": distance, "inception_score": 9 - distance, "inception_score_std": 0.1},
+        "timing": {"sampling_seconds": 2.0, "images_per_second": 1000.0, "device": "cpu"},
+        "created": "2026-11-23T15:00:00",
+    }
+    data = copy.deepcopy(data)
+    for key, value in changes.items():
+        place: Any = data
+        *parents, last = key.split("__")
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return data
+
+
+def results(*contents: dict) -> list[Result]:
+    return [Result(Path(f"runs/{c['run']['name']}/evaluations/e{i}/result.json"), c) for i, c in enumerate(contents)]
+
+
+def write(folder: Path, data: dict, name: str = "e") -> Path:
+    path = folder / data["run"]["name"] / "evaluations" / name / "result.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_best_comes_first_and_what_is_not_finite_last_without_a_rank():
+    found = results(content("A", 2.0), content("B", math.nan), content("C", 0.5), content("D", 1.0, sampler=None))
+    board = rank(found)
+    assert [(row.rank, row.first.model) for row in board.rows] == [(1, "C"), (2, "D"), (3, "A"), (None, "B")]
+    assert board.by == "fd_digits" and board.metrics == ["fd_digits", "inception_score"]
+    higher = rank(found[:1] + found[2:], by="inception_score")
+    assert [row.first.model for row in higher.rows] == ["C", "D", "A"]
+    assert higher.metrics == ["inception_score", "fd_digits"]
+
+
+def test_unlike_protocols_are_refused_with_field_rows_and_remedy():
+    found = results(content("A"), content("B"), content("C", protocol__num_samples=500, protocol__split="test"))
+    with pytest.raises(UserError) as error:
+        rank(found)
+    text = str(error.value)
+    assert "protocol.num_samples is 2000 (2 rows: digits_A-0/e0, digits_B-0/e1) and 500 (1 row: digits_C-0/e2)" in text
+    assert "protocol.split is train (2 rows" in text and "feature_net" not in text and "\n" not in text
+    remedy = text.rpartition("--where ")[2]
+    assert [row.first.model for row in rank(found, where=[remedy]).rows] == ["A", "B"]
+    assert [row.first.model for row in rank(found, where=["protocol.num_samples=500"]).rows] == ["C"]
+    extra = results(content("A"), content("B", protocol=PROTOCOL | {"inception_splits": 1}))
+    with pytest.raises(UserError, match=r"protocol.inception_splits is null .* and 1 "):
+        rank(extra)
+
+
+def test_conditions_compare_values_of_every_type():
+    found = results(content("A"), content("B", sampler=None), content("C", nfe=20, run__recipe="1e3"))
+    assert [r.model for r in select(found, ["nfe=20"])] == ["C"]
+    assert [r.model for r in select(found, ["nfe=10.0"])] == ["A"]
+    assert [r.model for r in select(found, ["sampler=null"])] == ["B"]
+    assert [r.model for r in select(found, ["sampler.name=DDIM", "sampler.grid.rho=7"])] == ["A", "C"]
+    assert [r.model for r in select(found, ["protocol.image_shape=[1, 8, 8]", "run.recipe=1e3"])] == ["C"]
+    for condition, words in {
+        "model": "KEY=VALUE",
+        "modle=A": "no result has the key modle",
+        "model=Z": "values of model: A, B, C",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            rank(found, where=[condition])
+
+
+def test_seeds_are_one_row_of_mean_and_deviation():
+    found = results(
+        content("A", 1.0),
+        content("A", 2.0, seed=1),
+        content("A", 6.0, seed=1, created="2026-11-23T16:00:00"),  # repeats the one before
+        content("A", 5.0, run__identity="A-1", run__name="other", training_seed=1),  # may differ in more: no recipe
+        content("B", 3.0, run__recipe="r", run__identity="B-0"),
+        content("B", 5.0, run__recipe="r", run__identity="B-1", run__name="B-1", training_seed=1),
+        content("B", 4.0, run__recipe="q", run__identity="B-2"),
+        content("B", 4.5, run__recipe="r", weights="raw"),
+        content("B", 4.7, run__recipe="r", sampler=DDIM | {"eta": 1.0}),
+    )
+    board = rank(found)
+    groups = [(row.first.model, row.mean("metrics.fd_digits"), len(row.results)) for row in board.rows]
+    assert groups == [("A", 3.5, 2), ("B", 4.0, 2), ("B", 4.0, 1), ("B", 4.5, 1), ("B", 4.7, 1), ("A", 5.0, 1)]
+    assert board.rows[0].std("metrics.fd_digits") == pytest.approx(5 / math.sqrt(2))
+    assert board.rows[1].run == "digits_B-0 (+1)"
+    markdown = to_markdown(board)
+    assert "| 3.5 ± 3.5 (2) |" in markdown and "| 4.0 ± 1.4 (2) |" in markdown
+    assert "weights" in markdown.splitlines()[2] and "DDIM(eta=1)" in markdown
+
+
+def test_what_cannot_be_ranked_is_said():
+    with pytest.raises(UserError, match="no results"):
+        rank([])
+    with pytest.raises(UserError, match=r"e0/result.json: no metric kid; it has fd_digits, inception_score"):
+        rank(results(content()), by="kid")
+    with pytest.raises(UserError, match="no Frechet distance; rank --by one of kid"):
+        rank(results(content(metrics={"kid": 1.0})))
+    with pytest.raises(UserError, match=r"e1/result.json: no metric fd_digits"):
+        rank(results(content(), content("B", metrics={"kid": 1.0})))
+
+
+def test_labels_tell_what_is_not_the_default():
+    heun = {"name": "Heun", "steps": 5, "grid": KARRAS | {"rho": 3.0}, "S_churn": 0.0, "S_min": 0.05, "S_max": "inf"}
+    (plain, churned, unknown, none) = results(
+        content(sampler=heun | {"S_noise": 1.003, "coordinates": "sigma"}),
+        content(sampler=heun | {"S_churn": 40.0, "grid": {"name": "Uniform"}}),
+        content(sampler={"name": "New", "order": 2, "lower": True, "grid": None}),
+        content(sampler=None),
+    )
+    assert (plain.sampler, plain.grid) == ("Heun", "Karras(rho=3)")
+    assert (churned.sampler, churned.grid) == ("Heun(S_churn=40, S_min=0.05)", "Uniform")
+    assert (unknown.sampler, unknown.grid) == ("New(order=2, lower=True)", "")
+    assert (none.sampler, none.grid) == ("", "")
+
+
+def test_the_defaults_are_those_of_the_classes():
+    for name, defaults in DEFAULTS.items():
+        cls = getattr(samplers, name, None) or getattr(grids, name)
+        parameters = inspect.signature(cls).parameters
+        ours = {key: value.default for key, value in parameters.items() if key not in ("steps", "nfe", "grid")}
+        assert defaults == {key: "inf" if value == math.inf else value for key, value in ours.items()}
+
+
+def test_every_form_carries_the_protocol_and_the_numbers():
+    board = rank(results(content("A|B", 1.23456), content("C", 0.5, sampler=None)))
+    line = board.protocol_line
+    assert line.startswith(
+        "digits abababab, train split, 1x8x8: 2000 generated against 1438 real images; features digits"
+    )
+    markdown = to_markdown(board).splitlines()
+    assert markdown[0] == line
+    assert markdown[4] == "| 1 | C | - | - | 1 | 0.5000 | 8.500 | 1000 | 1.1 M | 90 k | digits_C-0 |"
+    assert markdown[5].startswith("| 2 | A\\|B | DDIM | Karras | 10 | 1.235 | 7.765 |")
+    rows = list(csv.DictReader(io.StringIO(to_csv(board))))
+    assert [row["fd_digits"] for row in rows] == ["0.5", "1.23456"]
+    assert rows[0]["protocol.num_samples"] == "2000" and rows[0]["rank"] == "1" and rows[0]["sampler"] == ""
+    loaded = json.loads(to_json(board))
+    assert loaded["protocol"] == PROTOCOL and (loaded["by"], loaded["better"]) == ("fd_digits", "lower")
+    assert loaded["rows"][1]["fd_digits"] == 1.23456 and loaded["rows"][1]["sampler_settings"] == DDIM
+    unfinished = json.loads(to_json(rank(results(content(distance=math.nan)))))
+    assert unfinished["rows"][0]["fd_digits"] is None and unfinished["rows"][0]["rank"] is None
+
+
+@pytest.mark.parametrize(("width", "shown", "hidden"), [(60, "fd_digits", "images/s"), (200, "run", "left out")])
+def test_a_narrow_terminal_gets_fewer_columns_and_no_cut_cells(width, shown, hidden):
+    board = rank(results(content("RectifiedFlow", 1.5), content("A", 2.0)))
+    output = io.StringIO()
+    Console(file=output, width=width).print(to_table(board, width))
+    text = output.getvalue()
+    lines = text.splitlines()
+    header = next(line for line in lines if "model" in line)
+    assert shown in header and hidden not in header and "…" not in text and "RectifiedFlow" in text
+    assert ("left out of this width" in text) == (width == 60)
+    assert all(len(line) <= width for line in lines)
+
+
+def test_a_pipe_gets_every_column():
+    output = io.StringIO()
+    print_table(rank(results(content())), Console(file=output, width=60))
+    assert "digits_DDPM-0" in output.getvalue() and "images seen" in output.getvalue()
+
+
+def test_results_are_found_below_a_folder_a_run_and_a_sweep(tmp_path):
+    first, second = write(tmp_path / "runs", content("A")), write(tmp_path / "runs" / "deep", content("B"), "f")
+    (tmp_path / "runs" / "result.json").write_text("{}")  # not an evaluation
+    assert [result.path for result in load_results(tmp_path / "runs")] == sorted([first, second])
+    assert [result.path for result in load_results(first.parents[2])] == [first]
+    assert [result.path for result in load_results(first.parents[1])] == [first]
+    sweep = tmp_path / "runs" / "sweeps" / "demo"
+    sweep.mkdir(parents=True)
+    journal = Journal(sweep / "journal.jsonl")
+    journal.append("finished", "t", result="deep/digits_B-0/evaluations/f/result.json", seconds=1.0)
+    journal.append("finished", "u", result="gone/evaluations/f/result.json", seconds=1.0)
+    journal.close()
+    assert [result.model for result in load_results(sweep)] == ["B"]
+
+
+def test_broken_results_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load_results(tmp_path / "none")
+    with pytest.raises(UserError, match="lit-gen evaluate"):
+        load_results(tmp_path)
+    path = write(tmp_path, content())
+    assert read_result(path).data == content()
+    for text, words in {
+        "{": "not a readable result.json",
+        "[]": "schema: expected 1, got None",
+        json.dumps(content() | {"schema": 2}): "schema: expected 1, got 2",
+        json.dumps({k: v for k, v in content().items() if k != "nfe"}): "nfe: missing or of a wrong type",
+        json.dumps(content(run__name=None)): "run.name: missing or of a wrong type",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(UserError, match=words) as error:
+            load_results(tmp_path)
+        assert str(path) in str(error.value)

@@ -1,0 +1,116 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_leaderboard import DDIM, content, write
+
+from lit_gen.errors import UserError
+from lit_gen.report import plots
+from lit_gen.report.results import load_results
+
+
+def draw_figure(monkeypatch, function, *arguments, **options):
+    """The figure instead of its file, to look into."""
+    kept = []
+
+    def keep(figure, path):
+        kept.append(figure)
+        return Path(path)
+
+    monkeypatch.setattr(plots, "_save", keep)
+    function(*arguments, **options)
+    return kept[0]
+
+
+def test_curves_go_through_the_means_in_the_order_of_nfe(tmp_path, monkeypatch):
+    for index, (nfe, distance) in enumerate([(50, 1.0), (10, 4.0), (20, 2.0)]):
+        write(tmp_path, content("EDM", distance, sampler=DDIM | {"steps": nfe}, nfe=nfe), f"e{index}")
+    write(tmp_path, content("EDM", 3.0, sampler=DDIM | {"steps": 50}, nfe=50, seed=1), "e3")
+    write(tmp_path, content("WGAN", 2.5, sampler=None))
+    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    (axes,) = figure.axes
+    curve, _, bars = axes.containers[0]
+    assert curve.get_xdata().tolist() == [10, 20, 50] and curve.get_ydata().tolist() == [4, 2, 2]
+    assert np.ptp(bars[0].get_segments()[2][:, 1]) == pytest.approx(2 * np.sqrt(2))
+    star = axes.containers[1][0]
+    assert star.get_xdata().tolist() == [1] and star.get_ydata().tolist() == [2.5]
+    assert curve.get_color() != star.get_color()
+    assert axes.get_ylabel() == "fd_digits" and axes.get_xscale() == "log"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "10", "20", "50"]
+    assert "2000 generated against 1438 real images" in " ".join(text.get_text() for text in figure.texts)
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["DDIM"]
+
+
+def test_grids_are_told_apart_if_there_are_several(tmp_path, monkeypatch):
+    write(tmp_path, content("EDM", 1.0), "e0")
+    write(tmp_path, content("EDM", 1.0, sampler=DDIM | {"grid": {"name": "Uniform"}}), "e1")
+    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["DDIM Karras", "DDIM Uniform"]
+
+
+def test_two_trainings_of_a_model_are_two_curves(tmp_path, monkeypatch):
+    for run, weights in (("0", "ema"), ("1", "ema"), ("0", "raw")):
+        for nfe in (10, 20):
+            changes = {"run__name": f"run-{run}", "run__identity": run, "weights": weights, "nfe": nfe}
+            write(tmp_path, content("EDM", 1.0, sampler=DDIM | {"steps": nfe}, **changes), f"{weights}-{nfe}")
+    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    (axes,) = figure.axes
+    assert [container[0].get_xdata().tolist() for container in axes.containers] == [[10, 20]] * 3
+    assert len({container[0].get_color() for container in axes.containers}) == 3
+    (models,) = [artist for artist in axes.artists]
+    assert [text.get_text() for text in models.get_texts()] == ["run-0 ema", "run-0 raw", "run-1 ema"]
+
+
+def test_unlike_protocols_are_not_drawn_together(tmp_path):
+    write(tmp_path, content("A"))
+    write(tmp_path, content("B", protocol__num_samples=3))
+    with pytest.raises(UserError, match=r"protocol.num_samples"):
+        plots.distance_vs_nfe(load_results(tmp_path), tmp_path / "p.png")
+    with pytest.raises(UserError, match="no results"):
+        plots.distance_vs_nfe([], tmp_path / "p.png")
+
+
+def test_each_sample_stands_in_its_row_and_column_enlarged_by_whole_pixels(tmp_path):
+    rng = np.random.default_rng(0)
+    images = {}
+    for model, channels in (("A", 1), ("B", 3)):
+        path = write(tmp_path, content(model))
+        images[model] = rng.integers(0, 256, (5, channels, 8, 8), dtype=np.uint8)
+        np.savez(path.with_name("samples.npz"), images=images[model])
+    picture = np.asarray(Image.open(plots.side_by_side(load_results(tmp_path), tmp_path / "s.png", columns=4)))[..., :3]
+    size, gap, top = 48, 3, 30
+    left = picture.shape[1] - 8 - 4 * (size + gap)
+    for row, (model, y) in enumerate((("A", top), ("B", top + size + gap + 12))):
+        for column in range(4):
+            x = left + column * (size + gap)
+            expected = np.broadcast_to(images[model][column].transpose(1, 2, 0), (8, 8, 3)).repeat(6, 0).repeat(6, 1)
+            np.testing.assert_array_equal(picture[y : y + size, x : x + size], expected, err_msg=f"{row} {column}")
+
+
+def test_missing_samples_are_named(tmp_path):
+    path = write(tmp_path, content())
+    with pytest.raises(UserError, match="samples.npz: cannot read the samples") as error:
+        plots.side_by_side([*load_results(tmp_path)], tmp_path / "s.png")
+    assert str(path.parent) in str(error.value)
+
+
+def test_both_pictures_are_written_and_nothing_else(tmp_path):
+    path = write(tmp_path, content())
+    np.savez(path.with_name("samples.npz"), images=np.zeros((2, 1, 8, 8), np.uint8))
+    found = load_results(tmp_path)
+    for function in (plots.distance_vs_nfe, plots.side_by_side):
+        written = function(found, tmp_path / "out" / f"{function.__name__}.png")
+        assert Image.open(written).size[0] > 300
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"distance_vs_nfe.png", "side_by_side.png"}
+
+
+def test_reports_import_neither_torch_nor_matplotlib_until_they_draw():
+    code = (
+        "import sys, lit_gen.report.render, lit_gen.report.plots; "
+        "assert not {'torch', 'lightning', 'wandb', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,45 @@
+"""A stand-in for `lit_gen.commands.run`, run in the sweep's workers: counts its executions in files."""
+
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from lit_gen.errors import UserError
+from lit_gen.sweeps.spec import option
+
+
+def run(arguments: list[str]) -> Path:
+    root = Path(option(arguments, "run.root") or "")
+    key = "_".join(sorted(argument.lstrip("-") for argument in arguments if "run.root" not in argument))
+    executions = root / "executions"
+    executions.mkdir(parents=True, exist_ok=True)
+    (executions / f"{key}@{uuid.uuid4().hex}").write_text(json.dumps({"pid": os.getpid(), "argv": sys.argv}))
+    print("environment", os.environ["LIT_GEN_SWEEP"], os.environ.get("OMP_NUM_THREADS"))
+    os.system("echo from a child process")
+    time.sleep(float(option(arguments, "sleep") or 0))
+    behaviour = option(arguments, "behaviour")
+    if behaviour == "user-error":
+        raise UserError("model.lr must be positive")
+    if behaviour == "exception":
+        raise ValueError("bad\nthing")
+    if behaviour == "parser":
+        print("usage: lit-gen\nerror: no such option", file=sys.stderr)
+        sys.exit(2)
+    if behaviour == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "no-result":
+        return root / "nowhere" / "result.json"
+    if behaviour == "heal" and not (root / "healed").exists():
+        raise UserError("not healed yet")
+    if behaviour == "environment":
+        assert "LEFT_BEHIND" not in os.environ
+        os.environ["LEFT_BEHIND"] = "1"
+    result = root / f"run-{key}" / "evaluations" / "e" / "result.json"
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.with_suffix(".tmp").write_text(json.dumps({"metrics": {"fd_digits": 1.25, "inception_score_std": 3.0}}))
+    result.with_suffix(".tmp").rename(result)
+    return result

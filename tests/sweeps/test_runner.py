@@ -1,0 +1,262 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from filelock import FileLock
+from rich.console import Console
+
+from lit_gen.errors import UserError
+from lit_gen.sweeps import SweepResult, dry_run, run_sweep, sweep_results
+from lit_gen.sweeps.journal import outcomes, read_journal
+
+RUNNER = "fake_run:run"
+PARENT = """
+import sys
+from pathlib import Path
+from lit_gen.sweeps import run_sweep
+result = run_sweep([sys.argv[1]], Path(sys.argv[2]), jobs=2, runner="fake_run:run")
+sys.exit(result.exit_status)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _path_of_the_workers(monkeypatch):
+    here = Path(__file__).parent
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def write(folder: Path, **parameters: object) -> Path:
+    path = folder / "s.yaml"
+    entries = {
+        key: {"values": value} if isinstance(value, list) else {"value": value} for key, value in parameters.items()
+    }
+    path.write_text(yaml.safe_dump({"name": "demo", "method": "grid", "parameters": entries}, sort_keys=False))
+    return path
+
+
+def sweep(path: Path, root: Path, **options: Any) -> tuple[SweepResult, str]:
+    output = StringIO()
+    result = run_sweep([path], root, runner=RUNNER, console=Console(file=output, width=200), **options)
+    return result, output.getvalue()
+
+
+def executions(root: Path) -> Counter:
+    return Counter(path.name.partition("@")[0] for path in (root / "executions").glob("*"))
+
+
+def worker_pids(root: Path) -> list[int]:
+    return [json.loads(path.read_text())["pid"] for path in (root / "executions").glob("*")]
+
+
+def test_a_sweep_runs_each_trial_once_and_remembers(tmp_path):
+    path = write(tmp_path, **{"model.x": [1, 2], "sleep": 0})
+    root = tmp_path / "runs"
+    result, output = sweep(path, root)
+    assert result.exit_status == 0 and not result.failures and not result.interrupted
+    assert [read["metrics"]["fd_digits"] for read in map(_read, result.results.values())] == [1.25, 1.25]
+    assert list(result.results) == [trial.id for trial in result.trials]
+    assert result.folder == root / "sweeps" / "demo"
+    assert (result.folder / "s.yaml").read_text() == path.read_text()
+    assert sweep_results(result.folder) == result.results
+    assert len(set(worker_pids(root))) == 1  # one process for both trials
+    log = (result.folder / "logs" / f"{result.trials[0].id}.log").read_text()
+    assert "environment demo None" in log and "from a child process" in log
+    assert "[1/2] x=1  fd_digits 1.25" in output and "inception_score_std" not in output
+    event = outcomes(read_journal(result.folder / "journal.jsonl"))[result.trials[0].id]
+    assert event["result"] == "run-model.x=1_sleep=0/evaluations/e/result.json"
+
+    again, output = sweep(path, root)
+    assert again.results == result.results
+    assert set(executions(root).values()) == {1} and "2 of them finished before" in output
+
+    next(iter(result.results.values())).unlink()
+    sweep(path, root)
+    assert sorted(executions(root).values()) == [1, 2]
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_failures_are_reported_and_tried_again_and_the_sweep_goes_on(tmp_path):
+    kinds = ["user-error", "exception", "parser", "killed", "no-result", "heal", "none"]
+    path = write(tmp_path, behaviour=kinds)
+    result, output = sweep(path, tmp_path / "runs")
+    errors = {trial.parameters["behaviour"]: result.failures.get(trial.id, ("", None))[0] for trial in result.trials}
+    assert errors["user-error"] == "model.lr must be positive"
+    assert errors["exception"] == "ValueError: bad thing"
+    assert errors["parser"] == "error: no such option"
+    assert errors["killed"] == "the worker died with signal 9 (SIGKILL); out of memory?"
+    assert "without its result" in errors["no-result"]
+    assert errors["heal"] == "not healed yet"
+    assert errors["none"] == ""
+    assert result.exit_status == 1 and len(result.results) == 1
+    for trial in result.trials:
+        if trial.id in result.failures:
+            error, log = result.failures[trial.id]
+            assert error in output and str(log) in output and log.exists()
+    text = (result.folder / "logs" / f"{result.trials[1].id}.log").read_text()
+    assert "Traceback" in text and "raise ValueError" in text
+
+    (tmp_path / "runs" / "healed").touch()
+    again, _ = sweep(path, tmp_path / "runs")
+    assert len(again.failures) == 5 and len(again.results) == 2
+    counts = executions(tmp_path / "runs")
+    assert counts["behaviour=none"] == 1 and counts["behaviour=heal"] == counts["behaviour=killed"] == 2
+
+
+def test_two_jobs_share_the_queue_and_the_cores(tmp_path):
+    path = write(tmp_path, x=list(range(6)), sleep=0.3)
+    result, _ = sweep(path, tmp_path / "runs", jobs=2)
+    assert len(result.results) == 6 and set(executions(tmp_path / "runs").values()) == {1}
+    assert len(set(worker_pids(tmp_path / "runs"))) == 2
+    assert "environment demo None" not in (result.folder / "logs" / f"{result.trials[0].id}.log").read_text()
+
+
+def test_two_jobs_begin_with_two_trainings(tmp_path):
+    path = write(tmp_path, model=["A", "B"], **{"sampler.nfe": [1, 2, 3]}, sleep=0.2)
+    result, _ = sweep(path, tmp_path / "runs", jobs=2)
+    events = read_journal(result.folder / "journal.jsonl")
+    started = [event["arguments"][:2] for event in events if event["event"] == "started"]
+    assert started[:2] == [["--model=A", "--sampler.nfe=1"], ["--model=B", "--sampler.nfe=1"]]
+    assert len(started) == 6
+
+
+def test_a_trial_of_several_devices_leaves_its_worker_to_no_other(tmp_path):
+    path = write(tmp_path, x=[1, 2], **{"trainer.devices": 2})
+    sweep(path, tmp_path / "runs")
+    assert len(set(worker_pids(tmp_path / "runs"))) == 2
+
+
+def test_trials_do_not_inherit_each_others_environment(tmp_path):
+    path = write(tmp_path, x=[1, 2], behaviour="environment")
+    result, _ = sweep(path, tmp_path / "runs")
+    assert len(result.results) == 2 and len(set(worker_pids(tmp_path / "runs"))) == 1
+
+
+def test_trials_look_like_the_command(tmp_path):
+    path = write(tmp_path, x=1, **{"run.root": str(tmp_path / "elsewhere")})
+    result, _ = sweep(path, tmp_path / "runs")
+    (execution,) = (tmp_path / "elsewhere" / "executions").glob("*")
+    assert _read(execution)["argv"] == ["lit-gen", "run", "--x=1", f"--run.root={tmp_path / 'elsewhere'}"]
+    assert sweep_results(result.folder)[result.trials[0].id].samefile(result.results[result.trials[0].id])
+
+
+def test_an_edited_file_keeps_the_trials_it_still_shares(tmp_path):
+    sweep(write(tmp_path, x=[1, 2]), tmp_path / "runs")
+    result, output = sweep(write(tmp_path, x=[3, 2]), tmp_path / "runs")
+    assert executions(tmp_path / "runs") == {"x=1": 1, "x=2": 1, "x=3": 1}
+    assert [trial.parameters["x"] for trial in result.trials if trial.id in result.results] == [3, 2]
+
+
+def test_dry_run_lists_the_trials_and_touches_nothing(tmp_path):
+    path = write(tmp_path, **{"model.x": [1, 2], "sleep": 0})
+    output = StringIO()
+    dry_run([path], tmp_path / "runs", console=Console(file=output, width=120))
+    assert not (tmp_path / "runs").exists()
+    assert "2 trials, 0 of them finished" in output.getvalue() and "sleep" not in output.getvalue()
+    sweep(write(tmp_path, **{"model.x": [1], "sleep": 0}), tmp_path / "runs")
+    output = StringIO()
+    listed = dry_run(
+        [write(tmp_path, **{"model.x": [1, 2], "sleep": 0})], tmp_path / "runs", console=Console(file=output)
+    )
+    assert listed.trials[1].arguments == ["--model.x=2", "--sleep=0"]
+    rows = [line.split() for line in output.getvalue().splitlines()]
+    assert [row[2:] for row in rows[1:3]] == [["1", "finished"], ["2", "waiting"]]
+
+
+def test_bad_settings_are_refused(tmp_path):
+    path = write(tmp_path, x=[1])
+    with pytest.raises(UserError, match="--jobs"):
+        sweep(path, tmp_path / "runs", jobs=0)
+    (tmp_path / "runs" / "sweeps" / "demo").mkdir(parents=True)
+    with FileLock(tmp_path / "runs" / "sweeps" / "demo" / ".lock"), pytest.raises(UserError, match="already running"):
+        sweep(path, tmp_path / "runs")
+
+
+def _start(path: Path, root: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", PARENT, str(path), str(root)], stdout=subprocess.PIPE, text=True)
+
+
+def _finished(root: Path) -> set[str]:
+    events = read_journal(root / "sweeps" / "demo" / "journal.jsonl")
+    return {trial for trial, event in outcomes(events).items() if event["event"] == "finished"}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_sigkill_at_any_moment_loses_no_finished_trial_and_repeats_none(tmp_path):
+    path = write(tmp_path, x=list(range(16)), sleep=0.15)
+    root = tmp_path / "runs"
+    rng = random.Random(0)
+    counted: Counter = Counter()
+    done: set[str] = set()
+    for _ in range(8):
+        process = _start(path, root)
+        try:
+            process.wait(rng.uniform(0.2, 1.2))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        deadline = time.monotonic() + 30
+        while any(map(_alive, worker_pids_of(root))) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(map(_alive, worker_pids_of(root)))
+        assert done <= _finished(root)
+        repeated = {key for key in executions(root) if executions(root)[key] > counted[key]}
+        assert not repeated & {_key(root, trial) for trial in done}
+        done, counted = _finished(root), executions(root)
+    process = _start(path, root)
+    assert process.wait(60) == 0
+    assert len(_finished(root)) == 16
+    assert all(executions(root)[_key(root, trial)] == counted[_key(root, trial)] for trial in done)
+
+
+def worker_pids_of(root: Path) -> list[int]:
+    pids = []
+    for path in (root / "executions").glob("*"):
+        text = path.read_text()
+        if text:  # a kill may fall between making the file and filling it
+            pids.append(json.loads(text)["pid"])
+    return pids
+
+
+def _key(root: Path, trial: str) -> str:
+    result = outcomes(read_journal(root / "sweeps" / "demo" / "journal.jsonl"))[trial]["result"]
+    return Path(result).parts[0].removeprefix("run-")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_the_trials_and_says_how_to_go_on(tmp_path, number):
+    path = write(tmp_path, x=[1, 2, 3], sleep=60)
+    root = tmp_path / "runs"
+    process = _start(path, root)
+    deadline = time.monotonic() + 60
+    while sum(executions(root).values()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "with the same command: lit-gen sweep" in output and "0 finished, 0 failed of 3" in output
+    assert not any(map(_alive, worker_pids_of(root)))
+    events = read_journal(root / "sweeps" / "demo" / "journal.jsonl")
+    assert [event["event"] for event in events] == ["started", "started"]

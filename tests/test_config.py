@@ -1,0 +1,146 @@
+"""How arguments become an experiment: order, overrides, identity."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_gen.config import ExperimentCLI, normalise_arguments, training_identity
+from lit_gen.errors import UserError
+from tests.conftest import ROOT, arguments
+
+DDPM = str(ROOT / "conf/experiment/digits_ddpm.yaml")
+
+
+def resolved(*words: str) -> dict:
+    return ExperimentCLI(words).resolved()
+
+
+def identity(*words: str) -> str:
+    return training_identity(resolved(*words), "fingerprint")
+
+
+def test_arguments_mean_the_same_in_any_order() -> None:
+    words = [f"--config={DDPM}", "--sampler=Heun", "--sampler.nfe=35", "--sampler.grid=Uniform", "--data.batch_size=32"]
+    expected = resolved(*words)
+    assert expected["sampler"]["init_args"]["nfe"] == 35
+    assert expected["data"]["batch_size"] == 32
+    for order in itertools.islice(itertools.permutations(words), 1, 120, 17):
+        assert resolved(*order) == expected
+
+
+def test_separate_values_and_null() -> None:
+    words = ["--sampler.nfe", "10", "--sampler", "DDIM", "--config", DDPM, "--wandb.group=None"]
+    assert normalise_arguments(words) == [
+        f"--config={DDPM}",
+        "--sampler=DDIM",
+        "--sampler.nfe=10",
+        "--wandb.group=null",
+    ]
+    assert resolved(f"--config={DDPM}", "--sampler=None")["sampler"] is None
+
+
+def test_negative_numbers_are_values() -> None:
+    assert normalise_arguments(["--trainer.max_steps", "-1", "--model", "EDM"]) == [
+        "--model=EDM",
+        "--trainer.max_steps=-1",
+    ]
+
+
+def test_appended_callbacks_keep_their_order() -> None:
+    words = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks+=Timer"]
+    assert normalise_arguments([*words, f"--config={DDPM}"]) == [f"--config={DDPM}", *words]
+
+
+def test_a_second_model_does_not_inherit_from_the_first() -> None:
+    config = resolved(f"--config={DDPM}", f"--model={ROOT / 'conf/model/edm.yaml'}")
+    assert config["model"]["class_path"].endswith(".EDM")
+    assert "betas" not in config["model"]["init_args"]
+    assert "num_timesteps" not in config["model"]["init_args"]
+
+
+def test_a_group_file_and_an_override_of_it_go_together() -> None:
+    config = resolved(f"--model={ROOT / 'conf/model/ddpm.yaml'}", "--model.betas=cosine", "--data.source=Digits")
+    assert config["model"]["init_args"]["betas"] == "cosine"
+
+
+def test_seed_defaults_to_zero_and_rules_the_data() -> None:
+    assert resolved(f"--config={DDPM}")["seed_everything"] == 0
+    config = ExperimentCLI([f"--config={DDPM}", "--seed_everything=3"]).objects()
+    assert config.data.seed == 3
+
+
+def test_a_model_must_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "nothing.yaml"
+    file.write_text("data: {source: Digits}\n")
+    with pytest.raises(UserError, match="model"):
+        ExperimentCLI([f"--config={file}"]).objects()
+
+
+def test_only_what_changes_the_weights_changes_the_identity() -> None:
+    base = [f"--config={DDPM}"]
+    same = [
+        ["--sampler=Heun", "--sampler.steps=3"],
+        ["--evaluation.num_samples=77"],
+        ["--data.num_workers=2"],
+        ["--run.root=elsewhere", "--run.name=x"],
+        ["--wandb.mode=offline", "--wandb.project=p"],
+        ["--checkpoint.every=64", "--grid.every=64"],
+        ["--trainer.log_every_n_steps=1"],
+    ]
+    other = [
+        ["--seed_everything=1"],
+        ["--model.optimizer.lr=0.5"],
+        ["--model.network.channels=16"],
+        ["--data.batch_size=32"],
+        ["--data.flip=true"],
+        ["--budget.num_images=100"],
+        ["--ema.decay=0.5"],
+        ["--trainer.precision=bf16-mixed"],
+        ["--trainer.gradient_clip_val=1"],
+        ["--trainer.devices=2"],
+    ]
+    expected = identity(*base)
+    assert [identity(*base, *more) for more in same] == [expected] * len(same)
+    identities = [identity(*base, *more) for more in other]
+    assert len({expected, *identities}) == len(other) + 1
+    assert training_identity(resolved(*base), "other images") != expected
+
+
+def test_interpolation_is_resolved_after_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "linked.yaml"
+    file.write_text(
+        "model: {class_path: DDPM, init_args: {warmup: '${budget.num_images}'}}\n"
+        "data: {source: Digits}\nbudget: {num_images: 640}\n"
+    )
+    assert resolved(f"--config={file}")["model"]["init_args"]["warmup"] == 640
+    assert resolved(f"--config={file}", "--budget.num_images=1280")["model"]["init_args"]["warmup"] == 1280
+
+
+def test_a_saved_configuration_gives_the_same_experiment(tmp_path: Path) -> None:
+    words = arguments("WGAN", tmp_path, 640, "--sampler=null")
+    saved = tmp_path / "config.yaml"
+    saved.write_text(yaml.safe_dump(resolved(*words)))
+    assert resolved(f"--config={saved}") == resolved(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--model.optimizer.lrr=1"], "model"),
+        (["--modle=DDPM"], "modle"),
+        (["--sampler=Hoin"], "Hoin"),
+        (["--sampler=Heun", "--sampler.stepps=4"], "stepps"),
+        (["--sampler.steps=4"], "sampler"),
+        (["--data.batch_size=many"], "data.batch_size"),
+        (["--config=missing.yaml"], "missing.yaml"),
+        (["--evaluation.split=trial"], "evaluation.split"),
+    ],
+)
+def test_wrong_keys_and_values_are_named_in_one_line(words: list[str], named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        ExperimentCLI([f"--config={DDPM}", *words]).objects()
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+    print(caught.value)

@@ -1,0 +1,110 @@
+"""Image i of seed s is one image, whatever is drawn beside it and whoever draws it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_gen.config import ExperimentCLI
+from lit_gen.diffusion.grids import Karras
+from lit_gen.diffusion.samplers import DDIM, DDPM, Euler, Heun, Sampler
+from lit_gen.errors import UserError
+from lit_gen.models import GenerativeModel
+from lit_gen.noise import Noise
+from tests.conftest import arguments
+
+SAMPLERS = [
+    DDPM(steps=6),
+    DDPM(steps=6, variance="large"),
+    DDIM(steps=6, eta=0.7),
+    Euler(steps=6),
+    Heun(nfe=9, S_churn=4),
+]
+FAMILIES: list[tuple[str, Sampler | None]] = [
+    *[(model, sampler) for model in ("DDPM", "EDM", "RectifiedFlow") for sampler in SAMPLERS],
+    ("VAE", None),
+    ("WGAN", None),
+]
+
+
+def build(name: str, tmp_path: Path, *more: str) -> GenerativeModel:
+    """A model whose parameters are all random: the output layer of a fresh UNet is zero."""
+    model: GenerativeModel = ExperimentCLI(arguments(name, tmp_path, 64, *more)).objects().model
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def draw(model: GenerativeModel, sampler: Sampler | None, indices: list[int], seed: int = 5) -> Tensor:
+    return model.sample(Noise(seed, indices), sampler=sampler)
+
+
+@pytest.mark.parametrize(("name", "sampler"), FAMILIES, ids=lambda value: getattr(type(value), "__name__", value))
+def test_an_image_does_not_depend_on_its_batch(name: str, sampler: Sampler | None, tmp_path: Path) -> None:
+    model = build(name, tmp_path)
+    together = draw(model, sampler, list(range(64)))
+    assert together.std(0).mean() > 1e-3, "the images are all the same: the test would see nothing"
+    alone = torch.cat([draw(model, sampler, [i]) for i in (0, 6, 7, 63)])
+    in_sevens = torch.cat([draw(model, sampler, list(range(i, i + 7))) for i in (0, 7)])
+    others = draw(model, sampler, [63, 1000, 7, 0])
+    torch.testing.assert_close(alone, together[[0, 6, 7, 63]], rtol=0, atol=1e-5)
+    torch.testing.assert_close(in_sevens, together[:14], rtol=0, atol=1e-5)
+    torch.testing.assert_close(others[[0, 2, 3]], together[[63, 7, 0]], rtol=0, atol=1e-5)
+    assert (draw(model, sampler, [0], seed=6) - together[:1]).abs().max() > 1e-3
+
+
+def test_sampling_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    for name, sampler in (("EDM", SAMPLERS[-1]), ("VAE", None)):
+        model = build(name, tmp_path)
+        before = torch.get_rng_state()
+        draw(model, sampler, [0, 1])
+        assert torch.equal(before, torch.get_rng_state())
+
+
+def test_evaluations_are_counted(tmp_path: Path) -> None:
+    model = build("EDM", tmp_path)
+    calls = []
+    model.generator.register_forward_pre_hook(lambda *_: calls.append(1))
+    for sampler, nfe in (
+        (DDPM(steps=4), 4),
+        (DDIM(nfe=9), 9),
+        (Euler(steps=3), 3),
+        (Heun(steps=18), 35),
+        (Heun(nfe=10), 9),
+    ):
+        calls.clear()
+        draw(model, sampler, [0])
+        assert model.nfe == nfe == len(calls)
+    for name in ("VAE", "WGAN"):
+        model = build(name, tmp_path)
+        draw(model, None, [0])
+        assert model.nfe == 1
+
+
+def test_one_grid_one_model_ddim_is_euler(tmp_path: Path) -> None:
+    for name in ("DDPM", "EDM", "RectifiedFlow"):
+        model = build(name, tmp_path)
+        ddim = draw(model, DDIM(steps=9, grid=Karras()), [0, 1, 2])
+        for coordinates in ("sigma", "rectified"):
+            euler = draw(model, Euler(steps=9, grid=Karras(), coordinates=coordinates), [0, 1, 2])
+            torch.testing.assert_close(euler, ddim, rtol=0, atol=1e-5)
+
+
+def test_classes(tmp_path: Path) -> None:
+    model = build("DDPM", tmp_path, "--model.class_conditional=true")
+    own = draw(model, DDIM(steps=3), list(range(12)))
+    given = model.sample(Noise(5, range(12)), torch.arange(12) % 10, DDIM(steps=3))
+    assert torch.equal(own, given)
+    swapped = model.sample(Noise(5, range(12)), (torch.arange(12) + 1) % 10, DDIM(steps=3))
+    assert (own - swapped).abs().max() > 1e-3
+    with pytest.raises(UserError, match="class_conditional"):
+        build("DDPM", tmp_path).sample(Noise(5, range(2)), torch.zeros(2, dtype=torch.long))
+
+
+def test_a_sampler_for_a_family_without_one_is_refused(tmp_path: Path) -> None:
+    for name in ("VAE", "WGAN"):
+        with pytest.raises(UserError, match=f"{name} draws an image in one evaluation and takes no sampler"):
+            draw(build(name, tmp_path), DDIM(steps=2), [0])
