@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 
 from lit_gen import tracking
@@ -48,7 +50,9 @@ def run(arguments: list[str]) -> Path:
     cli = ExperimentCLI(arguments)
     objects = cli.objects()
     _check_sampler(objects)
-    return _evaluate(_fit(cli, objects), cli, objects)
+    trained = _fit(cli, objects)
+    _launch(cli)
+    return _evaluate(trained, cli, objects)
 
 
 def evaluate(arguments: list[str]) -> Path:
@@ -69,7 +73,7 @@ def sample(arguments: list[str]) -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments and arguments[0] in ("-h", "--help"):
         print(
             "usage: lit-gen sample RUN [-n 64] [--seed 0] [--first 0] [--out samples.png | FOLDER | FILE.npz]\n"
             "                          [--weights ema|raw] [--batch-size 256] [--sampler Heun --sampler.steps 18 ...]"
@@ -150,7 +154,7 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
             )
             tracking.announce(objects.wandb)
             _train(cli, objects, config, run)
-    else:
+    elif not run.finished:
         _train(cli, objects, config, run)
     return run
 
@@ -178,8 +182,10 @@ def _train(cli: ExperimentCLI, objects: Namespace, config: dict[str, Any], run: 
     before = run.metadata.get("training_seconds", 0.0)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=run.checkpoint if resume else None, weights_only=True)
-    except SystemExit:
+    except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
     finally:
         if trainer.is_global_zero:
             run.update(training_seconds=before + time.perf_counter() - begin)
@@ -261,9 +267,9 @@ def _check_sampler(objects: Namespace) -> None:
 
 
 def _launch(cli: ExperimentCLI) -> None:
-    """Starts the processes of a distributed evaluation, one for each device."""
+    """Starts the processes of a distributed evaluation, one for each device, unless a training has done so."""
     trainer = cli.config.trainer
-    if trainer.devices in ("auto", 1, "1"):
+    if trainer.devices in ("auto", 1, "1") or ranks()[1] > 1:
         return
     Fabric(accelerator=trainer.accelerator, devices=trainer.devices, strategy=trainer.strategy).launch()
 
@@ -276,7 +282,7 @@ def _device(cli: ExperimentCLI) -> torch.device:
 
 def _is_first_process() -> bool:
     """Whether this process started the others, or stands alone."""
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
+    return (_get_rank() or 0) == 0
 
 
 def _quieten() -> None:

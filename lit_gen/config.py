@@ -105,8 +105,8 @@ class ExperimentCLI(LightningCLI):
         """
         seed_everything(self.config.seed_everything, verbose=False)
         try:
-            self.config_init = self.parser.instantiate_classes(self.config)
-        except ArgumentError as error:
+            self.config_init = self.parser.instantiate(self.config)
+        except (ArgumentError, ValueError) as error:
             raise UserError(_one_line(error)) from None
         return self.config_init
 
@@ -165,6 +165,11 @@ def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:
 
 def _one_line(error: Exception) -> str:
     """jsonargparse explains over many lines, with the usage; this keeps the key, the value and the reason."""
+    cause: BaseException | None = error
+    while cause is not None:  # a class's own complaint comes wrapped
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__
     text = str(error)
     if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", text):
         return f"{unknown.group(1)}: no such key; lit-gen fit --help lists the keys"

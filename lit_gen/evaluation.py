@@ -127,6 +127,8 @@ class Evaluation:
                 noise = Noise(self.seed, range(first, min(first + self.batch_size, self.num_samples)), model.device)
                 begin = time.perf_counter()
                 images = quantise(model.sample(noise, sampler=sampler))
+                if images.is_cuda:
+                    torch.cuda.synchronize()
                 seconds += time.perf_counter() - begin
                 nfe = max(nfe, model.nfe)
                 features, logits = net(images)

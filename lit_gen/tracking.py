@@ -133,7 +133,9 @@ def log_evaluation(
         mode=mode,
         job_type="evaluate",
         config={**config, "run": result["run"], "protocol": result["protocol"]},
-        settings=_quiet(),
+        # wandb reads the environment once for each process, which may have been for the training
+        id=os.environ.get("WANDB_RUN_ID"),
+        settings=_quiet(sweep_id=os.environ.get("WANDB_SWEEP_ID")),
         reinit="finish_previous",
         **settings.arguments(),
     )
@@ -148,8 +150,10 @@ def finish() -> None:
         wandb.finish()
 
 
-def _quiet() -> Any:
-    return wandb.Settings(silent=True, console="off")
+def _quiet(**more: Any) -> wandb.Settings:
+    return wandb.Settings(
+        silent=True, console="off", **{key: value for key, value in more.items() if value is not None}
+    )
 
 
 @contextmanager

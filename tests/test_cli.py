@@ -1,0 +1,239 @@
+"""The verbs as a user meets them: what they print, what they write, and what they say of bad input."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lit_gen import commands
+from lit_gen.cli import main
+from lit_gen.runs import Run
+from tests.conftest import arguments
+
+FIT = ["fit", "--model=DDPM", "--data.source=Digits"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return commands.fit(arguments("EDM", tmp_path_factory.mktemp("runs"), 128))
+
+
+@pytest.fixture(scope="module")
+def trained_vae(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return commands.fit(arguments("VAE", tmp_path_factory.mktemp("runs"), 128))
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a failing command says: one line, exit code 2, no traceback."""
+    capsys.readouterr()
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("lit-gen: error: ")
+    print(error)
+    return error
+
+
+def test_help_imports_neither_torch_nor_lightning() -> None:
+    heavy = "{'torch', 'lightning', 'wandb'} & set(sys.modules)"
+    code = f"import sys; from lit_gen.cli import main; main([]); assert not {heavy}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for verb in ("fit", "run", "evaluate", "sample", "sweep", "leaderboard"):
+        assert f"  {verb} " in done.stdout
+
+
+def test_python_m_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "lit_gen", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("lit-gen ")
+
+
+def test_a_run_holds_everything(trained: Run) -> None:
+    assert trained.finished
+    metadata = trained.metadata
+    assert metadata["images_seen"] == 128
+    assert len(metadata["data"]["fingerprint"]) == 64
+    assert metadata["packages"]["torch"] == torch.__version__.split("+")[0] or "+" in metadata["packages"]["torch"]
+    assert {"git_commit", "git_dirty", "device", "python", "platform", "training_seconds"} <= metadata.keys()
+    assert (trained.directory / "metrics.csv").is_file()
+    checkpoint = torch.load(trained.checkpoint, weights_only=True)
+    assert checkpoint["ema"]["weights"].keys() == dict(checkpoint_network(checkpoint)).keys()
+    assert not any("feature" in key for key in checkpoint["state_dict"])
+
+
+def checkpoint_network(checkpoint: dict) -> list[tuple[str, torch.Tensor]]:
+    return [(key.removeprefix("network."), value) for key, value in checkpoint["state_dict"].items()]
+
+
+def test_a_finished_training_is_not_repeated(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = trained.checkpoint.stat().st_mtime_ns
+    assert commands.fit(arguments("EDM", trained.directory.parent, 128)) == trained
+    assert "finished" in capsys.readouterr().out
+    assert trained.checkpoint.stat().st_mtime_ns == before
+
+
+def test_the_sampler_of_the_command_line_wins(trained: Run) -> None:
+    paths = [
+        commands.evaluate([str(trained.directory), "--sampler", sampler, "--sampler.steps", "5"])
+        for sampler in ("DDPM", "DDIM", "Heun")
+    ]
+    assert len(set(paths)) == 3
+    results = [json.loads(path.read_text()) for path in paths]
+    assert [result["sampler"]["name"] for result in results] == ["DDPM", "DDIM", "Heun"]
+    assert [result["nfe"] for result in results] == [5, 5, 9]
+    images = [np.load(path.with_name("samples.npz"))["images"] for path in paths]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert not np.array_equal(images[one], images[other])
+
+
+def test_an_evaluation_is_computed_once_and_is_exactly_n(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(trained.directory), "--sampler=DDIM", "--sampler.steps=2", "--evaluation.num_samples=21"]
+    path = commands.evaluate(words)
+    stamp = path.stat().st_mtime_ns
+    assert commands.evaluate(words) == path
+    assert "computed before" in capsys.readouterr().out
+    assert path.stat().st_mtime_ns == stamp
+    result = json.loads(path.read_text())
+    assert result["protocol"]["num_samples"] == 21
+    assert np.load(path.with_name("samples.npz"))["images"].shape == (21, 1, 8, 8)
+    assert {"data_fingerprint", "split", "num_real", "feature_net_version", "resize"} <= result["protocol"].keys()
+    raw = commands.evaluate([*words, "--evaluation.weights=raw"])
+    assert raw != path
+
+
+def test_batch_size_changes_no_image(trained: Run) -> None:
+    words = [str(trained.directory), "--sampler=Heun", "--sampler.steps=4", "--evaluation.num_samples=24"]
+    one = commands.evaluate([*words, "--evaluation.batch_size=5"])
+    images = np.load(one.with_name("samples.npz"))["images"]
+    first = json.loads(one.read_text())["metrics"]["fd_digits"]
+    one.unlink()
+    other = commands.evaluate([*words, "--evaluation.batch_size=24"])
+    assert np.abs(np.load(other.with_name("samples.npz"))["images"].astype(int) - images).max() <= 1
+    assert json.loads(other.read_text())["metrics"]["fd_digits"] == pytest.approx(first, rel=1e-3)
+
+
+def test_sample_writes_grid_archive_and_folder(trained: Run, tmp_path: Path) -> None:
+    run = str(trained.directory)
+    more = ["--seed", "3", "--sampler=DDIM", "--sampler.steps=3"]
+    assert main(["sample", run, "-n", "9", "--out", str(tmp_path / "grid.png"), *more]) == 0
+    assert main(["sample", run, "-n", "9", "--out", str(tmp_path / "all.npz"), *more, "--batch-size", "4"]) == 0
+    assert main(["sample", run, "-n", "4", "--first", "5", "--out", str(tmp_path / "folder"), *more]) == 0
+    images = np.load(tmp_path / "all.npz")["images"]
+    assert images.shape == (9, 1, 8, 8) and images.dtype == np.uint8
+    singles = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "folder").iterdir())]
+    assert np.abs(np.stack(singles).astype(int) - images[5:, 0]).max() <= 1
+    assert Image.open(tmp_path / "grid.png").size[0] > 3 * 32
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([*FIT, "--sampler=DDIM", "--sampler.steps=2", "--sampler.nfe=3"], "not both"),
+        (["evaluate", "nowhere"], "nowhere: not a run directory"),
+        (["sample"], "usage: lit-gen sample RUN"),
+        (["leaderboard", "nowhere"], "nowhere"),
+        (["sweep", "nowhere.yaml"], "nowhere.yaml"),
+        ([*FIT, "--budget.num_images=0"], "budget.num_images"),
+        (["run", "--model=VAE", "--data.source=Digits", "--sampler=DDIM"], "VAE draws an image in one evaluation"),
+        ([*FIT, "--evaluation.num_samples=1"], "evaluation.num_samples"),
+        ([*FIT, "--data.batch_size=9999"], "data.batch_size"),
+        (["fit", "--model=DDPM", "--data.source=FashionMNIST", "--data.source.root=nowhere"], "dataset-fashion-mnist"),
+        (
+            ["fit", "--model=DDPM", "--data.source=Digits", "--sampler=DDIM", "--sampler.steps=2", "--sampler.nfe=3"],
+            "not both",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if words[0] in ("fit", "run") and "--model=DDPM" in words:
+        words = [*words, "--model.network=UNet", "--model.network.channel_mult=[1]", "--wandb.mode=disabled"]
+        words += [] if "--data.source=FashionMNIST" not in words else ["--data.source.download=false"]
+    assert named in said(capsys, *words)
+
+
+def test_settings_of_the_training_cannot_be_changed_afterwards(
+    trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = said(capsys, "evaluate", str(trained.directory), "--model.sigma_data=1", "--ema.decay=0.5")
+    assert "model.init_args" in error and "ema.decay" in error
+
+
+def test_a_sampler_for_a_vae_is_refused(trained_vae: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "VAE" in said(capsys, "evaluate", str(trained_vae.directory), "--sampler=DDIM", "--sampler.steps=3")
+
+
+def test_a_damaged_checkpoint_is_named(trained_vae: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = tmp_path / "run"
+    (damaged / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "run.json"):
+        (damaged / name).write_bytes((trained_vae.directory / name).read_bytes())
+    (damaged / "checkpoints/last.ckpt").write_bytes(trained_vae.checkpoint.read_bytes()[:5000])
+    assert "last.ckpt: not a readable checkpoint" in said(capsys, "evaluate", str(damaged))
+
+
+def test_a_checkpoint_of_another_network_is_named(
+    trained_vae: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "run"
+    (other / "checkpoints").mkdir(parents=True)
+    (other / "run.json").write_bytes((trained_vae.directory / "run.json").read_bytes())
+    (other / "checkpoints/last.ckpt").write_bytes(trained_vae.checkpoint.read_bytes())
+    config = (trained_vae.directory / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("latent_dim: 4", "latent_dim: 6"))
+    assert "does not fit the model" in said(capsys, "evaluate", str(other))
+
+
+def test_weights_that_are_no_numbers_end_the_run_and_keep_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments("EDM", tmp_path, 64 * 30, "--model.optimizer=SGD", "--checkpoint.every=64")
+    error = said(capsys, "fit", *words, "--model.optimizer.lr=1e30", "--trainer.log_every_n_steps=3")
+    assert "not finite" in error or "loss is" in error
+    assert "lower the learning rate" in error or "lower the" in error
+    (checkpoint,) = tmp_path.glob("*/checkpoints/last.ckpt")
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_inception_without_its_weights_says_where_to_get_them(
+    trained: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    missing = tmp_path / "inception.pth"
+    error = said(
+        capsys,
+        *("evaluate", str(trained.directory), "--evaluation.feature_net=Inception"),
+        f"--evaluation.feature_net.weights={missing}",
+    )
+    assert str(missing) in error
+
+
+@pytest.mark.slow
+def test_interrupted_training_is_resumable(tmp_path: Path, lit_gen: Callable) -> None:
+    """Ctrl-C during a training: one line, exit code 130, and the same command goes on."""
+    import os
+    import signal
+
+    words = arguments("EDM", tmp_path, 64 * 3000, "--checkpoint.every=640")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lit_gen", "fit", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "continues where this one stopped" in errors
+    assert "Traceback" not in errors
+    done = lit_gen("fit", *words)
+    assert done.returncode == 0 and "resuming after" in done.stdout, done.stderr

@@ -1,0 +1,124 @@
+"""What W&B and the CSV file hold, read back."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_gen import commands
+from lit_gen.tracking import MetricsFile, WandbSettings
+from tests.conftest import arguments
+from tests.interrupt import KILL_AT, CrashError
+
+WANDB = Path(sys.executable).parent / "wandb"
+
+
+def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the records of an offline run."""
+    summary = subprocess.run([WANDB, "leet", "inspect", "--summary", "--json", folder], capture_output=True, text=True)
+    records = subprocess.run([WANDB, "leet", "inspect", "--json", folder], capture_output=True, text=True)
+    assert summary.returncode == records.returncode == 0, summary.stderr + records.stderr
+    return json.loads(summary.stdout), [json.loads(line) for line in records.stdout.splitlines()]
+
+
+def offline(tmp_path: Path, *more: str) -> list[str]:
+    words = [word for word in arguments("WGAN", tmp_path, 640) if not word.startswith("--wandb")]
+    return [*words, "--wandb.mode=offline", "--trainer.log_every_n_steps=2", "--grid.num_samples=4", *more]
+
+
+def wandb_runs(tmp_path: Path) -> list[Path]:
+    return sorted(tmp_path.glob("*/wandb/offline-run-*"))
+
+
+def test_an_offline_run_holds_config_curves_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_GEN_SWEEP", "my_sweep")
+    commands.run(offline(tmp_path))
+    train, evaluate = wandb_runs(tmp_path)
+    summary, records = inspect(train)
+    text = json.dumps(records)
+    assert summary["config"]["model"]["class_path"].endswith("WGAN")
+    assert summary["config"]["budget"]["num_images"] == 640
+    history = [record for record in records if record["type"] == "history"]
+    assert len(history) >= 5
+    for name in ("train/loss", "train/critic_gap", "train/lr", "train/grad_norm_0", "train/grad_norm_1", "images"):
+        assert name in json.dumps(history), name
+    assert "my_sweep" in text and "train" in text and "sweep" in text
+    assert list(train.glob("files/media/images/samples*.png"))
+    summary, records = inspect(evaluate)
+    text = json.dumps([summary, records])
+    for name in ("fd_digits", "inception_score", "nfe", "evaluate", "my_sweep"):
+        assert name in text, name
+    assert summary["config"]["run"]["directory"] == train.parents[1].name
+    assert list(evaluate.glob("files/media/images/samples*.png"))
+
+
+def test_a_resumed_training_continues_its_wandb_run_and_its_csv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = offline(tmp_path, "--trainer.callbacks=tests.interrupt.Interrupt", "--checkpoint.every=256")
+    monkeypatch.setenv(KILL_AT, "raise:7")
+    with pytest.raises(CrashError):
+        commands.fit(words)
+    monkeypatch.delenv(KILL_AT)
+    run = commands.fit(words)
+    assert len({path.name.rsplit("-", 1)[-1] for path in wandb_runs(tmp_path)}) == 1
+    with (run.directory / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    images = [int(row["images"]) for row in rows]
+    assert images == sorted(set(images)), "every step once"
+    assert images[0] == 128 and images[-1] >= 640 - 128
+    assert all(float(row["train/loss"]) == float(row["train/loss"]) for row in rows if row["train/loss"])
+
+
+def test_the_evaluation_has_the_agents_run_and_the_training_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "agentsrun")
+    commands.run(offline(tmp_path))
+    train, evaluate = wandb_runs(tmp_path)
+    ids = {path.name.rsplit("-", 1)[-1]: inspect(path)[0] for path in (train, evaluate)}
+    assert set(ids) - {"agentsrun"} != set() and "agentsrun" in ids
+    assert "protocol" in ids["agentsrun"]["config"]
+
+
+def test_mode_is_offline_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert WandbSettings().resolved_mode() == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123456789\n")
+    assert WandbSettings().resolved_mode() == "online"
+    (tmp_path / "netrc").unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789")
+    assert WandbSettings().resolved_mode() == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert WandbSettings().resolved_mode() == "offline"
+    assert WandbSettings(mode="disabled").resolved_mode() == "disabled"
+
+
+def test_csv_grows_columns_and_forgets_what_is_trained_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log = MetricsFile(path)
+    log.log_metrics({"a": 1.0}, 64)
+    log.log_metrics({"a": 2.0, "b": 5.0}, 128)
+    log.log_metrics({"b": 6.0}, 192)
+    with path.open() as file:
+        assert list(csv.DictReader(file)) == [
+            {"images": "64", "a": "1.0", "b": ""},
+            {"images": "128", "a": "2.0", "b": "5.0"},
+            {"images": "192", "a": "", "b": "6.0"},
+        ]
+    again = MetricsFile(path)
+    again.resume(128)
+    again.log_metrics({"a": 9.0}, 192)
+    with path.open() as file:
+        assert [(row["images"], row["a"]) for row in csv.DictReader(file)] == [
+            ("64", "1.0"),
+            ("128", "2.0"),
+            ("192", "9.0"),
+        ]
