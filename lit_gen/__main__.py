@@ -1,6 +1,8 @@
 """`python -m lit_gen` is `lit-gen`."""
 
+import sys
+
 from lit_gen.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -150,10 +150,11 @@ def finish() -> None:
         wandb.finish()
 
 
-def _quiet(**more: Any) -> wandb.Settings:
-    return wandb.Settings(
-        silent=True, console="off", **{key: value for key, value in more.items() if value is not None}
-    )
+def _quiet(sweep_id: str | None = None) -> wandb.Settings:
+    settings = wandb.Settings(silent=True, console="off")
+    if sweep_id:
+        settings.sweep_id = sweep_id
+    return settings
 
 
 @contextmanager

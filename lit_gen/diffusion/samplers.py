@@ -131,7 +131,8 @@ class DDPM(Sampler):
         steps: number of steps. Give this or `nfe`.
         nfe: budget of network evaluations (one for each step). Default: 50, if no `steps` are given.
         grid: where the steps lie. Default: `Karras()`.
-        variance: of the noise that a step adds. Large gives the better images at a thousand steps, small at few.
+        variance: of the noise that a step adds. Large, as in the paper, is for a step at each time that the model was
+            trained on (a thousand); small is better at few steps.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class DDPM(Sampler):
         steps: int | None = None,
         nfe: int | None = None,
         grid: Grid | None = None,
-        variance: Literal["small", "large"] = "small",
+        variance: Literal["small", "large"] = "large",
     ) -> None:
         super().__init__(steps, nfe, grid)
         if variance not in ("small", "large"):

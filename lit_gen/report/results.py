@@ -29,7 +29,7 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 }
 # What the samplers and grids of the package are built with when nothing else is asked for: not worth a label.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "DDPM": {"variance": "small"},
+    "DDPM": {"variance": "large"},
     "DDIM": {"eta": 0.0},
     "Euler": {"coordinates": "rectified"},
     "Heun": {"S_churn": 0.0, "S_min": 0.0, "S_max": "inf", "S_noise": 1.0, "coordinates": "sigma"},
