@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import seed_everything
@@ -148,6 +149,7 @@ def training_config(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that changes the weights, and nothing else."""
     data = {key: value for key, value in config["data"].items() if key not in DATA_KEYS_THAT_CHANGE_NO_WEIGHT}
     trainer = {key: value for key, value in config["trainer"].items() if key not in TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT}
+    trainer["devices"] = _num_devices(config["trainer"])
     keys = ("seed_everything", "model", "budget", "ema")
     return {key: config[key] for key in keys} | {"data": data, "trainer": trainer}
 
@@ -156,6 +158,17 @@ def training_identity(config: dict[str, Any], fingerprint: str) -> str:
     """A hash of everything that changes the weights: the training's configuration and the training images."""
     plain = json.dumps([training_config(config), fingerprint], sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _num_devices(trainer: dict[str, Any]) -> int | str | list[int]:
+    """What `auto` stands for on this machine: each process draws its own random numbers, so their number matters."""
+    devices: int | str | list[int] = trainer["devices"]
+    if isinstance(devices, list):
+        return len(devices)
+    if devices not in ("auto", -1, "-1"):
+        return devices
+    on_gpu = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.cuda.device_count() if on_gpu else 1
 
 
 def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:

@@ -88,6 +88,7 @@ def test_only_what_changes_the_weights_changes_the_identity() -> None:
         ["--wandb.mode=offline", "--wandb.project=p"],
         ["--checkpoint.every=64", "--grid.every=64"],
         ["--trainer.log_every_n_steps=1"],
+        ["--trainer.devices=1"],
     ]
     other = [
         ["--seed_everything=1"],

@@ -49,7 +49,7 @@ class SampleGrid(Callback):
         self._drawn_at = pl_module.images_seen
         if not trainer.is_global_zero or self.folder is None or not self.num_samples:
             return
-        noise = Noise(self.seed, range(self.num_samples))
+        noise = Noise(self.seed, range(self.num_samples), pl_module.device)
         ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))  # type: ignore[attr-defined]
         with ema.averaged(pl_module.generator):
             images = quantise(pl_module.sample(noise, sampler=self.sampler)).cpu()
