@@ -72,7 +72,11 @@ class ExperimentCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--sampler", type=Sampler | None, default=None, help="How a diffusion model draws images; null: its own."
+            "--sampler",
+            type=Sampler | None,
+            default=None,
+            enable_path=True,
+            help="How a diffusion model draws images; null: its own.",
         )
         parser.add_class_arguments(Evaluation, "evaluation")
         parser.add_class_arguments(RunSettings, "run")
@@ -166,7 +170,7 @@ def _num_devices(trainer: dict[str, Any]) -> int | str | list[int]:
     if isinstance(devices, list):
         return len(devices)
     if devices not in ("auto", -1, "-1"):
-        return devices
+        return int(devices) if str(devices).isdigit() else devices
     on_gpu = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.cuda.device_count() if on_gpu else 1
 

@@ -93,7 +93,7 @@ def test_only_what_changes_the_weights_changes_the_identity() -> None:
     other = [
         ["--seed_everything=1"],
         ["--model.optimizer.lr=0.5"],
-        ["--model.network.channels=16"],
+        ["--model.network.channels=24"],
         ["--data.batch_size=32"],
         ["--data.flip=true"],
         ["--budget.num_images=100"],

@@ -39,7 +39,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        batch = {b"data": rng.integers(0, 256, (128, 3072), np.uint8), b"labels": rng.integers(0, 10, 128).tolist()}
+        batch = {"data": rng.integers(0, 256, (128, 3072), np.uint8), "labels": rng.integers(0, 10, 128).tolist()}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     return root
 

@@ -23,7 +23,7 @@ from lit_gen.diffusion.denoisers import per_image
 from lit_gen.noise import Noise
 
 SAMPLERS: list[Sampler] = [
-    DDPM(steps=7),
+    DDPM(steps=7, variance="small"),
     DDPM(steps=7, variance="large"),
     DDIM(steps=7),
     DDIM(steps=7, eta=0.6),

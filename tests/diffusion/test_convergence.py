@@ -83,8 +83,8 @@ def test_at_equal_evaluations_the_second_order_is_closer(mixture_1d):
 @pytest.mark.parametrize(
     ("sampler", "schedule"),
     [
-        (DDPM(steps=300, grid=Uniform()), Rectified()),
-        (DDPM(steps=300), DiscreteVP()),
+        (DDPM(steps=300, grid=Uniform(), variance="small"), Rectified()),
+        (DDPM(steps=300, variance="small"), DiscreteVP()),
         (DDPM(steps=300, variance="large"), EDMSchedule()),
         (DDIM(steps=300, eta=1), DiscreteVP()),
         (DDIM(steps=300, eta=0.5), Rectified()),

@@ -40,7 +40,7 @@ def moments(sampler: Sampler, schedule: Schedule, x_0: float, x_t: float, t: flo
     return mean, above - mean
 
 
-@pytest.mark.parametrize("sampler", [DDPM(steps=1), DDIM(steps=1, eta=1)])
+@pytest.mark.parametrize("sampler", [DDPM(steps=1, variance="small"), DDIM(steps=1, eta=1)])
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_posterior_is_that_of_bayes(schedule: Schedule, sampler: Sampler, t: float, s: float):
     """p(x_s | x_t, x_0) ~ p(x_t | x_s) p(x_s | x_0) on a grid of x_s."""
@@ -82,7 +82,7 @@ def test_posterior_in_the_symbols_of_ddpm(steps: tuple[int, int]):
     of_data = (beta * math.sqrt(bar_s) * x_0 + (1 - bar_s) * math.sqrt(1 - beta) * x_t) / (1 - bar_t)
     of_noise = (x_t - beta / math.sqrt(1 - bar_t) * eps) / math.sqrt(1 - beta)
     for sampler, variance in [
-        (DDPM(steps=1), beta * (1 - bar_s) / (1 - bar_t)),
+        (DDPM(steps=1, variance="small"), beta * (1 - bar_s) / (1 - bar_t)),
         (DDIM(steps=1, eta=1), beta * (1 - bar_s) / (1 - bar_t)),
         (DDPM(steps=1, variance="large"), beta),
     ]:
@@ -115,7 +115,10 @@ def test_ddim_on_the_exploding_path_is_the_ancestral_step_of_sigma_up_and_down()
 
 @pytest.mark.parametrize("grid", [Karras(), Uniform(), UniformLogSNR()])
 def test_ddpm_with_small_variance_is_ddim_with_eta_one(mixture, schedule, grid: Grid):
-    ddpm, ddim = (run(sampler, mixture, schedule) for sampler in (DDPM(steps=9, grid=grid), DDIM(9, None, grid, 1.0)))
+    ddpm, ddim = (
+        run(sampler, mixture, schedule)
+        for sampler in (DDPM(steps=9, grid=grid, variance="small"), DDIM(9, None, grid, 1.0))
+    )
     torch.testing.assert_close(ddpm, ddim, rtol=1e-10, atol=1e-10)
 
 
