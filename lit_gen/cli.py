@@ -34,12 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"lit-gen: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("lit-gen: interrupted; the same command continues where this one stopped", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        print(f"lit-gen: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lit-gen: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return 130
 
 
 def _dispatch(words: list[str]) -> int:
@@ -103,18 +106,19 @@ def _sweep(options: argparse.Namespace) -> int:
     done = sweeps.run_sweep(options.files, options.root, jobs=options.jobs, **common)
     if done.results and not done.interrupted:
         try:
-            _report(done.folder)
+            _report(sorted(set(done.results.values())), done.folder)
         except UserError as error:  # a report that cannot be made does not undo the trials
             print(f"no report: {error}")
+            return max(done.exit_status, 1)
     return done.exit_status
 
 
-def _report(folder: Path) -> None:
+def _report(paths: list[Path], folder: Path) -> None:
     """What a sweep ends with: the leaderboard, distance against evaluations, and samples side by side."""
     from lit_gen.report import leaderboard, plots, render
-    from lit_gen.report.results import load_results
+    from lit_gen.report.results import read_result
 
-    results = load_results(folder)
+    results = [read_result(path) for path in paths]
     board = leaderboard.rank(results)
     render.print_table(board)
     (folder / "leaderboard.md").write_text(render.to_markdown(board))
@@ -133,5 +137,5 @@ def _leaderboard(options: argparse.Namespace) -> int:
         render.print_table(board)
     else:
         formats = {"json": render.to_json, "csv": render.to_csv, "markdown": render.to_markdown}
-        print(formats[options.format](board))
+        print(formats[options.format](board).rstrip())
     return 0

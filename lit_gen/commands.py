@@ -5,8 +5,13 @@ Data flows one way: config -> data -> model -> samples -> metrics -> result file
 
 import argparse
 import os
+import signal
+import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +30,10 @@ from lit_gen.callbacks.progress import image_progress
 from lit_gen.callbacks.sample_grid import SampleGrid
 from lit_gen.config import ExperimentCLI, recipe_identity, training_config, training_identity
 from lit_gen.data import ImageDataModule
+from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser
 from lit_gen.errors import UserError
 from lit_gen.evaluation import device_name, ranks
-from lit_gen.images import save_images
+from lit_gen.images import check_ending, save_images
 from lit_gen.metrics import quantise
 from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
@@ -50,6 +56,7 @@ def run(arguments: list[str]) -> Path:
     cli = ExperimentCLI(arguments)
     objects = cli.objects()
     _check_sampler(objects)
+    objects.evaluation.check(objects.data)
     trained = _fit(cli, objects)
     _launch(cli)
     return _evaluate(trained, cli, objects)
@@ -80,8 +87,10 @@ def sample(arguments: list[str]) -> None:
         )
         return
     own, rest = parser.parse_known_args(arguments)
-    if own.n < 1:
-        raise UserError(f"-n: {own.n} is not a positive number of images")
+    for name, value in {"-n": own.n, "--batch-size": own.batch_size}.items():
+        if value < 1:
+            raise UserError(f"{name}: {value} is not a positive number of images")
+    check_ending(own.out)
     run, cli = _reopen(rest, "sample")
     objects = cli.objects()
     _check_sampler(objects)
@@ -138,6 +147,7 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
     data: ImageDataModule = objects.data
     model: GenerativeModel = objects.model
     identity = training_identity(config, data.fingerprint("train"))
+    trainer = _trainer(cli)
     run = Run.of(objects.run, f"{data.name}_{type(model).__name__.lower()}", identity)
     if _is_first_process():
         with run.lock():
@@ -145,7 +155,7 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
                 print(f"{run.directory}: this training is finished", flush=True)
                 return run
             run.create(
-                config,
+                config | {"sampler": None},  # of an evaluation: a run must not depend on which of them came first
                 identity=identity,
                 recipe=recipe_identity(config, data.fingerprint("train")),
                 training=training_config(config),
@@ -153,22 +163,49 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
                 data={"name": data.name, "fingerprint": data.fingerprint("train")},
             )
             tracking.announce(objects.wandb)
-            _train(cli, objects, config, run)
+            _train(trainer, objects, config, run)
     elif not run.finished:
-        _train(cli, objects, config, run)
+        _train(trainer, objects, config, run)
     return run
 
 
-def _train(cli: ExperimentCLI, objects: Namespace, config: dict[str, Any], run: Run) -> None:
+def _trainer(cli: ExperimentCLI) -> Trainer:
+    try:
+        return cli.instantiate_trainer(logger=False, enable_progress_bar=False)
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def _saved_when_interrupted(checkpoint: Checkpoint, trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C saves a checkpoint after the batch in progress; a second one stops at once.
+
+    Several processes do not get the signal at the same batch, so they stop at once and go on from the last checkpoint.
+    """
+    if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        if checkpoint.interrupted:
+            raise KeyboardInterrupt
+        checkpoint.interrupted = True
+        print("stopping after this batch; its checkpoint is saved", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Run) -> None:
     _quieten()
     data, model = objects.data, objects.model
     model.training_seed = config["seed_everything"]
     objects.checkpoint.path = run.checkpoint
     objects.grid.folder = run.samples
-    objects.grid.sampler = objects.sampler
-    trainer = cli.instantiate_trainer(
-        logger=tracking.training_loggers(objects.wandb, run, config), enable_progress_bar=False
-    )
+    trainer.loggers = tracking.training_loggers(objects.wandb, run, config)
     _order_callbacks(trainer, [Monitor(), TrainingProgress(objects.budget.num_images)])
     resume = run.checkpoint.is_file()
     if resume:
@@ -181,7 +218,8 @@ def _train(cli: ExperimentCLI, objects: Namespace, config: dict[str, Any], run: 
     begin = time.perf_counter()
     before = run.metadata.get("training_seconds", 0.0)
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=run.checkpoint if resume else None, weights_only=True)
+        with _saved_when_interrupted(objects.checkpoint, trainer):
+            trainer.fit(model, datamodule=data, ckpt_path=run.checkpoint if resume else None, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     except MisconfigurationException as error:
@@ -208,7 +246,7 @@ def _order_callbacks(trainer: Trainer, added: list[Any]) -> None:
 
 def _evaluate(run: Run, cli: ExperimentCLI, objects: Namespace) -> Path:
     model = load_model(run, objects.model, objects.evaluation.weights).to(_device(cli))
-    cache = Path(objects.run.root) / ".reference"
+    cache = run.directory.parent / ".reference"
     result, path, computed = objects.evaluation(model, objects.data, objects.sampler, run, cache)
     if ranks()[0] == 0:
         if computed:
@@ -234,8 +272,6 @@ def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
 def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI]:
     """The run that the first argument names, with its configuration and the changes that the others ask for."""
     if not arguments or arguments[0].startswith("-"):
-        if {"-h", "--help"} & set(arguments):
-            ExperimentCLI(["--help"])
         raise UserError(f"usage: lit-gen {verb} RUN [--sampler Heun --sampler.steps 18 ...]; RUN is a run directory")
     run = Run.open(arguments[0])
     own = ["--config", str(run.config)]
@@ -258,12 +294,15 @@ def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI]:
 
 
 def _check_sampler(objects: Namespace) -> None:
-    """Says that a sampler does not apply before minutes of training, not after."""
+    """Says that a sampler does not suit the model before minutes of training, not after."""
     if objects.sampler is not None and not objects.model.takes_sampler:
         raise UserError(
             f"sampler: {type(objects.model).__name__} draws an image in one evaluation and takes no sampler; "
             "leave --sampler out"
         )
+    if objects.sampler is not None:
+        exact = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1))
+        objects.sampler.sample(exact, objects.model.schedule, Noise(0, range(1)), (1,))
 
 
 def _launch(cli: ExperimentCLI) -> None:

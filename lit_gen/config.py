@@ -35,7 +35,7 @@ set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 # A Trainer argument that is not named here is taken to change the weights.
 TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = {
-    *("accelerator", "strategy", "logger", "fast_dev_run", "log_every_n_steps", "enable_checkpointing"),
+    *("accelerator", "strategy", "logger", "log_every_n_steps", "enable_checkpointing"),
     *("enable_progress_bar", "enable_model_summary", "default_root_dir", "profiler", "barebones"),
     *("num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
     *("limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry", "inference_mode"),

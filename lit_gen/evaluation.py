@@ -61,9 +61,10 @@ class Evaluation:
         batch_size: int = 256,
         num_kept: int = 64,
     ) -> None:
-        for name, value in {"num_samples": num_samples, "batch_size": batch_size}.items():
-            if value < 2:
-                raise UserError(f"evaluation.{name}: {value} is too few; a covariance needs at least 2 images")
+        least = {"num_samples": (num_samples, 2), "batch_size": (batch_size, 1), "num_kept": (num_kept, 1)}
+        for name, (value, minimum) in (least | {"inception_splits": (inception_splits, 1)}).items():
+            if value < minimum:
+                raise UserError(f"evaluation.{name}: {value} is too few; give at least {minimum}")
         self.feature_net = feature_net
         self.num_samples = num_samples
         self.split = split
@@ -72,6 +73,10 @@ class Evaluation:
         self.inception_splits = inception_splits
         self.batch_size = batch_size
         self.num_kept = min(num_kept, num_samples)
+
+    def check(self, data: ImageDataModule) -> None:
+        """Builds the feature net and shows it an image: what is missing is said before a training, not after."""
+        self.feature_net()(torch.zeros(2, *data.image_shape, dtype=torch.uint8))
 
     def protocol(self, data: ImageDataModule, net: FeatureNet) -> dict[str, Any]:
         """Everything that two rows of a leaderboard must share."""

@@ -27,12 +27,14 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     return path
 
 
-def save_images(images: Tensor, labels: Tensor | None, out: Path) -> None:
-    """Saves uint8 images as a grid (`.png`), an archive (`.npz`) or one PNG each (a folder).
+def check_ending(out: Path) -> None:
+    """Raises a UserError unless `save_images` knows what to write there."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise UserError(f"--out: {out} ends in {out.suffix}; give .png for a grid, .npz, or a folder")
 
-    Raises:
-        UserError: the ending is none of these.
-    """
+
+def save_images(images: Tensor, labels: Tensor | None, out: Path) -> None:
+    """Saves uint8 images as a grid (`.png`), an archive (`.npz`) or one PNG each (a folder)."""
     if out.suffix == ".png":
         save_grid(images, out)
     elif out.suffix == ".npz":
@@ -41,11 +43,9 @@ def save_images(images: Tensor, labels: Tensor | None, out: Path) -> None:
         if labels is not None:
             arrays["labels"] = labels.numpy()
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
-    elif out.suffix == "":
+    else:
         out.mkdir(parents=True, exist_ok=True)
         digits = max(5, len(str(len(images) - 1)))
         for index, image in enumerate(images):
             pixels = image.permute(1, 2, 0).squeeze(-1) if image.shape[0] == 1 else image.permute(1, 2, 0)
             Image.fromarray(torch.as_tensor(pixels).numpy()).save(out / f"{index:0{digits}d}.png")
-    else:
-        raise UserError(f"--out: {out} ends in {out.suffix}; give .png for a grid, .npz, or a folder")

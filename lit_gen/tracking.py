@@ -1,6 +1,7 @@
 """Where numbers go: Weights & Biases, and a CSV file of the same metrics in the run directory."""
 
 import csv
+import io
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,8 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_gen.runs import Run
+from lit_gen.errors import UserError
+from lit_gen.runs import Run, write_atomically
 
 # Under `wandb agent` these name the trial's run and its sweep; they belong to the evaluation, never to a training that
 # the trial happens to start.
@@ -93,7 +95,7 @@ class Curves(WandbLogger):
         experiment = None
         if not getattr(rank_zero_only, "rank", 0):
             with _without_agent():
-                experiment = wandb.init(
+                experiment = _init(
                     name=run.directory.name,
                     id=run.metadata["wandb_id"],
                     dir=str(run.directory),
@@ -127,7 +129,7 @@ def log_evaluation(
     if mode == "disabled":
         return
     sampler = result["sampler"] or {"name": "none"}
-    experiment = wandb.init(
+    experiment = _init(
         name=f"{run.directory.name} {sampler['name']}",
         dir=str(run.directory),
         mode=mode,
@@ -148,6 +150,14 @@ def finish() -> None:
     """Ends the W&B run of a training, so that an evaluation can begin its own."""
     if wandb.run is not None:
         wandb.finish()
+
+
+def _init(**arguments: Any) -> wandb.Run:
+    try:
+        return wandb.init(**arguments)
+    except wandb.errors.Error as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"wandb: {reason} (wandb login, or --wandb.mode offline)") from None
 
 
 def _quiet(sweep_id: str | None = None) -> wandb.Settings:
@@ -179,6 +189,7 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self._rows: list[dict[str, Any]] = []
+        self._fields: dict[str, None] = {}
 
     @property
     def name(self) -> str:
@@ -199,29 +210,27 @@ class MetricsFile(Logger):
             with self.path.open(newline="") as file:
                 rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
             self._rows = [row for row in rows if int(row["images"]) <= images]
-            self._write(self._rows, "w")
+            self._fields = dict.fromkeys(key for row in self._rows for key in row)
+            self._rewrite()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
         row = {"images": step, **{key: value for key, value in metrics.items() if key != "epoch"}}
-        known = self._fields()
         self._rows.append(row)
-        if self._fields() == known:
-            self._write([row], "a")
+        if row.keys() <= self._fields.keys():
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._fields).writerow(row)
         else:
-            self._write(self._rows, "w")
+            self._fields |= dict.fromkeys(row)
+            self._rewrite()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The run's config.yaml holds them."""
 
-    def _fields(self) -> list[str]:
-        return list(dict.fromkeys(key for row in self._rows for key in row))
-
-    def _write(self, rows: list[dict[str, Any]], mode: str) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open(mode, newline="") as file:
-            writer = csv.DictWriter(file, self._fields())
-            if mode == "w":
-                writer.writeheader()
-            writer.writerows(rows)
+    def _rewrite(self) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._fields)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, text.getvalue())

@@ -14,7 +14,9 @@ class CrashError(Exception):
 
 
 class Interrupt(Callback):
-    """Dies once so many batches were trained: by SIGKILL for `kill:N`, by an exception for `raise:N`.
+    """Dies once so many batches were trained.
+
+    By SIGKILL for `kill:N`, by Ctrl-C for `interrupt:N`, by an exception for `raise:N`.
 
     How is read from the environment, so the configuration, and with it the run's identity, stays the same.
     """
@@ -24,4 +26,7 @@ class Interrupt(Callback):
         if how and trainer.lightning_module._batches_seen == int(when):
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "interrupt":
+                os.kill(os.getpid(), signal.SIGINT)
+                return
             raise CrashError

@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from lit_gen import commands
 from lit_gen.cli import main
 from lit_gen.runs import Run
 from tests.conftest import arguments
+from tests.interrupt import KILL_AT
 
 FIT = ["fit", "--model=DDPM", "--data.source=Digits"]
 
@@ -217,23 +216,59 @@ def test_inception_without_its_weights_says_where_to_get_them(
     assert str(missing) in error
 
 
-@pytest.mark.slow
-def test_interrupted_training_is_resumable(tmp_path: Path, lit_gen: Callable) -> None:
-    """Ctrl-C during a training: one line, exit code 130, and the same command goes on."""
-    import os
-    import signal
+def test_interrupted_training_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before any checkpoint was due: exit code 130, and the same command goes on from the batch it came at."""
+    words = arguments("EDM", tmp_path, 64 * 30, "--trainer.callbacks=tests.interrupt.Interrupt")
+    monkeypatch.setenv(KILL_AT, "interrupt:7")
+    assert main(["fit", *words]) == 130
+    (checkpoint,) = tmp_path.glob("*/checkpoints/last.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["images_seen"] == 64 * 8
+    monkeypatch.delenv(KILL_AT)
+    run = commands.fit(words)
+    assert run.finished and run.metadata["images_seen"] == 64 * 30
 
-    words = arguments("EDM", tmp_path, 64 * 3000, "--checkpoint.every=640")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lit_gen", "fit", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "continues where this one stopped" in errors
-    assert "Traceback" not in errors
-    done = lit_gen("fit", *words)
-    assert done.returncode == 0 and "resuming after" in done.stdout, done.stderr
+
+def test_the_readmes_evaluation_works_whatever_sampler_the_run_began_with(tmp_path: Path) -> None:
+    words = arguments("EDM", tmp_path, 64, "--sampler=DDPM", "--sampler.nfe=3", "--sampler.grid=Uniform")
+    first = commands.run(words)
+    run = str(first.parents[2])
+    result = json.loads(commands.evaluate([run, "--sampler", "Heun", "--sampler.steps", "3"]).read_text())
+    assert result["sampler"]["grid"]["name"] == "Karras" and result["nfe"] == 5
+    result = json.loads(commands.evaluate([run, "--sampler=DDIM"]).read_text())
+    assert result["sampler"]["steps"] == 50
+    own = json.loads(commands.evaluate([run]).read_text())
+    assert own["sampler"]["name"] == "Heun" and own["sampler"]["steps"] == 18
+
+
+def test_what_is_missing_is_said_before_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An evaluation that cannot be made leaves no training behind."""
+    words = arguments("RectifiedFlow", tmp_path, 64)
+    missing = f"--evaluation.feature_net.weights={tmp_path / 'none.safetensors'}"
+    assert "none.safetensors" in said(capsys, "run", *words, "--evaluation.feature_net=DigitsFeatures", missing)
+    unsuitable = ["--sampler=Heun", "--sampler.steps=3", "--sampler.grid=Uniform"]
+    assert "grid" in said(capsys, "run", *words, *unsuitable)
+    assert not list(tmp_path.glob("*/run.json"))
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("--trainer.strategy=foo", "foo"),
+        ("--trainer.accelerator=tpu", "trainer"),
+        ("--evaluation.num_kept=0", "evaluation.num_kept"),
+        ("--evaluation.inception_splits=0", "evaluation.inception_splits"),
+        ("--model.warmup=-1", "model.warmup"),
+        ("--ema.decay=1.5", "ema.decay"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(
+    word: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in said(capsys, "run", *arguments("EDM", tmp_path, 64, word))
+    assert not list(tmp_path.glob("*/run.json"))
+
+
+def test_a_trial_batch_is_not_taken_for_the_training(tmp_path: Path) -> None:
+    tried = commands.fit(arguments("EDM", tmp_path, 128, "--trainer.fast_dev_run=true"))
+    run = commands.fit(arguments("EDM", tmp_path, 128))
+    assert run != tried and run.metadata["images_seen"] == 128

@@ -1,8 +1,8 @@
 """Every YAML under conf/ and sweeps/ is run."""
 
 import gzip
-import hashlib
 import itertools
+import json
 import pickle
 import struct
 from pathlib import Path
@@ -13,7 +13,6 @@ import yaml
 
 from lit_gen import commands
 from lit_gen.config import ExperimentCLI
-from lit_gen.data import ImageDataModule
 from lit_gen.runs import Run
 from lit_gen.sweeps import load_sweep
 from tests.conftest import DIGITS, ROOT, TINY, TINY_UNET
@@ -109,7 +108,6 @@ def test_data_is_accepted(name: str) -> None:
     cli = ExperimentCLI([*TINY["VAE"], f"--data={path}"])
     given = yaml.safe_load(path.read_text())
     assert cli.config.data.batch_size == given["batch_size"]
-    assert isinstance(ImageDataModule, type)
 
 
 @pytest.mark.parametrize("name", files("sweeps"))
@@ -134,4 +132,4 @@ def test_one_trial_for_each_training_of_a_sweep_runs(name: str, tmp_path: Path) 
         small = ["--budget.num_images=64", "--evaluation.num_samples=4", "--grid.num_samples=0"]
         result = commands.run([*words, *small, f"--run.root={tmp_path}", "--wandb.mode=disabled"])
         assert Run.open(result.parents[2]).finished
-        assert hashlib.sha256(result.read_bytes()).hexdigest()
+        assert json.loads(result.read_text())["protocol"]["num_samples"] == 4

@@ -15,7 +15,7 @@ from lit_gen.noise import Noise
 from tests.conftest import arguments
 
 SAMPLERS = [
-    DDPM(steps=6),
+    DDPM(steps=6, variance="small"),
     DDPM(steps=6, variance="large"),
     DDIM(steps=6, eta=0.7),
     Euler(steps=6),

@@ -21,6 +21,9 @@ class Checkpoint(Callback):
         every: Images between two checkpoints; 0 saves only the last.
     """
 
+    interrupted: bool = False
+    """Set by Ctrl-C: save after this batch, then stop."""
+
     def __init__(self, every: int = 100_000) -> None:
         self.every = every
         self.path: Path | None = None
@@ -33,8 +36,10 @@ class Checkpoint(Callback):
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         images = pl_module.images_seen
-        if self.every and images // self.every > self._saved_at // self.every:
+        if self.interrupted or (self.every and images // self.every > self._saved_at // self.every):
             self.save(trainer, pl_module)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         if pl_module.images_seen != self._saved_at:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
+from lit_gen.errors import UserError
 from lit_gen.models.base import GenerativeModel
 
 
@@ -23,6 +24,8 @@ class EMA(Callback):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"ema.decay: {decay} is not in [0, 1)")
         self.decay = decay
         self.num_updates = 0
         self._average: dict[str, Tensor] = {}

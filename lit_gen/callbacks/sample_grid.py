@@ -6,7 +6,6 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from lit_gen.callbacks.ema import EMA
-from lit_gen.diffusion.samplers import Sampler
 from lit_gen.images import save_grid
 from lit_gen.metrics import quantise
 from lit_gen.models.base import GenerativeModel
@@ -15,7 +14,8 @@ from lit_gen.tracking import Curves
 
 
 class SampleGrid(Callback):
-    """Draws the same images (the same seed and indices) every so many images, with the averaged weights.
+    """Draws the same images (the same seed and indices) every so many images, with the averaged weights and the
+    model's own sampler, so that no setting of an evaluation touches the training.
 
     Args:
         every: Images between two grids; 0 draws none but the last.
@@ -27,7 +27,6 @@ class SampleGrid(Callback):
         self.every = every
         self.num_samples = num_samples
         self.seed = seed
-        self.sampler: Sampler | None = None
         self.folder: Path | None = None
         self._drawn_at = 0
 
@@ -52,7 +51,7 @@ class SampleGrid(Callback):
         noise = Noise(self.seed, range(self.num_samples), pl_module.device)
         ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))  # type: ignore[attr-defined]
         with ema.averaged(pl_module.generator):
-            images = quantise(pl_module.sample(noise, sampler=self.sampler)).cpu()
+            images = quantise(pl_module.sample(noise)).cpu()
         path = save_grid(images, self.folder / f"images-{pl_module.images_seen:09d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, Curves):

@@ -48,6 +48,8 @@ class GenerativeModel(LightningModule, ABC):
         if class_conditional and not num_classes:
             raise UserError("model.class_conditional: the data has no labels; set it to false or choose labelled data")
         channels, height, width = image_shape
+        if warmup < 0:
+            raise UserError(f"model.warmup: {warmup} is not a number of images; 0 is none")
         self.image_shape = (channels, height, width)
         self.num_classes = num_classes if class_conditional else 0
         self.warmup = warmup

@@ -33,7 +33,6 @@ from lit_gen.sweeps.progress import SweepProgress, describe, trial_table, varyin
 from lit_gen.sweeps.spec import Sweep, Trial, load_sweep, option
 
 SWEEP_VARIABLE = "LIT_GEN_SWEEP"
-SWEEP_FOLDER_VARIABLE = "LIT_GEN_SWEEP_DIR"
 
 _EVALUATION_ARGUMENT = re.compile(r"--(sampler|evaluation|wandb)\b")
 
@@ -181,7 +180,7 @@ class _Run:
         self._result = SweepResult(sweep.name, folder, sweep.trials, results)
         self._waiting = deque(trial for trial in sweep.trials if trial.id not in results)
         jobs = max(1, min(jobs, len(self._waiting)))
-        environment = os.environ | {SWEEP_VARIABLE: sweep.name, SWEEP_FOLDER_VARIABLE: os.path.abspath(folder)}
+        environment = os.environ | {SWEEP_VARIABLE: sweep.name}
         if jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
         self._workers = [Worker(runner, environment) for _ in range(jobs)]

@@ -182,9 +182,16 @@ def _trials(config: dict[str, Any], path: Path, seed: int, count: int | None) ->
         raise UserError(f"{path}: method: random needs an end; set run_cap in the file, or pass --count")
     for setting in settings:
         parameters = {key: _through_json(value) for key, value in setting.items()}
-        key = json.dumps([command, parameters], sort_keys=True, default=str)
+        key = json.dumps([command, parameters, _contents(command, parameters)], sort_keys=True, default=str)
         identity = hashlib.sha256(key.encode()).hexdigest()[:12]
         yield Trial(identity, parameters, _arguments(command, parameters))
+
+
+def _contents(command: list[str], parameters: dict[str, Any]) -> dict[str, str]:
+    """Hashes of the configuration files that a trial names: edited ones make it another trial."""
+    words = [word.rpartition("=")[2] for word in command] + [str(value) for value in parameters.values()]
+    files = {word: Path(word) for word in words if word.endswith((".yaml", ".yml"))}
+    return {word: hashlib.sha256(file.read_bytes()).hexdigest() for word, file in files.items() if file.is_file()}
 
 
 def _space(entries: Any, where: str) -> Space:

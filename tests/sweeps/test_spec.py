@@ -202,3 +202,17 @@ def test_option_reads_both_spellings():
 def test_reading_sweeps_imports_neither_torch_nor_lightning_nor_wandb():
     code = "import sys, lit_gen.sweeps; assert not {'torch', 'lightning', 'wandb', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_edited_configuration_file_makes_another_trial(tmp_path: Path) -> None:
+    config, sweep = tmp_path / "experiment.yaml", tmp_path / "sweep.yaml"
+    sweep.write_text(
+        f"method: grid\ncommand: [lit-gen, run, '${{args}}']\nparameters: {{config: {{values: [{config}]}}}}\n"
+    )
+    config.write_text("budget: {num_images: 1}\n")
+    (first,) = load_sweep([sweep]).trials
+    (same,) = load_sweep([sweep]).trials
+    config.write_text("budget: {num_images: 2}\n")
+    (other,) = load_sweep([sweep]).trials
+    assert first.id == same.id != other.id
+    assert first.arguments == other.arguments
