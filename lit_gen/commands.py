@@ -64,6 +64,12 @@ def run(arguments: list[str]) -> Path:
 
 def evaluate(arguments: list[str]) -> Path:
     """Scores a run with a sampler and a protocol. Returns the result's path."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(
+            "usage: lit-gen evaluate RUN [--sampler Heun --sampler.steps 18] [--evaluation.num_samples 10000 ...]\n"
+            "lit-gen fit --help lists the keys of sampler, evaluation and wandb"
+        )
+        raise SystemExit(0)
     run, cli = _reopen(arguments, "evaluate")
     objects = cli.objects()
     _check_sampler(objects)

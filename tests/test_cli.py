@@ -272,3 +272,10 @@ def test_a_trial_batch_is_not_taken_for_the_training(tmp_path: Path) -> None:
     tried = commands.fit(arguments("EDM", tmp_path, 128, "--trainer.fast_dev_run=true"))
     run = commands.fit(arguments("EDM", tmp_path, 128))
     assert run != tried and run.metadata["images_seen"] == 128
+
+
+def test_help_of_evaluate_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: lit-gen evaluate RUN")
