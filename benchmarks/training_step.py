@@ -75,7 +75,7 @@ def main() -> None:
         images = np.random.default_rng(0).integers(0, 256, (args.batch * 10, *shape), np.uint8)
         np.savez(Path(folder) / "data.npz", images=images)
         data = ImageDataModule(Npz(f"{folder}/data.npz"), batch_size=args.batch)
-        model = RectifiedFlow(shape, network=network, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
+        model = RectifiedFlow(image_shape=shape, network=network, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
         alternate = Alternate(network(shape, 0), torch.randn(args.batch, *shape))
         run = Run(Path(folder) / "run")
         run.create({})

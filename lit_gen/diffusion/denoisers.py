@@ -142,6 +142,19 @@ class Denoiser(ABC):
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """As `__call__`, uncounted."""
 
+    def given(self, labels: Tensor | None) -> "Denoiser":
+        """This denoiser with its labels filled in; evaluations still count here."""
+        return self if labels is None else _Given(self, labels)
+
+
+class _Given(Denoiser):
+    def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
+        self.denoiser = denoiser
+        self.labels = labels
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return self.denoiser(x, alpha, sigma, self.labels)
+
 
 class NetworkDenoiser(Denoiser):
     """The denoiser of a network. Noise levels outside the range that it was trained on are moved to the nearest end.

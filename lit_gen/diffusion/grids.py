@@ -7,34 +7,14 @@ Papers: Song et al. 2020, https://arxiv.org/abs/2010.02502 (quadratic); Karras e
 https://arxiv.org/abs/2206.00364
 """
 
-import inspect
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
-
-
-def describe(configured: object, leave_out: str = "") -> dict[str, Any]:
-    """The class and the constructor's arguments of an object that keeps them as attributes, in plain JSON types.
-
-    Args:
-        configured: the object.
-        leave_out: name of an argument that is not an attribute.
-    """
-    description: dict[str, Any] = {"name": type(configured).__name__}
-    for name in inspect.signature(type(configured)).parameters:
-        if name == leave_out:
-            continue
-        value = getattr(configured, name)
-        if isinstance(value, Grid):
-            value = describe(value)
-        description[name] = str(value) if isinstance(value, float) and not math.isfinite(value) else value
-    return description
 
 
 class Grid(ABC):

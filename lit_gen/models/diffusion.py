@@ -45,13 +45,8 @@ class Diffusion(GenerativeModel):
         schedule: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma eps.
         parameterization: What the network predicts.
         density: Which times it is trained on.
-        image_shape: (C, H, W) of one image; comes from the data.
-        num_classes: Number of classes of the data; comes from the data.
         network: The network, called with (x, c_noise, labels).
         optimizer: Optimizer of the network's parameters.
-        class_conditional: Condition on the class label.
-        warmup: Images over which the learning rate rises linearly from zero.
-        compile: Compile the network with torch.compile.
         clip: Clamp E[x_0 | x_t] to [-clip, clip] when sampling.
     """
 
@@ -62,16 +57,12 @@ class Diffusion(GenerativeModel):
         schedule: Schedule,
         parameterization: Parameterization,
         density: TimeDensity,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-        network: NetworkFactory,
-        optimizer: OptimizerFactory,
-        class_conditional: bool,
-        warmup: int,
-        compile: bool,
+        network: NetworkFactory = UNet,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
         clip: float | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape, num_classes, class_conditional, warmup, compile)
+        super().__init__(**kwargs)
         self.network = network(self.image_shape, self.num_classes)
         self.optimizer = optimizer
         self.schedule = schedule
@@ -111,42 +102,25 @@ class DDPM(Diffusion):
     Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672.
 
     Args:
-        image_shape: (C, H, W) of one image; comes from the data.
-        num_classes: Number of classes of the data; comes from the data.
         betas: The noise schedule.
         num_timesteps: T, the number of discrete times.
-        network: The network, called with (x, c_noise, labels).
         optimizer: Optimizer of the network's parameters.
-        class_conditional: Condition on the class label.
-        warmup: Images over which the learning rate rises linearly from zero.
-        compile: Compile the network with torch.compile.
     """
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
-        num_classes: int = 0,
         betas: Literal["linear", "cosine"] = "linear",
         num_timesteps: int = 1000,
-        network: NetworkFactory = UNet,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
-        class_conditional: bool = False,
-        warmup: int = 0,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        schedule = DiscreteVP(betas, num_timesteps)
         super().__init__(
-            schedule,
-            Epsilon(num_timesteps),
-            UniformSteps(),
-            image_shape,
-            num_classes,
-            network,
-            optimizer,
-            class_conditional,
-            warmup,
-            compile,
+            schedule=DiscreteVP(betas, num_timesteps),
+            parameterization=Epsilon(num_timesteps),
+            density=UniformSteps(),
+            optimizer=optimizer,
             clip=1.0,
+            **kwargs,
         )
 
     def default_sampler(self) -> Sampler:
@@ -160,42 +134,27 @@ class EDM(Diffusion):
     the loss weight makes F's own squared error the loss.
 
     Args:
-        image_shape: (C, H, W) of one image; comes from the data.
-        num_classes: Number of classes of the data; comes from the data.
         sigma_data: Standard deviation of the data that the preconditioning assumes.
         p_mean: Mean of ln sigma in training.
         p_std: Standard deviation of ln sigma in training.
-        network: The network, called with (x, c_noise, labels).
         optimizer: Optimizer of the network's parameters.
-        class_conditional: Condition on the class label.
-        warmup: Images over which the learning rate rises linearly from zero.
-        compile: Compile the network with torch.compile.
     """
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
-        num_classes: int = 0,
         sigma_data: float = 0.5,
         p_mean: float = -1.2,
         p_std: float = 1.2,
-        network: NetworkFactory = UNet,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
-        class_conditional: bool = False,
-        warmup: int = 0,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            EDMSchedule(),
-            EDMPreconditioning(sigma_data),
-            LognormalSigma(p_mean, p_std),
-            image_shape,
-            num_classes,
-            network,
-            optimizer,
-            class_conditional,
-            warmup,
-            compile,
+            schedule=EDMSchedule(),
+            parameterization=EDMPreconditioning(sigma_data),
+            density=LognormalSigma(p_mean, p_std),
+            optimizer=optimizer,
+            clip=None,
+            **kwargs,
         )
 
     def default_sampler(self) -> Sampler:
@@ -209,38 +168,23 @@ class RectifiedFlow(Diffusion):
     2024, https://arxiv.org/abs/2403.03206.
 
     Args:
-        image_shape: (C, H, W) of one image; comes from the data.
-        num_classes: Number of classes of the data; comes from the data.
         density: Which times the network is trained on.
-        network: The network, called with (x, c_noise, labels).
         optimizer: Optimizer of the network's parameters.
-        class_conditional: Condition on the class label.
-        warmup: Images over which the learning rate rises linearly from zero.
-        compile: Compile the network with torch.compile.
     """
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
-        num_classes: int = 0,
         density: Literal["uniform", "logit_normal"] = "uniform",
-        network: NetworkFactory = UNet,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
-        class_conditional: bool = False,
-        warmup: int = 0,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            Rectified(),
-            Velocity(),
-            LogitNormal() if density == "logit_normal" else UniformTime(),
-            image_shape,
-            num_classes,
-            network,
-            optimizer,
-            class_conditional,
-            warmup,
-            compile,
+            schedule=Rectified(),
+            parameterization=Velocity(),
+            density=LogitNormal() if density == "logit_normal" else UniformTime(),
+            optimizer=optimizer,
+            clip=None,
+            **kwargs,
         )
 
     def default_sampler(self) -> Sampler:

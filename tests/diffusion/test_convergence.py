@@ -4,6 +4,7 @@ On the line, the probability flow keeps the order of the points, so that it carr
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -46,8 +47,8 @@ def error(mixture: GaussianMixtureDenoiser, sampler: Sampler, schedule: Schedule
         (DDIM, Rectified(), Uniform()),
         (Euler, EDMSchedule(), Karras()),
         (Euler, Rectified(), Quadratic()),
-        (lambda steps, grid: Euler(steps, None, grid, "schedule"), DiscreteVP("cosine"), Karras(sigma_min=0.001)),
-        (lambda steps, grid: Euler(steps, None, grid, "sigma"), Rectified(), Karras()),
+        (partial(Euler, coordinates="schedule"), DiscreteVP("cosine"), Karras(sigma_min=0.001)),
+        (partial(Euler, coordinates="sigma"), Rectified(), Karras()),
     ],
 )
 def test_first_order(mixture_1d, sampler, schedule: Schedule, grid: Grid):
@@ -109,7 +110,7 @@ def test_few_steps_under_and_over_disperse_by_the_kind_of_variance():
     data = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.tensor([0.5]))
 
     def variance(kind, steps: int) -> float:
-        x = DDPM(steps, variance=kind).sample(data, DiscreteVP(), Noise(0, range(4000)), (1,))
+        x = DDPM(steps=steps, variance=kind).sample(data, DiscreteVP(), Noise(0, range(4000)), (1,))
         return float(x.var())
 
     for steps, small, large in [(10, 0.096, 0.40), (20, 0.149, 0.318), (100, 0.228, 0.267)]:
@@ -131,6 +132,6 @@ def test_the_dispersion_of_ddpm_for_normal_data_is_its_recursion(kind):
         noise = 0.0 if bar_s == 1 else beta * ((1 - bar_s) / (1 - bar_t) if kind == "small" else 1)
         variance = mean**2 * variance + noise
     data = GaussianMixtureDenoiser(torch.zeros(1, 10), torch.tensor([math.sqrt(d2)], dtype=torch.float64))
-    x = DDPM(steps, variance=kind).sample(data, vp, Noise(0, range(4000)), (10,))
+    x = DDPM(steps=steps, variance=kind).sample(data, vp, Noise(0, range(4000)), (10,))
     assert float(x.var()) == pytest.approx(variance, rel=0.03)
     assert (variance < 0.15) if kind == "small" else (variance > 0.3)

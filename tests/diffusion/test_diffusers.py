@@ -84,7 +84,7 @@ def test_ddpm(mixture, monkeypatch, variance, steps):
     scheduler.set_timesteps(timesteps=[k - 1 for k in steps])
     x = float(VP(1.0)[1]) * the_same_noise(monkeypatch, "scheduling_ddpm")
     theirs = loop(scheduler, network, x)
-    sampler = DDPM(len(steps), variance=variance, grid=Knots(steps))
+    sampler = DDPM(steps=len(steps), variance=variance, grid=Knots(steps))
     torch.testing.assert_close(ours(sampler, network, VP, Epsilon()), theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -107,7 +107,7 @@ def test_ddim(mixture, monkeypatch, betas, eta: float):
     for index in scheduler.timesteps:
         output = network(x, torch.full((8,), float(index), dtype=torch.float64), None)
         x = scheduler.step(output, index, x, eta=eta).prev_sample
-    sampler = DDIM(len(knots), eta=eta, grid=Knots(knots))
+    sampler = DDIM(steps=len(knots), eta=eta, grid=Knots(knots))
     torch.testing.assert_close(ours(sampler, network, schedule, Epsilon()), x, rtol=1e-4, atol=1e-4)
 
 
@@ -120,7 +120,7 @@ def test_euler(mixture, coordinates, steps: int):
     x = float(VP.ratio(1.0)) * Noise(3, range(8)).normal(SHAPE, torch.float64)
     # The start is scaled as x / alpha: ours is sigma eps.
     theirs = loop(scheduler, network, x, scaled=True)
-    sampler = Euler(steps, grid=Uniform(), coordinates=coordinates)
+    sampler = Euler(steps=steps, grid=Uniform(), coordinates=coordinates)
     torch.testing.assert_close(ours(sampler, network, VP, Epsilon()), theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_heun(mixture, steps: int):
     assert len(scheduler.timesteps) == 2 * steps - 1
     x = float(VP.ratio(1.0)) * Noise(3, range(8)).normal(SHAPE, torch.float64)
     theirs = loop(scheduler, network, x, scaled=True)
-    sampler = Heun(steps, grid=Uniform())
+    sampler = Heun(steps=steps, grid=Uniform())
     torch.testing.assert_close(ours(sampler, network, VP, Epsilon()), theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -14,7 +14,7 @@ from lit_gen.diffusion import (
     Uniform,
     UniformLogSNR,
 )
-from lit_gen.diffusion.grids import describe
+from lit_gen.diffusion.samplers.base import describe
 from lit_gen.errors import UserError
 
 GRIDS = [Uniform(), Quadratic(), Quadratic(0.8), Karras(), Karras(3, 0.05, 20), UniformLogSNR()]

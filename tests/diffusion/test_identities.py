@@ -117,7 +117,7 @@ def test_ddim_on_the_exploding_path_is_the_ancestral_step_of_sigma_up_and_down()
 def test_ddpm_with_small_variance_is_ddim_with_eta_one(mixture, schedule, grid: Grid):
     ddpm, ddim = (
         run(sampler, mixture, schedule)
-        for sampler in (DDPM(steps=9, grid=grid, variance="small"), DDIM(9, None, grid, 1.0))
+        for sampler in (DDPM(steps=9, grid=grid, variance="small"), DDIM(steps=9, grid=grid, eta=1.0))
     )
     torch.testing.assert_close(ddpm, ddim, rtol=1e-10, atol=1e-10)
 
@@ -137,7 +137,8 @@ def test_ddim_is_euler_in_sigma_and_in_rectified_coordinates(mixture, schedule, 
 def test_euler_in_the_time_of_vp_is_another_discretisation(mixture, betas):
     schedule, grid = DiscreteVP(betas), Uniform()
     ddim, other = (
-        run(sampler, mixture, schedule) for sampler in (DDIM(20, grid=grid), Euler(20, None, grid, "schedule"))
+        run(sampler, mixture, schedule)
+        for sampler in (DDIM(steps=20, grid=grid), Euler(steps=20, grid=grid, coordinates="schedule"))
     )
     assert 0.05 < float((ddim - other).abs().max()) < 5
 
@@ -157,7 +158,9 @@ def test_the_velocity_is_that_of_the_probability_flow(mixture, schedule: Schedul
     alpha, sigma = schedule(t)
     (score,) = torch.autograd.grad(mixture.log_density(x, alpha, sigma).sum(), x)
     x = x.detach()
-    velocity = (Euler(1, coordinates="schedule").step(mixture, schedule, x, t, s, Noise(0, range(4))) - x) / (s - t)
+    velocity = (Euler(steps=1, coordinates="schedule").step(mixture, schedule, x, t, s, Noise(0, range(4))) - x) / (
+        s - t
+    )
     match schedule:
         case DiscreteVP():
             rate = -1000 * math.log1p(-(1e-4 + (0.02 - 1e-4) * 432 / 999))  # within step 433 of the chain
@@ -210,7 +213,7 @@ def test_heun_is_algorithm_2_of_edm(mixture):
             d_new = (new - denoise(new, sigmas[i + 1])) / sigmas[i + 1]
             new = x + (sigmas[i + 1] - hat) * (d + d_new) / 2
         x = new
-    heun = Heun(steps, None, None, S_churn, S_min, S_max, S_noise)
+    heun = Heun(steps=steps, S_churn=S_churn, S_min=S_min, S_max=S_max, S_noise=S_noise)
     ours = heun.sample(mixture, EDMSchedule(), Noise(1, range(6)), (2, 3))
     torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
 
@@ -228,7 +231,7 @@ def test_churn_keeps_the_variance(mixture_1d: GaussianMixtureDenoiser, schedule:
     x = alpha * mixture_1d.means[component] + std * torch.randn_like(std)
     for S_noise in (1.0, 1.1):
         point = Point(torch.zeros((), dtype=torch.float64))
-        Heun(10, S_churn=S_churn, S_noise=S_noise).step(point, schedule, x, t, s, Noise(0, range(30000)))
+        Heun(steps=10, S_churn=S_churn, S_noise=S_noise).step(point, schedule, x, t, s, Noise(0, range(30000)))
         churned, alpha_hat, sigma_hat = point.seen[0]
         assert alpha_hat == alpha and sigma_hat == pytest.approx(float(sigma) * (1 + gamma), rel=1e-12)
         added = (sigma_hat**2 - float(sigma) ** 2) * S_noise**2
@@ -238,5 +241,5 @@ def test_churn_keeps_the_variance(mixture_1d: GaussianMixtureDenoiser, schedule:
 @pytest.mark.parametrize(("S_min", "S_max", "draws"), [(0.0, math.inf, 18), (1.0, 10.0, 5), (0.05, 50.0, 13)])
 def test_churn_acts_only_between_its_limits(mixture, S_min: float, S_max: float, draws: int):
     noise = Noise(0, range(2))
-    Heun(18, S_churn=10, S_min=S_min, S_max=S_max).sample(mixture, EDMSchedule(), noise, (2, 3))
+    Heun(steps=18, S_churn=10, S_min=S_min, S_max=S_max).sample(mixture, EDMSchedule(), noise, (2, 3))
     assert noise.draws == 1 + draws

@@ -152,7 +152,9 @@ def test_heun_in_rectified_coordinates_starts_at_pure_noise_also_with_churn(mixt
         assert run(heun, mixture, Rectified()).isfinite().all()
 
 
-@pytest.mark.parametrize("sampler", [Heun(steps=5, grid=Uniform()), Euler(5, None, Quadratic(), "sigma")])
+@pytest.mark.parametrize(
+    "sampler", [Heun(steps=5, grid=Uniform()), Euler(steps=5, grid=Quadratic(), coordinates="sigma")]
+)
 def test_sigma_coordinates_at_pure_noise_are_a_user_error(mixture, sampler: Sampler):
     with pytest.raises(UserError, match=f"{type(sampler.grid).__name__}.*coordinates rectified.*Karras"):
         run(sampler, mixture, Rectified())
@@ -190,7 +192,12 @@ def test_bad_settings_name_the_key(cls, setting):
 def test_to_dict():
     karras = {"name": "Karras", "rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0}
     assert DDIM(nfe=10).to_dict() == {"name": "DDIM", "steps": 10, "grid": karras, "eta": 0.0}
-    assert DDPM(3, variance="large").to_dict() == {"name": "DDPM", "steps": 3, "grid": karras, "variance": "large"}
+    assert DDPM(steps=3, variance="large").to_dict() == {
+        "name": "DDPM",
+        "steps": 3,
+        "grid": karras,
+        "variance": "large",
+    }
     assert Heun(nfe=35).to_dict() == Heun(steps=18).to_dict()
     assert Heun(steps=18).to_dict()["S_max"] == "inf"
     euler = Euler(steps=2, grid=Quadratic(0.8)).to_dict()
@@ -209,7 +216,7 @@ def test_to_dict():
     [
         ([], None),
         (["--sampler", "Heun"], Heun()),
-        (["--sampler", "Heun", "--sampler.nfe", "35", "--sampler.grid", "Uniform"], Heun(18, grid=Uniform())),
+        (["--sampler", "Heun", "--sampler.nfe", "35", "--sampler.grid", "Uniform"], Heun(steps=18, grid=Uniform())),
         (
             ["--sampler=DDIM", "--sampler.eta=0.5", "--sampler.grid=Karras", "--sampler.grid.rho=3"],
             DDIM(eta=0.5, grid=Karras(3)),

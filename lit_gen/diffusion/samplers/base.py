@@ -1,0 +1,147 @@
+r"""What all samplers share: a grid, a loop over it, and a record of their settings."""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gen.diffusion.denoisers import Denoiser
+from lit_gen.diffusion.grids import Grid, Karras
+from lit_gen.diffusion.schedules import Schedule
+from lit_gen.errors import UserError
+from lit_gen.noise import Noise
+
+DEFAULT_NFE = 50
+
+
+def describe(configured: object) -> dict[str, Any]:
+    """The class and the constructor's arguments of an object that keeps them as attributes, in plain JSON types.
+
+    Options left at None are left out, and so is `nfe`, which a sampler turns into steps.
+    """
+    classes = [cls for cls in reversed(type(configured).__mro__) if "__init__" in vars(cls) and cls is not object]
+    parameters = [p for cls in classes for p in list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]]
+    description: dict[str, Any] = {"name": type(configured).__name__}
+    for parameter in parameters:
+        value = None if parameter.name == "nfe" else getattr(configured, parameter.name, None)
+        if value is not None:
+            description[parameter.name] = _plain(value)
+    return description
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str)) else describe(value)
+
+
+class Sampler(ABC):
+    """A solver on a grid.
+
+    Args:
+        steps: number of steps. Give this or `nfe`.
+        nfe: budget of network evaluations: as many steps as fit are made. Default: 50, if no `steps` are given.
+        grid: where the steps lie. Default: `Karras()`.
+        schedule: in whose time and scale the sampler moves. Default: that of the model. Any other is right as well,
+            since a denoiser answers for every alpha and sigma; the noise levels should be those of the training.
+
+    Raises:
+        UserError: both of steps and nfe are given, or fewer than 1.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = None,
+        nfe: int | None = None,
+        grid: Grid | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        if steps is not None and nfe is not None:
+            raise UserError("give the sampler either steps or nfe, not both")
+        if steps is None:
+            budget = DEFAULT_NFE if nfe is None else nfe
+            if budget < 1:
+                raise UserError(f"the sampler's nfe must be at least 1, not {nfe}")
+            steps = self.steps_within(budget)
+        if steps < 1:
+            raise UserError(f"the sampler's steps must be at least 1, not {steps}")
+        self.steps = steps
+        self.grid = Karras() if grid is None else grid
+        self.schedule = schedule
+
+    def steps_within(self, nfe: int) -> int:
+        """The most steps that need no more than nfe network evaluations, at least 1."""
+        return nfe
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as {"name": "DDIM", "steps": 10, "grid": {"name": "Karras", ...}, ...}; a budget as steps."""
+        return describe(self)
+
+    @abstractmethod
+    def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
+        """x_s from x_t.
+
+        Args:
+            denoiser: of the model, given its labels.
+            schedule: in whose time and scale x is.
+            x: x_t, (N, ...).
+            t: the present time.
+            s: the next time, in [0, t).
+            noise: from which random numbers are drawn, if the step needs any.
+        """
+
+    def integrate(
+        self, denoiser: Denoiser, schedule: Schedule, x: Tensor, times: list[float], noise: Noise
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Yields (s, x_s) after each step, from x at times[0] to times[-1] = 0."""
+        for t, s in zip(times[:-1], times[1:], strict=True):
+            x = self.step(denoiser, schedule, x, t, s, noise)
+            yield s, x
+
+    def trajectory(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        noise: Noise,
+        shape: tuple[int, ...],
+        labels: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Yields (t, x_t) at every time visited, the first and t = 0 included; arguments as in `sample`."""
+        schedule = schedule if self.schedule is None else self.schedule
+        times = self.grid(schedule, self.steps).tolist()
+        x = schedule(times[0])[1] * noise.normal(shape, dtype)
+        yield times[0], x
+        yield from self.integrate(denoiser.given(labels), schedule, x, times, noise)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        noise: Noise,
+        shape: tuple[int, ...],
+        labels: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        r"""Samples x_0, (N, \*shape), for the N indices of the noise.
+
+        Starts at sigma(t_0) eps with the first draw of the noise, at the first time t_0 of the grid.
+
+        Args:
+            denoiser: of the model.
+            schedule: that of the model, on which the grid is laid unless the sampler has its own.
+            noise: the source of all random numbers.
+            shape: of one image.
+            labels: classes (N,) for a conditional model.
+            dtype: of the state x; the denoiser casts for its network.
+        """
+        states = (x for _, x in self.trajectory(denoiser, schedule, noise, shape, labels, dtype))
+        return deque(states, maxlen=1)[0]
