@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_gen.errors import UserError
 
-DIGITS_WEIGHTS = Path(__file__).parent / "weights" / "digits.safetensors"
+WEIGHTS = Path(__file__).parent / "weights"
 
 
 class FeatureNet(nn.Module, ABC):
@@ -66,11 +66,22 @@ class FeatureNet(nn.Module, ABC):
         """What `forward` computes, without its checks."""
 
 
-class DigitsNetwork(nn.Module):
-    """Convolutional classifier of 8x8 grey images: (N, 1, 8, 8) in 0 .. 255 -> features (N, 64), logits (N, 10).
+class ClassifierNetwork(nn.Module):
+    """A small convolutional classifier: grey images (N, 1, H, W) in 0 .. 255 -> features (N, width), logits (N, 10).
 
     SiLU and average pooling keep the features smooth in the pixels, with no unit dead over a data set.
     """
+
+    body: nn.Sequential
+    head: nn.Linear
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(images / 127.5 - 1)
+        return features, self.head(features)
+
+
+class DigitsNetwork(ClassifierNetwork):
+    """For 8x8 images; 64 features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,15 +99,24 @@ class DigitsNetwork(nn.Module):
         )
         self.head = nn.Linear(64, 10)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(images / 127.5 - 1)
-        return features, self.head(features)
+
+class FashionNetwork(ClassifierNetwork):
+    """For 28x28 images; 128 features, averages over the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels, width, pool in ((1, 32, 2), (32, 64, 1), (64, 96, 2), (96, 128, 1)):
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.SiLU()]
+            layers += [nn.AvgPool2d(pool)] if pool > 1 else []
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(128, 10)
 
 
-class DigitsFeatures(FeatureNet):
-    """A small classifier of scikit-learn's 8x8 digits, trained on their training split; the weights come along.
+class ClassifierFeatures(FeatureNet):
+    """A small classifier, trained on the training split of a data set; the weights come along.
 
-    Features are the 64 activations before the last layer. `python -m lit_gen.metrics.train_digits` trains it.
+    Features are the activations before the last layer. `python -m lit_gen.metrics.train_feature_net` trains it.
 
     Args:
         weights: A file with other weights of the same network; by default those that come with the package.
@@ -105,34 +125,82 @@ class DigitsFeatures(FeatureNet):
         UserError: The file is missing or broken.
     """
 
-    name = "digits"
-    width = 64
+    network_class: type[ClassifierNetwork]
+    file: Path
+    """The weights that come with the package."""
     num_classes = 10
     resize = "none"
 
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        path = Path(weights).expanduser() if weights is not None else DIGITS_WEIGHTS
-        self.network = DigitsNetwork()
+        path = Path(weights).expanduser() if weights is not None else self.file
+        self.network = self.network_class()
         try:
             self.network.load_state_dict(load_file(path))
         except Exception as error:  # safetensors, torch and the file system each have their own
             raise UserError(
-                f"{path} does not hold the weights of the digits feature net ({_first_line(error)}): install the "
-                "package again, or train them with python -m lit_gen.metrics.train_digits"
+                f"{path} does not hold the weights of the {self.name} feature net ({_first_line(error)}): install the "
+                f"package again, or train them with python -m lit_gen.metrics.train_feature_net {self.name}"
             ) from error
         self.version = _hash(path)
         self.requires_grad_(False)
         self.eval()
 
+
+class DigitsFeatures(ClassifierFeatures):
+    """A small classifier of scikit-learn's 8x8 digits, trained on their training split; the weights come along.
+
+    Features are the 64 activations before the last layer.
+
+    Args:
+        weights: A file with other weights of the same network; by default those that come with the package.
+
+    Raises:
+        UserError: The file is missing or broken.
+    """
+
+    network_class = DigitsNetwork
+    file = WEIGHTS / "digits.safetensors"
+    name = "digits"
+    width = 64
+
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.shape[1:] != (1, 8, 8):
-            shape = "x".join(str(size) for size in images.shape[1:])
             raise UserError(
-                f"the digits feature net takes 1x8x8 images, not {shape}: use --evaluation.feature_net Inception, or "
-                "--data.source Digits"
+                f"the digits feature net takes 1x8x8 images, not {_shape(images)}: use --evaluation.feature_net "
+                "Inception, or --data.source Digits"
             )
         return cast(tuple[Tensor, Tensor], self.network(images.float()))
+
+
+class FashionFeatures(ClassifierFeatures):
+    """A small classifier of Fashion-MNIST, trained on its training split; the weights come along.
+
+    Features are the 128 channel means of the last convolution. Takes 28x28 images, or padded ones up to 32x32, of which
+    it sees the middle 28x28.
+
+    Args:
+        weights: A file with other weights of the same network; by default those that come with the package.
+
+    Raises:
+        UserError: The file is missing or broken.
+    """
+
+    network_class = FashionNetwork
+    file = WEIGHTS / "fashion_mnist.safetensors"
+    name = "fashion_mnist"
+    width = 128
+
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        channels, height, width = images.shape[1:]
+        margin = (height - 28) // 2
+        if channels != 1 or height != width or height not in (28, 30, 32):
+            raise UserError(
+                f"the fashion_mnist feature net takes 1x28x28 images, padded to 32 at most, not {_shape(images)}: use "
+                "--evaluation.feature_net Inception, or --data.source FashionMNIST"
+            )
+        middle = images[:, :, margin : margin + 28, margin : margin + 28]
+        return cast(tuple[Tensor, Tensor], self.network(middle.float()))
 
 
 class Inception(FeatureNet):
@@ -213,3 +281,7 @@ def _hash(path: Path) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _shape(images: Tensor) -> str:
+    return "x".join(str(size) for size in images.shape[1:])

@@ -9,11 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from lit_gen.data import Digits, ImageDataModule
+from lit_gen.data import Digits, FashionMNIST, ImageDataModule
 from lit_gen.errors import UserError
-from lit_gen.metrics import DigitsFeatures, Inception, InceptionScore, Moments, frechet_distance
-from lit_gen.metrics.feature_nets import DIGITS_WEIGHTS
-from lit_gen.metrics.train_digits import accuracy
+from lit_gen.metrics import DigitsFeatures, FashionFeatures, Inception, InceptionScore, Moments, frechet_distance
+from lit_gen.metrics.train_feature_net import accuracy
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -50,15 +49,56 @@ def inception(inception_file) -> Inception:
     return Inception(str(inception_file))
 
 
-def test_digits_weights_are_small_and_their_recorded_accuracy_is_true(data):
-    assert DIGITS_WEIGHTS.stat().st_size <= 1e6
-    with safe_open(DIGITS_WEIGHTS, framework="pt") as file:
+@pytest.fixture(scope="module")
+def fashion() -> ImageDataModule:
+    data = ImageDataModule(source=FashionMNIST(download=False))
+    try:
+        data.images("test")
+    except UserError as error:
+        pytest.skip(f"Fashion-MNIST is not on this machine: {error}")
+    return data
+
+
+@pytest.mark.parametrize(
+    ("net", "source", "least"), [(DigitsFeatures, "data", 0.98), (FashionFeatures, "fashion", 0.9)]
+)
+def test_weights_are_small_and_their_recorded_accuracy_is_true(net, source, least, request):
+    assert net.file.stat().st_size <= 1e6
+    with safe_open(net.file, framework="pt") as file:
         facts = json.loads(file.metadata()["training"])
+    assert facts["test_accuracy"] >= least and facts["train_accuracy"] >= least
+    data = request.getfixturevalue(source)
     assert facts["train_fingerprint"] == data.fingerprint("train")
     assert facts["test_fingerprint"] == data.fingerprint("test")
-    network = DigitsFeatures().network
-    assert facts["test_accuracy"] == accuracy(network, data, "test") >= 0.98
-    assert facts["train_accuracy"] == accuracy(network, data, "train")
+    assert facts["test_accuracy"] == pytest.approx(accuracy(net().network, data, "test"), abs=2e-4)
+    if source == "data":
+        assert facts["train_accuracy"] == accuracy(net().network, data, "train")
+
+
+def test_fashion_features_see_the_middle_of_padded_images():
+    net = FashionFeatures()
+    images = torch.randint(256, (9, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features, logits = net(images)
+    assert features.shape == (9, net.width) and logits.shape == (9, net.num_classes)
+    torch.testing.assert_close(net.network.head(features), logits)
+    padded = nn.functional.pad(images, (2, 2, 2, 2), value=77)
+    torch.testing.assert_close(net(padded), (features, logits), rtol=0, atol=0)
+    for shape in ((2, 1, 8, 8), (2, 3, 28, 28), (2, 1, 28, 32), (2, 1, 64, 64)):
+        with pytest.raises(UserError, match=f"not {'x'.join(map(str, shape[1:]))}: .*Inception"):
+            net(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_fashion_distance_orders_images_by_their_quality(fashion):
+    net = FashionFeatures()
+    test = torch.tensor(fashion.images("test"))
+    halves = [Moments.of(net(half)[0]) for half in (test[:2000], test[2000:4000])]
+    assert (halves[0].cov.diag() > 1e-5).all()  # no dead feature
+    noise = torch.randn(2000, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    noisy = [(test[:2000] + strength * noise).clamp(0, 255).to(torch.uint8) for strength in (15, 45)]
+    distances = [frechet_distance(halves[0], halves[1])] + [
+        frechet_distance(Moments.of(net(images)[0]), halves[1]) for images in noisy
+    ]
+    assert 0 < distances[0] < distances[1] / 2 < distances[2] / 8
 
 
 def test_digits_logits_follow_from_the_features(data):
@@ -110,7 +150,8 @@ def test_digits_takes_only_digits():
 
 def test_version_is_the_hash_of_the_weights(tmp_path):
     net = DigitsFeatures()
-    assert hashlib.sha256(DIGITS_WEIGHTS.read_bytes()).hexdigest().startswith(net.version) and len(net.version) == 16
+    digest = hashlib.sha256(DigitsFeatures.file.read_bytes()).hexdigest()
+    assert digest.startswith(net.version) and len(net.version) == 16
     path = tmp_path / "other.safetensors"
     state = {key: value + 1 for key, value in net.network.state_dict().items()}
     save_file(state, path)

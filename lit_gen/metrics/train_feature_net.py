@@ -1,7 +1,7 @@
-"""Trains the digits feature net and writes its weights: `python -m lit_gen.metrics.train_digits [FILE]`.
+"""Trains a feature net that ships with the package: `python -m lit_gen.metrics.train_feature_net NAME [FILE]`.
 
-Half a minute on one core, and the same file each time on the same machine. The file's metadata, under the key
-"training", holds the accuracy on the test split, as JSON.
+NAME is `digits` (half a minute on one core) or `fashion_mnist` (about a quarter of an hour). The same file each time on
+the same machine. The file's metadata, under the key "training", holds the accuracy on the test split, as JSON.
 """
 
 import json
@@ -15,62 +15,75 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lit_gen.data import Digits, ImageDataModule
-from lit_gen.metrics.feature_nets import DIGITS_WEIGHTS, DigitsNetwork
+from lit_gen.data import Digits, FashionMNIST, ImageDataModule, ImageSource
+from lit_gen.metrics.feature_nets import ClassifierFeatures, ClassifierNetwork, DigitsFeatures, FashionFeatures
+
+SOURCES: dict[str, tuple[type[ImageSource], type[ClassifierFeatures], int]] = {
+    "digits": (Digits, DigitsFeatures, 60),
+    "fashion_mnist": (FashionMNIST, FashionFeatures, 10),
+}
+"""For each name the data, the feature net, and the epochs."""
 
 
-def augment(images: Tensor) -> Tensor:
-    """Small random rotations (10 degrees), scalings (10 %), shifts (0.6 pixels) and Gaussian noise (12 grey levels).
+def augment(images: Tensor, flip: bool = False) -> Tensor:
+    """Small random rotations (10 degrees), scalings (10 %), shifts (7.5 %) and Gaussian noise (12 grey levels).
 
     Args:
-        images: Float (N, 1, 8, 8) in 0 .. 255.
+        images: Float (N, 1, H, W) in 0 .. 255.
+        flip: Turn half of the images left to right as well.
     """
     num = len(images)
     angle, scale = 0.17 * (2 * torch.rand(num) - 1), 1 + 0.1 * (2 * torch.rand(num) - 1)
     shift = 0.15 * (2 * torch.rand(num, 2) - 1)  # the image spans -1 .. 1
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(num, 2, 2)
-    grid = F.affine_grid(torch.cat([rotation * scale[:, None, None], shift[:, :, None]], 2), [num, 1, 8, 8], False)
+    if flip:
+        rotation[torch.rand(num) < 0.5, :, 0] *= -1
+    grid = F.affine_grid(torch.cat([rotation * scale[:, None, None], shift[:, :, None]], 2), list(images.shape), False)
     return F.grid_sample(images, grid, align_corners=False) + 12 * torch.randn_like(images)
 
 
-def train(data: ImageDataModule, num_epochs: int = 60, batch_size: int = 64, seed: int = 0) -> DigitsNetwork:
+def train(
+    network: ClassifierNetwork, data: ImageDataModule, num_epochs: int, batch_size: int = 64, flip: bool = False
+) -> None:
     """Minimises the cross-entropy on augmented training images."""
-    torch.manual_seed(seed)
-    network = DigitsNetwork()
     images, labels = load(data, "train")
     optimizer = AdamW(network.parameters(), weight_decay=0.05)
     num_steps = num_epochs * (len(images) // batch_size)
     schedule = OneCycleLR(optimizer, max_lr=3e-3, total_steps=num_steps)
     for _ in range(num_epochs):
         for rows in torch.randperm(len(images)).split(batch_size)[: len(images) // batch_size]:
-            _, logits = network(augment(images[rows]))
+            _, logits = network(augment(images[rows], flip))
             loss = F.cross_entropy(logits, labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    return network
 
 
 @torch.no_grad()
-def accuracy(network: DigitsNetwork, data: ImageDataModule, split: str) -> float:
+def accuracy(network: ClassifierNetwork, data: ImageDataModule, split: str) -> float:
     """Fraction of a split's images whose largest logit is the label's."""
     images, labels = load(data, split)
-    return (network(images)[1].argmax(1) == labels).double().mean().item()
+    found = torch.cat([network(part)[1].argmax(1) for part in images.split(1000)])
+    return (found == labels).double().mean().item()
 
 
 def load(data: ImageDataModule, split: str) -> tuple[Tensor, Tensor]:
-    """Images as float (N, 1, 8, 8) in 0 .. 255, and labels (N,)."""
+    """Images as float (N, 1, H, W) in 0 .. 255, and labels (N,)."""
     labels = data.labels(split)
     assert labels is not None
     return torch.tensor(data.images(split)).float(), torch.tensor(labels)
 
 
-def main(path: Path) -> None:
+def main(name: str, path: Path | None = None) -> None:
     """Trains on the whole training split, and scores on the test split."""
     torch.set_num_threads(1)
-    data = ImageDataModule(source=Digits())
-    network = train(data)
+    torch.manual_seed(0)
+    source, features, num_epochs = SOURCES[name]
+    path = path or features.file
+    data = ImageDataModule(source=source())
+    network = features.network_class()
+    train(network, data, num_epochs, flip=name == "fashion_mnist")
     facts = {
         "test_accuracy": accuracy(network, data, "test"),
         "train_accuracy": accuracy(network, data, "train"),
@@ -84,4 +97,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DIGITS_WEIGHTS)
+    if len(sys.argv) not in (2, 3) or sys.argv[1] not in SOURCES:
+        sys.exit(f"usage: python -m lit_gen.metrics.train_feature_net {{{','.join(SOURCES)}}} [FILE]")
+    main(sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None)
