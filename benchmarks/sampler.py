@@ -1,18 +1,32 @@
 """Time of a sampler over NFE x forward time of its network, in one run.
 
-    python benchmarks/sampler.py [--size 32] [--batch 64] [--steps 10] [--repeats 5] [--threads 2]
+    python benchmarks/sampler.py [--size 32] [--batch 64] [--nfe 10] [--repeats 5] [--threads 2] [--only UniPC]
 
-A sampler's turn is followed by as many bare forward passes as it made evaluations; medians of the ratio of the two.
+A sampler's turn is followed by as many bare forward passes as it made evaluations; medians of the ratio of the two. The
+samplers take turns, so that a busy spell of the machine meets them all.
 """
 
 import argparse
+import math
 import statistics
 import time
 
 import torch
 
 from lit_gen.diffusion.denoisers import NetworkDenoiser, Velocity
-from lit_gen.diffusion.samplers import DDIM, DDPM, Euler, Heun, Sampler
+from lit_gen.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    RK45,
+    AnnealedLangevin,
+    DPMSolver,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    Sampler,
+    UniPC,
+)
 from lit_gen.diffusion.schedules import Rectified
 from lit_gen.networks import UNet
 from lit_gen.noise import Noise
@@ -22,50 +36,61 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--nfe", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="the samplers whose line begins so")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape = (1, args.size, args.size)
     mult = (1, 2, 2) if args.size >= 16 else (1, 2)
     network = UNet(shape, channels=32, channel_mult=mult, num_blocks=1).eval()
+    with torch.no_grad():  # the output layer of a fresh UNet is zero, which RK45 would find too easy
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
     denoiser = NetworkDenoiser(network, Rectified(), Velocity())
     x, t = torch.randn(args.batch, *shape), torch.rand(args.batch) * 999
-    samplers: list[Sampler] = [
-        DDPM(steps=args.steps),
-        DDIM(steps=args.steps),
-        Euler(steps=args.steps),
-        Heun(steps=args.steps // 2),
-        Heun(steps=args.steps // 2, S_churn=10),
-    ]
-    print(
-        f"{args.size}x{args.size}x1, batch {args.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"UNet of {sum(p.numel() for p in network.parameters()):,} parameters, median of {args.repeats}"
-    )
-    print(f"{'sampler':24}{'NFE':>5}{'sampler s':>12}{'NFE x forward s':>18}{'ratio':>8}")
-    for sampler in samplers:
-        ratios, sampling, forwards = [], [], []
-        for repeat in range(args.repeats + 1):
+    samplers: dict[str, Sampler] = {
+        "DDPM": DDPM(nfe=args.nfe),
+        "DDIM": DDIM(nfe=args.nfe),
+        "Euler": Euler(nfe=args.nfe),
+        "Heun": Heun(nfe=args.nfe),
+        "Heun with churn": Heun(nfe=args.nfe, S_churn=10),
+        "EulerMaruyama": EulerMaruyama(nfe=args.nfe),
+        "PredictorCorrector": PredictorCorrector(nfe=args.nfe),
+        "AnnealedLangevin": AnnealedLangevin(nfe=args.nfe),
+        "DPMSolver 2M": DPMSolver(nfe=args.nfe),
+        "DPMSolver 2S": DPMSolver(nfe=args.nfe, method="singlestep"),
+        "DPMSolver SDE": DPMSolver(nfe=args.nfe, eta=1.0),
+        "UniPC": UniPC(nfe=args.nfe),
+        "UniPC of order 3": UniPC(nfe=args.nfe, order=3),
+        "RK45": RK45(rtol=1e-2, atol=1e-2),
+    }
+    samplers = {name: sampler for name, sampler in samplers.items() if name.startswith(args.only)}
+    turns: dict[str, list[tuple[float, float, float]]] = {name: [] for name in samplers}
+    for repeat in range(args.repeats + 1):
+        for name, sampler in samplers.items():
             before = denoiser.evaluations
             start = time.perf_counter()
             sampler.sample(denoiser, denoiser.schedule, Noise(0, range(args.batch)), shape)
             sampled = time.perf_counter()
             nfe = denoiser.evaluations - before
             with torch.no_grad():
-                for _ in range(nfe):
+                for _ in range(math.ceil(nfe)):
                     network(x, t)
-            stopped = time.perf_counter()
+            forwards = (time.perf_counter() - sampled) * nfe / math.ceil(nfe)
             if repeat:  # the first turn warms up
-                sampling.append(sampled - start)
-                forwards.append(stopped - sampled)
-                ratios.append((sampled - start) / (stopped - sampled))
-        name = type(sampler).__name__ + (" with churn" if getattr(sampler, "S_churn", 0) else "")
-        print(
-            f"{name:24}{nfe:>5}{statistics.median(sampling):>12.3f}{statistics.median(forwards):>18.3f}"
-            f"{statistics.median(ratios):>8.3f}"
-        )
+                turns[name].append((nfe, sampled - start, forwards))
+    print(
+        f"{args.size}x{args.size}x1, batch {args.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"UNet of {sum(p.numel() for p in network.parameters()):,} parameters, median of {args.repeats}"
+    )
+    print(f"{'sampler':24}{'NFE':>6}{'sampler s':>12}{'NFE x forward s':>18}{'ratio':>8}")
+    for name, measured in turns.items():
+        nfe, sampling, forward = (statistics.median(column) for column in zip(*measured, strict=True))
+        ratio = statistics.median(sampled / forwards for _, sampled, forwards in measured)
+        print(f"{name:24}{nfe:>6.4g}{sampling:>12.3f}{forward:>18.3f}{ratio:>8.3f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Speed of our UNet over torchcfm's and diffusers' at equal parameter counts, training and forward, in one run.
+"""Speed of our UNet over torchcfm's and diffusers', and of our DiT over diffusers', training and forward, in one run.
 
-    python benchmarks/unet.py [--size 32] [--batch 64] [--threads 2] [--repeats 7] [--cpu-time]
+    python benchmarks/unet.py [--network unet | dit] [--size 32] [--batch 64] [--threads 2] [--repeats 7] [--cpu-time]
 
-All networks have the same widths, levels and residual blocks per level and no attention (but for torchcfm's in the
-middle, which cannot be left out), so that their parameter counts agree within a tenth. Their turns are interleaved and
-the medians compared, so that other work on the machine slows all alike; `--cpu-time` counts processor time instead of
-wall time (use it with one thread on a busy machine).
+All UNets have the same widths, levels and residual blocks per level and no attention (but for torchcfm's in the
+middle, which cannot be left out), and both DiTs the same width, depth, heads and patches (diffusers' embeds the noise
+level once more in every block), so that parameter counts agree within a tenth. Their turns are interleaved and the
+medians compared, so that other work on the machine slows all alike; `--cpu-time` counts processor time instead of wall
+time (use it with one thread on a busy machine).
 """
 
 import argparse
@@ -19,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_gen.networks import UNet
+from lit_gen.networks import DiT, UNet
 
 CHANNELS, MULT, BLOCKS = 32, (1, 2, 2), 1
+WIDTH, DEPTH, HEADS, PATCH = 384, 4, 6, 2
 Forward = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -63,6 +65,31 @@ def diffusers(size: int) -> tuple[str, nn.Module, Forward]:
     return f"diffusers {version('diffusers')} UNet2DModel", network, lambda x, t: network(x, t).sample
 
 
+def our_dit(size: int) -> tuple[str, nn.Module, Forward]:
+    network = DiT((1, size, size), 1, PATCH, WIDTH, DEPTH, HEADS)
+    return "lit_gen DiT", network, lambda x, t: network(x, t, _label(x))
+
+
+def diffusers_dit(size: int) -> tuple[str, nn.Module, Forward]:
+    from diffusers import DiTTransformer2DModel
+
+    network: Any = DiTTransformer2DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=WIDTH // HEADS,
+        in_channels=1,
+        num_layers=DEPTH,
+        sample_size=size,
+        patch_size=PATCH,
+        num_embeds_ada_norm=1,
+    )
+    name = f"diffusers {version('diffusers')} DiTTransformer2DModel"
+    return name, network, lambda x, t: network(x, timestep=t, class_labels=_label(x)).sample
+
+
+def _label(x: Tensor) -> Tensor:
+    return torch.zeros(len(x), dtype=torch.long)
+
+
 def _mult(size: int) -> tuple[int, ...]:
     return MULT if size >= 16 else MULT[:2]
 
@@ -93,6 +120,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=["unet", "dit"], default="unet")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -104,7 +132,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
 
     networks = {}
-    for build in (ours, torchcfm, diffusers):
+    for build in (ours, torchcfm, diffusers) if args.network == "unet" else (our_dit, diffusers_dit):
         try:
             name, network, forward = build(args.size)
         except ImportError as error:
@@ -119,11 +147,11 @@ def main() -> None:
         f"{args.size}x{args.size}x1, batch {args.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"median of {args.repeats}, {'processor' if args.cpu_time else 'wall'} time"
     )
-    print(f"{'':34}{'parameters':>12}{'train img/s':>14}{'ours / it':>11}{'forward img/s':>16}{'ours / it':>11}")
+    print(f"{'':40}{'parameters':>12}{'train img/s':>14}{'ours / it':>11}{'forward img/s':>16}{'ours / it':>11}")
     for name, rate in rates.items():
         parameters = sum(p.numel() for p in networks[name][0].parameters())
         print(
-            f"{name:34}{parameters:>12,}{rate['train']:>14.1f}{own['train'] / rate['train']:>11.2f}"
+            f"{name:40}{parameters:>12,}{rate['train']:>14.1f}{own['train'] / rate['train']:>11.2f}"
             f"{rate['forward']:>16.1f}{own['forward'] / rate['forward']:>11.2f}"
         )
 

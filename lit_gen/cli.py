@@ -19,11 +19,16 @@ verbs that take a configuration (lit-gen VERB --help lists its keys):
   run          fit, unless a finished run of the same training exists, then evaluate
   evaluate     score a run: lit-gen evaluate RUN [--sampler Heun --sampler.steps 18] [--evaluation.num_samples 10000]
   sample       draw images: lit-gen sample RUN -n 64 --seed 0 --out samples.png (or a folder, or .npz)
+  reflow       train a rectified flow again on pairs that a run draws: lit-gen reflow RUN [--distill]
+  ema          make an average of the weights of any width: lit-gen ema RUN --std 0.1
 
 verbs over many runs:
   sweep        every trial of W&B sweep files, with no account: lit-gen sweep sweeps/quickstart.yaml
   leaderboard  rank the evaluations under a folder: lit-gen leaderboard runs/
 """
+
+
+VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    if words and words[0] in ("fit", "run", "evaluate", "sample"):
+    if words and words[0] in VERBS_WITH_A_CONFIGURATION:
         from lit_gen import commands
 
         verb: Callable[[list[str]], object] = getattr(commands, words[0])
@@ -64,8 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lit-gen {__version__}")
     parser.set_defaults(command=lambda options: print(parser.format_help(), end="") or 0)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    for verb in ("fit", "run", "evaluate", "sample"):
+    for verb in VERBS_WITH_A_CONFIGURATION:
         verbs.add_parser(verb, add_help=False)
+
+    ema = verbs.add_parser("ema", help="make a power-function average of the weights of a run, of any width")
+    ema.add_argument("run", type=Path, metavar="RUN", help="a run that was trained with --ema.stds")
+    ema.add_argument("--std", type=float, required=True, help="its relative standard deviation, for example 0.1")
+    ema.add_argument("--at", type=int, default=None, metavar="IMAGES", help="images seen by then (default: all)")
+    ema.set_defaults(command=_ema)
 
     sweep = verbs.add_parser("sweep", help="run every trial of W&B sweep files on this machine")
     sweep.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml")
@@ -92,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, default="table")
     leaderboard.set_defaults(command=_leaderboard)
     return parser
+
+
+def _ema(options: argparse.Namespace) -> int:
+    from lit_gen import commands
+
+    commands.ema(options.run, options.std, options.at)
+    return 0
 
 
 def _sweep(options: argparse.Namespace) -> int:

@@ -4,42 +4,50 @@ Data flows one way: config -> data -> model -> samples -> metrics -> result file
 """
 
 import argparse
-import os
-import signal
-import sys
-import threading
+import copy
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 
-from lit_gen import tracking
+from lit_gen import processes, tracking
+from lit_gen.averages import Width, load_average, parse_weights, reconstruct
 from lit_gen.callbacks import Monitor, TrainingProgress
-from lit_gen.callbacks.checkpoint import Checkpoint
-from lit_gen.callbacks.ema import load_weights
+from lit_gen.callbacks.checkpoint import Checkpoint, check_world_size
+from lit_gen.callbacks.ema import load_weights, named_weights
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.callbacks.sample_grid import SampleGrid
 from lit_gen.config import ExperimentCLI, recipe_identity, training_config, training_identity
-from lit_gen.data import ImageDataModule
+from lit_gen.data import ImageDataModule, ImageSource
 from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser
+from lit_gen.diffusion.guidance import Guidance
+from lit_gen.ema import gamma_of
 from lit_gen.errors import UserError
-from lit_gen.evaluation import device_name, ranks
+from lit_gen.evaluation import device_name
 from lit_gen.images import check_ending, save_images
-from lit_gen.metrics import quantise
+from lit_gen.metrics import as_stored
 from lit_gen.models.base import GenerativeModel
+from lit_gen.models.diffusion import Diffusion
+from lit_gen.models.flow_matching import FlowMatching
 from lit_gen.noise import Noise
+from lit_gen.precision import use_network_precision
+from lit_gen.reflow import Reflow
+from lit_gen.report.trajectories import Trajectories, check_path
 from lit_gen.runs import Run
 
 KEYS_OF_AN_EVALUATION = ("sampler", "evaluation", "wandb")
+KEYS_OF_THE_MACHINE = (
+    "data.num_workers",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+)
 
 
 def fit(arguments: list[str]) -> Run:
@@ -55,10 +63,15 @@ def run(arguments: list[str]) -> Path:
     """Fits, unless a finished run of the same training exists, then evaluates. Returns the result's path."""
     cli = ExperimentCLI(arguments)
     objects = cli.objects()
-    _check_sampler(objects)
+    _check_sampler(objects, processes.device(cli.config.trainer))
+    if parse_weights(objects.evaluation.weights, "evaluation.weights") and not objects.ema.gammas:
+        raise UserError(
+            f"evaluation.weights: {objects.evaluation.weights} is made of power-function averages; add "
+            "--ema.stds '[0.05, 0.1]' to keep them"
+        )
     objects.evaluation.check(objects.data)
     trained = _fit(cli, objects)
-    _launch(cli)
+    processes.launch(cli.config.trainer)
     return _evaluate(trained, cli, objects)
 
 
@@ -72,8 +85,8 @@ def evaluate(arguments: list[str]) -> Path:
         raise SystemExit(0)
     run, cli = _reopen(arguments, "evaluate")
     objects = cli.objects()
-    _check_sampler(objects)
-    _launch(cli)
+    _check_sampler(objects, processes.device(cli.config.trainer))
+    processes.launch(cli.config.trainer)
     return _evaluate(run, cli, objects)
 
 
@@ -85,11 +98,13 @@ def sample(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("samples.png"))
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    parser.add_argument("--weights", default="ema")
+    parser.add_argument("--trajectory", type=Path)
     if arguments and arguments[0] in ("-h", "--help"):
         print(
             "usage: lit-gen sample RUN [-n 64] [--seed 0] [--first 0] [--out samples.png | FOLDER | FILE.npz]\n"
-            "                          [--weights ema|raw] [--batch-size 256] [--sampler Heun --sampler.steps 18 ...]"
+            "                          [--weights ema|raw|ema:0.1] [--batch-size 256] [--trajectory FILE.png]\n"
+            "                          [--sampler Heun --sampler.steps 18 ...]"
         )
         return
     own, rest = parser.parse_known_args(arguments)
@@ -97,21 +112,66 @@ def sample(arguments: list[str]) -> None:
         if value < 1:
             raise UserError(f"{name}: {value} is not a positive number of images")
     check_ending(own.out)
+    if own.trajectory is not None:
+        check_path(own.trajectory)
+    parse_weights(own.weights, "--weights")
     run, cli = _reopen(rest, "sample")
     objects = cli.objects()
-    _check_sampler(objects)
-    model = load_model(run, objects.model, own.weights).to(_device(cli))
+    _check_sampler(objects, processes.device(cli.config.trainer))
+    model = load_model(run, objects.model, own.weights).to(processes.device(cli.config.trainer))
+    source: ImageSource = objects.data.source
+    sampler, trajectories = objects.sampler or model.default_sampler(), None
+    if own.trajectory is not None:
+        if sampler is None:
+            raise UserError(f"--trajectory: {type(model).__name__} draws an image in one evaluation; leave it out")
+        trajectories = Trajectories(sampler, 8 if source.quantised else 40)
+        sampler = trajectories.sampler
     parts = []
     with image_progress("sampling", own.n) as progress:
         for first in range(0, own.n, own.batch_size):
             indices = range(own.first + first, own.first + min(first + own.batch_size, own.n))
-            parts.append(quantise(model.sample(Noise(own.seed, indices, model.device), sampler=objects.sampler)).cpu())
+            samples = model.sample(Noise(own.seed, indices, model.device), sampler=sampler)
+            parts.append(as_stored(samples, source).cpu())
             if progress is not None:
                 progress.update(first + len(indices))
     labels = torch.arange(own.first, own.first + own.n) % model.num_classes if model.num_classes else None
-    save_images(torch.cat(parts), labels, own.out)
+    save_images(torch.cat(parts), labels, source, own.out, own.first)
     settings = f"seed {own.seed}, {own.weights} weights, {model.nfe:g} network evaluations"
     print(f"{own.n} images of {run.directory} ({settings}) -> {own.out}")
+    if trajectories is not None:
+        levels = ", ".join(f"{level:.3g}" for level in trajectories.save(own.trajectory, source))
+        print(f"trajectories of the first, at the noise levels sigma / alpha = {levels} -> {own.trajectory}")
+
+
+def reflow(arguments: list[str]) -> Run:
+    """Trains a run's model once more, on pairs that the run draws. Returns the new run."""
+    if not arguments or arguments[0].startswith("-"):
+        print(
+            "usage: lit-gen reflow RUN [--distill] [--reflow.num_pairs 50000] [--reflow.sampler Heun ...]\n"
+            "                          [--budget.num_images ...]\n"
+            "RUN is a finished run of a RectifiedFlow. --distill learns to draw in one step. lit-gen fit --help lists "
+            "the keys of reflow"
+        )
+        raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
+    run, rest = Run.open(arguments[0]), arguments[1:]
+    if "--distill" in rest:
+        rest = ["--model.density", "noise", *(word for word in rest if word != "--distill")]
+    cli = ExperimentCLI(["--config", str(run.config), "--reflow.teacher", str(run.directory), *rest])
+    return _fit(cli, cli.objects())
+
+
+def ema(directory: Path, std: float, images: int | None = None) -> Path:
+    """Makes the power-function average of a width from the snapshots of a run. Returns its file."""
+    gamma_of(std, "--std")
+    run, width = Run.open(directory), Width(std, images)
+    path, facts = reconstruct(run, width)
+    print(
+        f"{path}: std {std:g} after {int(facts['images']):,} images, from {facts['snapshots']} snapshots "
+        f"(profile error {float(facts['profile_error']):.2%})\n"
+        f"  lit-gen evaluate {run.directory} --evaluation.weights {width}\n"
+        f"  lit-gen sample {run.directory} --weights {width}"
+    )
+    return path
 
 
 def read_checkpoint(run: Run) -> dict[str, Any]:
@@ -129,22 +189,27 @@ def read_checkpoint(run: Run) -> dict[str, Any]:
 
 
 def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
-    """Loads a run's last checkpoint into a model, ready to be sampled.
+    """Loads a run's last checkpoint, or a power-function average, into a model, ready to be sampled.
 
     Raises:
-        UserError: the checkpoint is damaged, or was made by another network.
+        UserError: the checkpoint is damaged, or was made by another network; or there is no such average.
     """
     checkpoint = read_checkpoint(run)
+    width = parse_weights(weights, "weights")
+    average, images = checkpoint.get("ema", {}).get("weights", {}), checkpoint["images_seen"]
+    if width is not None:
+        average, images = load_average(run, width)
     try:
         model.load_state_dict(checkpoint["state_dict"])
-        if weights == "ema":
-            load_weights(model.generator, checkpoint["ema"]["weights"])
+        if weights != "raw":
+            load_weights(model.generator, average)
     except (RuntimeError, KeyError) as error:
         raise UserError(
             f"{run.checkpoint}: does not fit the model of {run.config} ({' '.join(str(error).split())[:200]}); "
             "restore the run's own config.yaml, or train again"
         ) from None
-    model.images_seen = checkpoint["images_seen"]
+    model.images_seen = images
+    model.title = run.metadata.get("title", model.title)
     return model.eval()
 
 
@@ -152,70 +217,117 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
     config = cli.resolved()
     data: ImageDataModule = objects.data
     model: GenerativeModel = objects.model
-    identity = training_identity(config, data.fingerprint("train"))
+    flow = 1 if objects.reflow.teacher is None else _learn_pairs(cli, objects)
+    fingerprint = data.training_fingerprint
+    identity = training_identity(config, fingerprint)
     trainer = _trainer(cli)
-    run = Run.of(objects.run, f"{data.name}_{type(model).__name__.lower()}", identity)
-    if _is_first_process():
-        with run.lock():
-            if run.finished:
-                print(f"{run.directory}: this training is finished", flush=True)
-                return run
+    run = Run.of(objects.run, f"{data.name}_{model.title.lower()}", identity)
+    with processes.turn(run, trainer) as unfinished:
+        if unfinished and processes.is_first():
             run.create(
                 config | {"sampler": None},  # of an evaluation: a run must not depend on which of them came first
                 identity=identity,
-                recipe=recipe_identity(config, data.fingerprint("train")),
+                recipe=recipe_identity(config, fingerprint),
                 training=training_config(config),
+                title=model.title,
+                flow=flow,
                 seed=config["seed_everything"],
-                data={"name": data.name, "fingerprint": data.fingerprint("train")},
+                data={"name": data.name, "fingerprint": fingerprint},
             )
             tracking.announce(objects.wandb)
+        if unfinished:
             _train(trainer, objects, config, run)
-    elif not run.finished:
-        _train(trainer, objects, config, run)
+        elif processes.is_first():
+            print(f"{run.directory}: this training is finished", flush=True)
     return run
 
 
+def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
+    """Puts the pairs of `reflow.teacher` in the place of the training images, and its weights into the model.
+
+    Returns:
+        Which flow it becomes: 2 for a teacher that was trained on data.
+
+    Raises:
+        UserError: the teacher or the model is no flow, or they do not fit.
+    """
+    settings: Reflow = objects.reflow
+    model: GenerativeModel = objects.model
+    if not isinstance(model, FlowMatching):
+        raise UserError(f"reflow: {type(model).__name__} cannot learn from pairs; use --model RectifiedFlow")
+    assert settings.teacher is not None
+    run = _teacher(cli, settings.teacher)
+    teacher: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
+    if not isinstance(teacher, Diffusion):
+        raise UserError(
+            f"reflow.teacher: {run.directory} holds a {type(teacher).__name__}, which has no paths to learn"
+        )
+    load_model(run, teacher, settings.weights).to(processes.device(cli.config.trainer))
+    objects.data.train_on(settings.draw(run, teacher, objects.data.source.quantised))
+    if settings.start:
+        try:
+            load_weights(model.generator, {name: w.cpu() for name, w in named_weights(teacher.generator).items()})
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"reflow.start: the network of {run.directory} is not that of the model ({error}); use the same "
+                "network, or --reflow.start false"
+            ) from None
+    number: int = run.metadata.get("flow", 1) + 1
+    distilled = ", distilled" if cli.config.model.init_args.density == "noise" else ""
+    model.title = f"{number}-{type(model).__name__}{distilled}"
+    return number
+
+
+def _teacher(cli: ExperimentCLI, teacher: str) -> Run:
+    """The teacher's run, trained first if its experiment is named."""
+    path = Path(teacher)
+    if path.is_dir():
+        run = Run.open(path)
+        if not run.finished:
+            raise UserError(f"reflow.teacher: the training of {run.directory} is not finished; go on with lit-gen fit")
+        return run
+    if not path.is_file():
+        raise UserError(f"reflow.teacher: {teacher} is neither a run directory nor the file of an experiment")
+    config = cli.resolved()
+    of_all = {"seed_everything": config["seed_everything"], "run.root": config["run"]["root"]}
+    of_all |= {f"wandb.{key}": value for key, value in config["wandb"].items() if value is not None}
+    first = ExperimentCLI(["--config", teacher, *(f"--{key}={value}" for key, value in of_all.items())])
+    return _fit(first, first.objects())
+
+
 def _trainer(cli: ExperimentCLI) -> Trainer:
+    _quieten()
+    settings = cli.config.trainer
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if settings[key] == 0:
+            raise UserError(
+                f"trainer.{key}: 0 trains on nothing; leave it out (--budget.num_images is the length of a training)"
+            )
     try:
-        return cli.instantiate_trainer(logger=False, enable_progress_bar=False)
+        trainer = cli.instantiate_trainer(
+            logger=False, enable_progress_bar=False, accelerator=processes.accelerator(settings.accelerator)
+        )
+        use_network_precision(trainer)
+        return trainer
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
 
 
-@contextmanager
-def _saved_when_interrupted(checkpoint: Checkpoint, trainer: Trainer) -> Iterator[None]:
-    """Ctrl-C saves a checkpoint after the batch in progress; a second one stops at once.
-
-    Several processes do not get the signal at the same batch, so they stop at once and go on from the last checkpoint.
-    """
-    if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        if checkpoint.interrupted:
-            raise KeyboardInterrupt
-        checkpoint.interrupted = True
-        print("stopping after this batch; its checkpoint is saved", file=sys.stderr, flush=True)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Run) -> None:
-    _quieten()
     data, model = objects.data, objects.model
     model.training_seed = config["seed_everything"]
     objects.checkpoint.path = run.checkpoint
     objects.grid.folder = run.samples
-    trainer.loggers = tracking.training_loggers(objects.wandb, run, config)
+    objects.ema.folder = run.snapshots
     _order_callbacks(trainer, [Monitor(), TrainingProgress(objects.budget.num_images)])
     resume = run.checkpoint.is_file()
     if resume:
-        images = read_checkpoint(run)["images_seen"]
+        checkpoint = read_checkpoint(run)
+        check_world_size(checkpoint, trainer)
+        images = checkpoint["images_seen"]
+        del checkpoint  # as large as the model
+    trainer.loggers = tracking.training_loggers(objects.wandb, run, config)
+    if resume:
         for logger in trainer.loggers:
             if isinstance(logger, tracking.MetricsFile):
                 logger.resume(images)
@@ -223,17 +335,26 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
             print(f"{run.directory}: resuming after {images:,} images", flush=True)
     begin = time.perf_counter()
     before = run.metadata.get("training_seconds", 0.0)
+
+    def note_cost() -> None:
+        run.update(training_seconds=before + time.perf_counter() - begin)
+
+    objects.checkpoint.saved = note_cost
+    failed = True
     try:
-        with _saved_when_interrupted(objects.checkpoint, trainer):
+        with objects.checkpoint.saved_when_interrupted(trainer):
             trainer.fit(model, datamodule=data, ckpt_path=run.checkpoint if resume else None, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from None
+        failed = False
+    except SystemExit as error:
+        if not error.code:  # a process beside the first, stopped with it
+            raise
+        raise KeyboardInterrupt from None  # what Lightning makes of Ctrl-C
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
     finally:
         if trainer.is_global_zero:
-            run.update(training_seconds=before + time.perf_counter() - begin)
-            tracking.finish()
+            note_cost()
+            tracking.finish(failed)
     if trainer.is_global_zero:
         run.update(
             status="finished",
@@ -251,20 +372,22 @@ def _order_callbacks(trainer: Trainer, added: list[Any]) -> None:
 
 
 def _evaluate(run: Run, cli: ExperimentCLI, objects: Namespace) -> Path:
-    model = load_model(run, objects.model, objects.evaluation.weights).to(_device(cli))
+    model = load_model(run, objects.model, objects.evaluation.weights).to(processes.device(cli.config.trainer))
     cache = run.directory.parent / ".reference"
     result, path, computed = objects.evaluation(model, objects.data, objects.sampler, run, cache)
-    if ranks()[0] == 0:
-        if computed:
-            tracking.log_evaluation(objects.wandb, run, result, path.with_name("samples.png"), cli.resolved())
+    if processes.ranks()[0] == 0:
+        tracking.log_evaluation(objects.wandb, run, result, path.parent, cli.resolved())
         _print_result(result, path, computed)
     return path
 
 
 def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
     protocol, sampler = result["protocol"], result["sampler"]
-    how = "one pass" if sampler is None else f"{sampler['name']}, {sampler['grid']['name']} grid"
-    values = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if not name.endswith("_std"))
+    shown = {name: value for name, value in result["metrics"].items() if not name.endswith(("_std", "_stderr"))}
+    how = "one pass" if sampler is None else sampler["name"]
+    if sampler is not None and "grid" in sampler:
+        how += f", {sampler['grid']['name']} grid"
+    values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
     print(
         f"{result['model']} ({how}, NFE {result['nfe']:g}, {result['weights']} weights, seed {result['seed']}): "
         f"{values}\n"
@@ -285,11 +408,10 @@ def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI]:
     cli = ExperimentCLI([*own, *arguments[1:]])
     asked = cli.resolved()
     changed = [
-        f"{section}.{key}"
+        key
         for section in ("model", "data", "budget", "ema", "trainer")
-        for key in asked[section]
-        if asked[section][key] != saved[section].get(key)
-        and f"{section}.{key}" not in ("data.num_workers", "trainer.accelerator", "trainer.devices", "trainer.strategy")
+        for key in _changed_keys(section, saved[section], asked[section])
+        if not key.startswith(KEYS_OF_THE_MACHINE)
     ]
     if changed:
         raise UserError(
@@ -299,8 +421,11 @@ def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI]:
     return run, cli
 
 
-def _check_sampler(objects: Namespace) -> None:
-    """Says that a sampler does not suit the model before minutes of training, not after."""
+def _check_sampler(objects: Namespace, device: torch.device) -> None:
+    """Says that a sampler or a likelihood does not suit the model before minutes of training, not after.
+
+    The weaker model of an autoguidance is loaded, onto the device.
+    """
     if objects.sampler is not None and not objects.model.takes_sampler:
         raise UserError(
             f"sampler: {type(objects.model).__name__} draws an image in one evaluation and takes no sampler; "
@@ -308,33 +433,58 @@ def _check_sampler(objects: Namespace) -> None:
         )
     if objects.sampler is not None:
         exact = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1))
-        objects.sampler.sample(exact, objects.model.schedule, Noise(0, range(1)), (1,))
+        unguided = copy.copy(objects.sampler)
+        unguided.guidance = None
+        unguided.sample(exact, objects.model.schedule, Noise(0, range(1)), (1,))
+        objects.model.check_guidance(objects.sampler.guidance)
+        if objects.sampler.guidance is not None and objects.sampler.guidance.run is not None:
+            _load_weaker(objects.sampler.guidance, objects.model, device)
+    if objects.evaluation.likelihood:
+        objects.evaluation.likelihood_protocol(objects.model, objects.data)
 
 
-def _launch(cli: ExperimentCLI) -> None:
-    """Starts the processes of a distributed evaluation, one for each device, unless a training has done so."""
-    trainer = cli.config.trainer
-    if trainer.devices in ("auto", 1, "1") or ranks()[1] > 1:
-        return
-    Fabric(accelerator=trainer.accelerator, devices=trainer.devices, strategy=trainer.strategy).launch()
+def _load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> None:
+    """Loads the model of the run that an autoguidance names, with averaged weights, as its weaker denoiser.
+
+    Raises:
+        UserError: there is no such run, or its images or classes are not those of the model.
+    """
+    assert guidance.run is not None
+    run = Run.open(guidance.run)
+    weaker: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
+    if not isinstance(weaker, Diffusion):
+        raise UserError(f"sampler.guidance.run: {run.directory} holds a {type(weaker).__name__}, which is no denoiser")
+    if (weaker.image_shape, weaker.num_classes) != (model.image_shape, model.num_classes):
+        ours, theirs = (
+            f"{'x'.join(map(str, of.image_shape))} images of {of.num_classes or 'no'} classes" for of in (model, weaker)
+        )
+        raise UserError(
+            f"sampler.guidance.run: {run.directory} draws {theirs}, the model to be guided {ours}; name a run on the "
+            "same data with the same model.class_conditional"
+        )
+    load_model(run, weaker, "ema").to(device)
+    guidance.weaker = weaker.denoiser
+    guidance.run = run.directory.resolve().name  # its name says what it is wherever it lies
 
 
-def _device(cli: ExperimentCLI) -> torch.device:
-    if cli.config.trainer.accelerator == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def _is_first_process() -> bool:
-    """Whether this process started the others, or stands alone."""
-    return (_get_rank() or 0) == 0
+def _changed_keys(key: str, saved: Any, asked: Any) -> list[str]:
+    """The dotted keys in which two settings differ; of another class only its name."""
+    if saved == asked:
+        return []
+    if not isinstance(saved, dict) or not isinstance(asked, dict):
+        return [key]
+    if saved.get("class_path") != asked.get("class_path"):
+        return [f"{key}.class_path"]
+    parts = dict.fromkeys([*saved, *asked])
+    return [changed for part in parts for changed in _changed_keys(f"{key}.{part}", saved.get(part), asked.get(part))]
 
 
 def _quieten() -> None:
     """Keeps Lightning's notices about what is decided here on purpose out of the output."""
     import logging
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*resuming from a checkpoint that ended before the epoch.*",

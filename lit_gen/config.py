@@ -1,8 +1,8 @@
 """What an experiment is made of: one typed parser, built on LightningCLI, for every verb that takes a configuration.
 
 The keys are the arguments of the classes: `model`, `data`, `trainer`, and the callbacks `budget`, `checkpoint`, `ema`,
-`grid`. Beside them stand `sampler` and `evaluation`, which change no weight, and `run` and `wandb`, which only say
-where things are written.
+`grid`; `reflow` puts pairs that another run draws in the place of the training images. Beside them stand `sampler` and
+`evaluation`, which change no weight, and `run` and `wandb`, which only say where things are written.
 """
 
 import contextlib
@@ -23,11 +23,13 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lit_gen.models  # noqa: F401  (registers the class names that a configuration may use)
 from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
 from lit_gen.data import ImageDataModule, ImageSource
+from lit_gen.diffusion.likelihood import LikelihoodMethod
 from lit_gen.diffusion.samplers import Sampler
 from lit_gen.errors import UserError
 from lit_gen.evaluation import Evaluation
 from lit_gen.metrics import FeatureNet
 from lit_gen.models.base import GenerativeModel
+from lit_gen.reflow import Reflow
 from lit_gen.runs import RunSettings
 from lit_gen.tracking import WandbSettings
 
@@ -79,6 +81,7 @@ class ExperimentCLI(LightningCLI):
             help="How a diffusion model draws images; null: its own.",
         )
         parser.add_class_arguments(Evaluation, "evaluation")
+        parser.add_class_arguments(Reflow, "reflow")
         parser.add_class_arguments(RunSettings, "run")
         parser.add_class_arguments(WandbSettings, "wandb")
         parser.add_lightning_class_args(Budget, "budget")
@@ -155,7 +158,10 @@ def training_config(config: dict[str, Any]) -> dict[str, Any]:
     trainer = {key: value for key, value in config["trainer"].items() if key not in TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT}
     trainer["devices"] = _num_devices(config["trainer"])
     keys = ("seed_everything", "model", "budget", "ema")
-    return {key: config[key] for key in keys} | {"data": data, "trainer": trainer}
+    training = {key: config[key] for key in keys} | {"data": data, "trainer": trainer}
+    if config["reflow"]["teacher"] is not None:  # who it is, is in the fingerprint of its pairs
+        training["reflow"] = {key: value for key, value in config["reflow"].items() if key in ("weights", "start")}
+    return training
 
 
 def training_identity(config: dict[str, Any], fingerprint: str) -> str:
@@ -219,6 +225,7 @@ BASES: dict[str, type] = {
     "sampler": Sampler,
     "data.source": ImageSource,
     "evaluation.feature_net": FeatureNet,
+    "evaluation.likelihood_method": LikelihoodMethod,
 }
 
 

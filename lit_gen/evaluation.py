@@ -16,21 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from lit_gen.averages import parse_weights
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.data import ImageDataModule
+from lit_gen.dequantisation import bits_per_dim
+from lit_gen.diffusion.likelihood import LikelihoodMethod
 from lit_gen.diffusion.samplers import Sampler
 from lit_gen.errors import UserError
-from lit_gen.images import save_grid
+from lit_gen.images import save_picture
 from lit_gen.metrics import (
     FeatureNet,
-    FrechetDistance,
+    ImageScores,
     Inception,
-    InceptionScore,
-    quantise,
+    Points,
+    PointScores,
+    Scores,
+    as_stored,
     reference_moments,
 )
 from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
+from lit_gen.processes import from_first, gather, ranks
 from lit_gen.runs import Run, write_atomically
 
 FeatureNetFactory = Callable[[], FeatureNet]
@@ -44,10 +50,14 @@ class Evaluation:
         num_samples: Images drawn; exactly so many, whatever the batch size.
         split: Split of the data that is the reference, all of it.
         seed: Seed of the noise; image i of a seed is the same in every evaluation of a run.
-        weights: The averaged weights (ema) or those of the last step (raw).
+        weights: The averaged weights (ema), those of the last step (raw), or a power-function average of any width:
+            ema:0.1, or ema:0.1@51200 after so many images (see `lit-gen ema`).
         inception_splits: Splits of the samples over which the inception score's mean and deviation are taken.
         batch_size: Images drawn at once by one process.
         num_kept: Images kept in samples.npz and shown in samples.png, the first of the seed.
+        likelihood: Test images whose likelihood is computed, in bits per dimension: 0, a number (evenly spaced ones of
+            the split) or all.
+        likelihood_method: How the likelihood of a diffusion model is computed; null: its own way.
     """
 
     def __init__(
@@ -56,53 +66,128 @@ class Evaluation:
         num_samples: int = 10_000,
         split: Literal["train", "val", "test"] = "train",
         seed: int = 0,
-        weights: Literal["ema", "raw"] = "ema",
+        weights: str = "ema",
         inception_splits: int = 10,
         batch_size: int = 256,
         num_kept: int = 64,
+        likelihood: int | Literal["all"] = 0,
+        likelihood_method: LikelihoodMethod | None = None,
     ) -> None:
         least = {"num_samples": (num_samples, 2), "batch_size": (batch_size, 1), "num_kept": (num_kept, 1)}
         for name, (value, minimum) in (least | {"inception_splits": (inception_splits, 1)}).items():
             if value < minimum:
                 raise UserError(f"evaluation.{name}: {value} is too few; give at least {minimum}")
+        if inception_splits > num_samples:
+            raise UserError(
+                f"evaluation.inception_splits: {inception_splits} splits need at least as many images, not "
+                f"{num_samples}; give fewer splits or more --evaluation.num_samples"
+            )
+        if likelihood != "all" and (likelihood < 0 or likelihood == 1):
+            raise UserError(f"evaluation.likelihood: {likelihood} is too few; give at least 2, or 0 for none")
         self.feature_net = feature_net
         self.num_samples = num_samples
         self.split = split
         self.seed = seed
-        self.weights = weights
+        self.weights = str(parse_weights(weights, "evaluation.weights") or weights)
         self.inception_splits = inception_splits
         self.batch_size = batch_size
         self.num_kept = min(num_kept, num_samples)
+        self.likelihood = likelihood
+        self.likelihood_method = likelihood_method
 
     def check(self, data: ImageDataModule) -> None:
         """Builds the feature net and shows it an image: what is missing is said before a training, not after."""
-        self.feature_net()(torch.zeros(2, *data.image_shape, dtype=torch.uint8))
+        net = self.features_of(data)
+        net(torch.zeros(2, *data.image_shape, dtype=net.dtype))
+        self.protocol(data, net)
+
+    def features_of(self, data: ImageDataModule) -> FeatureNet:
+        """The feature net.
+
+        Raises:
+            UserError: it takes images where the data are points, or the other way round.
+        """
+        net = self.feature_net()
+        if (net.dtype == torch.uint8) != data.source.quantised:
+            kind, remedy = ("images", "DigitsFeatures or Inception") if data.source.quantised else ("points", "Points")
+            raise UserError(
+                f"evaluation.feature_net: {data.name} holds {kind}, which have no {net.name} features; use "
+                f"--evaluation.feature_net {remedy}"
+            )
+        return net
 
     def protocol(self, data: ImageDataModule, net: FeatureNet) -> dict[str, Any]:
-        """Everything that two rows of a leaderboard must share."""
-        return {
+        """Everything that two rows of a leaderboard must share.
+
+        Raises:
+            UserError: there are fewer points to compare with than are drawn.
+        """
+        num_real = len(data.images(self.split))
+        if isinstance(net, Points):
+            if num_real < self.num_samples:
+                raise UserError(
+                    f"evaluation.num_samples: a Wasserstein distance is from as many real points, and the "
+                    f"{self.split} split of {data.name} has {num_real}; give no more than that"
+                )
+            num_real = self.num_samples
+        protocol = {
             "data": data.name,
             "data_fingerprint": data.fingerprint(self.split),
             "split": self.split,
             "image_shape": list(data.image_shape),
-            "num_real": len(data.images(self.split)),
+            "num_real": num_real,
             "num_samples": self.num_samples,
             "feature_net": net.name,
             "feature_net_version": net.version,
             "feature_width": net.width,
             "resize": net.resize,
-            "quantisation": "uint8",
-            "inception_splits": self.inception_splits,
+            "quantisation": "uint8" if data.source.quantised else "none",
         }
+        return protocol | ({"inception_splits": self.inception_splits} if net.num_classes else {})
+
+    def scores(self, data: ImageDataModule, net: FeatureNet, cache: Path, device: torch.device) -> Scores:
+        """What the samples are scored by, with what it needs of the real images."""
+        if isinstance(net, Points):
+            splits = (self.split, "train" if self.split == "test" else "test")
+            real, others = (torch.from_numpy(data.images(split)[: self.num_samples]) for split in splits)
+            return PointScores(net, real, others, device)
+        what, num_real = f"reference statistics of {data.name}", len(data.images(self.split))
+        with image_progress(what, num_real, show=ranks()[0] == 0, at_once=False) as progress:
+            reference = reference_moments(data, self.split, net, cache, progress=progress.add if progress else None)
+        return ImageScores(net, reference, self.num_samples, self.inception_splits, device)
 
     def directory(self, run: Run, sampler: Sampler | None, protocol: dict[str, Any], images_seen: int) -> Path:
         """Where the result of this evaluation of a run is kept: the same settings give the same place."""
         settings = None if sampler is None else sampler.to_dict()
         facts = json.dumps([settings, protocol, self.seed, self.weights, images_seen], sort_keys=True)
-        name = "one_pass" if settings is None else f"{settings['name']}-{settings['steps']}"
+        name = "one_pass" if settings is None else settings["name"]
+        if settings is not None and "steps" in settings:
+            name += f"-{settings['steps']}"
         return run.evaluations / f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
 
     def __call__(
+        self, model: GenerativeModel, data: ImageDataModule, sampler: Sampler | None, run: Run, cache: Path
+    ) -> tuple[dict[str, Any], Path, bool]:
+        """Draws, quantises and scores, and computes the likelihood of test images if it is asked for.
+
+        A result that stood there already is kept; a likelihood that it does not hold is added to it.
+
+        Returns:
+            The result, the path of its result.json, and whether it was computed now (False: it stood there already).
+        """
+        result, path, computed = self.score_samples(model, data, sampler, run, cache)
+        if not self.likelihood:
+            return result, path, computed
+        metrics, record = self.test_likelihood(model, data, run)
+        if result.get("likelihood") != record:
+            result = result | {"metrics": result["metrics"] | metrics, "likelihood": record}
+            if ranks()[0] == 0:
+                write_atomically(path, json.dumps(result, indent=2) + "\n")
+                path.with_name("wandb_runs").unlink(missing_ok=True)  # W&B holds the result without it
+            computed = True
+        return result, path, computed
+
+    def score_samples(
         self, model: GenerativeModel, data: ImageDataModule, sampler: Sampler | None, run: Run, cache: Path
     ) -> tuple[dict[str, Any], Path, bool]:
         """Draws, quantises and scores.
@@ -113,40 +198,35 @@ class Evaluation:
         Returns:
             The result, the path of its result.json, and whether it was computed now (False: it stood there already).
         """
-        net = self.feature_net().to(model.device)
+        net = self.features_of(data).to(model.device)
         sampler = sampler or model.default_sampler()
         protocol = self.protocol(data, net)
         directory = self.directory(run, sampler, protocol, model.images_seen)
         path = directory / "result.json"
-        if path.is_file():
-            return json.loads(path.read_text()), path, False
         rank, world_size = ranks()
-        reference = reference_moments(data, self.split, net, cache)
-        distance = FrechetDistance(reference).to(model.device)
-        score = InceptionScore(net.num_classes, self.num_samples, self.inception_splits).to(model.device)
+        found = from_first(json.loads(path.read_text()) if rank == 0 and path.is_file() else None)
+        if found is not None:
+            return found, path, False
+        scores = self.scores(data, net, cache, model.device)
         kept: dict[int, Tensor] = {}
-        seconds, nfe = 0.0, 0.0
+        seconds, evaluations = 0.0, 0.0
         with image_progress(f"evaluating {directory.name}", self.num_samples, show=rank == 0) as progress:
             for batch in range(rank, math.ceil(self.num_samples / self.batch_size), world_size):
                 first = batch * self.batch_size
                 noise = Noise(self.seed, range(first, min(first + self.batch_size, self.num_samples)), model.device)
                 begin = time.perf_counter()
-                images = quantise(model.sample(noise, sampler=sampler))
+                images = as_stored(model.sample(noise, sampler=sampler), data.source)
                 if images.is_cuda:
                     torch.cuda.synchronize()
                 seconds += time.perf_counter() - begin
-                nfe = max(nfe, model.nfe)
-                features, logits = net(images)
-                distance.update(features)
-                score.update(logits, noise.index)
+                evaluations += len(images) * model.nfe
+                scores.update(images, noise.index)
                 if first < self.num_kept:
                     kept[first] = images[: self.num_kept - first].cpu()
                 if progress is not None:
                     progress.update(min(first + self.batch_size * world_size, self.num_samples))
-        metrics = {net.distance_name: float(distance.compute())}
-        mean, std = score.compute()
-        metrics |= {"inception_score": float(mean), "inception_score_std": float(std)}
-        gathered = gather((kept, seconds, nfe))
+        metrics = scores.compute()
+        gathered = gather((kept, seconds, evaluations))
         images = torch.cat([tile for _, tile in sorted(pair for part, _, _ in gathered for pair in part.items())])
         seconds = max(part[1] for part in gathered)
         metadata = run.metadata
@@ -158,13 +238,13 @@ class Evaluation:
                 "recipe": metadata["recipe"],
                 "directory": run.directory.name,
             },
-            "model": type(model).__name__,
+            "model": model.title,
             "num_parameters": sum(parameter.numel() for parameter in model.generator.parameters()),
             "images_seen": model.images_seen,
             "training_seconds": metadata.get("training_seconds"),
             "training_seed": metadata["seed"],
             "sampler": None if sampler is None else sampler.to_dict(),
-            "nfe": max(part[2] for part in gathered),
+            "nfe": sum(part[2] for part in gathered) / self.num_samples,
             "weights": self.weights,
             "seed": self.seed,
             "protocol": protocol,
@@ -179,28 +259,89 @@ class Evaluation:
         if rank == 0:
             directory.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(directory / "samples.npz", images=images.numpy())
-            save_grid(images, directory / "samples.png")
+            save_picture(images, data.source, directory / "samples.png")
             write_atomically(path, json.dumps(result, indent=2) + "\n")
         if world_size > 1:
             distributed.barrier()
         return result, path, True
 
+    def likelihood_protocol(self, model: GenerativeModel, data: ImageDataModule) -> dict[str, Any]:
+        """Everything that two likelihoods must share to be compared, and the method.
 
-def ranks() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) when nothing is distributed."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+        Raises:
+            UserError: the model has no likelihood or takes no method, or the test split has too few images, or points.
+        """
+        if not data.source.quantised:
+            raise UserError(
+                f"evaluation.likelihood: {data.name} holds points, which have a density and no mass in bits; leave it "
+                "at 0 (python -m lit_gen.report.theory learned RUN draws the density)"
+            )
+        model.check_likelihood(self.likelihood_method)
+        method = self.likelihood_method or model.default_likelihood_method()
+        num_test = len(data.images("test"))
+        num_images = num_test if self.likelihood == "all" else self.likelihood
+        if num_images > num_test:
+            raise UserError(f"evaluation.likelihood: {data.name} has {num_test} test images; give no more, or all")
+        return {
+            "kind": method.kind if method else model.likelihood_kind,
+            "split": "test",
+            "data_fingerprint": data.fingerprint("test"),
+            "num_images": num_images,
+            "conditional": bool(model.num_classes),
+            "dequantisation": method.dequantisation if method else model.dequantisation,
+            "method": None if method is None else method.to_dict(),
+        }
 
+    def test_likelihood(
+        self, model: GenerativeModel, data: ImageDataModule, run: Run
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Bits per dimension of test images with their standard error, and the record of how they were computed.
 
-def gather(part: Any) -> list[Any]:
-    """The part of every process, on every process."""
-    _, world_size = ranks()
-    if world_size == 1:
-        return [part]
-    parts: list[Any] = [None] * world_size
-    distributed.all_gather_object(parts, part)
-    return parts
+        They depend on no sampler, so they are computed once for a run and kept in a file of their own. Batches are
+        shared among the processes as those of the samples are.
+        """
+        protocol = self.likelihood_protocol(model, data)
+        facts = json.dumps([protocol, self.seed, self.weights, model.images_seen], sort_keys=True)
+        path = run.evaluations / f"likelihood-{hashlib.sha256(facts.encode()).hexdigest()[:10]}.json"
+        rank, world_size = ranks()
+        found = from_first(json.loads(path.read_text()) if rank == 0 and path.is_file() else None)
+        if found is not None:
+            return found["metrics"], found["likelihood"]
+        images, labels, num_images = data.images("test"), data.labels("test"), protocol["num_images"]
+        chosen = np.arange(num_images) * len(images) // num_images  # a split may be sorted by class
+        part: dict[int, Tensor] = {}
+        seconds, nfe = 0.0, 0.0
+        with image_progress("likelihood", num_images, show=rank == 0) as progress:
+            for first in range(rank * self.batch_size, num_images, world_size * self.batch_size):
+                index = chosen[first : first + self.batch_size]
+                batch = torch.from_numpy(np.array(images[index])).to(model.device).float() / 127.5 - 1
+                given = None if labels is None else torch.from_numpy(labels[index])
+                begin = time.perf_counter()
+                log_p = model.log_likelihood(
+                    batch, Noise(self.seed, index, model.device), given, self.likelihood_method
+                ).cpu()
+                seconds += time.perf_counter() - begin
+                nfe = max(nfe, model.nfe)
+                part[first] = log_p
+                if progress is not None:
+                    progress.update(min(first + self.batch_size * world_size, num_images))
+        gathered = gather((part, seconds, nfe))
+        log_p = torch.cat([value for _, value in sorted(pair for part, _, _ in gathered for pair in part.items())])
+        bits = bits_per_dim(log_p, math.prod(data.image_shape))
+        stderr = float(bits.std()) / math.sqrt(num_images) if num_images > 1 else math.nan
+        metrics = {"bits_per_dim": float(bits.mean()), "bits_per_dim_stderr": stderr}
+        record = {
+            "protocol": protocol,
+            "nfe": max(part[2] for part in gathered),
+            "seed": self.seed,
+            "seconds": max(part[1] for part in gathered),
+            "device": device_name(model.device, world_size),
+        }
+        if rank == 0:
+            write_atomically(path, json.dumps({"metrics": metrics, "likelihood": record}, indent=2) + "\n")
+        if world_size > 1:
+            distributed.barrier()
+        return metrics, record
 
 
 def device_name(device: torch.device, world_size: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Images on disk: grids, folders, archives."""
+"""Images on disk: grids, folders, archives; and points as pictures."""
 
 import math
 from pathlib import Path
@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from lit_gen.data.points import PointSource
+from lit_gen.data.sources import ImageSource
 from lit_gen.errors import UserError
 
 SMALLEST_TILE = 32
@@ -27,25 +29,40 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     return path
 
 
+def save_picture(samples: Tensor, source: ImageSource, path: Path) -> Path:
+    """Saves samples in the form of the data as one PNG: images as a grid, points on their true density."""
+    if not isinstance(source, PointSource):
+        return save_grid(samples, path)
+    from lit_gen.report.points import save_scatter  # matplotlib is slow to import
+
+    return save_scatter(samples, source, path)
+
+
 def check_ending(out: Path) -> None:
     """Raises a UserError unless `save_images` knows what to write there."""
     if out.suffix not in (".png", ".npz", ""):
         raise UserError(f"--out: {out} ends in {out.suffix}; give .png for a grid, .npz, or a folder")
 
 
-def save_images(images: Tensor, labels: Tensor | None, out: Path) -> None:
-    """Saves uint8 images as a grid (`.png`), an archive (`.npz`) or one PNG each (a folder)."""
+def save_images(images: Tensor, labels: Tensor | None, source: ImageSource, out: Path, first: int = 0) -> None:
+    """Saves samples as a picture (`.png`), an archive (`.npz`) or one PNG each (a folder), numbered from `first`.
+
+    Raises:
+        UserError: a folder is asked for points.
+    """
     if out.suffix == ".png":
-        save_grid(images, out)
+        save_picture(images, source, out)
     elif out.suffix == ".npz":
         out.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"images": images.numpy()}
         if labels is not None:
             arrays["labels"] = labels.numpy()
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+    elif not source.quantised:
+        raise UserError(f"--out: {out} would hold a picture of each point; give .png for one of all, or .npz")
     else:
         out.mkdir(parents=True, exist_ok=True)
-        digits = max(5, len(str(len(images) - 1)))
-        for index, image in enumerate(images):
+        digits = max(5, len(str(first + len(images) - 1)))
+        for index, image in enumerate(images, first):
             pixels = image.permute(1, 2, 0).squeeze(-1) if image.shape[0] == 1 else image.permute(1, 2, 0)
             Image.fromarray(torch.as_tensor(pixels).numpy()).save(out / f"{index:0{digits}d}.png")

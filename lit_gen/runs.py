@@ -16,8 +16,8 @@ import platform
 import re
 import subprocess
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +32,8 @@ VERSIONED_PACKAGES = (
     *("lit_gen", "lightning", "torch", "torchvision", "torchmetrics", "torch-fidelity"),
     *("numpy", "scikit-learn", "jsonargparse", "wandb"),
 )
+
+SECONDS_BETWEEN_SIGNS_OF_LIFE = 30.0
 
 
 @dataclass
@@ -89,6 +91,10 @@ class Run:
         return self.directory / "checkpoints" / "last.ckpt"
 
     @property
+    def snapshots(self) -> Path:
+        return self.directory / "checkpoints" / "ema"
+
+    @property
     def samples(self) -> Path:
         return self.directory / "samples"
 
@@ -128,15 +134,22 @@ class Run:
         write_atomically(self.metadata_path, json.dumps(self.metadata | facts, indent=2) + "\n")
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process at a time trains a run; a second waits. The lock falls with its holder, even under SIGKILL."""
+    def lock(self, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """One process at a time trains a run; a second waits. The lock falls with its holder, even under SIGKILL.
+
+        Args:
+            waiting: Called now and then while the lock is held elsewhere.
+        """
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.directory.parent / f".{self.directory.name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"waiting: another process is training {self.directory}", flush=True)
-            lock.acquire()
+            while not lock.is_locked:
+                waiting()
+                with suppress(Timeout):
+                    lock.acquire(timeout=SECONDS_BETWEEN_SIGNS_OF_LIFE)
         try:
             yield
         finally:

@@ -122,11 +122,18 @@ class Curves(WandbLogger):
 
 
 def log_evaluation(
-    settings: WandbSettings, run: Run, result: dict[str, Any], grid: Path, config: dict[str, Any]
+    settings: WandbSettings, run: Run, result: dict[str, Any], folder: Path, config: dict[str, Any]
 ) -> None:
-    """Logs one evaluation as one W&B run (job type `evaluate`) that names the training it scored."""
+    """Logs one evaluation as one W&B run (job type `evaluate`) that names the training it scored.
+
+    The file `wandb_runs` beside its result names the W&B runs that hold it. One that is there is not logged again,
+    unless an agent has begun a run for it; one whose process was killed in between is logged the next time.
+    """
     mode = settings.resolved_mode()
-    if mode == "disabled":
+    marker = folder / "wandb_runs"
+    logged = marker.read_text().split() if marker.is_file() else []
+    agents_run = os.environ.get("WANDB_RUN_ID")
+    if mode == "disabled" or (logged and agents_run in (None, *logged)):
         return
     sampler = result["sampler"] or {"name": "none"}
     experiment = _init(
@@ -136,20 +143,22 @@ def log_evaluation(
         job_type="evaluate",
         config={**config, "run": result["run"], "protocol": result["protocol"]},
         # wandb reads the environment once for each process, which may have been for the training
-        id=os.environ.get("WANDB_RUN_ID"),
+        id=agents_run,
         settings=_quiet(sweep_id=os.environ.get("WANDB_SWEEP_ID")),
         reinit="finish_previous",
         **settings.arguments(),
     )
-    experiment.log({"samples": wandb.Image(str(grid))})
+    if (folder / "samples.png").is_file():
+        experiment.log({"samples": wandb.Image(str(folder / "samples.png"))})
     experiment.summary.update({**result["metrics"], "nfe": result["nfe"], **result["timing"]})
     experiment.finish()
+    write_atomically(marker, "".join(f"{name}\n" for name in [*logged, experiment.id]))
 
 
-def finish() -> None:
-    """Ends the W&B run of a training, so that an evaluation can begin its own."""
+def finish(failed: bool = False) -> None:
+    """Ends the W&B run of a training, so that an evaluation can begin its own; W&B shows one that failed as such."""
     if wandb.run is not None:
-        wandb.finish()
+        wandb.finish(exit_code=int(failed))
 
 
 def _init(**arguments: Any) -> wandb.Run:

@@ -21,6 +21,9 @@ TINY = {
     "DDPM": ["--model=DDPM", *TINY_UNET],
     "EDM": ["--model=EDM", *TINY_UNET],
     "RectifiedFlow": ["--model=RectifiedFlow", *TINY_UNET],
+    "FlowMatching": ["--model=FlowMatching", *TINY_UNET],
+    "ImprovedDDPM": ["--model=ImprovedDDPM", *TINY_UNET],
+    "ScoreSDE": ["--model=ScoreSDE", *TINY_UNET],
     "VAE": [
         "--model=VAE",
         "--model.latent_dim=4",
@@ -54,6 +57,15 @@ DIGITS = [
 def arguments(model: str, root: Path, num_images: int = 64 * 4, *more: str) -> list[str]:
     """The arguments of a training on digits that takes a second."""
     return [*TINY[model], *DIGITS, f"--run.root={root}", f"--budget.num_images={num_images}", *more]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that need the internet run only where they are asked for by name."""
+    if "network" not in config.option.markexpr:
+        skip = pytest.mark.skip(reason="needs the internet: pytest -m network")
+        for item in items:
+            if "network" in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture

@@ -16,17 +16,21 @@ class CrashError(Exception):
 class Interrupt(Callback):
     """Dies once so many batches were trained.
 
-    By SIGKILL for `kill:N`, by Ctrl-C for `interrupt:N`, by an exception for `raise:N`.
+    By SIGKILL for `kill:N`, by Ctrl-C for `interrupt:N`, by an exception for `raise:N`. Of two processes the second
+    gets Ctrl-C three batches after the first, or for `interrupt-second:N` it alone does.
 
     How is read from the environment, so the configuration, and with it the run's identity, stays the same.
     """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         how, _, when = os.environ.get(KILL_AT, "").partition(":")
-        if how and trainer.lightning_module._batches_seen == int(when):
+        late = 3 * trainer.global_rank if how == "interrupt" else 0
+        if how == "interrupt-second" and trainer.global_rank == 0:
+            return
+        if how and trainer.lightning_module._batches_seen == int(when) + late:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if how == "interrupt":
+            if how.startswith("interrupt"):
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             raise CrashError

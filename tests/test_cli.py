@@ -125,9 +125,32 @@ def test_sample_writes_grid_archive_and_folder(trained: Run, tmp_path: Path) -> 
     assert main(["sample", run, "-n", "4", "--first", "5", "--out", str(tmp_path / "folder"), *more]) == 0
     images = np.load(tmp_path / "all.npz")["images"]
     assert images.shape == (9, 1, 8, 8) and images.dtype == np.uint8
-    singles = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "folder").iterdir())]
+    files = sorted((tmp_path / "folder").iterdir())
+    assert [path.name for path in files] == ["00005.png", "00006.png", "00007.png", "00008.png"]
+    singles = [np.asarray(Image.open(path)) for path in files]
     assert np.abs(np.stack(singles).astype(int) - images[5:, 0]).max() <= 1
     assert Image.open(tmp_path / "grid.png").size[0] > 3 * 32
+
+
+@pytest.mark.parametrize(
+    ("sampler", "columns"), [(["--sampler=DDIM", "--sampler.steps=3"], 4), (["--sampler=RK45", "--sampler.rtol=1"], 10)]
+)
+def test_sample_draws_trajectories(trained: Run, tmp_path: Path, capsys, sampler: list[str], columns: int) -> None:
+    """A row for each image, from noise to the image that was drawn beside; the images are the same with it."""
+    run, path = str(trained.directory), tmp_path / "figures" / "trajectory.png"
+    words = ["sample", run, "-n", "5", "--batch-size", "3", *sampler]
+    assert main([*words, "--out", str(tmp_path / "plain.npz")]) == 0
+    assert main([*words, "--out", str(tmp_path / "all.npz"), "--trajectory", str(path)]) == 0
+    assert f"-> {path}" in capsys.readouterr().out
+    images = np.load(tmp_path / "all.npz")["images"]
+    assert np.array_equal(images, np.load(tmp_path / "plain.npz")["images"])
+    tiles = np.asarray(Image.open(path))[..., 0]
+    assert tiles.shape == (3 * 34 + 2, columns * 34 + 2)  # of the first batch
+    ends = np.stack([tiles[2 + 34 * row :, 2 + 34 * (columns - 1) :][:32:4, :32:4] for row in range(3)])
+    assert np.array_equal(ends, images[:3, 0])
+    starts = np.stack([tiles[2 + 34 * row :, 2:][:32:4, :32:4] for row in range(3)])
+    assert np.abs(starts.astype(int) - ends).mean() > 30
+    assert main([*words, "--trajectory", str(tmp_path / "trajectory.gif")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -158,8 +181,11 @@ def test_bad_input_is_one_line(
 def test_settings_of_the_training_cannot_be_changed_afterwards(
     trained: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = said(capsys, "evaluate", str(trained.directory), "--model.sigma_data=1", "--ema.decay=0.5")
-    assert "model.init_args" in error and "ema.decay" in error
+    words = ["--model.sigma_data=1", "--model.network.channels=32", "--ema.decay=0.5", "--data.source=FashionMNIST"]
+    error = said(capsys, "evaluate", str(trained.directory), *words)
+    keys = error.removeprefix("lit-gen: error: ").partition(": ")[0].split(", ")
+    network = "model.init_args.network.init_args.channels"
+    assert set(keys) == {"model.init_args.sigma_data", network, "ema.decay", "data.source.class_path"}
 
 
 def test_a_sampler_for_a_vae_is_refused(trained_vae: Run, capsys: pytest.CaptureFixture[str]) -> None:

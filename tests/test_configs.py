@@ -43,18 +43,13 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", files("conf/experiment"))
-def test_experiment_trains_a_step(name: str, tmp_path: Path, data_root: Path) -> None:
-    path = CONF / "experiment" / f"{name}.yaml"
+def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
+    """The arguments that make an experiment one step on the CPU, in float32, with few images and a small network."""
     config = yaml.safe_load(path.read_text())
-    # the file as it stands is accepted, and its objects can be built
     cli = ExperimentCLI([f"--config={path}"])
-    source = cli.config.data.source.class_path.rsplit(".")[-1]
-    # the step runs on the CPU, in float32, with few images and a network of the same kind but small
     batch_size = min(config["data"]["batch_size"], 16)
     words = [
-        f"--config={path}",
-        f"--run.root={tmp_path}",
+        f"--run.root={root}",
         f"--budget.num_images={batch_size}",
         f"--data.batch_size={batch_size}",
         "--trainer.accelerator=cpu",
@@ -62,13 +57,25 @@ def test_experiment_trains_a_step(name: str, tmp_path: Path, data_root: Path) ->
         "--grid.num_samples=0",
         "--wandb.mode=disabled",
     ]
-    if source != "Digits":
+    if cli.config.data.source.class_path.rsplit(".")[-1] in ("FashionMNIST", "CIFAR10"):
         words += [f"--data.source.root={data_root}", "--data.source.checksum=false"]
-    if cli.config.model.init_args.get("network") and not name.startswith("digits"):
+    network = cli.config.model.init_args.get("network")
+    if network and network.class_path.endswith("UNet") and not path.name.startswith("digits"):
         words.append("--model.network.channels=8")
-    run = commands.fit(words)
+    if "reflow" in config:
+        teacher = ROOT / config["reflow"]["teacher"]
+        run = commands.fit([f"--config={teacher}", *shrunk(teacher, root, data_root)])
+        words += [f"--reflow.teacher={run.directory}", "--reflow.num_pairs=16", "--reflow.sampler=Euler"]
+        words.append("--reflow.sampler.steps=1")
+    return words
+
+
+@pytest.mark.parametrize("name", files("conf/experiment"))
+def test_experiment_trains_a_step(name: str, tmp_path: Path, data_root: Path) -> None:
+    path = CONF / "experiment" / f"{name}.yaml"
+    run = commands.fit([f"--config={path}", *shrunk(path, tmp_path, data_root)])
     assert run.finished
-    assert run.metadata["images_seen"] == batch_size
+    assert run.metadata["images_seen"] == min(yaml.safe_load(path.read_text())["data"]["batch_size"], 16)
 
 
 @pytest.mark.parametrize("name", files("conf/model"))
@@ -84,9 +91,10 @@ def test_model_trains_a_step(name: str, tmp_path: Path) -> None:
 def test_sampler_draws(name: str, tmp_path: Path) -> None:
     words = ["--model=DDPM", *TINY_UNET, *DIGITS, f"--run.root={tmp_path}", "--budget.num_images=64"]
     sampler = CONF / "sampler" / f"{name}.yaml"
-    steps = yaml.safe_load(sampler.read_text())["init_args"]["steps"]
+    settings = yaml.safe_load(sampler.read_text())
+    steps = [str(settings["init_args"]["steps"])] if "steps" in settings["init_args"] else []
     result = commands.run([*words, f"--sampler={sampler}", "--evaluation.num_samples=4"])
-    assert f"-{steps}-" in result.parent.name
+    assert result.parent.name.startswith("-".join([settings["class_path"], *steps, ""]))
 
 
 @pytest.mark.parametrize("name", files("conf/trainer"))
@@ -110,26 +118,37 @@ def test_data_is_accepted(name: str) -> None:
     assert cli.config.data.batch_size == given["batch_size"]
 
 
+def in_repository(words: list[str]) -> list[str]:
+    return [word.replace("=conf/", f"={CONF}/") for word in words]
+
+
 @pytest.mark.parametrize("name", files("sweeps"))
-def test_every_trial_of_a_sweep_is_accepted(name: str) -> None:
-    """Each trial's arguments are a valid experiment; one trial for each training is also run, small."""
+def test_the_trials_of_a_sweep_are_accepted(name: str) -> None:
+    """Trials that together hold every value of every parameter are valid experiments."""
     sweep = load_sweep([ROOT / "sweeps" / f"{name}.yaml"])
     assert len({trial.id for trial in sweep.trials}) == len(sweep.trials)
+    seen: set[str] = set()
     for trial in sweep.trials:
-        words = [word.replace("=conf/", f"={CONF}/") for word in trial.arguments]
-        cli = ExperimentCLI(words)
-        for word in words:
-            key, _, value = word.removeprefix("--").partition("=")
-            if key == "sampler":
-                assert cli.config.sampler.class_path.endswith(f".{value}")
+        if seen.issuperset(trial.arguments):
+            continue
+        seen.update(trial.arguments)
+        cli = ExperimentCLI(in_repository(trial.arguments))
+        sampler = trial.parameters.get("sampler")
+        if sampler is not None:
+            path = ROOT / sampler
+            named = yaml.safe_load(path.read_text())["class_path"] if path.is_file() else sampler
+            assert cli.config.sampler.class_path.endswith(f".{named}")
 
 
 @pytest.mark.parametrize("name", files("sweeps"))
-def test_one_trial_for_each_training_of_a_sweep_runs(name: str, tmp_path: Path) -> None:
+def test_one_trial_for_each_training_of_a_sweep_runs(name: str, tmp_path: Path, data_root: Path) -> None:
     sweep = load_sweep([ROOT / "sweeps" / f"{name}.yaml"])
-    for _, trials in itertools.groupby(sweep.trials, key=lambda trial: trial.parameters["config"]):
-        words = [word.replace("=conf/", f"={CONF}/") for word in next(trials).arguments]
-        small = ["--budget.num_images=64", "--evaluation.num_samples=4", "--grid.num_samples=0"]
-        result = commands.run([*words, *small, f"--run.root={tmp_path}", "--wandb.mode=disabled"])
+    for config, trials in itertools.groupby(sweep.trials, key=lambda trial: trial.parameters["config"]):
+        small = [
+            *shrunk(ROOT / config, tmp_path, data_root),
+            "--evaluation.num_samples=4",
+            "--evaluation.inception_splits=1",
+        ]
+        result = commands.run([*in_repository(next(trials).arguments), *small])
         assert Run.open(result.parents[2]).finished
         assert json.loads(result.read_text())["protocol"]["num_samples"] == 4

@@ -1,12 +1,18 @@
 """Two processes do what one does: the same images, the same distance, one run directory."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import arguments
+from lit_gen.runs import Run
+from tests.conftest import ROOT, arguments
 from tests.test_tracking import wandb_runs
 
 pytestmark = pytest.mark.slow
@@ -42,3 +48,57 @@ def test_training_and_evaluation_in_two_processes(model: str, tmp_path: Path, li
     again = json.loads((evaluation / "result.json").read_text())
     assert again["metrics"] == pytest.approx(one["metrics"], rel=1e-6)
     assert "2 x" in again["timing"]["device"]
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts two processes alike, as torchrun and SLURM do; what they print goes to a file `log`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lit_gen"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    started = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                [*command, *words], cwd=tmp_path, env=environment, stdout=log, stderr=log, text=True
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(60)
+
+
+def test_processes_that_are_started_alike_agree_what_is_done(tmp_path: Path, torchrun) -> None:
+    words = [*arguments("VAE", tmp_path / "runs", 640), *TWO]
+    log = tmp_path / "log"
+    assert torchrun("run", *words).wait(300) == 0, log.read_text()
+    (directory,) = (path for path in (tmp_path / "runs").iterdir() if not path.name.startswith("."))
+    run = Run(directory)
+    (result,) = run.evaluations.glob("*/result.json")
+    assert run.finished and run.metadata["images_seen"] == 640
+    assert "2 x" in json.loads(result.read_text())["timing"]["device"]
+
+    assert torchrun("run", *words).wait(300) == 0, log.read_text()
+    assert "this training is finished" in log.read_text() and "computed before" in log.read_text()
+
+    # another command trains while they wait, and is done when they get their turn: neither may begin
+    run.update(status="training")
+    with run.lock():
+        waiting = torchrun("fit", *words)
+        deadline = time.monotonic() + 120
+        while "waiting: another process" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert "waiting: another process" in log.read_text()
+        time.sleep(2)  # the second one would train by now
+        run.update(status="finished")
+    assert waiting.wait(60) == 0, log.read_text()
+    assert "this training is finished" in log.read_text() and "trained on" not in log.read_text()
+
+    result.unlink()
+    alone = torchrun("evaluate", str(directory), "--trainer.devices=1")
+    assert alone.wait(300) != 0 and "devices" in log.read_text()
+    assert torchrun("evaluate", str(directory)).wait(300) == 0, log.read_text()
+    assert "2 x" in json.loads(result.read_text())["timing"]["device"]

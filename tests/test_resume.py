@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from lit_gen import commands
+from lit_gen.errors import UserError
+from lit_gen.runs import Run
 from tests.conftest import ROOT, arguments
 from tests.interrupt import KILL_AT, CrashError
 
@@ -101,3 +103,63 @@ def test_sigkill_then_resume_with_workers(processes: int, tmp_path: Path, lit_ge
     assert done.returncode == 0, done.stderr
     assert "resuming after" in done.stdout
     assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_two_processes_saves_after_one_batch_of_all(tmp_path: Path, lit_gen) -> None:
+    more = ["--trainer.devices=2", "--trainer.strategy=ddp", "--checkpoint.every=0"]
+    kept = {"PYTHONPATH": str(ROOT)}
+    done = lit_gen("fit", *training("DDPM", tmp_path / "whole", *more), **kept)
+    assert done.returncode == 0, done.stderr
+    words = training("DDPM", tmp_path / "parts", *more)
+    for how, stopped in (("interrupt:13", 20), ("interrupt-second:31", 40)):
+        done = lit_gen("fit", *words, **{KILL_AT: how}, **kept)
+        assert done.returncode == 130, done.stderr
+        assert "the same command continues" in done.stderr and "Traceback" not in done.stderr
+        assert contents(tmp_path / "parts")["images_seen"] == 64 * stopped
+    done = lit_gen("fit", *words, **kept)
+    assert done.returncode == 0, done.stderr
+    assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
+
+
+def short(root: Path) -> list[str]:
+    """Six batches, with a checkpoint after every second."""
+    more = ("--checkpoint.every=128", "--grid.num_samples=0", "--trainer.callbacks=tests.interrupt.Interrupt")
+    return arguments("VAE", root, 64 * 6, *more)
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The identity counts devices as this machine has them; what saved the checkpoint may have had others."""
+    words = short(tmp_path)
+    monkeypatch.setenv(KILL_AT, "raise:4")
+    with pytest.raises(CrashError):
+        commands.fit(words)
+    monkeypatch.delenv(KILL_AT)
+    (path,) = tmp_path.glob("*/checkpoints/last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["world_size"] == 1
+    torch.save(checkpoint | {"world_size": 2}, path)
+    with pytest.raises(UserError, match="trainer.devices: .* saved by 2 processes and cannot go on with 1"):
+        commands.fit(words)
+    torch.save(checkpoint, path)
+    assert commands.fit(words).finished
+
+
+def test_the_cost_of_a_training_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """run.json is brought up to date with every checkpoint, so a kill forgets no more than the time after the last."""
+    noted: list[float] = []
+    update = Run.update
+
+    def watched(self: Run, **facts: object) -> None:
+        noted.extend([facts["training_seconds"]] if "training_seconds" in facts else [])  # type: ignore[list-item]
+        update(self, **facts)
+
+    monkeypatch.setattr(Run, "update", watched)
+    monkeypatch.setenv(KILL_AT, "raise:4")
+    with pytest.raises(CrashError):
+        commands.fit(short(tmp_path))
+    assert len(noted) == 3, "two checkpoints, and the end that a kill would not have come to"
+    assert 0 < noted[0] < noted[1] < noted[2]
+    monkeypatch.delenv(KILL_AT)
+    run = commands.fit(short(tmp_path))
+    assert noted == sorted(noted) and run.metadata["training_seconds"] == noted[-1]

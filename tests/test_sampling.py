@@ -8,7 +8,17 @@ from torch import Tensor
 
 from lit_gen.config import ExperimentCLI
 from lit_gen.diffusion.grids import Karras
-from lit_gen.diffusion.samplers import DDIM, DDPM, Euler, Heun, Sampler
+from lit_gen.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    RK45,
+    DPMSolver,
+    Euler,
+    Heun,
+    PredictorCorrector,
+    Sampler,
+    UniPC,
+)
 from lit_gen.errors import UserError
 from lit_gen.models import GenerativeModel
 from lit_gen.noise import Noise
@@ -19,6 +29,10 @@ SAMPLERS = [
     DDPM(steps=6, variance="large"),
     DDIM(steps=6, eta=0.7),
     Euler(steps=6),
+    PredictorCorrector(nfe=9),
+    DPMSolver(steps=6, eta=1.0),
+    UniPC(steps=6, order=3),
+    RK45(rtol=1e-2, atol=1e-2),
     Heun(nfe=9, S_churn=4),
 ]
 FAMILIES: list[tuple[str, Sampler | None]] = [
@@ -74,10 +88,15 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
         (Euler(steps=3), 3),
         (Heun(steps=18), 35),
         (Heun(nfe=10), 9),
+        (PredictorCorrector(nfe=10), 9),
+        (UniPC(nfe=10), 10),
     ):
         calls.clear()
         draw(model, sampler, [0])
         assert model.nfe == nfe == len(calls)
+    calls.clear()
+    draw(model, RK45(rtol=1e-2, atol=1e-2), [0])
+    assert model.nfe == len(calls) >= 8
     for name in ("VAE", "WGAN"):
         model = build(name, tmp_path)
         draw(model, None, [0])
@@ -91,6 +110,19 @@ def test_one_grid_one_model_ddim_is_euler(tmp_path: Path) -> None:
         for coordinates in ("sigma", "rectified"):
             euler = draw(model, Euler(steps=9, grid=Karras(), coordinates=coordinates), [0, 1, 2])
             torch.testing.assert_close(euler, ddim, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["Rectified", "VE"])
+def test_a_model_may_be_sampled_on_another_schedule(schedule: str, tmp_path: Path) -> None:
+    """The schedule of the sampler, from the command line: the same images, and levels of the model's training."""
+    words = ["--sampler=DDIM", "--sampler.steps=7", "--sampler.grid=Karras", "--sampler.grid.sigma_max=40"]
+    model = build("DDPM", tmp_path, *words)
+    other = ExperimentCLI(arguments("DDPM", tmp_path, 64, *words, f"--sampler.schedule={schedule}")).objects().sampler
+    assert type(other.schedule).__name__ == other.to_dict()["schedule"]["name"] == schedule
+    own = draw(model, DDIM(steps=7, grid=Karras(sigma_max=40)), [0, 1, 2])
+    assert own.std() > 1e-3
+    torch.testing.assert_close(draw(model, other, [0, 1, 2]), own, rtol=0, atol=1e-5)
+    assert model.nfe == 7
 
 
 def test_classes(tmp_path: Path) -> None:

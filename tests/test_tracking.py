@@ -85,6 +85,48 @@ def test_the_evaluation_has_the_agents_run_and_the_training_has_its_own(
     assert "protocol" in ids["agentsrun"]["config"]
 
 
+def exit_codes(tmp_path: Path) -> list[int]:
+    """Of each session of a W&B run, as it is shown there: 0 finished, anything else crashed."""
+    sessions = (inspect(path)[1] for path in wandb_runs(tmp_path))
+    return [record["exit"].get("exit_code", 0) for records in sessions for record in records if "exit" in record]
+
+
+def test_wandb_shows_a_training_that_failed_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = offline(tmp_path, "--trainer.callbacks=tests.interrupt.Interrupt", "--checkpoint.every=256")
+    monkeypatch.setenv(KILL_AT, "raise:7")
+    with pytest.raises(CrashError):
+        commands.fit(words)
+    assert exit_codes(tmp_path) == [1]
+    monkeypatch.delenv(KILL_AT)
+    commands.fit(words)
+    assert exit_codes(tmp_path) == [1, 0]
+
+
+def test_an_evaluation_that_was_killed_before_wandb_had_it_is_logged_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise CrashError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_gen.tracking.log_evaluation", killed)
+        with pytest.raises(CrashError):
+            commands.run(offline(tmp_path))
+    assert len(wandb_runs(tmp_path)) == 1, "the training"
+    for _ in range(2):  # logged, and then not again
+        result = commands.run(offline(tmp_path))
+        assert len(wandb_runs(tmp_path)) == 2
+    (logged,) = (result.parent / "wandb_runs").read_text().split()
+    summary, _ = inspect(wandb_runs(tmp_path)[1])
+    assert wandb_runs(tmp_path)[1].name.endswith(logged) and "fd_digits" in json.dumps(summary)
+    # the run that an agent began for its trial would stay empty otherwise
+    monkeypatch.setenv("WANDB_RUN_ID", "agentsrun")
+    for _ in range(2):
+        commands.run(offline(tmp_path))
+        assert len(wandb_runs(tmp_path)) == 3
+    assert (result.parent / "wandb_runs").read_text().split() == [logged, "agentsrun"]
+
+
 def test_mode_is_offline_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)

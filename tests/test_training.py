@@ -3,11 +3,14 @@
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from lit_gen import commands
+from lit_gen.callbacks import EMA
 from lit_gen.errors import UserError
 from tests.conftest import arguments
 
@@ -54,6 +57,57 @@ def test_bf16_trains_and_keeps_float32_weights(model: str, tmp_path: Path) -> No
     full = commands.fit(arguments(model, tmp_path, 640))
     other = torch.load(full.checkpoint, weights_only=True)["state_dict"]
     assert any(not torch.equal(other[key], value) for key, value in checkpoint["state_dict"].items())
+
+
+@pytest.mark.parametrize("model", ["RectifiedFlow", "EDM", "VAE", "WGAN"])
+def test_bf16_true_trains_draws_and_scores(model: str, tmp_path: Path) -> None:
+    words = arguments(model, tmp_path, 640, "--trainer.precision=bf16-true", "--data.num_val=90", "--grid.every=320")
+    words += ["--sampler=DDIM", "--sampler.steps=3"] if model in ("RectifiedFlow", "EDM") else []
+    run = commands.run(words).parents[2]
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    state, average = checkpoint["state_dict"], checkpoint["ema"]["weights"]
+    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.bfloat16}
+    assert {value.dtype for value in average.values() if value.is_floating_point()} == {torch.float32}
+    images = [path.name for path in (run / "samples").iterdir()]
+    assert "images-000000640.png" in images and "images-000000320.png" in images
+
+
+def test_bf16_true_computes_outside_the_network_in_float32(tmp_path: Path) -> None:
+    """Its losses are those of float32 but for the rounding within the network, which answers 0 to the first batch."""
+    losses = {}
+    for precision in ("bf16-true", "64-true", "32-true"):
+        words = arguments("RectifiedFlow", tmp_path, 64 * 3, f"--trainer.precision={precision}")
+        words.append("--trainer.log_every_n_steps=1")
+        losses[precision] = [float(row["train/loss"]) for row in rows(commands.fit(words))]
+    assert len(losses["32-true"]) == 3
+    assert losses["bf16-true"][0] == losses["32-true"][0]
+    assert losses["bf16-true"] == pytest.approx(losses["32-true"], rel=0.01)
+    assert losses["bf16-true"][2] != losses["32-true"][2]
+    assert losses["64-true"] == pytest.approx(losses["32-true"], rel=1e-4)
+
+
+def test_the_average_of_bf16_weights_does_not_stand_still(tmp_path: Path) -> None:
+    """w + (1 - d) (v - w) at d = 0.999 is w again in bfloat16; the average is kept in float32."""
+    network = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    network.weight.data.fill_(1.0)
+    model: Any = SimpleNamespace(generator=network, images_seen=0)
+    ema = EMA(0.999)
+    ema.num_updates = 100_000  # past the warm-up
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    ema.on_fit_start(trainer, model)
+    network.weight.data.fill_(2.0)
+    for update in range(50):
+        ema.on_train_batch_end(trainer, model, None, None, update)
+    checkpoint: dict[str, Any] = {}
+    ema.on_save_checkpoint(trainer, model, checkpoint)
+    assert checkpoint["ema"]["weights"]["weight"].item() == pytest.approx(2 - 0.999**50, rel=1e-6)
+
+
+@pytest.mark.parametrize("key", ["max_epochs", "max_steps", "limit_train_batches"])
+def test_a_training_of_nothing_is_refused(key: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"trainer.{key}: 0 trains on nothing.*budget.num_images"):
+        commands.fit(arguments("VAE", tmp_path, 64, f"--trainer.{key}=0"))
+    assert not list(tmp_path.glob("*/run.json"))
 
 
 def test_validation_is_logged_against_images(tmp_path: Path) -> None:

@@ -1,14 +1,24 @@
 """Checkpoints that a kill cannot spoil."""
 
 import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 
 from lit_gen.errors import UserError
 from lit_gen.models.base import GenerativeModel
+
+BATCHES_BETWEEN_AGREEMENTS = 10
+SECONDS_TO_LEAVE = 10.0
 
 
 class Checkpoint(Callback):
@@ -21,29 +31,50 @@ class Checkpoint(Callback):
         every: Images between two checkpoints; 0 saves only the last.
     """
 
-    interrupted: bool = False
-    """Set by Ctrl-C: save after this batch, then stop."""
-
     def __init__(self, every: int = 100_000) -> None:
         self.every = every
         self.path: Path | None = None
+        self.saved: Callable[[], object] = lambda: None
+        """Called by the first process after each checkpoint."""
         self._saved_at = 0
+        self._training = False
+        self._interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._saved_at = pl_module.images_seen
+        self._training = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         images = pl_module.images_seen
-        if self.interrupted or (self.every and images // self.every > self._saved_at // self.every):
+        # processes hear of Ctrl-C in different batches; to ask one another after each would cost time
+        agree = trainer.world_size == 1 or pl_module._batches_seen % BATCHES_BETWEEN_AGREEMENTS == 0
+        stop = agree and trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        if stop or (self.every and images // self.every > self._saved_at // self.every):
             self.save(trainer, pl_module)
-        if self.interrupted:
-            raise KeyboardInterrupt
+        if stop:
+            self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         if pl_module.images_seen != self._saved_at:
             self.save(trainer, pl_module)
+        if trainer.strategy.reduce_boolean_decision(self._interrupted, all=False):
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Ends all processes, the first one last: Lightning kills it if another ends in an error."""
+        others = getattr(trainer.strategy.launcher, "procs", [])
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if isinstance(environment, LightningEnvironment) and trainer.local_rank > 0:
+            raise SystemExit(0)
+        for process in others:
+            with suppress(TimeoutExpired):
+                process.wait(SECONDS_TO_LEAVE)
+        raise KeyboardInterrupt
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: GenerativeModel, checkpoint: dict[str, Any]) -> None:
+        checkpoint["world_size"] = trainer.world_size
 
     def save(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         """Writes the checkpoint beside the old one, then renames it over that."""
@@ -60,5 +91,43 @@ class Checkpoint(Callback):
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             os.replace(temporary, self.path)
+            self.saved()
         trainer.strategy.barrier("checkpoint")
         self._saved_at = pl_module.images_seen
+
+    @contextmanager
+    def saved_when_interrupted(self, trainer: Trainer) -> Iterator[None]:
+        """Ctrl-C while batches are trained saves a checkpoint first; a second one stops at once.
+
+        Of several processes it is enough that one gets the signal: all save and stop after the same batch.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(number: int, frame: Any) -> None:
+            if self._interrupted or not self._training:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            if trainer.is_global_zero:
+                print("stopping after this batch; its checkpoint is saved", file=sys.stderr, flush=True)
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def check_world_size(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Refuses to go on with another number of processes: each draws random numbers of its own.
+
+    Raises:
+        UserError: the checkpoint was saved by another number of processes.
+    """
+    saved = checkpoint.get("world_size", trainer.world_size)
+    if saved != trainer.world_size:
+        raise UserError(
+            f"trainer.devices: the checkpoint was saved by {saved} processes and cannot go on with "
+            f"{trainer.world_size}; use {saved} again, or name a new run with --run.name"
+        )

@@ -27,7 +27,7 @@ class Monitor(Callback):
         self._since = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: GenerativeModel, optimizer: Optimizer) -> None:
-        if not _is_logging_step(trainer):
+        if not trainer._logger_connector.should_update_logs:
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         name = "train/grad_norm"
@@ -43,9 +43,9 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not _is_logging_step(trainer):
+        if not trainer._logger_connector.should_update_logs:
             return
-        loss = trainer.callback_metrics.get("train/loss")
+        loss = pl_module.training_values.get("loss")
         if isinstance(loss, Tensor) and not math.isfinite(loss.item()):
             raise UserError(
                 f"the loss is {loss.item()} after {pl_module.images_seen} images; the last checkpoint is kept: lower "
@@ -60,8 +60,3 @@ class Monitor(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._since = None
-
-
-def _is_logging_step(trainer: Trainer) -> bool:
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0

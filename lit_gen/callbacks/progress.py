@@ -1,16 +1,17 @@
 """Progress in images: a bar on a terminal, a line now and then elsewhere."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from lit_gen.models.base import GenerativeModel
+from lit_gen.step import Step, listeners
 
 
 class ImagesPerSecond(ProgressColumn):
@@ -23,43 +24,68 @@ class ImagesPerSecond(ProgressColumn):
 class ImageProgress:
     """Counts images towards a total.
 
-    On a terminal a rich bar; elsewhere one line every `seconds`, so that log files stay readable.
+    On a terminal a rich bar; elsewhere one line every `seconds`, so that log files stay readable. Nothing is shown
+    before the first update.
+
+    Args:
+        description: What is being done.
+        total: Images to be done.
+        completed: Images done before.
+        seconds: Time between two lines.
+        console: Where to; the standard error stream if not given.
     """
 
-    def __init__(self, description: str, total: int, completed: int = 0, seconds: float = 20.0) -> None:
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        completed: int = 0,
+        seconds: float = 20.0,
+        console: Console | None = None,
+    ) -> None:
         self.description = description
         self.total = total
         self.completed = completed
         self.seconds = seconds
+        self._console = console or Console(stderr=True)
         self._start = self._printed = time.monotonic()
         self._first = completed
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        self._task = TaskID(0)
+
+    def add(self, images: int) -> None:
+        """Counts more images."""
+        self.update(self.completed + images)
+
+    def update(self, completed: int) -> None:
+        """Sets how many images are done."""
+        self.completed = completed
+        now = time.monotonic()
+        speed = (completed - self._first) / max(now - self._start, 1e-9)
+        step = Step(self.description, completed, self.total, speed)
+        for listener in listeners:
+            listener(step)
+        if self._console.is_terminal:
+            self._draw()
+        elif now - self._printed >= self.seconds:
+            self._printed = now
+            speed_and_time = f"{speed:,.0f} images/s, {step.seconds_left:,.0f} s left"
+            line = f"{self.description}: {completed:,}/{self.total:,} images, {speed_and_time}"
+            print(line, file=self._console.file, flush=True)
+
+    def _draw(self) -> None:
+        if self._bar is None:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.completed:,}/{task.total:,} images"),
                 ImagesPerSecond(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
             )
-            from rich.console import Console
-
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(description, total=total, completed=completed, note="")
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task(self.description, total=self.total, completed=self._first)
             self._bar.start()
-
-    def update(self, completed: int, note: str = "") -> None:
-        """Sets how many images are done."""
-        self.completed = completed
-        if self._bar is not None:
-            self._bar.update(self._task, completed=completed, note=note)
-        elif time.monotonic() - self._printed >= self.seconds:
-            self._printed = time.monotonic()
-            speed = (completed - self._first) / (self._printed - self._start)
-            left = (self.total - completed) / speed if speed else float("inf")
-            line = f"{self.description}: {completed:,}/{self.total:,} images, {speed:,.0f} images/s, {left:,.0f} s left"
-            print(f"{line} {note}".rstrip(), file=sys.stderr, flush=True)
+        self._bar.update(self._task, completed=self.completed)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -67,9 +93,13 @@ class ImageProgress:
 
 
 @contextmanager
-def image_progress(description: str, total: int, show: bool = True) -> Iterator[ImageProgress | None]:
-    """A progress over a block; none on other processes than the first."""
+def image_progress(
+    description: str, total: int, show: bool = True, at_once: bool = True
+) -> Iterator[ImageProgress | None]:
+    """A progress over a block, shown at once or with the first update; none on other processes than the first."""
     progress = ImageProgress(description, total) if show else None
+    if progress is not None and at_once:
+        progress.update(0)
     try:
         yield progress
     finally:
@@ -91,6 +121,7 @@ class TrainingProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         if trainer.is_global_zero:
             self._progress = ImageProgress("training", self.total, pl_module.images_seen)
+            self._progress.update(pl_module.images_seen)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int

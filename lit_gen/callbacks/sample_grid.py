@@ -6,8 +6,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from lit_gen.callbacks.ema import EMA
-from lit_gen.images import save_grid
-from lit_gen.metrics import quantise
+from lit_gen.images import save_picture
+from lit_gen.metrics import as_stored
 from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
 from lit_gen.tracking import Curves
@@ -48,11 +48,15 @@ class SampleGrid(Callback):
         self._drawn_at = pl_module.images_seen
         if not trainer.is_global_zero or self.folder is None or not self.num_samples:
             return
+        source = trainer.datamodule.source  # type: ignore[attr-defined]
         noise = Noise(self.seed, range(self.num_samples), pl_module.device)
         ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))  # type: ignore[attr-defined]
         with ema.averaged(pl_module.generator):
-            images = quantise(pl_module.sample(noise)).cpu()
-        path = save_grid(images, self.folder / f"images-{pl_module.images_seen:09d}.png")
+            images = as_stored(pl_module.sample(noise), source).cpu()
+            numbers = pl_module.diagnostics(Noise(self.seed, noise.index))
+        path = save_picture(images, source, self.folder / f"images-{pl_module.images_seen:09d}.png")
         for logger in trainer.loggers:
+            if numbers:
+                logger.log_metrics({f"samples/{name}": value for name, value in numbers.items()}, pl_module.images_seen)
             if isinstance(logger, Curves):
                 logger.log_samples(path, pl_module.images_seen)

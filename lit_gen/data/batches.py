@@ -24,14 +24,16 @@ class Batch(NamedTuple):
     """What a training or validation step receives.
 
     Attributes:
-        images: `(N, C, H, W)`; uint8 on the way, float32 in [-1, 1] once on the device.
+        images: `(N, C, H, W)`; uint8 on the way, float32 in [-1, 1] once on the device. Points are always float32.
         labels: int64 `(N,)`, or None for data without labels.
         index: int64 `(N,)`, positions in the split.
+        noise: `(N, C, H, W)`, the noise that each image was drawn from where the training images are `Pairs`; or None.
     """
 
     images: torch.Tensor
     labels: torch.Tensor | None
     index: torch.Tensor  # type: ignore[assignment]  # tuple.index is a method, which no batch needs
+    noise: torch.Tensor | None = None
 
 
 class BatchKey(NamedTuple):

@@ -3,11 +3,11 @@
 import gzip
 import hashlib
 import os
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from lit_gen.errors import UserError
 
@@ -60,10 +60,10 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
     problems = []
     path.parent.mkdir(parents=True, exist_ok=True)
     for url in urls:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")  # tempfile would shut out all other users
         try:
             digest = hashlib.md5(usedforsecurity=False)
-            with os.fdopen(descriptor, "wb") as file, urllib.request.urlopen(url, timeout=30) as answer:
+            with temporary.open("xb") as file, urllib.request.urlopen(url, timeout=30) as answer:
                 while block := answer.read(1 << 20):
                     digest.update(block)
                     file.write(block)
@@ -74,7 +74,7 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
         except (OSError, ValueError) as error:  # URLError is an OSError
             problems.append(f"{url}: {error}")
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     raise UserError(
         f"could not download {path.name} ({'; '.join(problems)}): check the network, or put the file into a folder and "
         "name it with --data.source.root"

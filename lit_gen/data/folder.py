@@ -5,15 +5,15 @@ import json
 import logging
 import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image, ImageOps
+from rich.console import Console
 from rich.progress import track
 
 from lit_gen.data.files import cache_home
@@ -21,7 +21,7 @@ from lit_gen.data.sources import ImageSet, ImageSource, Part
 from lit_gen.errors import UserError
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 CHUNK = 512  # images decoded at a time: bounds the memory of a build
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,7 @@ class _Tree(NamedTuple):
             for name in files:
                 if name.lower().endswith(ENDINGS) and not name.startswith("."):
                     path = Path(folder, name)
-                    stat = path.stat()
-                    found.append((path.relative_to(root).as_posix(), (stat.st_size, stat.st_mtime_ns)))
+                    found.append((path.relative_to(root).as_posix(), _size_and_time(path)))
         if not found:
             raise UserError(f"{root} holds no images ({', '.join(ENDINGS)}): set --{key} to a folder that does")
         # sorted by hash, so that the last images are a random sample of all classes
@@ -187,7 +186,8 @@ class Folder(ImageSource):
     def _build(self, tree: _Tree, folder: Path) -> None:
         label_of = {name: label for label, name in enumerate(self.classes)}
         self.cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=self.cache, prefix="build-"))
+        temporary = self.cache / f"build-{uuid4().hex}"  # tempfile would shut out all other users
+        temporary.mkdir()
         labels: list[int] = []
         skipped: list[str] = []
         count = 0
@@ -226,7 +226,8 @@ class Folder(ImageSource):
         def decode(name: str) -> np.ndarray | None:
             try:
                 with Image.open(tree.root / name) as file:
-                    image = ImageOps.exif_transpose(file).convert("RGB" if self.channels == 3 else "L")
+                    image = _eight_bits(ImageOps.exif_transpose(file), file.format)
+                image = image.convert("RGB" if self.channels == 3 else "L")
                 image = ImageOps.fit(image, (self.resolution, self.resolution), Image.Resampling.BICUBIC)
             except Exception as error:  # decoders raise many kinds of exception for damaged files
                 if self.on_error == "raise":
@@ -236,9 +237,33 @@ class Folder(ImageSource):
 
         chunks = range(0, len(tree.files), CHUNK)
         with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
-            for start in track(chunks, f"resizing {len(tree.files):,} images", disable=not sys.stderr.isatty()):
+            what, console = f"resizing {len(tree.files):,} images", Console(stderr=True)
+            for start in track(chunks, what, console=console, disable=not console.is_terminal):
                 names = tree.files[start : start + CHUNK]
                 yield from zip(names, pool.map(decode, names), strict=True)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """What the cache knows a file by; a link that leads nowhere is a file that cannot be read, which is said later."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
+    """An image of 16-bit grey values v as one of round(v / 257); any other as it is. PIL itself would clip at 255.
+
+    Raises:
+        ValueError: the range of the values is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of type {image.mode}, whose range is not known; convert them to 8 or 16 bits")
+    return image
 
 
 def _unreadable(path: Path, why: str) -> str:
@@ -250,6 +275,6 @@ def _unreadable(path: Path, why: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Writes a file that is never seen half written."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}")
+    temporary.write_text(text)
+    temporary.replace(path)

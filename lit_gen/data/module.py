@@ -7,8 +7,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lit_gen.data.batches import Batch, BatchDataset, BatchLoader, BatchSampler
+from lit_gen.data.pairs import Pairs
 from lit_gen.data.sources import ImageSet, ImageSource
 from lit_gen.errors import UserError
+from lit_gen.noise import Noise
 
 Split = Literal["train", "val", "test"]
 
@@ -55,6 +57,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         # a validation set smaller than the number of processes leaves some of them without a batch
         self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._pairs: Pairs | None = None
         self._parts: dict[str, ImageSet] = {}
         self._fingerprints: dict[str, str] = {}
 
@@ -74,7 +77,7 @@ class ImageDataModule(LightningDataModule):
         return self.source.num_classes
 
     def images(self, split: str) -> np.ndarray:
-        """All images of a split, uint8 `(N, C, H, W)`; for a folder they are mapped from disk.
+        """All images of a split, uint8 `(N, C, H, W)` or float32 points; for a folder they are mapped from disk.
 
         Raises:
             UserError: There is no such split, or its files are missing or bad.
@@ -92,6 +95,24 @@ class ImageDataModule(LightningDataModule):
             self._fingerprints[split] = self.source.fingerprint(part, start, stop)
         return self._fingerprints[split]
 
+    def train_on(self, pairs: Pairs) -> None:
+        """Trains on pairs of noise and image in place of the training split; all splits stay what they are.
+
+        Raises:
+            UserError: The pairs are of another shape, or would be torn apart by flips.
+        """
+        if pairs.images.shape[1:] != self.image_shape:
+            ours, theirs = ("x".join(map(str, shape)) for shape in (self.image_shape, pairs.images.shape[1:]))
+            raise UserError(f"reflow.teacher draws {theirs} images, but those of {self.name} are {ours}")
+        if self.flip:
+            raise UserError("data.flip: a flipped image no longer belongs to its noise; set --data.flip false")
+        self._pairs = pairs
+
+    @property
+    def training_fingerprint(self) -> str:
+        """That of what is trained on: the training split, or the pairs in its place."""
+        return self.fingerprint("train") if self._pairs is None else self._pairs.fingerprint()
+
     def prepare_data(self) -> None:
         """Downloads, or builds caches; Lightning calls it on one process per node."""
         self.source.prepare()
@@ -103,7 +124,7 @@ class ImageDataModule(LightningDataModule):
             UserError: The batch size exceeds the data or is not divisible by the number of processes.
         """
         num_ranks = self._ranks()[1]
-        num_images = len(self.images("train"))
+        num_images = len(self._training_set().images)
         if self.batch_size > num_images:
             raise UserError(f"data.batch_size is {self.batch_size}, but {self.name} has {num_images} training images")
         if self.batch_size % num_ranks:
@@ -122,12 +143,17 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test", training=False)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Converts the images: uint8 u -> float32 u / 127.5 - 1."""
+        """Converts the images: uint8 u -> float32 u / 127.5 - 1; points stay as they are. Pairs get their noise."""
+        if self._pairs is not None and self.trainer is not None and self.trainer.training:
+            index = torch.from_numpy(self._pairs.index)[batch.index.cpu()].to(batch.images.device)
+            batch = batch._replace(noise=Noise(self._pairs.seed, index).normal(self.image_shape))
+        if not self.source.quantised:
+            return batch
         return batch._replace(images=batch.images.to(torch.float32).div_(127.5).sub_(1))
 
     def _loader(self, split: str, training: bool) -> BatchLoader:
         rank, num_ranks = self._ranks()
-        data = self._load(split)
+        data = self._training_set() if training else self._load(split)
         sampler = BatchSampler(
             len(data.images),
             self.batch_size,
@@ -165,6 +191,9 @@ class ImageDataModule(LightningDataModule):
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _training_set(self) -> ImageSet:
+        return self._load("train") if self._pairs is None else self._pairs.image_set
 
     def _load(self, split: str) -> ImageSet:
         part, start, stop = self._rows(split)

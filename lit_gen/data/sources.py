@@ -1,4 +1,4 @@
-"""What a data set is: uint8 images and labels of a training and a test part, with a name and a shape.
+"""What a data set is: images and labels of a training and a test part, with a name and a shape.
 
 Every source gives its training images in an order that is not sorted by class, so that the data module can set the last
 of them aside for validation.
@@ -20,7 +20,7 @@ class ImageSet(NamedTuple):
     """Images with labels.
 
     Attributes:
-        images: uint8 `(N, C, H, W)`, in memory or mapped from disk.
+        images: uint8 `(N, C, H, W)`, in memory or mapped from disk; float32 of a source that is not quantised.
         labels: int64 `(N,)` in [0, num_classes), or None.
     """
 
@@ -41,7 +41,13 @@ class ImageSet(NamedTuple):
 
 
 class ImageSource(ABC):
-    """A data set; `prepare` and `load` are the only places that touch its files."""
+    """A data set; `prepare` and `load` are the only places that touch its files.
+
+    Attributes:
+        quantised: Whether its images are uint8, and so is what is drawn of it; else they are float32 as they are.
+    """
+
+    quantised: bool = True
 
     @property
     @abstractmethod

@@ -7,19 +7,23 @@ A network is trained on one schedule to predict some F; its parameterization tur
 A denoiser answers for any affine x = alpha x_0 + sigma eps, alpha = 0 included: at equal ratio sigma / alpha, x and the
 x_t of the training schedule differ by a scale, which is the ratio of their norms sqrt(alpha^2 + sigma^2).
 
-From D follow eps = (x - alpha D) / sigma, the score (alpha D - x) / sigma^2 and the velocity eps - D.
+From D follow eps = (x - alpha D) / sigma, the score (alpha D - x) / sigma^2 and the velocity eps - D; `convert` goes
+from any parameterization to any other.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lit_gen.diffusion.schedules import Schedule
+from lit_gen.errors import UserError
+from lit_gen.noise import Noise
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Network = Callable[..., Tensor]
 
 
 def per_image(value: Tensor, x: Tensor) -> Tensor:
@@ -28,28 +32,46 @@ def per_image(value: Tensor, x: Tensor) -> Tensor:
 
 
 class Parameterization(ABC):
-    """What the network predicts. Everywhere, alpha and sigma are those of the training schedule, 0-d or (N,)."""
+    """What the network predicts: F = a x_0 + b eps, with weights a and b that depend on the noise level.
+
+    With x = alpha x_0 + sigma eps that gives D = (b x - sigma F) / (alpha b - sigma a). Everywhere, alpha and sigma are
+    those of the training schedule, 0-d or (N,).
+
+    Attributes:
+        max_ratio: the greatest sigma / alpha that the network is asked about, finite where F at pure noise (alpha = 0)
+            would not tell D, or c_noise would be infinite. Levels beyond it are moved to it.
+    """
+
+    max_ratio: float = math.inf
 
     @abstractmethod
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The pair (a, b) of F = a x_0 + b eps."""
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The factor of the network's input; 1 unless a subclass says otherwise."""
+        return torch.ones_like(alpha)
+
+    def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """How the network is told the noise level; 999 t unless a subclass says otherwise."""
+        return 999 * t
+
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The triple (c_in, c_skip, c_out) of D = c_skip x + c_out F(c_in x)."""
+        a, b = self.weights(alpha, sigma)
+        determinant = alpha * b - sigma * a
+        return self.c_in(alpha, sigma), b / determinant, -sigma / determinant
 
-    @abstractmethod
-    def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """How the network is told the noise level."""
-
-    @abstractmethod
     def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The F for which D is x_0: what the network is trained to predict."""
-
-    def denoised(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """D from the network's output F."""
-        _, c_skip, c_out = self.coefficients(alpha, sigma)
-        return per_image(c_skip, x) * x + per_image(c_out, x) * output
+        a, b = self.weights(alpha, sigma)
+        return per_image(a, x_0) * x_0 + per_image(b, x_0) * eps
 
 
 class Epsilon(Parameterization):
     """F = eps, as in DDPM; c_noise counts the steps of the chain from 0, continuously.
+
+    D = (x - sigma F) / alpha multiplies the error of F by sigma / alpha: at pure noise, alpha = 0, F says nothing of D.
 
     Paper: Ho et al. 2020, https://arxiv.org/abs/2006.11239
 
@@ -57,17 +79,75 @@ class Epsilon(Parameterization):
         num_timesteps: the length T of the chain; c_noise = t T - 1 is 0 .. T - 1 at its steps.
     """
 
+    max_ratio = 1e5
+
     def __init__(self, num_timesteps: int = 1000) -> None:
         self.num_timesteps = num_timesteps
 
-    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ones_like(alpha), 1 / alpha, -sigma / alpha
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
 
     def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return t * self.num_timesteps - 1
 
-    def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return eps
+
+class Score(Parameterization):
+    """F = sigma times the score of x_t, that is -eps, as in Song's score networks F / sigma.
+
+    So scaled it is of unit variance, and finite where sigma = 0. At pure noise it is as blind as `Epsilon`.
+
+    Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456
+
+    Args:
+        condition: how the network is told the noise level: by time, c_noise = 999 t, as on the VP and sub-VP paths of
+            the paper, or by sigma, c_noise = ln(sigma / alpha), as on its VE path.
+
+    Raises:
+        UserError: condition is neither.
+    """
+
+    max_ratio = 1e5
+
+    def __init__(self, condition: Literal["time", "sigma"] = "time") -> None:
+        if condition not in ("time", "sigma"):
+            raise UserError(f"condition of the parameterization Score must be time or sigma, not {condition!r}")
+        self.condition = condition
+
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(alpha), -torch.ones_like(alpha)
+
+    def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return super().c_noise(t, alpha, sigma) if self.condition == "time" else (sigma / alpha).log()
+
+
+class Sample(Parameterization):
+    """F = x_0 itself; the input is scaled to the norm of the variance-preserving path, c_noise = 999 t.
+
+    Paper: Salimans and Ho 2022, https://arxiv.org/abs/2202.00512
+    """
+
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(alpha), torch.zeros_like(alpha)
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha**2 + sigma**2).rsqrt()
+
+
+class V(Parameterization):
+    """F = (alpha eps - sigma x_0) / n with n = sqrt(alpha^2 + sigma^2), which is 1 on a variance-preserving path.
+
+    c_in = 1 / n, so that on every schedule the network sees what it would on a variance-preserving one; c_noise =
+    999 t. It is -F of `EDMPreconditioning(1)`.
+
+    Paper: Salimans and Ho 2022, https://arxiv.org/abs/2202.00512
+    """
+
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        c_in = self.c_in(alpha, sigma)
+        return -sigma * c_in, alpha * c_in
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha**2 + sigma**2).rsqrt()
 
 
 class Velocity(Parameterization):
@@ -76,21 +156,15 @@ class Velocity(Parameterization):
     Paper: Liu et al. 2022, https://arxiv.org/abs/2209.03003 (with time running the other way)
     """
 
-    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ones_like(alpha), 1 / (alpha + sigma), -sigma / (alpha + sigma)
-
-    def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return 999 * t
-
-    def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return eps - x_0
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(alpha), torch.ones_like(alpha)
 
 
 class EDMPreconditioning(Parameterization):
     r"""EDM's F, whose input and target have unit variance at every noise level; c_noise = ln(sigma / alpha) / 4.
 
-    At alpha = 1, with s = sigma_data: c_in = 1 / sqrt(sigma^2 + s^2), c_skip = s^2 / (sigma^2 + s^2),
-    c_out = sigma s / sqrt(sigma^2 + s^2).
+    With s = sigma_data and n = sqrt(sigma^2 + alpha^2 s^2), F = (sigma x_0 / s - alpha s eps) / n and c_in = 1 / n; at
+    alpha = 1 that is c_skip = s^2 / (sigma^2 + s^2) and c_out = sigma s / sqrt(sigma^2 + s^2).
 
     Paper: Karras et al. 2022, https://arxiv.org/abs/2206.00364
 
@@ -98,33 +172,58 @@ class EDMPreconditioning(Parameterization):
         sigma_data: the standard deviation of the data.
     """
 
+    max_ratio = 1e5
+
     def __init__(self, sigma_data: float = 0.5) -> None:
         self.sigma_data = sigma_data
 
-    def _variance(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return sigma**2 + (alpha * self.sigma_data) ** 2
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        c_in = self.c_in(alpha, sigma)
+        return sigma / self.sigma_data * c_in, -alpha * self.sigma_data * c_in
 
-    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        variance = self._variance(alpha, sigma)
-        return variance**-0.5, alpha * self.sigma_data**2 / variance, sigma * self.sigma_data * variance**-0.5
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (sigma**2 + (alpha * self.sigma_data) ** 2).rsqrt()
 
     def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (sigma / alpha).log() / 4
 
-    def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        norm = self._variance(alpha, sigma).sqrt()
-        of_data, of_noise = sigma / (self.sigma_data * norm), alpha * self.sigma_data / norm
-        return per_image(of_data, x_0) * x_0 - per_image(of_noise, x_0) * eps
+
+def convert(
+    value: Tensor, source: Parameterization, target: Parameterization, x: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """What one parameterization calls F, from what another does, at the same x = alpha x_0 + sigma eps.
+
+    `convert(D, Sample(), Epsilon(), x, alpha, sigma)` is eps_hat, `convert(F, V(), Sample(), ...)` is D, and so on for
+    every pair. Exact at both ends of time wherever the source tells the target; where it does not (D from eps at
+    alpha = 0, eps from D at sigma = 0) the answer is not finite.
+
+    Args:
+        value: F of the source, (N, ...).
+        source: what the value is.
+        target: what is wanted.
+        x: the noisy images (N, ...).
+        alpha: scale of the data, 0-d or (N,).
+        sigma: scale of the noise, 0-d or (N,).
+    """
+    a, b = source.weights(alpha, sigma)
+    a_target, b_target = target.weights(alpha, sigma)
+    determinant, of_x = alpha * b - sigma * a, a_target * b - b_target * a
+    of_value = (alpha * b_target - sigma * a_target) / determinant
+    # Where the two are proportional x has no part in it, and the determinant may be 0.
+    proportional = of_x == 0
+    factor = torch.where(b.abs() > a.abs(), b_target / b, a_target / a)
+    of_x, of_value = torch.where(proportional, 0.0, of_x / determinant), torch.where(proportional, factor, of_value)
+    return per_image(of_x, x) * x + per_image(of_value, x) * value
 
 
 class Denoiser(ABC):
     """E[x_0 | x_t] for any affine x_t = alpha x_0 + sigma eps.
 
     Attributes:
-        evaluations: the number of calls made so far (NFE).
+        evaluations: the number of calls made so far (NFE); a call for a part of a batch counts by its share.
     """
 
-    evaluations: int = 0
+    evaluations: float = 0
 
     def __call__(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The posterior mean, in the shape and data type of x.
@@ -138,13 +237,36 @@ class Denoiser(ABC):
         self.evaluations += 1
         return self.denoise(x, alpha, sigma, labels)
 
+    def with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The pair (D, v) from one evaluation; arguments as in `__call__`.
+
+        v, in the shape of x, says where between the two variances of `DDPM` the one of a step lies: 0 is small and 1 is
+        large, in the logarithm. None if the variance is not learned.
+
+        Paper: Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672
+        """
+        self.evaluations += 1
+        return self.denoise_with_variance(x, alpha, sigma, labels)
+
     @abstractmethod
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """As `__call__`, uncounted."""
 
+    def denoise_with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `with_variance`, uncounted."""
+        return self.denoise(x, alpha, sigma, labels), None
+
     def given(self, labels: Tensor | None) -> "Denoiser":
         """This denoiser with its labels filled in; evaluations still count here."""
         return self if labels is None else _Given(self, labels)
+
+    def part(self, rows: Tensor, num: int) -> "Denoiser":
+        """This denoiser for some rows of a batch of num images; an evaluation counts here by their share of it."""
+        return _Part(self, len(rows) / num)
 
 
 class _Given(Denoiser):
@@ -155,12 +277,36 @@ class _Given(Denoiser):
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         return self.denoiser(x, alpha, sigma, self.labels)
 
+    def denoise_with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.denoiser.with_variance(x, alpha, sigma, self.labels)
+
+    def part(self, rows: Tensor, num: int) -> Denoiser:
+        return _Given(self.denoiser.part(rows, num), self.labels[rows])
+
+
+class _Part(Denoiser):
+    def __init__(self, denoiser: Denoiser, share: float) -> None:
+        self.denoiser = denoiser
+        self.share = share
+
+    def part(self, rows: Tensor, num: int) -> Denoiser:
+        return _Part(self.denoiser, self.share * len(rows) / num)
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        before = self.denoiser.evaluations
+        denoised = self.denoiser(x, alpha, sigma, labels)
+        self.denoiser.evaluations = before + self.share * (self.denoiser.evaluations - before)
+        return denoised
+
 
 class NetworkDenoiser(Denoiser):
     """The denoiser of a network. Noise levels outside the range that it was trained on are moved to the nearest end.
 
     Args:
-        network: F(x (N, ...), c_noise (N,), labels) -> (N, ...).
+        network: F(x (N, C, ...), c_noise (N,), labels) -> (N, C, ...), or (N, 2 C, ...) with a learned variance: F and
+            2 v - 1.
         schedule: the schedule that it is trained on.
         parameterization: what F is.
         clip: clamp D to [-clip, clip], the range of the data. Where alpha is almost 0 (the end of the cosine betas) D
@@ -176,28 +322,79 @@ class NetworkDenoiser(Denoiser):
         self.clip = clip
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        t = self.schedule.time((sigma / alpha).double().clamp(self.schedule.min_ratio, self.schedule.max_ratio))
+        return self.denoise_with_variance(x, alpha, sigma, labels)[0]
+
+    def denoise_with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        max_ratio = min(self.schedule.max_ratio, self.parameterization.max_ratio)
+        t = self.schedule.time((sigma / alpha).double().clamp(self.schedule.min_ratio, max_ratio))
         alpha_t, sigma_t = self.schedule(t)
         x = per_image(((alpha_t**2 + sigma_t**2) / (alpha**2 + sigma**2)).sqrt(), x) * x
-        c_in, _, _ = self.parameterization.coefficients(alpha_t, sigma_t)
+        c_in, c_skip, c_out = self.parameterization.coefficients(alpha_t, sigma_t)
         c_noise = self.parameterization.c_noise(t, alpha_t, sigma_t)
         parameter = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
         dtype = x.dtype if parameter is None else parameter.dtype
         # c_noise runs to 1000: half precision would merge neighbouring steps.
         c_noise = c_noise.to(x.device, torch.promote_types(dtype, torch.float32)).expand(len(x))
         output = self.network((per_image(c_in, x) * x).to(dtype), c_noise, labels).to(x.dtype)
-        denoised = self.parameterization.denoised(output, x, alpha_t, sigma_t)
-        return denoised if self.clip is None else denoised.clamp_(-self.clip, self.clip)
+        v = None
+        if output.shape[1] == 2 * x.shape[1]:
+            output, v = output.chunk(2, 1)
+            v = (v + 1) / 2
+        denoised = per_image(c_skip, x) * x + per_image(c_out, x) * output
+        return denoised if self.clip is None else denoised.clamp_(-self.clip, self.clip), v
 
 
-class GaussianMixtureDenoiser(Denoiser):
-    r"""The exact denoiser of x_0 ~ sum_k w_k N(m_k, diag(s_k^2)): what a perfect network would answer.
+class MixtureDenoiser(Denoiser):
+    """The exact denoiser of a mixture, x_0 ~ sum_k w_k p_k: what a perfect network would answer.
+
+        D = sum_k p(k | x) E[x_0 | x, k],    p(k | x) ~ w_k p(x | k).
+
+    Labels are ignored.
+
+    Args:
+        weights: (K,), positive; normalised here.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights.double() / weights.double().sum()
+
+    @abstractmethod
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | k) as (N, K) and E[x_0 | x, k] as (N, K, D), of x (N, 1, D) and alpha and sigma of 0 or 3 axes."""
+
+    @abstractmethod
+    def _draw(self, component: Tensor, noise: Noise) -> Tensor:
+        """x_0 (N, D) of given components (N,)."""
+
+    def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.double().flatten(1)[:, None]
+        alpha, sigma = (value.to(x).reshape(-1, 1, 1) for value in (alpha, sigma))
+        log_density, means = self._components(x, alpha, sigma)
+        return self.weights.to(x.device).log() + log_density, means
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        log_joint, means = self._joint(x, alpha, sigma)
+        return (log_joint.softmax(-1)[..., None] * means).sum(1).reshape(x.shape).to(x.dtype)
+
+    def log_density(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """log p(x_t), in nats, (N,)."""
+        return self._joint(x, alpha, sigma)[0].logsumexp(-1)
+
+    def draw(self, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Draws x_0 (N, D) for each index of the noise, float64, and which component it is of, (N,)."""
+        u = noise.uniform((), torch.float64).contiguous()
+        component = torch.searchsorted(self.weights.cumsum(0).to(u.device), u).clamp(max=len(self.weights) - 1)
+        return self._draw(component, noise), component
+
+
+class GaussianMixtureDenoiser(MixtureDenoiser):
+    r"""The exact denoiser of x_0 ~ sum_k w_k N(m_k, diag(s_k^2)).
 
     Given the component, x_t is normal with mean alpha m_k and variance v_k = alpha^2 s_k^2 + sigma^2, so that
 
-        D = sum_k p(k | x) (m_k + alpha s_k^2 / v_k (x - alpha m_k)),    p(k | x) ~ w_k N(x; alpha m_k, v_k).
-
-    Labels are ignored.
+        E[x_0 | x, k] = m_k + alpha s_k^2 / v_k (x - alpha m_k),    p(x | k) = N(x; alpha m_k, v_k).
 
     Args:
         means: (K, ...), the shape of one image after the first axis.
@@ -208,23 +405,15 @@ class GaussianMixtureDenoiser(Denoiser):
     def __init__(self, means: Tensor, stds: Tensor, weights: Tensor | None = None) -> None:
         self.means = means.double().flatten(1)
         self.variances = stds.double().reshape(len(means), -1).expand_as(self.means) ** 2
-        weights = torch.ones(len(means)) if weights is None else weights
-        self.weights = weights.to(self.means) / weights.to(self.means).sum()
+        super().__init__(torch.ones(len(means)) if weights is None else weights)
 
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """log w_k N(x; alpha m_k, v_k) as (N, K) and E[x_0 | x, k] as (N, K, D)."""
-        x = x.double().flatten(1)[:, None]
-        alpha, sigma = (value.to(x).reshape(-1, 1, 1) for value in (alpha, sigma))
         means, variances = self.means.to(x.device), self.variances.to(x.device)
         variance = alpha**2 * variances + sigma**2
         residual = x - alpha * means
         log_density = -0.5 * (residual**2 / variance + (2 * math.pi * variance).log()).sum(-1)
-        return self.weights.to(x.device).log() + log_density, means + alpha * variances / variance * residual
+        return log_density, means + alpha * variances / variance * residual
 
-    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        log_joint, means = self._components(x, alpha, sigma)
-        return (log_joint.softmax(-1)[..., None] * means).sum(1).reshape(x.shape).to(x.dtype)
-
-    def log_density(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """log p(x_t), in nats, (N,)."""
-        return self._components(x, alpha, sigma)[0].logsumexp(-1)
+    def _draw(self, component: Tensor, noise: Noise) -> Tensor:
+        means, stds = self.means[component.cpu()], self.variances[component.cpu()].sqrt()
+        return means.to(noise.device) + stds.to(noise.device) * noise.normal(means.shape[1:], torch.float64)

@@ -1,10 +1,11 @@
 """Time grids: the decreasing times that a sampler visits, from noise to t = 0.
 
-A grid is evaluated on the schedule of the model, so that on one model all samplers visit the same noise levels. Grids
-in sigma stay within the levels that the model was trained on.
+A grid is laid on the schedule of the sampler, which is that of the model unless the sampler is given another. `Karras`,
+`UniformLogSNR` and `TimeShift` keep to the noise levels that the model was trained on, and are the same levels on every
+schedule that reaches them; `Uniform` and `Quadratic` follow the time of the schedule.
 
 Papers: Song et al. 2020, https://arxiv.org/abs/2010.02502 (quadratic); Karras et al. 2022,
-https://arxiv.org/abs/2206.00364
+https://arxiv.org/abs/2206.00364; Esser et al. 2024, https://arxiv.org/abs/2403.03206 (time shift)
 """
 
 import math
@@ -22,7 +23,12 @@ class Grid(ABC):
 
     @abstractmethod
     def __call__(self, schedule: Schedule, steps: int) -> Tensor:
-        """The times (steps + 1,) of the schedule, float64, strictly decreasing; the last is exactly 0."""
+        """The times (steps + 1,) of the schedule, float64, strictly decreasing; the last is exactly 0.
+
+        Args:
+            schedule: whose times; its min_ratio and max_ratio are the limits of the model's training.
+            steps: how many.
+        """
 
 
 class Uniform(Grid):
@@ -105,3 +111,31 @@ class UniformLogSNR(_SigmaGrid):
 
     def levels(self, fraction: Tensor, low: float, high: float) -> Tensor:
         return high * (low / high) ** fraction
+
+
+class TimeShift(Grid):
+    r"""Equal steps in a time u of the straight path that is then shifted towards noise.
+
+        u' = shift u / (1 + (shift - 1) u),    u = sigma / (alpha + sigma),
+
+    which multiplies every noise level sigma / alpha by `shift`. From the greatest level of training, u' = 1 on the
+    straight path itself, to 0. The more pixels an image has, the more noise hides it, hence the larger the shift.
+
+    Paper: Esser et al. 2024, https://arxiv.org/abs/2403.03206
+
+    Args:
+        shift: above 1 for more steps near noise; 1 is uniform in u.
+
+    Raises:
+        UserError: shift is not above 0.
+    """
+
+    def __init__(self, shift: float = 3.0) -> None:
+        if not 0 < shift < math.inf:
+            raise UserError(f"shift of the grid must be above 0, not {shift}")
+        self.shift = shift
+
+    def __call__(self, schedule: Schedule, steps: int) -> Tensor:
+        start = 1 / (1 + self.shift / schedule.max_ratio)  # the u that the shift moves to max_ratio
+        u = torch.linspace(start, 0, steps + 1, dtype=torch.float64)
+        return schedule.time(self.shift * u / (1 - u))

@@ -1,20 +1,29 @@
-"""Scores of generated images: one quantisation, feature nets, and metrics that keep only sums."""
+"""Scores of generated images: one quantisation, feature nets, and metrics."""
 
-from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception
+from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception, Points
 from lit_gen.metrics.frechet import FrechetDistance, Moments, frechet_distance
 from lit_gen.metrics.inception_score import InceptionScore
-from lit_gen.metrics.quantise import quantise
+from lit_gen.metrics.quantise import as_stored, quantise
 from lit_gen.metrics.reference import reference_moments
+from lit_gen.metrics.scores import ImageScores, PointScores, Scores
+from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein2
 
 __all__ = [
     "DigitsFeatures",
     "FashionFeatures",
     "FeatureNet",
     "FrechetDistance",
+    "ImageScores",
     "Inception",
     "InceptionScore",
     "Moments",
+    "PointScores",
+    "Points",
+    "Scores",
+    "WassersteinDistance",
+    "as_stored",
     "frechet_distance",
     "quantise",
     "reference_moments",
+    "wasserstein2",
 ]

@@ -15,7 +15,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class FeatureNet(nn.Module, ABC):
-    """uint8 images -> (features, logits), always in evaluation mode, in float32 and without gradients.
+    """Images as they are stored -> (features, logits), in evaluation mode, in float32 and without gradients.
 
     Keep it outside of a LightningModule's tree: its weights belong in no checkpoint, optimizer or average.
 
@@ -23,7 +23,8 @@ class FeatureNet(nn.Module, ABC):
         name: What results call it.
         version: Hash of the weights file, so that features of different weights are never compared.
         width: Number of features.
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0 for features that are not of a classifier.
+        dtype: Of the images: uint8, or float32 for points.
         resize: How images are brought to the network's size, "none" if it takes only one size.
     """
 
@@ -32,10 +33,11 @@ class FeatureNet(nn.Module, ABC):
     width: int
     num_classes: int
     resize: str
+    dtype: torch.dtype = torch.uint8
 
     @property
     def distance_name(self) -> str:
-        """What the Frechet distance of these features is called; "fid" is said of Inception's alone."""
+        """What the distance between these features is called; "fid" is said of Inception's alone."""
         return "fid" if isinstance(self, Inception) else f"fd_{self.name}"
 
     def train(self, mode: bool = True) -> "FeatureNet":
@@ -47,17 +49,17 @@ class FeatureNet(nn.Module, ABC):
         """Computes features and logits.
 
         Args:
-            images: uint8 (N, C, H, W).
+            images: (N, C, H, W), uint8 but for `Points`.
 
         Returns:
             Features (N, width) and logits (N, num_classes), float32.
 
         Raises:
-            TypeError: The images are not uint8; see `quantise`.
+            TypeError: The images are not of the data type; see `quantise`.
             UserError: The network does not take images of this shape.
         """
-        if images.dtype != torch.uint8:
-            raise TypeError(f"a feature net takes uint8 images, not {images.dtype}: quantise them first")
+        if images.dtype != self.dtype:
+            raise TypeError(f"{self.name} features are of {self.dtype} images, not {images.dtype}: quantise them first")
         with torch.autocast(images.device.type, enabled=False):
             return self.extract(images)
 
@@ -250,6 +252,27 @@ class Inception(FeatureNet):
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise UserError(f"the Inception feature net takes images (N, 1 or 3, H, W), not {tuple(images.shape)}")
         return cast(tuple[Tensor, Tensor], self.network(images.expand(-1, 3, -1, -1)))
+
+
+class Points(FeatureNet):
+    """The coordinates of points of the plane, of which no network need say anything.
+
+    Their distance is the exact 2-Wasserstein distance, which also sees what means and covariances do not.
+    """
+
+    name = "points"
+    version = "coordinates"
+    width = 2
+    num_classes = 0
+    resize = "none"
+    dtype = torch.float32
+
+    @property
+    def distance_name(self) -> str:
+        return "w2_points"
+
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images.flatten(1), images.new_zeros(len(images), 0)
 
 
 def _find_inception(weights: str | None, url: str) -> Path:

@@ -105,12 +105,18 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _congruence(lower: Tensor, symmetric: Tensor, block: int = 256) -> Tensor:
-    """The lower triangle of `lower^T symmetric lower`; blocks skip zeros, a third of the dense products' work."""
-    product = torch.zeros_like(symmetric)
+    """The lower triangle of `lower^T symmetric lower`, in the place of `lower`.
+
+    Blocks skip zeros, which leaves a third of the dense products' work, and a block of columns is not needed once its
+    products are known.
+    """
     for start in range(0, len(lower), block):
         columns = slice(start, start + block)
-        product[start:, columns] = lower[start:, start:].T @ (symmetric[start:, start:] @ lower[start:, columns])
-    return product
+        right = symmetric[start:, start:] @ lower[start:, columns]
+        for row in range(start, len(lower), block):
+            rows = slice(row, row + block)
+            lower[rows, columns] = lower[row:, rows].T @ right[row - start :]
+    return lower
 
 
 class FrechetDistance(Metric):

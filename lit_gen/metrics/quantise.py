@@ -3,7 +3,17 @@
 import torch
 from torch import Tensor
 
+from lit_gen.data.sources import ImageSource
 from lit_gen.errors import UserError
+
+
+def as_stored(samples: Tensor, source: ImageSource) -> Tensor:
+    """Samples in the form of a data set's images: uint8 by `quantise`, or the float32 points of one that has points.
+
+    Raises:
+        UserError: Some value is not finite.
+    """
+    return quantise(samples) if source.quantised else _finite(samples).float()
 
 
 def quantise(images: Tensor) -> Tensor:
@@ -17,11 +27,15 @@ def quantise(images: Tensor) -> Tensor:
     Raises:
         UserError: Some value is not finite; it would become an arbitrary grey level and be scored as if it were one.
     """
-    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    images = _finite(images.to(torch.promote_types(images.dtype, torch.float32)))
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _finite(images: Tensor) -> Tensor:
     finite = torch.isfinite(images)
     if not finite.all():
         raise UserError(
             f"{int((~finite).sum())} of {images.numel()} pixels of the generated images are not finite: the model or "
             "the sampler diverged; train with a lower learning rate, or sample with more steps or in float64"
         )
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    return images

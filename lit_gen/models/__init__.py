@@ -1,8 +1,21 @@
 """The families, each a `GenerativeModel`."""
 
 from lit_gen.models.base import GenerativeModel
-from lit_gen.models.diffusion import DDPM, EDM, RectifiedFlow
+from lit_gen.models.ddpm import DDPM, ImprovedDDPM
+from lit_gen.models.edm import EDM
+from lit_gen.models.flow_matching import FlowMatching, RectifiedFlow
 from lit_gen.models.gan import WGAN
+from lit_gen.models.score_sde import ScoreSDE
 from lit_gen.models.vae import VAE
 
-__all__ = ["DDPM", "EDM", "VAE", "WGAN", "GenerativeModel", "RectifiedFlow"]
+__all__ = [
+    "DDPM",
+    "EDM",
+    "FlowMatching",
+    "GenerativeModel",
+    "ImprovedDDPM",
+    "RectifiedFlow",
+    "ScoreSDE",
+    "VAE",
+    "WGAN",
+]

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.data import Batch
+from lit_gen.diffusion.likelihood import LikelihoodMethod
 from lit_gen.diffusion.samplers import Sampler
 from lit_gen.errors import UserError
 from lit_gen.noise import Noise
@@ -36,6 +37,16 @@ class GenerativeModel(LightningModule, ABC):
     takes_sampler: ClassVar[bool] = False
     """Whether `sample` can be given a sampler."""
 
+    takes_likelihood_method: ClassVar[bool] = False
+    """Whether `log_likelihood` can be given a method."""
+
+    likelihood_kind: ClassVar[Literal["exact", "estimate", "bound"] | None] = None
+    """What `log_likelihood` gives of the log-density or log-mass that the model defines: itself, an estimate, or a
+    lower bound; None for a family that has no likelihood. Where there is a method, the kind is that of the method."""
+
+    dequantisation: ClassVar[Literal["uniform", "none"]] = "none"
+    """How 8-bit values become points of a density, which makes of it a lower bound; none for masses of the values."""
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -54,10 +65,14 @@ class GenerativeModel(LightningModule, ABC):
         self.num_classes = num_classes if class_conditional else 0
         self.warmup = warmup
         self.compiled = compile
+        self.title = type(self).__name__
+        """What results call the model."""
         self.images_seen = 0
         self.nfe = 0.0
         self.training_seed = 0
         self._batches_seen = 0
+        self.training_values: dict[str, Tensor | float] = {}
+        """The latest of each value that `log_training` was given."""
 
     @property
     @abstractmethod
@@ -67,6 +82,10 @@ class GenerativeModel(LightningModule, ABC):
     @abstractmethod
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
         """Draws one image (C, H, W) for each index of `noise`, and sets `nfe`."""
+
+    def diagnostics(self, noise: Noise) -> dict[str, float]:
+        """Numbers that are logged beside each grid of samples, with the averaged weights; by default none."""
+        return {}
 
     def default_sampler(self) -> Sampler | None:
         """What draws images when no sampler is named."""
@@ -84,7 +103,7 @@ class GenerativeModel(LightningModule, ABC):
             sampler: How to draw; the model's own if not given.
 
         Returns:
-            Images (N, C, H, W) in [-1, 1], float32.
+            Images (N, C, H, W), float32; where they leave [-1, 1] it is `quantise` that clamps them.
 
         Raises:
             UserError: a sampler is given to a family that has none, or labels to a model without classes.
@@ -106,7 +125,64 @@ class GenerativeModel(LightningModule, ABC):
             images = self.draw(noise, labels, sampler or self.default_sampler())
         finally:
             self.train(training)
-        return images.float().clamp(-1, 1)
+        return images.float()
+
+    def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
+        """log P of each 8-bit image, (N,) in nats, and sets `nfe`; for a family that has a likelihood."""
+        raise NotImplementedError
+
+    def default_likelihood_method(self) -> LikelihoodMethod | None:
+        """How the likelihood is computed when no method is named."""
+        return None
+
+    def check_likelihood(self, method: LikelihoodMethod | None = None) -> None:
+        """Nothing, if the family has a likelihood and takes the method.
+
+        Raises:
+            UserError: it has none, or a method is given to a family that has its own way.
+        """
+        family = type(self).__name__
+        if self.likelihood_kind is None:
+            raise UserError(f"evaluation.likelihood: {family} has no likelihood; leave it at 0")
+        if method is not None and not self.takes_likelihood_method:
+            raise UserError(
+                f"evaluation.likelihood_method: {family} has one way to compute its likelihood and takes no method; "
+                "leave it out"
+            )
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, images: Tensor, noise: Noise, labels: Tensor | None = None, method: LikelihoodMethod | None = None
+    ) -> Tensor:
+        """log P(image) of 8-bit images, or log P(image | label) of a conditional model.
+
+        A model of a density dequantises the images itself, so that the numbers of all families are of the same thing;
+        `likelihood_kind` and `dequantisation` say what they are. Afterwards `nfe` is the number of network evaluations
+        that each image took.
+
+        Args:
+            images: (N, C, H, W), the values u / 127.5 - 1 of 8-bit u.
+            noise: Random numbers keyed by the index of the image.
+            labels: (N,) classes; those of the images for a conditional model, and else not used.
+            method: How; the model's own if not given.
+
+        Returns:
+            Nats per image, (N,), float64.
+
+        Raises:
+            UserError: the family has no likelihood, or takes no method; a conditional model is given no labels.
+        """
+        self.check_likelihood(method)
+        if labels is None and self.num_classes:
+            raise UserError(f"labels: this {type(self).__name__} is class-conditional; its likelihood needs them")
+        labels = labels.to(self.device) if labels is not None and self.num_classes else None
+        training = self.training
+        self.eval()
+        try:
+            log_p = self.log_prob(images.to(self.device), noise, labels, method or self.default_likelihood_method())
+        finally:
+            self.train(training)
+        return log_p.double()
 
     def conditioning(self, batch: Batch) -> Tensor | None:
         """The labels of a batch if the model is class-conditional."""
@@ -117,7 +193,11 @@ class GenerativeModel(LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Counts images and reseeds the global generator, so that a resumed training draws the same numbers."""
         self.images_seen += len(batch.images) * self.trainer.world_size
-        torch.manual_seed(step_seed(self.training_seed, self.global_rank, self._batches_seen))
+        seed = step_seed(self.training_seed, self.global_rank, self._batches_seen)
+        # As torch.manual_seed, which without a GPU formats stack traces to keep for one: half a millisecond.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
         self._batches_seen += 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -142,9 +222,17 @@ class GenerativeModel(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def log_training(self, **values: Tensor | float) -> None:
-        """Logs values of this step under `train/`, against images seen."""
-        self.log_dict({f"train/{name}": value for name, value in values.items()})
-        self.log("step", float(self.images_seen))
+        """Takes values of this step, to be logged under `train/` against images seen if this is a logging step.
+
+        Tensors must have no graph.
+        """
+        self.training_values |= values
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs the latest training values at logging steps alone: Lightning spends a millisecond on them."""
+        if self.trainer._logger_connector.should_update_logs:
+            self.log_dict({f"train/{name}": value for name, value in self.training_values.items()})
+            self.log("step", float(self.images_seen))
 
     def log_validation(self, num_images: int, **values: Tensor | float) -> None:
         """Logs means over the validation split under `val/`, summed over processes."""
@@ -153,7 +241,7 @@ class GenerativeModel(LightningModule, ABC):
         self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")
 
 
-def step_seed(seed: int, rank: int, step: int) -> int:
-    """One 63-bit seed for each (seed, rank, step); neighbours share nothing."""
-    digest = hashlib.blake2b(f"{seed} {rank} {step}".encode(), digest_size=8).digest()
+def step_seed(seed: int, stream: int | str, step: int) -> int:
+    """One 63-bit seed for each (seed, stream, step), a stream being a rank or a purpose; neighbours share nothing."""
+    digest = hashlib.blake2b(f"{seed} {stream} {step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,34 +1,27 @@
-"""Diffusion and flow matching: one module, and a few lines of objective for each model.
+"""What all diffusion and flow-matching models share: a network, its training, and how it is sampled.
 
 All of them learn one function, E[x_0 | x_t] under x_t = alpha(t) x_0 + sigma(t) eps, and differ only in the schedule,
-in what the network predicts, and in which times it is trained on. So any sampler draws from any of them.
+in what the network predicts, in which times it is trained on and how they weigh, and in which noise an image is joined
+with. So any sampler draws from any of them.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_gen.data import Batch
-from lit_gen.diffusion.denoisers import (
-    EDMPreconditioning,
-    Epsilon,
-    NetworkDenoiser,
-    Parameterization,
-    Velocity,
-)
-from lit_gen.diffusion.objectives import (
-    LogitNormal,
-    LognormalSigma,
-    TimeDensity,
-    UniformSteps,
-    UniformTime,
-    diffusion_loss,
-)
-from lit_gen.diffusion.samplers import DDIM, Euler, Heun, Sampler
-from lit_gen.diffusion.schedules import DiscreteVP, EDMSchedule, Rectified, Schedule
-from lit_gen.models.base import GenerativeModel, OptimizerFactory
+from lit_gen.data.augment import EDMAugmentation
+from lit_gen.diffusion.denoisers import NetworkDenoiser, Parameterization
+from lit_gen.diffusion.densities import TimeDensity, lattice
+from lit_gen.diffusion.guidance import Guidance
+from lit_gen.diffusion.likelihood import LikelihoodMethod, ProbabilityFlow
+from lit_gen.diffusion.objectives import LossWeight, Uncertainty, diffusion_loss, weighted
+from lit_gen.diffusion.samplers import Sampler
+from lit_gen.diffusion.schedules import Schedule
+from lit_gen.errors import UserError
+from lit_gen.models.base import GenerativeModel, OptimizerFactory, step_seed
 from lit_gen.networks.unet import UNet
 from lit_gen.noise import Noise
 
@@ -48,9 +41,20 @@ class Diffusion(GenerativeModel):
         network: The network, called with (x, c_noise, labels).
         optimizer: Optimizer of the network's parameters.
         clip: Clamp E[x_0 | x_t] to [-clip, clip] when sampling.
+        weight: Weight of |E[x_0 | x_t] - x_0|^2 at each time. Default: that which makes it the network's own error.
+        stratified: Spread the times evenly over each batch, that of all processes together, rather than draw each by
+            itself: the loss and its gradient vary less.
+        label_drop: Probability with which an image is trained on without its class: a class-conditional model then
+            draws without a class as well, which classifier-free guidance needs; 0.1 is usual.
+        uncertainty: Learn how well each noise level can be denoised, and count its loss relative to that (EDM2, Karras
+            et al. 2024, https://arxiv.org/abs/2312.02696).
+        augment: Train on transformed images as well, and tell the network how they were, so that it draws none such.
     """
 
     takes_sampler = True
+    takes_likelihood_method = True
+    likelihood_kind = "estimate"
+    dequantisation = "uniform"
 
     def __init__(
         self,
@@ -60,13 +64,27 @@ class Diffusion(GenerativeModel):
         network: NetworkFactory = UNet,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
         clip: float | None = None,
+        weight: LossWeight | None = None,
+        stratified: bool = False,
+        uncertainty: bool = False,
+        label_drop: float = 0.0,
+        augment: EDMAugmentation | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.network = network(self.image_shape, self.num_classes)
+        if not 0 <= label_drop < 1:
+            raise UserError(f"model.label_drop: {label_drop} is not a probability below 1")
+        if label_drop and not self.num_classes:
+            raise UserError("model.label_drop: there are no labels to drop; set --model.class_conditional true")
+        self.label_drop = label_drop
+        self.augment = augment
+        self.network = self._build(network)
         self.optimizer = optimizer
         self.schedule = schedule
-        self.density = density
+        self.density = self.proposal = density
+        self.weight = weight
+        self.stratified = stratified
+        self.uncertainty = Uncertainty() if uncertainty else None
         self.denoiser = NetworkDenoiser(self.network, schedule, parameterization, clip)
 
     @property
@@ -74,118 +92,122 @@ class Diffusion(GenerativeModel):
         return self.network
 
     def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.network.parameters()))
+        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = diffusion_loss(self.denoiser, self.density, batch.images, self.conditioning(batch)).mean()
-        self.log_training(loss=loss.detach())
-        return loss
+        batch, augment_labels = self.augmented(batch)
+        t = self.training_times(len(batch.images))
+        loss = self.loss(batch.images, t, self.training_noise(batch), self.conditioning(batch), augment_labels)
+        self.log_training(loss=loss.detach().mean())
+        if self.uncertainty is not None:
+            loss = self.uncertainty(loss, self.schedule.ratio(t))
+        return loss.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(batch_idx)
-        loss = diffusion_loss(self.denoiser, self.density, batch.images, self.conditioning(batch))
+        t = self.density(self.schedule, len(batch.images), batch.images.device)
+        loss = self.loss(batch.images, t, self.validation_noise(batch), self.conditioning(batch))
         self.log_validation(len(loss), loss=loss.mean())
+
+    def loss(
+        self,
+        images: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        labels: Tensor | None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted loss (N,) of images joined with noise eps at times t (N,)."""
+        loss = diffusion_loss(self.denoiser, images, t, eps, labels, augment_labels)
+        return weighted(loss, self.denoiser, self.weight, self.density, t)
+
+    def training_times(self, num: int) -> Tensor:
+        """The times (num,) of this process's images in a training step."""
+        if not self.stratified:
+            return self.proposal(self.schedule, num, self.device)
+        offset = torch.rand((), dtype=torch.float64, generator=self.common_generator("times", "cpu"))
+        total = num * self.trainer.world_size
+        u = lattice(float(offset), self.global_rank * num, num, total, self.device)
+        return self.proposal.quantile(self.schedule, u)
+
+    def augmented(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """The batch with its images transformed, and what the network is told of that, if there is an augmentation.
+
+        The transform of an image is a function of the seed, the step and the image's index.
+        """
+        if self.augment is None:
+            return batch, None
+        noise = Noise(step_seed(self.training_seed, "augment", self._batches_seen), batch.index)
+        images, labels = self.augment(batch.images, noise)
+        return batch._replace(images=images), labels
+
+    def _build(self, network: NetworkFactory) -> nn.Module:
+        if self.augment is None:
+            return network(self.image_shape, self.num_classes)
+        try:
+            return network(self.image_shape, self.num_classes, augment_dim=self.augment.dim)  # type: ignore[call-arg]
+        except TypeError as error:
+            if "augment_dim" not in str(error):
+                raise
+            raise UserError("model.augment: this network takes no augmentation labels; choose UNet or DiT") from None
+
+    def training_noise(self, batch: Batch) -> Tensor:
+        """The eps that each image of a training step is joined with."""
+        return torch.randn_like(batch.images)
+
+    def validation_noise(self, batch: Batch) -> Tensor:
+        """As `training_noise`, without regard to other processes, which may have fewer images."""
+        return torch.randn_like(batch.images)
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """The values (N, ...) of all processes, one after the other, as many from each."""
+        everywhere = self.all_gather(values)
+        assert isinstance(everywhere, Tensor)
+        return everywhere.reshape(-1, *values.shape[1:])
+
+    def common_generator(self, purpose: str, device: torch.device | str) -> torch.Generator:
+        """Random numbers of this training step that are the same in every process, for one purpose."""
+        seed = step_seed(self.training_seed, purpose, self._batches_seen)
+        return torch.Generator(device).manual_seed(seed)
+
+    def conditioning(self, batch: Batch) -> Tensor | None:
+        """The labels of a batch, in training some of them dropped: -1."""
+        labels = super().conditioning(batch)
+        if labels is None or not self.label_drop or not self.training:
+            return labels
+        return torch.where(torch.rand(len(labels), device=labels.device) < self.label_drop, -1, labels)
+
+    def check_guidance(self, guidance: Guidance | None) -> None:
+        """Refuses classifier-free guidance by a model that was never trained without a class.
+
+        Raises:
+            UserError: the labels were never dropped.
+        """
+        if guidance is not None and guidance.classifier_free and not self.label_drop:
+            raise UserError(
+                "sampler.guidance: this model was trained without model.label_drop and cannot draw without a class; "
+                "train with --model.class_conditional true --model.label_drop 0.1, or name a weaker run in "
+                "sampler.guidance.run"
+            )
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
         assert sampler is not None
+        self.check_guidance(sampler.guidance)
         before = self.denoiser.evaluations
         images = sampler.sample(self.denoiser, self.schedule, noise, self.image_shape, labels)
         self.nfe = float(self.denoiser.evaluations - before)
         return images
 
+    def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
+        assert method is not None
+        before = self.denoiser.evaluations
+        log_p = method.log_likelihood(self.denoiser.given(labels), self.schedule, images, noise)
+        self.nfe = float(self.denoiser.evaluations - before)
+        return log_p
 
-class DDPM(Diffusion):
-    """Denoising diffusion probabilistic models (Ho et al. 2020, https://arxiv.org/abs/2006.11239).
+    def default_likelihood_method(self) -> LikelihoodMethod:
+        return ProbabilityFlow()
 
-    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps at T discrete times, uniformly drawn; the network predicts eps
-    (L_simple). As in the paper's code, sampling clamps the predicted x_0 to [-1, 1]. The cosine betas are those of
-    Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672.
-
-    Args:
-        betas: The noise schedule.
-        num_timesteps: T, the number of discrete times.
-        optimizer: Optimizer of the network's parameters.
-    """
-
-    def __init__(
-        self,
-        betas: Literal["linear", "cosine"] = "linear",
-        num_timesteps: int = 1000,
-        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            schedule=DiscreteVP(betas, num_timesteps),
-            parameterization=Epsilon(num_timesteps),
-            density=UniformSteps(),
-            optimizer=optimizer,
-            clip=1.0,
-            **kwargs,
-        )
-
-    def default_sampler(self) -> Sampler:
-        return DDIM(steps=50)
-
-
-class EDM(Diffusion):
-    """Elucidating the design space of diffusion models (Karras et al. 2022, https://arxiv.org/abs/2206.00364).
-
-    x = x_0 + sigma eps with ln sigma ~ N(p_mean, p_std^2); D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4), and
-    the loss weight makes F's own squared error the loss.
-
-    Args:
-        sigma_data: Standard deviation of the data that the preconditioning assumes.
-        p_mean: Mean of ln sigma in training.
-        p_std: Standard deviation of ln sigma in training.
-        optimizer: Optimizer of the network's parameters.
-    """
-
-    def __init__(
-        self,
-        sigma_data: float = 0.5,
-        p_mean: float = -1.2,
-        p_std: float = 1.2,
-        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            schedule=EDMSchedule(),
-            parameterization=EDMPreconditioning(sigma_data),
-            density=LognormalSigma(p_mean, p_std),
-            optimizer=optimizer,
-            clip=None,
-            **kwargs,
-        )
-
-    def default_sampler(self) -> Sampler:
-        return Heun(steps=18)
-
-
-class RectifiedFlow(Diffusion):
-    """Rectified flow (Liu et al. 2022, https://arxiv.org/abs/2209.03003).
-
-    x_t = (1 - t) x_0 + t eps; the network predicts the velocity eps - x_0. Logit-normal times are those of Esser et al.
-    2024, https://arxiv.org/abs/2403.03206.
-
-    Args:
-        density: Which times the network is trained on.
-        optimizer: Optimizer of the network's parameters.
-    """
-
-    def __init__(
-        self,
-        density: Literal["uniform", "logit_normal"] = "uniform",
-        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            schedule=Rectified(),
-            parameterization=Velocity(),
-            density=LogitNormal() if density == "logit_normal" else UniformTime(),
-            optimizer=optimizer,
-            clip=None,
-            **kwargs,
-        )
-
-    def default_sampler(self) -> Sampler:
-        return Euler(steps=50)
+    def check_likelihood(self, method: LikelihoodMethod | None = None) -> None:
+        super().check_likelihood(method)
+        (method or self.default_likelihood_method()).check(self.schedule)

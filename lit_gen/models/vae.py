@@ -1,6 +1,5 @@
 """Variational autoencoder (Kingma and Welling 2013, https://arxiv.org/abs/1312.6114)."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lit_gen.data import Batch
+from lit_gen.dequantisation import bits_per_dim
+from lit_gen.diffusion.likelihood import LikelihoodMethod
 from lit_gen.diffusion.samplers import Sampler
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
 from lit_gen.networks.vae import ConvDecoder, ConvEncoder
@@ -37,6 +38,8 @@ class VAE(GenerativeModel):
         compile: Compile the decoder with torch.compile.
     """
 
+    likelihood_kind = "bound"
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -64,32 +67,29 @@ class VAE(GenerativeModel):
     def configure_optimizers(self) -> Any:
         return self.warmup_schedule(self.optimizer(self.parameters()))
 
-    def bound(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of one-sample ELBO = reconstruction - KL, each (N,), in nats per image."""
+    def bound(self, images: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the bound = reconstruction - KL at z = mean + std eps, each (N,), in nats per image."""
         mean, log_var = self.encoder(images)
-        z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
+        z = mean + torch.exp(0.5 * log_var) * eps
         log_p = discretised_logistic_log_prob(images, self.decoder(z), self.log_scale)
         return log_p.flatten(1).sum(1), gaussian_kl(mean, log_var)
 
-    def log_likelihood(self, images: Tensor) -> Tensor:
-        """One-sample estimate of the evidence lower bound on log p(x) of the 8-bit image, (N,) nats."""
-        reconstruction, kl = self.bound(images)
+    def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
+        eps = noise.normal((self.latent_dim,)).to(self.device)
+        reconstruction, kl = self.bound(images, eps)
+        self.nfe = 1.0
         return reconstruction - kl
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        reconstruction, kl = self.bound(batch.images)
+        eps = torch.randn(len(batch.images), self.latent_dim, device=batch.images.device)
+        reconstruction, kl = self.bound(batch.images, eps)
         loss = (self.beta * kl - reconstruction).mean()
-        nats_per_bit = math.log(2) * batch.images[0].numel()
-        self.log_training(
-            loss=loss.detach(),
-            kl=kl.detach().mean(),
-            bits_per_dim=(kl - reconstruction).detach().mean() / nats_per_bit,
-        )
+        bits = bits_per_dim(reconstruction.detach() - kl.detach(), batch.images[0].numel())
+        self.log_training(loss=loss.detach(), kl=kl.detach().mean(), bits_per_dim=bits.mean())
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(batch_idx)
-        bits = -self.log_likelihood(batch.images) / (math.log(2) * batch.images[0].numel())
+        bits = bits_per_dim(self.log_likelihood(batch.images, Noise(0, batch.index)), batch.images[0].numel())
         self.log_validation(len(bits), bits_per_dim=bits.mean())
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:

@@ -1,7 +1,9 @@
 """Plain modules: networks without training, sampling or Lightning."""
 
+from lit_gen.networks.dit import DiT
 from lit_gen.networks.gan import Critic, Generator
+from lit_gen.networks.mlp import ResidualMLP
 from lit_gen.networks.unet import UNet
 from lit_gen.networks.vae import ConvDecoder, ConvEncoder
 
-__all__ = ["ConvDecoder", "ConvEncoder", "Critic", "Generator", "UNet"]
+__all__ = ["ConvDecoder", "ConvEncoder", "Critic", "DiT", "Generator", "ResidualMLP", "UNet"]

@@ -5,6 +5,7 @@ every halving, up to a limit. Residual sums are divided by sqrt(2), which keeps 
 """
 
 import math
+from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lit_gen.errors import UserError
 
 MIN_SIZE = 4
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -23,6 +25,20 @@ def check_width(name: str, channels: int) -> None:
     """Raise `UserError` unless `channels`, the value of the argument `name`, is a positive multiple of 8."""
     if channels < 8 or channels % 8:
         raise UserError(f"{name} must be a positive multiple of 8, got {channels}")
+
+
+def multihead_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of every head: tokens (N, T, 3C), q, k and v side by side, -> (N, T, C)."""
+    # (N, T, 3C) -> 3 x (N, heads, T, d)
+    q, k, v = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def zeros(module: Module) -> Module:
+    """The module with all its parameters set to zero."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
 
 
 def halvings(image_shape: tuple[int, int, int]) -> list[tuple[int, int]]:

@@ -3,6 +3,9 @@
 Rows are comparable if and only if their protocols are equal (data, split, numbers of real and generated images, feature
 net and its version, resize, quantisation); `rank` refuses others and says which field differs. Rows that differ in
 nothing but seeds are one row, mean +- standard deviation (of n - 1) over n.
+
+Likelihoods have a protocol of their own (kind, images, dequantisation, method): rows are ranked by bits per dimension
+if and only if those are equal too. Beside another metric they are shown whatever they are, and say so.
 """
 
 import json
@@ -59,30 +62,33 @@ class Leaderboard:
         metrics: The metrics of the rows, `by` first.
         protocol: What all rows share.
         rows: Best first.
+        likelihood: The protocol that all likelihoods share; None if there are none, or unlike ones.
     """
 
     by: str
     metrics: list[str]
     protocol: dict[str, object]
     rows: list[Row]
+    likelihood: dict[str, object] | None = None
 
     @property
     def protocol_line(self) -> str:
         """The protocol in one line of text."""
-        return describe_protocol(self.protocol)
+        line = describe_protocol(self.protocol)
+        return line if self.likelihood is None else f"{line}; bits_per_dim {describe_likelihood(self.likelihood)}"
 
 
 def distance_metric(results: Sequence[Result]) -> str:
-    """The name of the results' Frechet distance: `fid` or `fd_...`.
+    """The name of the results' distance: `fid` or `fd_...` of Frechet, `w2_...` of Wasserstein.
 
     Raises:
         UserError: If they have none.
     """
     names = dict.fromkeys(name for result in results for name in result.metrics)
     for name in names:
-        if name == "fid" or name.startswith("fd_"):
+        if name == "fid" or name.startswith(("fd_", "w2_")):
             return name
-    raise UserError(f"the results hold no Frechet distance; rank --by one of {', '.join(names) or 'none'}")
+    raise UserError(f"the results hold no distance; rank --by one of {', '.join(names) or 'none'}")
 
 
 def better(metric: str) -> str:
@@ -102,8 +108,20 @@ def describe_protocol(protocol: dict[str, object]) -> str:
         f"{field('data')} {str(field('data_fingerprint'))[:8]}, {field('split')} split, {size}: "
         f"{field('num_samples')} generated against {field('num_real')} real images; "
         f"features {field('feature_net')} {str(field('feature_net_version'))[:8]} ({field('feature_width')} wide), "
-        f"resize {field('resize')}, {field('quantisation')}"
+        f"resize {field('resize')}, {'not quantised' if field('quantisation') == 'none' else field('quantisation')}"
     )
+
+
+def describe_likelihood(protocol: dict[str, object]) -> str:
+    """The protocol of a likelihood in a few words."""
+
+    def field(key: str) -> object:
+        return protocol.get(key, "?")
+
+    given = " given their classes" if protocol.get("conditional") else ""
+    method = protocol.get("method")
+    how = f"{field('kind')} by {method['name']}" if isinstance(method, dict) else field("kind")
+    return f"of {field('num_images')} {field('split')} images{given}: {how}, dequantisation {field('dequantisation')}"
 
 
 def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] = ()) -> Leaderboard:
@@ -125,35 +143,43 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
     for result in chosen:
         if by not in result.metrics:
             raise UserError(f"{result.path}: no metric {by}; it has {', '.join(result.metrics) or 'none'}")
+    if by.startswith("bits_per_dim"):
+        refuse_unlike(chosen, "likelihood.protocol")
     names = dict.fromkeys(name for result in chosen for name in result.metrics)
-    metrics = [by, *(name for name in names if name != by and not name.endswith("_std"))]
+    metrics = [by, *(name for name in names if name != by and not name.endswith(("_std", "_stderr", "_floor")))]
     sign = -1.0 if better(by) == "higher" else 1.0
     groups = [Row(None, group) for group in group_seeds(chosen)]
     finite = [row for row in groups if math.isfinite(row.mean(f"metrics.{by}"))]
     finite.sort(key=lambda row: sign * row.mean(f"metrics.{by}"))
     rows = [Row(number, row.results) for number, row in enumerate(finite, start=1)]
     rows += [row for row in groups if row not in finite]
-    return Leaderboard(by, metrics, chosen[0].protocol, rows)
+    likelihoods = {_compact(protocol): protocol for result in chosen if (protocol := result.get("likelihood.protocol"))}
+    shared = next(iter(likelihoods.values())) if len(likelihoods) == 1 else None
+    return Leaderboard(by, metrics, chosen[0].protocol, rows, shared)
 
 
-def refuse_unlike(results: Sequence[Result]) -> None:
+def refuse_unlike(results: Sequence[Result], part: str = "protocol") -> None:
     """Nothing, if the results can be compared.
+
+    Args:
+        results: What shall be compared.
+        part: The key of the protocol that they must share.
 
     Raises:
         UserError: If their protocols differ; the message names the fields, the rows and the remedy.
     """
-    fields = dict.fromkeys(key for result in results for key in result.protocol)
+    fields = dict.fromkeys(key for result in results for key in result.get(part) or {})
     differences = []
     remedy = ""
     for field in fields:
         groups: dict[str, list[Result]] = defaultdict(list)
         for result in results:
-            groups[_compact(result.protocol.get(field))].append(result)
+            groups[_compact((result.get(part) or {}).get(field))].append(result)
         if len(groups) > 1:
             ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
             values = " and ".join(f"{value} ({_rows(group)})" for value, group in ordered)
-            differences.append(f"protocol.{field} is {values}")
-            remedy = remedy or f"--where protocol.{field}={ordered[0][0]}"
+            differences.append(f"{part}.{field} is {values}")
+            remedy = remedy or f"--where {part}.{field}={ordered[0][0]}"
     if differences:
         raise UserError(
             f"results with unlike protocols cannot be ranked: {'; '.join(differences)}. Choose some, e.g. {remedy}"

@@ -43,7 +43,7 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
     families = dict.fromkeys(_family(row.first, results) for row in rows)
     colours = {family: f"C{index % 10}" for index, family in enumerate(families)}
     samplers = list(dict.fromkeys(_sampler(row.first, results) for row in rows if row.first.sampler))
-    figure = _figure(9.0, 5.6)
+    figure = new_figure(9.0, 5.6)
     axes = figure.add_axes((0.08, 0.19, 0.66, 0.76))
     for family, colour in colours.items():
         curves: dict[str, list[Row]] = defaultdict(list)
@@ -77,7 +77,7 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
     axes.spines[["top", "right"]].set_visible(False)
     _legends(axes, colours, samplers, {_family(result, results) for result in results if result.sampler})
     figure.text(0.08, 0.02, textwrap.fill(describe_protocol(results[0].protocol), 125), size=7.5, color="0.35")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16) -> Path:
@@ -101,7 +101,10 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
     chosen.sort(
         key=lambda result: (families.index(_family(result, results)), result.sampler, result.grid, result.data["nfe"])
     )
-    strips = [_samples(result)[:columns] for result in chosen]
+    samples = [_samples(result) for result in chosen]
+    if any(images.dtype != np.uint8 for images in samples):
+        return _scatters(chosen, samples, path)
+    strips = [_tiles(images[:columns]) for images in samples]
     size = max(48, max(strip.shape[1] for strip in strips))
     metric = distance_metric(chosen)
     labels = [
@@ -128,7 +131,7 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
             x = left + column * (size + gap)
             canvas[y : y + size, x : x + size] = _enlarged(image, size)
     dots = 100
-    figure = _figure(width / dots, height / dots, dots)
+    figure = new_figure(width / dots, height / dots, dots)
     figure.figimage(canvas)
     for y, (family, sampler, nfe, score) in zip(tops, labels, strict=True):
         middle = 1 - (y + size / 2) / height
@@ -138,10 +141,27 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
         figure.text(ends[3] / width, middle, score, size=8, va="center", ha="right", color="0.35")
     title = f"first {max(map(len, strips))} samples of seed {seed}; a column is one noise"
     figure.text(left / width, 1 - 12 / height, title, size=9, va="center", color="0.35")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _figure(width: float, height: float, dots: int = 150) -> "Figure":
+def _scatters(results: Sequence[Result], samples: list[np.ndarray], path: Path | str, columns: int = 4) -> Path:
+    """Draw the points of every evaluation, one panel each."""
+    columns, metric = min(columns, len(results)), distance_metric(results)
+    rows = -(-len(results) // columns)
+    figure = new_figure(2.4 * columns, 2.7 * rows, 100)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, result, points in itertools.zip_longest(panels, results, samples):
+        axes.set_axis_off()
+        if result is not None:
+            axes.scatter(*points[:, :, 0, 0].T, s=min(8.0, 2000 / len(points)), color="C3", linewidths=0)
+            axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+            words = filter(None, (_family(result, results), _sampler(result, results), f"NFE {result.data['nfe']:g}"))
+            axes.set_title(f"{', '.join(words)}\n{metric} {result.metrics[metric]:.3g}", size=7.5)
+    figure.tight_layout()
+    return save_figure(figure, path)
+
+
+def new_figure(width: float, height: float, dots: int = 150) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -150,7 +170,7 @@ def _figure(width: float, height: float, dots: int = 150) -> "Figure":
     return figure
 
 
-def _save(figure: "Figure", path: Path | str) -> Path:
+def save_figure(figure: "Figure", path: Path | str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -171,9 +191,9 @@ def _family(result: Result, results: Sequence[Result]) -> str:
 
 
 def _sampler(result: Result, results: Sequence[Result]) -> str:
-    """The sampler's label; with its grid if there are several grids."""
-    grids = {other.grid for other in results if other.sampler}
-    return f"{result.sampler} {result.grid}" if result.sampler and len(grids) > 1 else result.sampler
+    """The sampler's label; with its grid, if it has one, where there are several grids."""
+    grids = {other.grid for other in results if other.grid}
+    return f"{result.sampler} {result.grid}" if result.grid and len(grids) > 1 else result.sampler
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -229,13 +249,18 @@ def _ticks(values: list[float]) -> list[float]:
 
 
 def _samples(result: Result) -> np.ndarray:
-    """The kept samples of an evaluation as (N, H, W, 3)."""
+    """The kept samples of an evaluation."""
     file = result.path.with_name("samples.npz")
     try:
         with np.load(file) as archive:
-            images = archive["images"]
+            images: np.ndarray = archive["images"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file}: cannot read the samples ({error}); evaluate the run again") from None
+    return images
+
+
+def _tiles(images: np.ndarray) -> np.ndarray:
+    """Images (N, C, H, W) as (N, H, W, 3)."""
     images = images.transpose(0, 2, 3, 1)
     return np.broadcast_to(images, (*images.shape[:3], 3)) if images.shape[3] == 1 else images[..., :3]
 

@@ -111,7 +111,10 @@ def _columns(board: Leaderboard) -> list[tuple[str, Callable[[Row], str], Any]]:
     ]
     for name in board.metrics:
         arrow = "↑" if better(name) == "higher" else "↓"
-        columns.append((f"{name} {arrow}", functools.partial(_with_spread, metric=name), "right"))
+        cell = functools.partial(_with_spread, metric=name)
+        if name == "bits_per_dim" and board.likelihood is None:
+            cell = functools.partial(_with_its_kind, num_images=_unlike(board, "likelihood.protocol.num_images"))
+        columns.append((f"{name} {arrow}", cell, "right"))
     columns += [
         ("images/s", lambda row: _significant(row.mean("timing.images_per_second"), 3), "right"),
         ("parameters", lambda row: _count(row.mean("num_parameters")), "right"),
@@ -122,7 +125,22 @@ def _columns(board: Leaderboard) -> list[tuple[str, Callable[[Row], str], Any]]:
     return [*columns, ("run", lambda row: row.run, "left")]
 
 
+def _unlike(board: Leaderboard, key: str) -> bool:
+    return len({row.first.get(key) for row in board.rows} - {None}) > 1
+
+
+def _with_its_kind(row: Row, num_images: bool) -> str:
+    """Bits per dimension among unlike ones."""
+    text = _with_spread(row, "bits_per_dim")
+    if text == "-":
+        return text
+    protocol = row.first.get("likelihood.protocol") or {}
+    return f"{text} {protocol.get('kind')}" + (f" of {protocol.get('num_images')} images" if num_images else "")
+
+
 def _with_spread(row: Row, metric: str) -> str:
+    if any(metric not in result.metrics for result in row.results):
+        return "-"
     mean, std = row.mean(f"metrics.{metric}"), row.std(f"metrics.{metric}")
     if std is None:
         return _significant(mean)
@@ -157,6 +175,8 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
     for name in board.metrics:
         record[name] = row.mean(f"metrics.{name}")
         record[f"{name}_std_over_seeds"] = row.std(f"metrics.{name}")
+    if likelihood := first.get("likelihood.protocol"):
+        record["likelihood"] = likelihood
     record |= {
         "num_seeds": len(row.results),
         "images_per_second": row.mean("timing.images_per_second"),

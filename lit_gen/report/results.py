@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_gen.errors import UserError
 from lit_gen.sweeps.journal import JOURNAL_NAME
-from lit_gen.sweeps.runner import sweep_results
+from lit_gen.sweeps.runner import current_results
 
 SCHEMA = 1
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -33,9 +33,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "DDIM": {"eta": 0.0},
     "Euler": {"coordinates": "rectified"},
     "Heun": {"S_churn": 0.0, "S_min": 0.0, "S_max": "inf", "S_noise": 1.0, "coordinates": "sigma"},
+    "EulerMaruyama": {"noise_scale": 1.0, "g": "forward", "coordinates": "sigma"},
+    "PredictorCorrector": {"predictor": "reverse_diffusion", "corrector_steps": 1, "snr": 0.16, "norm": "image"},
+    "AnnealedLangevin": {"steps_each": 5, "step_size": 0.062, "denoise": True},
+    "DPMSolver": {"order": 2, "method": "multistep", "eta": 0.0},
+    "UniPC": {"order": 2, "variant": "bh2", "corrector": True},
+    "RK45": {"rtol": 1e-5, "atol": 1e-5, "sigma_min": 0.002, "sigma_max": 80.0},
     "Quadratic": {"start": 1.0},
     "Karras": {"rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0},
     "UniformLogSNR": {"sigma_min": 0.002, "sigma_max": 80.0},
+    "TimeShift": {"shift": 3.0},
+    "DiscreteVP": {"betas": "linear", "num_timesteps": 1000},
+    "LinearVP": {"beta_min": 0.1, "beta_max": 20.0, "min_time": 1e-5},
+    "SubVP": {"beta_min": 0.1, "beta_max": 20.0, "min_time": 1e-5},
+    "VE": {"sigma_min": 0.01, "sigma_max": 50.0},
+    "EDMSchedule": {"sigma_min": 0.002, "sigma_max": 80.0},
 }
 _NOT_IN_LABEL = {"name", "steps", "nfe", "grid"}
 
@@ -94,8 +106,19 @@ def _label(settings: dict[str, Any] | None) -> str:
     }
     if settings.get("S_churn") == 0:  # without churn its limits say nothing
         special = {key: value for key, value in special.items() if not key.startswith("S_")}
+    if special.get("schedule"):
+        special["schedule"] = _label(special["schedule"])
+    if special.get("guidance"):
+        special["guidance"] = _guidance_label(special["guidance"])
     texts = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in special.items())
     return f"{name}({', '.join(texts)})" if special else name
+
+
+def _guidance_label(settings: dict[str, Any]) -> str:
+    """Guidance as its weight, its interval if it has one, and the run that guides if there is one."""
+    low, high = settings["interval"]
+    interval = "" if (low, high) == (0, "inf") else f" in {low} to {high}"
+    return f"{settings['weight']:g}{interval}" + (f" by {settings['run']}" if "run" in settings else "")
 
 
 def read_result(path: Path) -> Result:
@@ -122,7 +145,8 @@ def load_results(folder: Path | str) -> list[Result]:
     """All results below a folder, in the order of their paths.
 
     Args:
-        folder: A runs folder, a run, or a sweep's folder: that of a sweep stands for the trials of its journal.
+        folder: A runs folder, a run, or a sweep's folder: that of a sweep stands for the trials of its files as they
+            were last given.
 
     Raises:
         UserError: If there is no such folder, nothing in it, or a broken file.
@@ -131,7 +155,7 @@ def load_results(folder: Path | str) -> list[Result]:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the runs folder, a run, or a sweep's folder")
     if (folder / JOURNAL_NAME).exists():
-        paths: Iterable[Path] = sweep_results(folder.resolve()).values()
+        paths: Iterable[Path] = current_results(folder.resolve()).values()
     else:
         paths = (path for path in folder.rglob("result.json") if path.absolute().parent.parent.name == "evaluations")
     results = [read_result(path) for path in sorted(set(paths))]

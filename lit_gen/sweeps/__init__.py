@@ -1,6 +1,15 @@
 """W&B sweep files, run on this machine: `spec` reads them, `runner` runs their trials, `journal` remembers."""
 
-from lit_gen.sweeps.runner import SweepResult, dry_run, run_sweep, sweep_results
+from lit_gen.sweeps.runner import SweepResult, current_results, dry_run, run_sweep, sweep_results
 from lit_gen.sweeps.spec import Sweep, Trial, load_sweep
 
-__all__ = ["Sweep", "SweepResult", "Trial", "dry_run", "load_sweep", "run_sweep", "sweep_results"]
+__all__ = [
+    "Sweep",
+    "SweepResult",
+    "Trial",
+    "current_results",
+    "dry_run",
+    "load_sweep",
+    "run_sweep",
+    "sweep_results",
+]

@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_gen.step import Step
 from lit_gen.sweeps.spec import Trial
 
 
 @dataclass
 class Assignment:
-    """A trial that a worker is at, and since when (in the seconds of `time.monotonic`)."""
+    """A trial that a worker is at, since when (in the seconds of `time.monotonic`), and how far it is."""
 
     trial: Trial
     log: Path
     since: float = field(default_factory=time.monotonic)
+    step: Step | None = None
 
     @property
     def seconds(self) -> float:
@@ -80,10 +82,12 @@ class Worker:
         assert self._process.stdout is not None
         while received := self._process.stdout.read():
             self._received += received
-        line, newline, rest = self._received.partition(b"\n")
-        if newline:
-            self._received = rest
+        while b"\n" in self._received:
+            line, _, self._received = self._received.partition(b"\n")
             answer = json.loads(line)
+            if "step" in answer:
+                self.assignment.step = Step(*answer["step"])
+                continue
             if answer["exit"]:
                 self.close(patience=30)
             return answer

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from lit_gen.step import Step
 from lit_gen.sweeps.spec import Trial
 
 
@@ -62,7 +63,7 @@ def main_metrics(result: Path) -> str:
     return "  ".join(
         f"{name} {value:.4g}"
         for name, value in metrics.items()
-        if isinstance(value, int | float) and not name.endswith("_std")
+        if isinstance(value, int | float) and not name.endswith(("_std", "_stderr"))
     )
 
 
@@ -85,6 +86,7 @@ class SweepProgress:
         self._jobs = jobs
         self._seconds: list[float] = []
         self._running: dict[str, TaskID] = {}
+        self._steps: dict[str, Step] = {}
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -108,6 +110,17 @@ class SweepProgress:
         """A trial begins."""
         self._running[trial.id] = self._bars.add_task(f"  {describe(trial, self._names)}", total=None, note="")
 
+    def stepped(self, trial: Trial, step: Step) -> None:
+        """A running trial has got so far."""
+        if step != self._steps.get(trial.id):
+            self._steps[trial.id] = step
+            note = step.description if step.completed < step.total else f"{step.description}: done"
+            if step.images_per_second and step.completed < step.total:
+                note = f"{step.images_per_second:,.0f} images/s, {_minutes(step.seconds_left)} left, {note}"
+            task = self._running[trial.id]
+            self._bars.update(task, total=step.total, completed=step.completed, note=note)
+            self._bars.update(self._bar, note=self._note())
+
     def finished(self, trial: Trial, result: Path, seconds: float) -> None:
         """A trial has a result."""
         self._finished += 1
@@ -125,14 +138,21 @@ class SweepProgress:
     def _ended(self, trial: Trial, seconds: float, text: str) -> None:
         self._seconds.append(seconds)
         self._bars.remove_task(self._running.pop(trial.id))
+        self._steps.pop(trial.id, None)
         done = self._finished + self._failed
         self._bars.update(self._bar, completed=done, note=self._note())
         self.say(f"[{done:{len(str(self._total))}}/{self._total}] {describe(trial, self._names)}  {text}")
 
     def _note(self) -> str:
         note = f"{self._finished} finished, {self._failed} failed of {self._total}"
+        if speed := sum(step.images_per_second for step in self._steps.values()):
+            note += f", {speed:,.0f} images/s"
         left = self._total - self._finished - self._failed
         if self._seconds and left:
-            minutes, seconds = divmod(round(sum(self._seconds) / len(self._seconds) * left / self._jobs), 60)
-            note += f", about {minutes}:{seconds:02} left"
+            note += f", about {_minutes(sum(self._seconds) / len(self._seconds) * left / self._jobs)} left"
         return note
+
+
+def _minutes(duration: float) -> str:
+    minutes, seconds = divmod(round(duration), 60)
+    return f"{minutes}:{seconds:02}"

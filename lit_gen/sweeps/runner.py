@@ -5,10 +5,12 @@ The sweep's folder is ROOT/sweeps/NAME:
     journal.jsonl       which trials started, finished and failed
     logs/TRIAL.log      what a trial printed
     *.yaml              the sweep files as they were last given
+    trials.json         the ids of their trials
 
 Trials are known by their id, the hash of what they do: an edited sweep file keeps the trials it still shares.
 """
 
+import json
 import os
 import re
 import selectors
@@ -27,12 +29,14 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from lit_gen.errors import UserError
+from lit_gen.runs import write_atomically
 from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, read_journal
 from lit_gen.sweeps.pool import Worker
 from lit_gen.sweeps.progress import SweepProgress, describe, trial_table, varying_keys
 from lit_gen.sweeps.spec import Sweep, Trial, load_sweep, option
 
 SWEEP_VARIABLE = "LIT_GEN_SWEEP"
+TRIALS_NAME = "trials.json"
 
 _EVALUATION_ARGUMENT = re.compile(r"--(sampler|evaluation|wandb)\b")
 
@@ -75,6 +79,16 @@ def sweep_results(folder: Path) -> dict[str, Path]:
         if event["event"] == "finished"
     }
     return {trial: result for trial, result in finished.items() if result.is_file()}
+
+
+def current_results(folder: Path) -> dict[str, Path]:
+    """As `sweep_results`, of the trials of the sweep as it was last given: those that its own report ranks."""
+    results = sweep_results(folder)
+    try:
+        trials = json.loads((folder / TRIALS_NAME).read_text())
+    except FileNotFoundError:
+        return results
+    return {trial: results[trial] for trial in trials if trial in results}
 
 
 def dry_run(
@@ -160,7 +174,8 @@ def _rooted(trial: Trial, root: Path) -> Trial:
 
 
 def _keep_files(sweep: Sweep, folder: Path) -> None:
-    """Copies of the sweep files; the second of two files of one name is numbered."""
+    """Copies of the sweep files, the second of two files of one name numbered, and the ids of their trials."""
+    write_atomically(folder / TRIALS_NAME, json.dumps([trial.id for trial in sweep.trials]) + "\n")
     names: set[str] = set()
     for number, file in enumerate(sweep.files, start=1):
         name = file.name if file.name not in names else f"{number}-{file.name}"
@@ -246,6 +261,8 @@ class _Run:
             answer = worker.answer()
             if answer is not None:
                 self._record(worker, answer)
+            elif worker.assignment and worker.assignment.step:
+                self._progress.stepped(worker.assignment.trial, worker.assignment.step)
 
     def _record(self, worker: Worker, answer: dict[str, str]) -> None:
         assert worker.assignment is not None

@@ -2,8 +2,9 @@
 
 Importing torch and Lightning takes longer than many a trial, so one process runs trial after trial. It reads a JSON
 line `{"id", "arguments", "log"}` from its standard input, runs the trial with both output streams in the log file,
-and answers on its first standard output with `{"id", "status": "finished" | "failed", "result" | "error", "exit"}`.
-`"exit": true` says that it leaves after this answer: a process group cannot be used twice.
+says now and then on its first standard output how far the trial is, `{"id", "step": [...]}` (see `lit_gen.step`), and
+answers there with `{"id", "status": "finished" | "failed", "result" | "error", "exit"}`. `"exit": true` says that it
+leaves after this answer: a process group cannot be used twice.
 
 The worker ends with its standard input; on Linux it dies with its parent even in the middle of a trial.
 """
@@ -16,18 +17,22 @@ import gc
 import importlib
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lit_gen import step
 from lit_gen.errors import UserError
 from lit_gen.sweeps.spec import option
 
 DEFAULT_RUNNER = "lit_gen.commands:run"
+SECONDS_BETWEEN_STEPS = 0.5
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,12 +50,30 @@ def main() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         for line in requests:
             request = json.loads(line)
+            step.listeners[:] = [_Teller(request["id"], answers)]
             answer = _serve(request, settings.runner)
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
             if answer["exit"]:
                 break
             gc.collect()
+
+
+class _Teller:
+    """Passes the steps of a trial on, not too often."""
+
+    def __init__(self, trial: str, answers: Any) -> None:
+        self._trial = trial
+        self._answers = answers
+        self._told = -math.inf
+
+    def __call__(self, reached: step.Step) -> None:
+        if time.monotonic() - self._told < SECONDS_BETWEEN_STEPS:
+            return
+        self._told = time.monotonic()
+        with contextlib.suppress(OSError):
+            self._answers.write(json.dumps({"id": self._trial, "step": reached}) + "\n")
+            self._answers.flush()
 
 
 def _die_with(parent: int) -> None:

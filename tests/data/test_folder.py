@@ -181,3 +181,46 @@ def test_damaged_cache(tmp_path: Path) -> None:
     (cached / "images.u8").write_bytes(b"short")
     with pytest.raises(UserError, match=r"cache .* is damaged .*delete that folder"):
         folder(root).load("train")
+
+
+@pytest.mark.parametrize(("ending", "channels"), [("png", 1), ("png", 3), ("tif", 1), ("pgm", 1)])
+def test_16_bit_grey_values_are_scaled(tmp_path: Path, ending: str, channels: Literal[1, 3]) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (8, 8), dtype=np.uint16)
+    values[0, :6] = (0, 128, 129, 255, 65406, 65535)  # v / 257 is rounded: 128 -> 0, 129 -> 1, 65406 -> 254
+    (tmp_path / "a").mkdir()
+    Image.fromarray(values).save(tmp_path / "a" / f"x.{ending}")
+    image = folder(tmp_path / "a", channels=channels).load("train").images[0]
+    assert image[0, 0, :6].tolist() == [0, 0, 1, 1, 254, 255]
+    assert (image == np.rint(values / 257).astype(np.uint8)).all()
+
+
+def test_values_without_a_known_range_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "a" / "x.tif")
+    with pytest.raises(UserError, match=r"x\.tif cannot be read as an image \(pixels of type F, .*on_error skip"):
+        folder(tmp_path / "a").load("train")
+
+
+def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "a")
+    (root / "pear" / "9.png").symlink_to(tmp_path / "missing.png")
+    with pytest.raises(UserError, match=r"pear/9\.png cannot be read as an image.*on_error skip"):
+        folder(root).load("train")
+    source = folder(root, on_error="skip")
+    assert len(source.load("train").images) == 8 and source.skipped("train") == ["pear/9.png"]
+    save(tmp_path / "missing.png", np.full((8, 8, 3), 200))
+    assert folder(root).load("train").images.max() == 200, "the cache knows that it is there now"
+
+
+def test_the_cache_can_be_read_by_all_whom_the_umask_allows(tmp_path: Path) -> None:
+    for umask in (0o022, 0o027):
+        cache = tmp_path / oct(umask)
+        before = os.umask(umask)
+        try:
+            source = folder(make_tree(tmp_path / "a"), cache=str(cache))
+            ImageDataModule(source).fingerprint("train")
+        finally:
+            os.umask(before)
+        modes = {(path.is_dir(), path.stat().st_mode & 0o777) for path in [cache, *cache.rglob("*")]}
+        assert modes == {(True, 0o777 & ~umask), (False, 0o666 & ~umask)}
+        assert any(path.name.startswith("fingerprint") for path in cache.rglob("*"))

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import struct
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from lit_gen.data import MNIST, FashionMNIST, ImageDataModule
+from lit_gen.data.files import decompress, download
+from lit_gen.data.idx import read_idx
 from lit_gen.errors import UserError
 
 SIZES = {"train": 6, "t10k": 4}
@@ -107,6 +110,31 @@ def test_damaged_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"could not download train-images.*checksum mismatch.*--data\.source\.root"):
         MNIST(root=str(tmp_path / "home")).prepare()
     assert list((tmp_path / "home" / "mnist").iterdir()) == []
+
+
+@pytest.mark.network
+def test_the_mirrors_of_fashion_mnist_hold_the_official_files(tmp_path: Path) -> None:
+    """The smallest of them, 5 kB: ten classes of 1,000 test images each."""
+    source = FashionMNIST(root=str(tmp_path))
+    for mirror in source.mirrors:
+        name = "t10k-labels-idx1-ubyte"
+        path = tmp_path / source.name / f"{name}.gz"
+        download([f"{mirror}{name}.gz"], path, source.md5[name][0])
+        assert np.bincount(read_idx(decompress(path), 1, name)).tolist() == [1000] * 10
+        path.unlink()
+
+
+def test_a_download_can_be_read_by_all_whom_the_umask_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = write_files(tmp_path / "server")
+    official(monkeypatch, MNIST)
+    monkeypatch.setattr(MNIST, "mirrors", (server.as_uri() + "/",))
+    for umask, mode in ((0o022, 0o644), (0o027, 0o640)):
+        before = os.umask(umask)
+        try:
+            MNIST(root=str(tmp_path / oct(umask))).prepare()
+        finally:
+            os.umask(before)
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / oct(umask) / "mnist").iterdir()} == {mode}
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,19 +4,27 @@ import pytest
 import torch
 
 from lit_gen.diffusion import (
+    VE,
+    Cosine,
     DiscreteVP,
     EDMSchedule,
     GaussianMixtureDenoiser,
+    LinearVP,
     Rectified,
     Schedule,
+    SubVP,
 )
 
 SCHEDULES = {
     "linear": DiscreteVP(),
     "cosine": DiscreteVP("cosine"),
     "short": DiscreteVP(num_timesteps=50),
+    "vp": LinearVP(),
+    "subvp": SubVP(),
+    "ve": VE(),
     "edm": EDMSchedule(),
     "rectified": Rectified(),
+    "circle": Cosine(),
 }
 
 

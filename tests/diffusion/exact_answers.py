@@ -8,16 +8,22 @@ from torch import Tensor
 from lit_gen.diffusion import (
     DDIM,
     DDPM,
+    RK45,
+    AnnealedLangevin,
     Denoiser,
+    DPMSolver,
     EDMPreconditioning,
     Epsilon,
     Euler,
+    EulerMaruyama,
     GaussianMixtureDenoiser,
     Heun,
     Parameterization,
+    PredictorCorrector,
     Sampler,
     Schedule,
-    Velocity,
+    Score,
+    UniPC,
 )
 from lit_gen.diffusion.denoisers import per_image
 from lit_gen.noise import Noise
@@ -34,6 +40,23 @@ SAMPLERS: list[Sampler] = [
     Heun(steps=7, coordinates="rectified"),
     Heun(steps=7, S_churn=3, S_min=0.1, S_max=30, S_noise=1.01),
     Heun(steps=7, S_churn=3, coordinates="rectified"),
+    EulerMaruyama(steps=7),
+    EulerMaruyama(steps=7, noise_scale=0.5, coordinates="rectified"),
+    EulerMaruyama(steps=7, g="damped", coordinates="schedule"),
+    EulerMaruyama(steps=7, noise_scale=0.0),
+    PredictorCorrector(steps=7),
+    PredictorCorrector(steps=7, predictor="ancestral", corrector_steps=2, norm="level"),
+    PredictorCorrector(steps=7, predictor="probability_flow", norm="level"),
+    AnnealedLangevin(steps=7),
+    DPMSolver(steps=7, order=1),
+    DPMSolver(steps=7),
+    DPMSolver(steps=7, method="singlestep"),
+    DPMSolver(steps=7, eta=1.0),
+    DPMSolver(steps=7, order=1, eta=0.4),
+    UniPC(steps=7),
+    UniPC(steps=7, order=3, variant="bh1"),
+    UniPC(steps=7, order=3, corrector=False),
+    RK45(rtol=1e-4, atol=1e-4),
 ]
 
 
@@ -64,10 +87,12 @@ def exact_network(
         match parameterization:
             case Epsilon():
                 t = (c_noise + 1) / parameterization.num_timesteps
-            case Velocity():
-                t = c_noise / 999
             case EDMPreconditioning():
                 t = schedule.time((4 * c_noise).exp())
+            case Score(condition="sigma"):
+                t = schedule.time(c_noise.exp())
+            case _:
+                t = c_noise / 999
         alpha, sigma = schedule(t)
         c_in, c_skip, c_out = parameterization.coefficients(alpha, sigma)
         x_t = x / per_image(c_in, x)
@@ -77,14 +102,14 @@ def exact_network(
 
 
 class Point(Denoiser):
-    """Answers x_0 whatever it is asked, and keeps the questions."""
+    """Answers x_0 whatever it is asked, and keeps the questions, with the noise level of the first image."""
 
     def __init__(self, x_0: Tensor) -> None:
         self.x_0 = x_0
         self.seen: list[tuple[Tensor, float, float]] = []
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        self.seen.append((x, float(alpha), float(sigma)))
+        self.seen.append((x, float(alpha.flatten()[0]), float(sigma.flatten()[0])))
         return self.x_0.expand_as(x)
 
 
@@ -98,6 +123,59 @@ class Fixed(Noise):
     def normal(self, shape, dtype=torch.float32):
         self.draws += 1
         return torch.full((len(self), *shape), self.value, dtype=dtype)
+
+
+class Silent(Noise):
+    """Noise of the start, and no more."""
+
+    def normal(self, shape, dtype=torch.float32):
+        assert self.draws == 0, "noise was drawn after the start"
+        return super().normal(shape, dtype)
+
+
+class Impulses(Noise):
+    """Draw k is 1 for sample k and 0 for the others; the last sample gets none."""
+
+    def __init__(self, num_draws: int) -> None:
+        super().__init__(0, range(num_draws + 1))
+
+    def normal(self, shape, dtype=torch.float32):
+        z = torch.zeros(len(self), *shape, dtype=dtype)
+        z[self.draws] = 1
+        self.draws += 1
+        return z
+
+
+def moments_for_normal_data(sampler: Sampler, schedule: Schedule, mean: float, std: float) -> tuple[float, float]:
+    """Mean and standard deviation of what a sampler makes of x_0 ~ N(mean, std^2), with no noise in the answer.
+
+    Every sampler is then a linear function of its draws: its variance is the sum of the squared responses to each.
+    """
+    data = GaussianMixtureDenoiser(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([std]).double())
+    noise = Noise(0, [0])
+    sampler.sample(data, schedule, noise, (1,))
+    x = sampler.sample(data, schedule, Impulses(noise.draws), (1,))[:, 0]
+    return float(x[-1]), float((x[:-1] - x[-1]).norm())
+
+
+def kolmogorov_smirnov(
+    mixture: GaussianMixtureDenoiser, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0
+) -> float:
+    """The greatest distance between the distribution of points x (N, 1) and the exact one of x_t.
+
+    Of 2000 exact points, 1 % have more than 0.036.
+    """
+    exact = cdf(mixture, x.sort(dim=0).values, alpha, sigma)[:, 0]
+    steps = torch.arange(len(x) + 1, dtype=exact.dtype) / len(x)
+    return float((exact - steps[:-1]).abs().maximum((exact - steps[1:]).abs()).max())
+
+
+def at_time(mixture: GaussianMixtureDenoiser, schedule: Schedule, t: float, num: int, seed: int = 0) -> Tensor:
+    """Exact draws (N, 1) of x_t on the line."""
+    noise = Noise(seed, range(num))
+    alpha, sigma = schedule(t)
+    x_0 = quantile(mixture, noise.uniform((1,), torch.float64))
+    return alpha * x_0 + sigma * noise.normal((1,), torch.float64)
 
 
 def run(sampler: Sampler, denoiser: Denoiser, schedule: Schedule, num: int = 8, seed: int = 3) -> Tensor:

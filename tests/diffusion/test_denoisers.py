@@ -6,17 +6,27 @@ from exact_answers import exact_network
 from torch import Tensor, nn
 
 from lit_gen.diffusion import (
+    VE,
+    Cosine,
     DiscreteVP,
     EDMPreconditioning,
     EDMSchedule,
     Epsilon,
     GaussianMixtureDenoiser,
+    LinearVP,
     NetworkDenoiser,
     Parameterization,
     Rectified,
+    Sample,
     Schedule,
+    Score,
+    SubVP,
+    V,
     Velocity,
+    convert,
 )
+from lit_gen.diffusion.denoisers import per_image
+from lit_gen.errors import UserError
 
 MODELS: list[tuple[Schedule, Parameterization]] = [
     (DiscreteVP(), Epsilon()),
@@ -26,8 +36,16 @@ MODELS: list[tuple[Schedule, Parameterization]] = [
     (DiscreteVP(), EDMPreconditioning(0.7)),
     (DiscreteVP(), Velocity()),
     (Rectified(), EDMPreconditioning(1.3)),
+    (LinearVP(), Score()),
+    (SubVP(), Score()),
+    (VE(sigma_max=90), Score("sigma")),
+    (Cosine(), V()),
+    (EDMSchedule(), V()),
+    (VE(sigma_max=90), Sample()),
+    (Rectified(), Sample()),
+    (Cosine(), Epsilon()),
 ]
-MODEL_IDS = ["DDPM", "cosine", "EDM", "RectifiedFlow", "VP-EDM", "VP-velocity", "RF-EDM"]
+MODEL_IDS = [f"{type(schedule).__name__}-{type(parameterization).__name__}" for schedule, parameterization in MODELS]
 models = pytest.mark.parametrize(("schedule", "parameterization"), MODELS, ids=MODEL_IDS)
 
 
@@ -43,7 +61,8 @@ def test_the_target_denoises_to_the_data(schedule: Schedule, parameterization: P
     alpha, sigma = schedule(t)
     x = alpha[:, None, None] * x_0 + sigma[:, None, None] * eps
     target = parameterization.target(x_0, eps, alpha, sigma)
-    torch.testing.assert_close(parameterization.denoised(target, x, alpha, sigma), x_0, rtol=1e-9, atol=1e-9)
+    _, c_skip, c_out = (per_image(value, x) for value in parameterization.coefficients(alpha, sigma))
+    torch.testing.assert_close(c_skip * x + c_out * target, x_0, rtol=1e-9, atol=1e-9)
 
 
 @models
@@ -79,6 +98,127 @@ def test_pure_noise_is_the_greatest_level_of_training(mixture):
     clamped = NetworkDenoiser(exact_network(mixture, edm, preconditioning), edm, preconditioning)
     expected = mixture(x * math.sqrt(6401), one, double(80))
     torch.testing.assert_close(clamped(x, zero, one), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [Rectified(), Cosine()])
+@pytest.mark.parametrize("parameterization", [Epsilon(), Score(), Score("sigma"), EDMPreconditioning()])
+def test_pure_noise_where_the_network_could_not_tell(schedule: Schedule, parameterization: Parameterization):
+    """F = eps says nothing of x_0 at alpha = 0, and ln(sigma / alpha) is infinite: the network is asked at 1e5."""
+    seen = []
+
+    def network(x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        seen.append(c_noise)
+        return 0.5 * x
+
+    denoiser = NetworkDenoiser(network, schedule, parameterization)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    at_the_end = denoiser(x, double(0), double(1))
+    assert at_the_end.isfinite().all() and seen[0].isfinite().all()
+    torch.testing.assert_close(at_the_end, denoiser(x, double(1e-5), double(1)), rtol=1e-6, atol=1e-9)
+    assert (denoiser(x, double(2e-5), double(1)) - at_the_end).abs().max() > 1e-6 * at_the_end.abs().max()
+
+
+# Conversions.
+
+KINDS = [Epsilon(), Score(), Sample(), V(), Velocity(), EDMPreconditioning(0.6)]
+sources = pytest.mark.parametrize("source", KINDS, ids=lambda kind: type(kind).__name__)
+targets = pytest.mark.parametrize("target", KINDS, ids=lambda kind: type(kind).__name__)
+
+
+@sources
+@targets
+def test_conversions(source: Parameterization, target: Parameterization):
+    torch.manual_seed(4)
+    alpha, sigma = torch.rand(2, 20, dtype=torch.float64) + 0.05
+    x_0, eps = torch.randn(2, 20, 3, dtype=torch.float64)
+    x = alpha[:, None] * x_0 + sigma[:, None] * eps
+    value, expected = (kind.target(x_0, eps, alpha, sigma) for kind in (source, target))
+    torch.testing.assert_close(convert(value, source, target, x, alpha, sigma), expected, rtol=1e-11, atol=1e-11)
+    one = convert(value[:1], source, target, x[:1], alpha[0], sigma[0])
+    torch.testing.assert_close(one, expected[:1], rtol=1e-11, atol=1e-11)
+
+
+@sources
+@targets
+@pytest.mark.parametrize(("alpha", "sigma"), [(0.0, 1.3), (0.8, 0.0)], ids=["noise", "data"])
+def test_conversions_at_the_ends_of_time(source: Parameterization, target: Parameterization, alpha, sigma):
+    """Exact wherever x and the source tell the target, and not finite elsewhere."""
+    torch.manual_seed(5)
+    alpha, sigma = double(alpha), double(sigma)
+    x_0, eps = torch.randn(2, 4, 3, dtype=torch.float64)
+    x = alpha * x_0 + sigma * eps
+    (a, b), (a_target, b_target) = (kind.weights(alpha, sigma) for kind in (source, target))
+    known = torch.stack([torch.stack([alpha, sigma]), torch.stack([a, b])])
+    wanted = torch.cat([known, torch.stack([a_target, b_target])[None]])
+    told = torch.linalg.matrix_rank(known) == torch.linalg.matrix_rank(wanted)
+    converted = convert(source.target(x_0, eps, alpha, sigma), source, target, x, alpha, sigma)
+    if told:
+        torch.testing.assert_close(converted, target.target(x_0, eps, alpha, sigma), rtol=1e-13, atol=1e-13)
+    else:
+        assert not converted.isfinite().any()
+    blind = (Epsilon, Score) if alpha == 0 else (Sample,)
+    assert told or isinstance(source, blind)
+
+
+def test_the_score_at_the_data_is_scaled_by_sigma(mixture):
+    """Where sigma = 0, F = sigma score = 0 tells that D = x / alpha and that the expected eps is 0."""
+    x, alpha, sigma = torch.randn(3, 2, 3, dtype=torch.float64), double(0.7), double(0)
+    zero = torch.zeros_like(x)
+    torch.testing.assert_close(convert(zero, Score(), Sample(), x, alpha, sigma), x / alpha, rtol=1e-14, atol=0)
+    torch.testing.assert_close(convert(zero, Score(), Velocity(), x, alpha, sigma), -x / alpha, rtol=1e-14, atol=0)
+
+
+def test_conversions_in_closed_form(mixture):
+    torch.manual_seed(6)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    alpha, sigma = torch.rand(2, dtype=torch.float64) + 0.2
+    (score,) = torch.autograd.grad(mixture.log_density(x, alpha, sigma).sum(), x)
+    x = x.detach()
+    denoised = mixture(x, alpha, sigma)
+    eps = (x - alpha * denoised) / sigma
+    for target, expected in [
+        (Epsilon(), eps),
+        (Score(), sigma * score),
+        (Velocity(), eps - denoised),
+        (V(), (alpha * eps - sigma * denoised) / (alpha**2 + sigma**2).sqrt()),
+        (EDMPreconditioning(1.0), (sigma * denoised - alpha * eps) / (alpha**2 + sigma**2).sqrt()),
+    ]:
+        torch.testing.assert_close(convert(denoised, Sample(), target, x, alpha, sigma), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(convert(expected, target, Sample(), x, alpha, sigma), denoised, rtol=1e-9, atol=1e-9)
+    # On the straight path, z = (1 - u) x_0 + u eps.
+    u = sigma / (alpha + sigma)
+    z, velocity, score = x / (alpha + sigma), eps - denoised, score * (alpha + sigma)
+    torch.testing.assert_close(convert(velocity, Velocity(), Sample(), z, 1 - u, u), z - u * velocity)
+    torch.testing.assert_close(convert(velocity, Velocity(), Epsilon(), z, 1 - u, u), z + (1 - u) * velocity)
+    torch.testing.assert_close(convert(u * score, Score(), Velocity(), z, 1 - u, u), -(z + u * score) / (1 - u))
+
+
+def test_the_preconditionings_of_song_in_the_table_of_edm():
+    """On x / alpha = x_0 + sigma eps. VP: c_in = 1 / sqrt(1 + sigma^2), c_out = -sigma; VE: c_in = 1, c_out = sigma."""
+    t = torch.rand(9, dtype=torch.float64)
+    for schedule, parameterization, sign in [(LinearVP(), Epsilon(), -1), (LinearVP(), Score(), 1)]:
+        alpha, sigma = schedule(t)
+        ratio = sigma / alpha
+        c_in, c_skip, c_out = parameterization.coefficients(alpha, sigma)
+        torch.testing.assert_close(c_in * alpha, (1 + ratio**2).rsqrt(), rtol=1e-11, atol=0)
+        torch.testing.assert_close(c_skip * alpha, torch.ones_like(t), rtol=1e-14, atol=0)
+        torch.testing.assert_close(c_out, sign * ratio, rtol=1e-14, atol=0)
+    alpha, sigma = VE()(t)
+    coefficients = Score("sigma").coefficients(alpha, sigma)
+    torch.testing.assert_close(coefficients, (alpha, alpha, sigma), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("parameterization", [V(), Sample()])
+def test_v_and_sample_give_the_network_an_input_of_unit_norm(parameterization: Parameterization):
+    alpha, sigma = torch.rand(2, 9, dtype=torch.float64) + 0.1
+    norm = (alpha**2 + sigma**2).sqrt()
+    c_in, c_skip, c_out = parameterization.coefficients(alpha, sigma)
+    torch.testing.assert_close(c_in, 1 / norm, rtol=1e-13, atol=0)
+    if isinstance(parameterization, V):
+        torch.testing.assert_close(c_skip, alpha / norm**2, rtol=1e-13, atol=0)
+        torch.testing.assert_close(c_out, -sigma / norm, rtol=1e-13, atol=0)
+    else:
+        torch.testing.assert_close((c_skip, c_out), (0 * norm, torch.ones_like(norm)), rtol=0, atol=0)
 
 
 def test_edm_preconditioning_identities():
@@ -126,7 +266,12 @@ def test_c_noise():
     assert torch.equal(Epsilon().c_noise(t, alpha, sigma).float(), (steps - 1).float())
     assert torch.equal(Epsilon(250).c_noise(steps[:250] / 250, alpha, sigma).float(), (steps[:250] - 1).float())
     assert Epsilon().c_noise(double(0.0125), alpha, sigma) == pytest.approx(11.5)
-    torch.testing.assert_close(Velocity().c_noise(t, 1 - t, t), 999 * t)
+    for parameterization in (Velocity(), V(), Sample(), Score()):
+        torch.testing.assert_close(parameterization.c_noise(t, alpha, sigma), 999 * t, rtol=0, atol=0)
+    c_noise = Score("sigma").c_noise(t, alpha, sigma)
+    torch.testing.assert_close(c_noise, (sigma / alpha).log(), rtol=0, atol=1e-14)
+    with pytest.raises(UserError, match="condition"):
+        Score("noise")  # type: ignore[arg-type]
 
 
 def test_the_network_sees_whole_steps_at_the_knots():
@@ -169,6 +314,42 @@ def test_casts_for_the_network_and_back(network_dtype, c_noise_dtype, dtype):
         assert network.seen[-1][:3] == (network_dtype, c_noise_dtype, (3,))
         assert network.seen[-1][3] is labels
     assert denoiser.evaluations == len(network.seen) == 2
+
+
+# Learned variance.
+
+
+def test_a_network_with_twice_the_channels_learns_the_variance():
+    torch.manual_seed(7)
+    calls = []
+
+    def both(x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        calls.append(labels)
+        return torch.cat([0.3 * x, torch.tanh(x)], 1)
+
+    vp, labels = DiscreteVP(), torch.tensor([1, 0, 2])
+    x, (alpha, sigma) = torch.randn(3, 2, 4, 4, dtype=torch.float64), vp(0.4)
+    denoiser = NetworkDenoiser(both, vp, Epsilon())
+    plain = NetworkDenoiser(lambda x, c_noise, labels: 0.3 * x, vp, Epsilon())
+    denoised, v = denoiser.given(labels).with_variance(x, alpha, sigma)
+    assert denoiser.evaluations == len(calls) == 1 and calls[0] is labels
+    torch.testing.assert_close(denoised, plain(x, alpha, sigma), rtol=0, atol=0)
+    torch.testing.assert_close(v, (torch.tanh(x) + 1) / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(denoiser(x, alpha, sigma), denoised, rtol=0, atol=0)
+    assert denoiser.evaluations == 2
+    clipped = NetworkDenoiser(both, vp, Epsilon(), clip=0.1).with_variance(x, alpha, sigma)
+    torch.testing.assert_close(clipped, (denoised.clamp(-0.1, 0.1), v), rtol=0, atol=0)
+
+
+def test_other_denoisers_learn_no_variance(mixture):
+    x, alpha, sigma = torch.randn(3, 2, 3, dtype=torch.float64), double(0.8), double(0.5)
+    plain = NetworkDenoiser(lambda x, c_noise, labels: 0.3 * x, DiscreteVP(), Epsilon())
+    for denoiser in (mixture, plain):
+        for bound in (denoiser, denoiser.given(torch.zeros(3))):
+            before = denoiser.evaluations
+            denoised, v = bound.with_variance(x, alpha, sigma)
+            assert v is None and denoiser.evaluations == before + 1
+            torch.testing.assert_close(denoised, denoiser(x, alpha, sigma), rtol=0, atol=0)
 
 
 def test_clip_keeps_the_range_of_the_data():

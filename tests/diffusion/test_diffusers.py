@@ -5,6 +5,8 @@ number of steps divides that of the chain (huggingface/diffusers#11347, #12633);
 the noise of the last step in the image unless that is step 0 of the chain. Its tables are float32, hence the tolerance.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from exact_answers import exact_network
@@ -14,6 +16,7 @@ from lit_gen.diffusion import (
     DDIM,
     DDPM,
     DiscreteVP,
+    DPMSolver,
     EDMPreconditioning,
     EDMSchedule,
     Epsilon,
@@ -22,9 +25,12 @@ from lit_gen.diffusion import (
     Heun,
     Karras,
     NetworkDenoiser,
+    PredictorCorrector,
     Sampler,
     Schedule,
     Uniform,
+    UniformLogSNR,
+    UniPC,
 )
 from lit_gen.noise import Noise
 
@@ -145,3 +151,118 @@ def test_edm_euler(mixture, sampler: Sampler):
     x = 80 * Noise(3, range(8)).normal(SHAPE, torch.float64)
     theirs = loop(scheduler, network, x, scaled=True)
     torch.testing.assert_close(ours(sampler, network, EDM, EDMPreconditioning()), theirs.double(), rtol=1e-4, atol=1e-4)
+
+
+# Exponential integrators. The schedulers are handed their noise levels, so that no rounding of times to integers, and
+# no search for them, has a part. The multistep DPM-Solver computes in float32, the others in the type of x.
+
+
+def with_levels(scheduler, steps: list[int]):
+    """A scheduler of the chain of `VP` that visits the given steps and then 0."""
+    scheduler.set_timesteps(len(steps))
+    scheduler.timesteps = torch.tensor([k - 1 for k in steps])
+    scheduler.sigmas = torch.cat([VP.ratio(torch.tensor(steps).double() / 1000), torch.zeros(1, dtype=torch.float64)])
+    return scheduler
+
+
+CHAIN = {"beta_start": 1e-4, "beta_end": 0.02, "solver_order": 2}
+KNOTS = [[*range(1000, 0, -100)], [*range(1000, 0, -50)], UNEVEN]
+
+
+@pytest.mark.parametrize("steps", KNOTS)
+@pytest.mark.parametrize(
+    ("settings", "sampler"),
+    [
+        ({"algorithm_type": "dpmsolver++"}, DPMSolver),
+        ({"algorithm_type": "dpmsolver++", "solver_order": 1}, partial(DPMSolver, order=1)),
+        ({"algorithm_type": "sde-dpmsolver++"}, partial(DPMSolver, eta=1.0)),
+    ],
+)
+def test_dpm_solver_multistep(mixture, monkeypatch, settings, sampler, steps):
+    network = network_of(mixture, VP, Epsilon())
+    scheduler = diffusers.DPMSolverMultistepScheduler(**(CHAIN | settings), final_sigmas_type="zero")
+    x = float(VP(1.0)[1]) * the_same_noise(monkeypatch, "scheduling_dpmsolver_multistep")
+    theirs = loop(with_levels(scheduler, steps), network, x)
+    sampler = sampler(steps=len(steps), grid=Knots(steps))
+    torch.testing.assert_close(ours(sampler, network, VP, Epsilon()), theirs.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [[1000, 600, 300, 100, 20], [900, 500, 400, 10]])
+def test_dpm_solver_singlestep(mixture, steps):
+    """There a step of order 2 spans two times of the grid; ours has its middle in between."""
+    levels = VP.ratio(torch.tensor(steps).double() / 1000)
+    middles = (levels[:-1] * levels[1:]).sqrt()
+    between = torch.stack([levels[:-1], middles], dim=1).flatten()
+    times = VP.time(torch.cat([between, levels[-1:]]))
+    network = network_of(mixture, VP, Epsilon())
+    scheduler = diffusers.DPMSolverSinglestepScheduler(**CHAIN, final_sigmas_type="zero")
+    scheduler.set_timesteps(len(times))
+    assert scheduler.order_list == [1, 2] * (len(steps) - 1) + [1]
+    scheduler.timesteps, scheduler.sigmas = 1000 * times - 1, torch.cat([VP.ratio(times), torch.zeros(1)])
+    theirs = loop(scheduler, network, float(VP(steps[0] / 1000)[1]) * Noise(3, range(8)).normal(SHAPE, torch.float64))
+    sampler = DPMSolver(steps=len(steps), method="singlestep", grid=Knots(steps))
+    torch.testing.assert_close(ours(sampler, network, VP, Epsilon()), theirs.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", KNOTS)
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc(mixture, order, variant, steps):
+    network = network_of(mixture, VP, Epsilon())
+    settings = CHAIN | {"solver_order": order, "solver_type": variant}
+    scheduler = diffusers.UniPCMultistepScheduler(**settings, final_sigmas_type="zero")
+    x = float(VP(1.0)[1]) * Noise(3, range(8)).normal(SHAPE, torch.float64)
+    scheduler = with_levels(scheduler, steps)
+    scheduler.sigmas[-1] = 1e-9  # at 0, bh1 multiplies an infinite B(h) by no difference, and returns NaN
+    theirs = loop(scheduler, network, x)
+    sampler = UniPC(steps=len(steps), order=order, variant=variant, grid=Knots(steps))
+    torch.testing.assert_close(ours(sampler, network, VP, Epsilon()), theirs.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [[*range(1000, 0, -100)], UNEVEN])
+def test_unip(mixture, steps):
+    network = network_of(mixture, VP, Epsilon())
+    settings = CHAIN | {"solver_order": 3, "disable_corrector": [*range(len(steps))]}
+    scheduler = diffusers.UniPCMultistepScheduler(**settings, final_sigmas_type="zero")
+    x = float(VP(1.0)[1]) * Noise(3, range(8)).normal(SHAPE, torch.float64)
+    theirs = loop(with_levels(scheduler, steps), network, x)
+    sampler = UniPC(steps=len(steps), order=3, corrector=False, grid=Knots(steps))
+    torch.testing.assert_close(ours(sampler, network, VP, Epsilon()), theirs.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_predictor_corrector(mixture, monkeypatch):
+    """Of one image, since norms are means over the batch there, with noise of norm sqrt(dim), which we take it to be.
+
+    Its pipeline corrects before it predicts, also pure noise and not the last level; the paper does it after.
+    """
+    steps, corrector_steps, grid = 12, 2, UniformLogSNR(0.01, 50.0)
+
+    class Even(Noise):
+        def normal(self, shape, dtype=torch.float32):
+            z = super().normal(shape, dtype)
+            return z * (z[0].numel() ** 0.5 / z.norm())
+
+    noise = Even(3, [5])
+    monkeypatch.setattr(
+        pytest.importorskip("diffusers.schedulers.scheduling_sde_ve"),
+        "randn_tensor",
+        lambda shape, dtype=torch.float64, **_: noise.normal(shape[1:], dtype),
+    )
+    scheduler = diffusers.ScoreSdeVeScheduler(num_train_timesteps=steps, snr=0.16)
+    scheduler.set_timesteps(steps, sampling_eps=0.0)
+    levels = EDM.ratio(grid(EDM, steps))[:-1].flip(0)
+    scheduler.discrete_sigmas = levels
+    network = network_of(mixture, EDM, EDMPreconditioning())
+    denoiser = NetworkDenoiser(network, EDM, EDMPreconditioning())
+
+    def score(x: Tensor, sigma: Tensor) -> Tensor:
+        return (denoiser(x, torch.ones_like(sigma), sigma) - x) / sigma**2
+
+    x = levels[-1] * noise.normal(SHAPE, torch.float64)
+    for index in reversed(range(steps)):
+        step = scheduler.step_pred(score(x, levels[index]), index / (steps - 1) + 1e-6, x)
+        x = step.prev_sample if index > 0 else step.prev_sample_mean
+        for _ in range(corrector_steps if index > 0 else 0):
+            x = scheduler.step_correct(score(x, levels[index - 1]), x).prev_sample
+    sampler = PredictorCorrector(steps=steps, corrector_steps=corrector_steps, grid=grid)
+    torch.testing.assert_close(sampler.sample(denoiser, EDM, Even(3, [5]), SHAPE), x, rtol=1e-8, atol=1e-8)

@@ -1,28 +1,41 @@
 """Samplers as equations: the posterior, the probability flow, churn."""
 
 import math
+from copy import copy
 
 import pytest
 import torch
-from exact_answers import SAMPLERS, Fixed, Point, run
+from exact_answers import SAMPLERS, Fixed, Point, exact_network, run
 
 from lit_gen.diffusion import (
     DDIM,
     DDPM,
+    RK45,
+    VE,
+    Cosine,
     DiscreteVP,
     EDMSchedule,
+    Epsilon,
     Euler,
+    EulerMaruyama,
     GaussianMixtureDenoiser,
     Grid,
+    GridSampler,
     Heun,
     Karras,
+    LinearVP,
+    NetworkDenoiser,
     Quadratic,
     Rectified,
     Sampler,
     Schedule,
+    SubVP,
+    TimeShift,
     Uniform,
     UniformLogSNR,
+    V,
 )
+from lit_gen.errors import UserError
 from lit_gen.noise import Noise
 
 WITHIN_ALL = Karras(sigma_min=0.03, sigma_max=50)  # levels inside the range of every schedule
@@ -33,7 +46,9 @@ WITHIN_ALL = Karras(sigma_min=0.03, sigma_max=50)  # levels inside the range of 
 PAIRS = [(0.9, 0.7), (0.5, 0.4), (0.2, 0.001), (1.0, 0.02)]
 
 
-def moments(sampler: Sampler, schedule: Schedule, x_0: float, x_t: float, t: float, s: float) -> tuple[float, float]:
+def moments(
+    sampler: GridSampler, schedule: Schedule, x_0: float, x_t: float, t: float, s: float
+) -> tuple[float, float]:
     """Mean and standard deviation of x_s."""
     x, point = torch.full((1, 1), x_t, dtype=torch.float64), Point(torch.tensor(x_0, dtype=torch.float64))
     mean, above = (float(sampler.step(point, schedule, x, t, s, Fixed(z, 1))) for z in (0.0, 1.0))
@@ -42,7 +57,7 @@ def moments(sampler: Sampler, schedule: Schedule, x_0: float, x_t: float, t: flo
 
 @pytest.mark.parametrize("sampler", [DDPM(steps=1, variance="small"), DDIM(steps=1, eta=1)])
 @pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_posterior_is_that_of_bayes(schedule: Schedule, sampler: Sampler, t: float, s: float):
+def test_posterior_is_that_of_bayes(schedule: Schedule, sampler: GridSampler, t: float, s: float):
     """p(x_s | x_t, x_0) ~ p(x_t | x_s) p(x_s | x_0) on a grid of x_s."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     x_0, x_t = 0.7, float(alpha_t * 0.4 + 0.8 * sigma_t)
@@ -89,6 +104,57 @@ def test_posterior_in_the_symbols_of_ddpm(steps: tuple[int, int]):
         mean, std = moments(sampler, vp, x_0, x_t, t, s)
         assert mean == pytest.approx(of_data, rel=1e-8) and mean == pytest.approx(of_noise, rel=1e-8)
         assert std**2 == pytest.approx(variance, rel=1e-8)
+
+
+# The learned variance of DDPM lies between the other two.
+
+
+class Between(Point):
+    """A point with a learned variance."""
+
+    def __init__(self, x_0: torch.Tensor, v: torch.Tensor) -> None:
+        super().__init__(x_0)
+        self.v = v
+
+    def denoise_with_variance(self, x, alpha, sigma, labels):
+        return self.denoise(x, alpha, sigma, labels), self.v.expand_as(x)
+
+
+@pytest.mark.parametrize(("t", "s"), PAIRS)
+def test_the_learned_variance_in_the_symbols_of_the_paper(schedule: Schedule, t: float, s: float):
+    """exp(v log large + (1 - v) log small), pixel by pixel; exactly large at v = 1 and small at v = 0."""
+    small, large = (moments(DDPM(steps=1, variance=name), schedule, 0.7, -0.2, t, s)[1] for name in ("small", "large"))
+    v = torch.tensor([0.0, 1.0, 0.3, 0.85, -0.2], dtype=torch.float64)
+    x = torch.full((1, 5), -0.2, dtype=torch.float64)
+    ddpm, denoiser = DDPM(steps=1, variance="learned"), Between(torch.tensor(0.7, dtype=torch.float64), v)
+    mean, above = (ddpm.step(denoiser, schedule, x, t, s, Fixed(z, 1)) for z in (0.0, 1.0))
+    variance = (v * math.log(large**2) + (1 - v) * math.log(small**2)).exp()
+    expected_mean, _ = moments(DDPM(steps=1), schedule, 0.7, -0.2, t, s)
+    torch.testing.assert_close(mean, torch.full_like(mean, expected_mean), rtol=1e-13, atol=0)
+    torch.testing.assert_close((above - mean)[0] ** 2, variance, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize(("value", "name"), [(-1.0, "small"), (1.0, "large")])
+def test_a_network_may_learn_either_variance(mixture, value: float, name: str):
+    vp = DiscreteVP()
+    exact = exact_network(mixture, vp, Epsilon())
+
+    def both(x, c_noise, labels):
+        return torch.cat([exact(x, c_noise, labels), torch.full_like(x, value)], 1)
+
+    learned, plain = NetworkDenoiser(both, vp, Epsilon()), NetworkDenoiser(exact, vp, Epsilon())
+    images = run(DDPM(steps=9, variance="learned"), learned, vp)
+    torch.testing.assert_close(images, run(DDPM(steps=9, variance=name), plain, vp), rtol=1e-10, atol=1e-10)
+    assert learned.evaluations == plain.evaluations == 9
+    for sampler in (DDPM(steps=9, variance="small"), DDIM(steps=9), Heun(steps=9)):
+        torch.testing.assert_close(run(sampler, learned, vp), run(sampler, plain, vp), rtol=0, atol=0)
+
+
+def test_a_variance_that_was_not_learned(mixture):
+    with pytest.raises(UserError, match=r"sampler\.variance: this model has no learned variance"):
+        run(DDPM(steps=3, variance="learned"), mixture, DiscreteVP())
+    with pytest.raises(UserError, match="small, large or learned"):
+        DDPM(variance="leanred")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.8])
@@ -173,17 +239,75 @@ def test_the_velocity_is_that_of_the_probability_flow(mixture, schedule: Schedul
     torch.testing.assert_close(velocity, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_the_probability_flow_is_the_sde_with_half_the_score(mixture, schedule: Schedule):
+    """alpha' D + sigma' eps_hat = f x - g^2 score / 2."""
+    torch.manual_seed(0)
+    for t in (0.02, 0.37, 0.81, 0.98):
+        x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+        (alpha, sigma), (d_alpha, d_sigma), (f, g_squared) = schedule(t), schedule.derivatives(t), schedule.sde(t)
+        (score,) = torch.autograd.grad(mixture.log_density(x, alpha, sigma).sum(), x)
+        denoised = mixture(x.detach(), alpha, sigma)
+        velocity = d_alpha * denoised + d_sigma * (x.detach() - alpha * denoised) / sigma
+        torch.testing.assert_close(velocity, f * x.detach() - g_squared / 2 * score, rtol=1e-8, atol=1e-9)
+
+
+PATHS = [DiscreteVP(), LinearVP(), SubVP(), VE(), EDMSchedule(), Rectified(), Cosine()]
+paths = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+
+
+@paths
+def test_the_flow_of_one_path_is_that_of_another_rescaled(mixture, schedule: Schedule, path: Schedule):
+    """u'_r(x) = (ds / dr) / s x + s (dt / dr) u_t(x / s), with t the time of equal ratio and s = sigma'_r / sigma_t."""
+    torch.manual_seed(1)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+
+    def velocity(schedule: Schedule, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        (alpha, sigma), (d_alpha, d_sigma) = schedule(t), schedule.derivatives(t)
+        denoised = mixture(x, alpha, sigma)
+        return d_alpha * denoised + d_sigma * (x - alpha * denoised) / sigma
+
+    for ratio in (0.07, 0.6, 11.0):
+        r = path.time(ratio).requires_grad_()
+        t = schedule.time(path.ratio(r))
+        s = path(r)[1] / schedule(t)[1]
+        (dt,), (ds,) = torch.autograd.grad(t, r, retain_graph=True), torch.autograd.grad(s, r)
+        r, t, s = r.detach(), t.detach(), s.detach()
+        expected = ds / s * x + s * dt * velocity(schedule, t, x / s)
+        torch.testing.assert_close(velocity(path, r, x), expected, rtol=1e-7, atol=1e-7)
+
+
+@paths
+def test_a_change_of_schedule_after_training_leaves_the_images_unchanged(mixture, schedule: Schedule, path: Schedule):
+    """A network trained on one path and sampled on another, at the same noise levels."""
+    model = NetworkDenoiser(exact_network(mixture, schedule, V()), schedule, V())
+    grids = [Karras(sigma_max=40)]
+    if path.max_ratio >= schedule.max_ratio:  # else the path does not reach the noise that this grid begins with
+        grids.append(TimeShift())
+    for grid in grids:
+        for sampler, arguments in ((DDIM, {}), (Euler, {}), (Heun, {"coordinates": "rectified"})):
+            own, other = (
+                run(sampler(steps=5, grid=grid, schedule=s, **arguments), model, schedule) for s in (None, path)
+            )
+            torch.testing.assert_close(other, own, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_same_levels_give_the_same_images_on_every_schedule(mixture, sampler: Sampler):
-    """All commute with a rescaling of x, but for Euler in the time of a curved path."""
-    arguments = {key: value for key, value in vars(sampler).items() if key != "grid"}
+    """All commute with a rescaling of x, but for Euler and Euler-Maruyama in the time of another path."""
+    if isinstance(sampler, GridSampler):
+        sampler = copy(sampler)
+        sampler.grid = WITHIN_ALL
+    elif isinstance(sampler, RK45):
+        sampler = RK45(sigma_min=WITHIN_ALL.sigma_min, sigma_max=WITHIN_ALL.sigma_max)
     images = [
-        run(type(sampler)(**arguments, grid=WITHIN_ALL), mixture, schedule)
-        for schedule in (EDMSchedule(), DiscreteVP(), DiscreteVP("cosine"), Rectified())
+        run(sampler, mixture, schedule)
+        for schedule in (EDMSchedule(), DiscreteVP(), DiscreteVP("cosine"), LinearVP(), SubVP(), Cosine(), Rectified())
     ]
     # Each starts at sigma eps, hence at the same x / alpha.
-    for other, schedule in zip(images[1:], ("linear", "cosine", "rectified"), strict=True):
-        if getattr(sampler, "coordinates", "") == "schedule" and schedule != "rectified":
+    names = ("linear", "cosine", "vp", "subvp", "circle", "rectified")
+    for other, name in zip(images[1:], names, strict=True):
+        own_time = getattr(sampler, "coordinates", "") == "schedule"
+        if own_time and (isinstance(sampler, EulerMaruyama) or name != "rectified"):
             assert (other - images[0]).abs().max() > 1e-3
         else:
             torch.testing.assert_close(other, images[0], rtol=1e-8, atol=1e-8)

@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,17 +9,24 @@ from exact_answers import SAMPLERS, Point, run
 from lit_gen.diffusion import (
     DDIM,
     DDPM,
+    RK45,
+    AnnealedLangevin,
     DiscreteVP,
+    DPMSolver,
     EDMPreconditioning,
     EDMSchedule,
     Euler,
+    EulerMaruyama,
+    GridSampler,
     Heun,
     Karras,
     NetworkDenoiser,
+    PredictorCorrector,
     Quadratic,
     Rectified,
     Sampler,
     Uniform,
+    UniPC,
 )
 from lit_gen.errors import UserError
 from lit_gen.noise import Noise
@@ -45,7 +53,7 @@ def test_starts_at_sigma_times_the_first_draw(mixture, schedule, sampler: Sample
 def test_draws_noise_only_where_it_is_used(mixture, sampler: Sampler):
     noise = Noise(0, range(4))
     sampler.sample(mixture, EDMSchedule(), noise, (2, 3))
-    levels = EDMSchedule().ratio(sampler.grid(EDMSchedule(), 7))[:-1]
+    levels = EDMSchedule().ratio(Karras()(EDMSchedule(), 7))[:-1]
     match sampler:
         case DDPM():
             expected = 7  # none at the last step
@@ -55,6 +63,14 @@ def test_draws_noise_only_where_it_is_used(mixture, sampler: Sampler):
             expected = 1
         case Heun():
             expected = 1 + int(((levels >= sampler.S_min) & (levels <= sampler.S_max)).sum())
+        case EulerMaruyama():
+            expected = 7 if sampler.noise_scale > 0 else 1
+        case PredictorCorrector():
+            expected = 1 + 6 * sampler.corrector_steps + 6 * (sampler.predictor != "probability_flow")
+        case AnnealedLangevin():
+            expected = 1 + 7 * 5
+        case DPMSolver():
+            expected = 7 if sampler.eta > 0 else 1
         case _:
             expected = 1
     assert noise.draws == expected
@@ -63,7 +79,18 @@ def test_draws_noise_only_where_it_is_used(mixture, sampler: Sampler):
 @samplers
 def test_evaluations_are_counted(mixture, sampler: Sampler):
     run(sampler, mixture, EDMSchedule())
-    assert mixture.evaluations == (13 if isinstance(sampler, Heun) else 7)
+    match sampler:
+        case Heun() | DPMSolver(method="singlestep"):
+            expected = 13
+        case PredictorCorrector():
+            expected = 7 + 6 * sampler.corrector_steps
+        case AnnealedLangevin():
+            expected = 7 * 5 + 1
+        case RK45():
+            return  # in test_adaptive
+        case _:
+            expected = 7
+    assert mixture.evaluations == expected
 
 
 @pytest.mark.parametrize(
@@ -79,9 +106,23 @@ def test_evaluations_are_counted(mixture, sampler: Sampler):
         (DDIM(nfe=35), 35, 35),
         (DDPM(nfe=1), 1, 1),
         (Euler(), 50, 50),
+        (EulerMaruyama(nfe=35), 35, 35),
+        (PredictorCorrector(nfe=35), 18, 35),
+        (PredictorCorrector(nfe=34), 17, 33),
+        (PredictorCorrector(nfe=36, corrector_steps=2), 12, 34),
+        (PredictorCorrector(nfe=1), 1, 1),
+        (AnnealedLangevin(nfe=36), 7, 36),
+        (AnnealedLangevin(nfe=40), 7, 36),
+        (AnnealedLangevin(nfe=35, denoise=False), 7, 35),
+        (AnnealedLangevin(nfe=2, steps_each=1), 1, 2),
+        (DPMSolver(nfe=35), 35, 35),
+        (DPMSolver(nfe=35, method="singlestep"), 18, 35),
+        (DPMSolver(nfe=1, method="singlestep"), 1, 1),
+        (DPMSolver(nfe=8, method="singlestep", order=1), 8, 8),
+        (UniPC(nfe=10), 10, 10),
     ],
 )
-def test_a_budget_is_filled_and_not_exceeded(mixture, sampler: Sampler, steps: int, evaluations: int):
+def test_a_budget_is_filled_and_not_exceeded(mixture, sampler: GridSampler, steps: int, evaluations: int):
     assert sampler.steps == steps
     run(sampler, mixture, EDMSchedule(), num=2)
     assert mixture.evaluations == evaluations
@@ -138,7 +179,20 @@ def test_the_last_step_returns_the_denoised(schedule, sampler: Sampler):
 # Pure noise, alpha = 0.
 
 
-@pytest.mark.parametrize("sampler", [DDPM, DDIM, Euler])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *(DDPM, DDIM, Euler, DPMSolver, UniPC),
+        partial(DPMSolver, method="singlestep"),
+        partial(DPMSolver, eta=1.0),
+        partial(UniPC, order=3, variant="bh1"),
+        partial(EulerMaruyama, g="damped", coordinates="rectified"),
+        partial(EulerMaruyama, g="damped", coordinates="schedule"),
+        partial(EulerMaruyama, noise_scale=0.0, coordinates="rectified"),
+        partial(PredictorCorrector, predictor="ancestral", norm="level"),
+        partial(PredictorCorrector, predictor="probability_flow", norm="level"),
+    ],
+)
 def test_grids_that_start_at_pure_noise(mixture, sampler):
     images = run(sampler(steps=40, grid=Uniform()), mixture, Rectified(), num=500)
     assert images.isfinite().all()
@@ -155,8 +209,23 @@ def test_heun_in_rectified_coordinates_starts_at_pure_noise_also_with_churn(mixt
 @pytest.mark.parametrize(
     "sampler", [Heun(steps=5, grid=Uniform()), Euler(steps=5, grid=Quadratic(), coordinates="sigma")]
 )
-def test_sigma_coordinates_at_pure_noise_are_a_user_error(mixture, sampler: Sampler):
+def test_sigma_coordinates_at_pure_noise_are_a_user_error(mixture, sampler: GridSampler):
     with pytest.raises(UserError, match=f"{type(sampler.grid).__name__}.*coordinates rectified.*Karras"):
+        run(sampler, mixture, Rectified())
+
+
+@pytest.mark.parametrize(
+    ("sampler", "remedy"),
+    [
+        (EulerMaruyama(steps=5, grid=Uniform()), "coordinates rectified"),
+        (EulerMaruyama(steps=5, grid=Uniform(), coordinates="rectified"), "g damped"),
+        (EulerMaruyama(steps=5, grid=Uniform(), coordinates="schedule"), "g damped"),
+        (PredictorCorrector(steps=5, grid=Uniform()), "grid Karras"),
+        (AnnealedLangevin(steps=5, grid=Uniform()), "grid Karras"),
+    ],
+)
+def test_an_infinite_noise_level_is_a_user_error(mixture, sampler: Sampler, remedy: str):
+    with pytest.raises(UserError, match=f"Uniform starts at pure noise.*{remedy}"):
         run(sampler, mixture, Rectified())
 
 
@@ -164,13 +233,15 @@ def test_sigma_coordinates_at_pure_noise_are_a_user_error(mixture, sampler: Samp
 
 
 def test_steps_or_budget_but_not_both():
-    for cls in (DDPM, DDIM, Euler, Heun):
+    for cls in (DDPM, DDIM, Euler, Heun, EulerMaruyama, PredictorCorrector, AnnealedLangevin, DPMSolver, UniPC):
         with pytest.raises(UserError, match="not both"):
             cls(steps=5, nfe=5)
         with pytest.raises(UserError, match="steps must be at least 1"):
             cls(steps=0)
         with pytest.raises(UserError, match="nfe must be at least 1"):
             cls(nfe=0)
+    with pytest.raises(UserError, match="nfe of 5 is too small for one step of AnnealedLangevin"):
+        AnnealedLangevin(nfe=5)
 
 
 @pytest.mark.parametrize(
@@ -182,11 +253,30 @@ def test_steps_or_budget_but_not_both():
         (Euler, {"coordinates": "polar"}),
         (Heun, {"coordinates": "schedule"}),
         (Heun, {"S_churn": -1.0}),
+        (EulerMaruyama, {"noise_scale": -0.1}),
+        (EulerMaruyama, {"g": "huge"}),
+        (EulerMaruyama, {"coordinates": "polar"}),
+        (PredictorCorrector, {"predictor": "ddim"}),
+        (PredictorCorrector, {"corrector_steps": -1}),
+        (PredictorCorrector, {"snr": 0.0}),
+        (PredictorCorrector, {"norm": "batch"}),
+        (AnnealedLangevin, {"steps_each": 0}),
+        (AnnealedLangevin, {"step_size": 2.0}),
+        (DPMSolver, {"order": 3}),
+        (DPMSolver, {"method": "2M"}),
+        (DPMSolver, {"eta": -1.0}),
+        (DPMSolver, {"eta": 1.0, "method": "singlestep"}),
+        (UniPC, {"order": 4}),
+        (UniPC, {"variant": "bh3"}),
+        (RK45, {"rtol": 0.0}),
+        (RK45, {"atol": -1e-5}),
+        (RK45, {"sigma_min": 100.0}),
     ],
 )
 def test_bad_settings_name_the_key(cls, setting):
+    steps = {} if cls is RK45 else {"steps": 5}
     with pytest.raises(UserError, match=next(iter(setting))):
-        cls(steps=5, **setting)
+        cls(**steps, **setting)
 
 
 def test_to_dict():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lit_gen.diffusion import grids, samplers
+from lit_gen.diffusion import grids, samplers, schedules
 from lit_gen.errors import UserError
 from lit_gen.report.leaderboard import rank
 from lit_gen.report.render import print_table, to_csv, to_json, to_markdown, to_table
@@ -141,7 +141,7 @@ def test_what_cannot_be_ranked_is_said():
         rank([])
     with pytest.raises(UserError, match=r"e0/result.json: no metric kid; it has fd_digits, inception_score"):
         rank(results(content()), by="kid")
-    with pytest.raises(UserError, match="no Frechet distance; rank --by one of kid"):
+    with pytest.raises(UserError, match="no distance; rank --by one of kid"):
         rank(results(content(metrics={"kid": 1.0})))
     with pytest.raises(UserError, match=r"e1/result.json: no metric fd_digits"):
         rank(results(content(), content("B", metrics={"kid": 1.0})))
@@ -159,19 +159,69 @@ def test_labels_tell_what_is_not_the_default():
     assert (churned.sampler, churned.grid) == ("Heun(S_churn=40, S_min=0.05)", "Uniform")
     assert (unknown.sampler, unknown.grid) == ("New(order=2, lower=True)", "")
     assert (none.sampler, none.grid) == ("", "")
+    schedule = {"name": "VE", "sigma_min": 0.01, "sigma_max": 20.0}
+    (moved,) = results(content(sampler=DDIM | {"schedule": schedule}))
+    assert moved.sampler == "DDIM(schedule=VE(sigma_max=20))"
 
 
 def test_the_defaults_are_those_of_the_classes():
-    classes = [getattr(module, name) for module in (samplers, grids) for name in vars(module)]
+    classes = [getattr(module, name) for module in (samplers, grids, schedules) for name in vars(module)]
     ours = {}
+    kinds = samplers.Sampler | grids.Grid | schedules.Schedule
     for cls in classes:
-        if isinstance(cls, type) and issubclass(cls, samplers.Sampler | grids.Grid) and not inspect.isabstract(cls):
+        if isinstance(cls, type) and issubclass(cls, kinds) and not inspect.isabstract(cls):
             options = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else {}
             values = {key: option.default for key, option in options.items() if key not in ("self", "kwargs")}
             if values:
                 ours[cls.__name__] = {key: "inf" if value == math.inf else value for key, value in values.items()}
     assert ours.pop("UniformLogSNR") == DEFAULTS["UniformLogSNR"]
     assert ours == {name: values for name, values in DEFAULTS.items() if name != "UniformLogSNR"}
+
+
+def with_likelihood(data: dict, bits: float, **changes: Any) -> dict:
+    protocol = {"kind": "estimate", "split": "test", "data_fingerprint": "ef" * 32, "num_images": 359}
+    protocol |= {"conditional": False, "dequantisation": "uniform", "method": {"name": "ProbabilityFlow", "steps": 32}}
+    metrics = data["metrics"] | {"bits_per_dim": bits, "bits_per_dim_stderr": 0.01}
+    return data | {"metrics": metrics, "likelihood": {"protocol": protocol | changes, "nfe": 128.0}}
+
+
+def test_likelihoods_of_one_protocol_are_a_column_and_rank():
+    found = results(with_likelihood(content("A"), 3.5), with_likelihood(content("B", 2.0), 3.25), content("C", 3.0))
+    board = rank(found)
+    assert board.metrics == ["fd_digits", "inception_score", "bits_per_dim"]
+    how = "bits_per_dim of 359 test images: estimate by ProbabilityFlow, dequantisation uniform"
+    assert board.protocol_line.endswith(how)
+    lines = to_markdown(board).splitlines()
+    assert [line.split(" | ")[7] for line in lines[2:]] == ["bits_per_dim ↓", "---:", "3.500", "3.250", "-"]
+    records = json.loads(to_json(board))["rows"]
+    assert records[0]["likelihood"]["num_images"] == 359 and "likelihood" not in records[2]
+    ranked = rank(found[:2], by="bits_per_dim")
+    assert [row.first.model for row in ranked.rows] == ["B", "A"]
+    with pytest.raises(UserError, match="no metric bits_per_dim"):
+        rank(found, by="bits_per_dim")
+
+
+def test_unlike_likelihoods_are_shown_but_not_ranked():
+    bound = {"kind": "bound", "dequantisation": "none", "method": None}
+    found = results(
+        with_likelihood(content("A", 1.0), 3.5),
+        with_likelihood(content("B", 2.0), 3.25, **bound),
+        content("C", 3.0),
+    )
+    board = rank(found)
+    assert board.likelihood is None and "bits_per_dim" not in board.protocol_line
+    cells = [line.split(" | ")[7] for line in to_markdown(board).splitlines()[4:]]
+    assert cells == ["3.500 estimate", "3.250 bound", "-"]
+    with pytest.raises(UserError) as error:
+        rank(found[:2], by="bits_per_dim")
+    text = str(error.value)
+    assert "likelihood.protocol.kind is estimate (1 row: digits_A-0/e0) and bound (1 row: digits_B-0/e1)" in text
+    assert [row.first.model for row in rank(found, "bits_per_dim", [text.rpartition("--where ")[2]]).rows] == ["A"]
+    fewer = results(with_likelihood(content("A"), 3.5), with_likelihood(content("B", 2.0), 3.25, num_images=64))
+    cells = [line.split(" | ")[7] for line in to_markdown(rank(fewer)).splitlines()[4:]]
+    assert cells == ["3.500 estimate of 359 images", "3.250 estimate of 64 images"]
+    with pytest.raises(UserError, match=r"likelihood.protocol.num_images is 359 .* and 64 "):
+        rank(fewer, by="bits_per_dim")
 
 
 def test_every_form_carries_the_protocol_and_the_numbers():
@@ -224,7 +274,10 @@ def test_results_are_found_below_a_folder_a_run_and_a_sweep(tmp_path):
     journal = Journal(sweep / "journal.jsonl")
     journal.append("finished", "t", result="deep/digits_B-0/evaluations/f/result.json", seconds=1.0)
     journal.append("finished", "u", result="gone/evaluations/f/result.json", seconds=1.0)
+    journal.append("finished", "v", result=str(first.relative_to(tmp_path / "runs")), seconds=1.0)
     journal.close()
+    assert {result.model for result in load_results(sweep)} == {"A", "B"}
+    (sweep / "trials.json").write_text('["t", "u", "w"]')  # the file was edited: v is no longer a trial of the sweep
     assert [result.model for result in load_results(sweep)] == ["B"]
 
 

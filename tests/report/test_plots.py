@@ -20,7 +20,7 @@ def draw_figure(monkeypatch, function, *arguments, **options):
         kept.append(figure)
         return Path(path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     function(*arguments, **options)
     return kept[0]
 

@@ -8,6 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
+from lit_gen import step
 from lit_gen.errors import UserError
 from lit_gen.sweeps.spec import option
 
@@ -21,6 +22,11 @@ def run(arguments: list[str]) -> Path:
     print("environment", os.environ["LIT_GEN_SWEEP"], os.environ.get("OMP_NUM_THREADS"))
     os.system("echo from a child process")
     time.sleep(float(option(arguments, "sleep") or 0))
+    if option(arguments, "steps"):
+        for _ in range(2):
+            for listener in step.listeners:
+                listener(step.Step("fake", 10, 20, 5.0))
+            time.sleep(0.6)
     behaviour = option(arguments, "behaviour")
     if behaviour == "user-error":
         raise UserError("model.lr must be positive")

@@ -16,7 +16,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from lit_gen.errors import UserError
-from lit_gen.sweeps import SweepResult, dry_run, run_sweep, sweep_results
+from lit_gen.sweeps import SweepResult, current_results, dry_run, run_sweep, sweep_results
 from lit_gen.sweeps.journal import outcomes, read_journal
 
 RUNNER = "fake_run:run"
@@ -160,6 +160,16 @@ def test_an_edited_file_keeps_the_trials_it_still_shares(tmp_path):
     result, output = sweep(write(tmp_path, x=[3, 2]), tmp_path / "runs")
     assert executions(tmp_path / "runs") == {"x=1": 1, "x=2": 1, "x=3": 1}
     assert [trial.parameters["x"] for trial in result.trials if trial.id in result.results] == [3, 2]
+    assert current_results(result.folder) == result.results, "what the sweep's own report ranks"
+    assert len(sweep_results(result.folder)) == 3, "the journal forgets none"
+
+
+def test_a_worker_says_how_far_its_trial_is(tmp_path):
+    output = StringIO()
+    console = Console(file=output, force_terminal=True, width=200, color_system=None)
+    result = run_sweep([write(tmp_path, x=1, steps=3)], tmp_path / "runs", runner=RUNNER, console=console)
+    assert len(result.results) == 1
+    assert "5 images/s, 0:02 left, fake" in output.getvalue()
 
 
 def test_dry_run_lists_the_trials_and_touches_nothing(tmp_path):

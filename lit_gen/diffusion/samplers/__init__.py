@@ -6,12 +6,35 @@ With x = alpha_t x_0 + sigma_t eps, D = E[x_0 | x] from the denoiser and eps_hat
 - `DDIM` re-noises D to time s with eps_hat, a part of which it replaces by fresh noise.
 - `Euler` and `Heun` integrate the probability-flow ODE dx/dt = alpha'(t) D + sigma'(t) eps_hat.
 
+- `RK45` integrates it with adaptive steps.
+- `DPMSolver` and `UniPC` integrate it exactly but for D, which they extrapolate from its past.
+- `EulerMaruyama` integrates the reverse SDEs, which have the marginals of the probability flow; so does `DPMSolver`
+  with eta > 0.
+- `PredictorCorrector` and `AnnealedLangevin` take Langevin steps at a fixed time, the former between steps in time.
+
 The grid, the solver, the noise, the coordinates of the ODE and the model are independent: any combination runs. A step
 keeps no state. At the last step, to sigma = 0, all of them return D.
 """
 
+from lit_gen.diffusion.samplers.adaptive import RK45
 from lit_gen.diffusion.samplers.ancestral import DDIM, DDPM
-from lit_gen.diffusion.samplers.base import Sampler
+from lit_gen.diffusion.samplers.base import GridSampler, Sampler
+from lit_gen.diffusion.samplers.langevin import AnnealedLangevin, PredictorCorrector
+from lit_gen.diffusion.samplers.multistep import DPMSolver, UniPC
 from lit_gen.diffusion.samplers.ode import Euler, Heun
+from lit_gen.diffusion.samplers.sde import EulerMaruyama
 
-__all__ = ["DDIM", "DDPM", "Euler", "Heun", "Sampler"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "RK45",
+    "AnnealedLangevin",
+    "DPMSolver",
+    "Euler",
+    "EulerMaruyama",
+    "GridSampler",
+    "Heun",
+    "PredictorCorrector",
+    "Sampler",
+    "UniPC",
+]

@@ -5,13 +5,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lit_gen.diffusion.denoisers import Denoiser
-from lit_gen.diffusion.samplers.base import Sampler
+from lit_gen.diffusion.samplers.base import GridSampler
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
 from lit_gen.noise import Noise
 
 
-class DDPM(Sampler):
+class DDPM(GridSampler):
     r"""Ancestral sampling: x_s is drawn from p(x_s | x_t, x_0 = D).
 
     With a = alpha_t / alpha_s and v = sigma_t^2 - a^2 sigma_s^2, the forward transition is x_t = a x_s + N(0, v I), and
@@ -24,17 +24,24 @@ class DDPM(Sampler):
       N(0, I). On a variance-preserving schedule it is v = 1 - alpha_bar_t / alpha_bar_s, the beta of the respaced
       chain; this form of it commutes with a rescaling of x, so that it means the same on every schedule.
 
-    Paper: Ho et al. 2020, https://arxiv.org/abs/2006.11239
+    - learned: large^v small^(1 - v) with the v of the network, one for each pixel. At the step to t = 0, where small is
+      0, no noise is added in any case.
+
+    Papers: Ho et al. 2020, https://arxiv.org/abs/2006.11239; Nichol and Dhariwal 2021,
+    https://arxiv.org/abs/2102.09672 (learned)
 
     Args:
         variance: of the noise that a step adds. Large, as in the paper, is for a step at each time that the model was
-            trained on (a thousand); small is better at few steps.
+            trained on (a thousand); small is better at few steps. Learned is for a model with a learned variance.
+
+    Raises:
+        UserError: variance is none of them; when sampling, variance is learned and the model has none.
     """
 
-    def __init__(self, variance: Literal["small", "large"] = "large", **kwargs: Any) -> None:
+    def __init__(self, variance: Literal["small", "large", "learned"] = "large", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if variance not in ("small", "large"):
-            raise UserError(f"variance of the sampler DDPM must be small or large, not {variance!r}")
+        if variance not in ("small", "large", "learned"):
+            raise UserError(f"variance of the sampler DDPM must be small, large or learned, not {variance!r}")
         self.variance = variance
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
@@ -42,18 +49,22 @@ class DDPM(Sampler):
         alpha_s, sigma_s = schedule(s)
         a = alpha_t / alpha_s
         v = sigma_t**2 - (a * sigma_s) ** 2
-        denoised = denoiser(x, alpha_t, sigma_t)
+        denoised, between = denoiser.with_variance(x, alpha_t, sigma_t)
         mean = a * sigma_s**2 / sigma_t**2 * x + alpha_s * v / sigma_t**2 * denoised
         if sigma_s == 0:
             return mean
-        if self.variance == "small":
-            variance = v * sigma_s**2 / sigma_t**2
+        small = v * sigma_s**2 / sigma_t**2
+        large = v * (alpha_s**2 + sigma_s**2) / (alpha_t**2 + sigma_t**2)
+        if self.variance == "learned":
+            if between is None:
+                raise UserError("sampler.variance: this model has no learned variance; use small or large")
+            variance = small * (large / small) ** between
         else:
-            variance = v * (alpha_s**2 + sigma_s**2) / (alpha_t**2 + sigma_t**2)
+            variance = small if self.variance == "small" else large
         return mean + variance.sqrt() * noise.normal(x.shape[1:], x.dtype)
 
 
-class DDIM(Sampler):
+class DDIM(GridSampler):
     r"""Re-noises the estimate of x_0 to time s.
 
         x_s = alpha_s D + sqrt(sigma_s^2 - c^2) eps_hat + c N(0, I),

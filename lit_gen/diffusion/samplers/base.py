@@ -1,10 +1,11 @@
-r"""What all samplers share: a grid, a loop over it, and a record of their settings."""
+"""What all samplers share: times, a loop over them, and a record of their settings."""
 
 import inspect
 import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lit_gen.diffusion.denoisers import Denoiser
 from lit_gen.diffusion.grids import Grid, Karras
+from lit_gen.diffusion.guidance import Guidance
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
 from lit_gen.noise import Noise
@@ -42,47 +44,124 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else describe(value)
 
 
+def finite_ratio(alpha: Tensor, sigma: Tensor, grid: Grid, remedy: str = "give the sampler the grid Karras") -> Tensor:
+    """sigma / alpha, the noise level in units of the data; a UserError at pure noise, where it is infinite."""
+    if alpha == 0:
+        raise UserError(
+            f"the grid {type(grid).__name__} starts at pure noise (alpha = 0), where sigma / alpha is infinite:"
+            f" {remedy}"
+        )
+    return sigma / alpha
+
+
 class Sampler(ABC):
-    """A solver on a grid.
+    """A rule that carries noise to data.
+
+    Args:
+        schedule: in whose time and scale the sampler moves. Default: that of the model. Any other is right as well,
+            since a denoiser answers for every alpha and sigma; grids in sigma keep to the levels of its training.
+        guidance: away from what a weaker denoiser answers. Default: none.
+    """
+
+    def __init__(self, schedule: Schedule | None = None, guidance: Guidance | None = None) -> None:
+        self.schedule = schedule
+        self.guidance = guidance
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as {"name": "DDIM", "steps": 10, "grid": {"name": "Karras", ...}, ...}; a budget as steps."""
+        return describe(self)
+
+    @abstractmethod
+    def times(self, schedule: Schedule) -> list[float]:
+        """The decreasing times at which the state is known, from the first, where noise is drawn, to exactly 0."""
+
+    @abstractmethod
+    def integrate(
+        self, denoiser: Denoiser, schedule: Schedule, x: Tensor, times: list[float], noise: Noise
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Yields (s, x_s) at all times but the first, from x at times[0] to times[-1] = 0."""
+
+    def trajectory(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        noise: Noise,
+        shape: tuple[int, ...],
+        labels: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Yields (t, x_t) at every one of `times`, the first and t = 0 included; arguments as in `sample`."""
+        schedule = schedule if self.schedule is None else self.schedule.with_levels_of(schedule)
+        times = self.times(schedule)
+        x = schedule(times[0])[1] * noise.normal(shape, dtype)
+        yield times[0], x
+        given = denoiser.given(labels) if self.guidance is None else self.guidance(denoiser, labels)
+        yield from self.integrate(given, schedule, x, times, noise)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        noise: Noise,
+        shape: tuple[int, ...],
+        labels: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        r"""Samples x_0, (N, \*shape), for the N indices of the noise.
+
+        Starts at sigma(t_0) eps with the first draw of the noise, at the first of `times`.
+
+        Args:
+            denoiser: of the model.
+            schedule: that of the model, on which the times are laid unless the sampler has its own.
+            noise: the source of all random numbers.
+            shape: of one image.
+            labels: classes (N,) for a conditional model.
+            dtype: of the state x; the denoiser casts for its network.
+        """
+        states = (x for _, x in self.trajectory(denoiser, schedule, noise, shape, labels, dtype))
+        return deque(states, maxlen=1)[0]
+
+
+class GridSampler(Sampler):
+    """A sampler that takes one step between each two times of a grid.
 
     Args:
         steps: number of steps. Give this or `nfe`.
-        nfe: budget of network evaluations: as many steps as fit are made. Default: 50, if no `steps` are given.
+        nfe: budget of network evaluations: as many steps as fit are made, if all of them are guided or none. Default:
+            50, if no `steps` are given.
         grid: where the steps lie. Default: `Karras()`.
-        schedule: in whose time and scale the sampler moves. Default: that of the model. Any other is right as well,
-            since a denoiser answers for every alpha and sigma; the noise levels should be those of the training.
 
     Raises:
-        UserError: both of steps and nfe are given, or fewer than 1.
+        UserError: both of steps and nfe are given, or fewer than 1, or a budget that allows no step.
     """
 
     def __init__(
-        self,
-        steps: int | None = None,
-        nfe: int | None = None,
-        grid: Grid | None = None,
-        schedule: Schedule | None = None,
+        self, steps: int | None = None, nfe: int | None = None, grid: Grid | None = None, **kwargs: Any
     ) -> None:
+        super().__init__(**kwargs)
         if steps is not None and nfe is not None:
             raise UserError("give the sampler either steps or nfe, not both")
         if steps is None:
             budget = DEFAULT_NFE if nfe is None else nfe
             if budget < 1:
                 raise UserError(f"the sampler's nfe must be at least 1, not {nfe}")
-            steps = self.steps_within(budget)
+            steps = self.steps_within(budget if self.guidance is None else budget // self.guidance.evaluations)
+            if steps < 1:
+                raise UserError(f"the sampler's nfe of {budget} is too small for one step of {type(self).__name__}")
         if steps < 1:
             raise UserError(f"the sampler's steps must be at least 1, not {steps}")
         self.steps = steps
         self.grid = Karras() if grid is None else grid
-        self.schedule = schedule
 
     def steps_within(self, nfe: int) -> int:
-        """The most steps that need no more than nfe network evaluations, at least 1."""
+        """The most steps that need no more than nfe network evaluations, 0 if none do."""
         return nfe
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as {"name": "DDIM", "steps": 10, "grid": {"name": "Karras", ...}, ...}; a budget as steps."""
-        return describe(self)
+    def times(self, schedule: Schedule) -> list[float]:
+        times: list[float] = self.grid(schedule, self.steps).tolist()
+        return times
 
     @abstractmethod
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
@@ -100,48 +179,6 @@ class Sampler(ABC):
     def integrate(
         self, denoiser: Denoiser, schedule: Schedule, x: Tensor, times: list[float], noise: Noise
     ) -> Iterator[tuple[float, Tensor]]:
-        """Yields (s, x_s) after each step, from x at times[0] to times[-1] = 0."""
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in pairwise(times):
             x = self.step(denoiser, schedule, x, t, s, noise)
             yield s, x
-
-    def trajectory(
-        self,
-        denoiser: Denoiser,
-        schedule: Schedule,
-        noise: Noise,
-        shape: tuple[int, ...],
-        labels: Tensor | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> Iterator[tuple[float, Tensor]]:
-        """Yields (t, x_t) at every time visited, the first and t = 0 included; arguments as in `sample`."""
-        schedule = schedule if self.schedule is None else self.schedule
-        times = self.grid(schedule, self.steps).tolist()
-        x = schedule(times[0])[1] * noise.normal(shape, dtype)
-        yield times[0], x
-        yield from self.integrate(denoiser.given(labels), schedule, x, times, noise)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        denoiser: Denoiser,
-        schedule: Schedule,
-        noise: Noise,
-        shape: tuple[int, ...],
-        labels: Tensor | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> Tensor:
-        r"""Samples x_0, (N, \*shape), for the N indices of the noise.
-
-        Starts at sigma(t_0) eps with the first draw of the noise, at the first time t_0 of the grid.
-
-        Args:
-            denoiser: of the model.
-            schedule: that of the model, on which the grid is laid unless the sampler has its own.
-            noise: the source of all random numbers.
-            shape: of one image.
-            labels: classes (N,) for a conditional model.
-            dtype: of the state x; the denoiser casts for its network.
-        """
-        states = (x for _, x in self.trajectory(denoiser, schedule, noise, shape, labels, dtype))
-        return deque(states, maxlen=1)[0]

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from lit_gen.diffusion.denoisers import Denoiser
 from lit_gen.diffusion.grids import Grid
-from lit_gen.diffusion.samplers.base import Sampler
+from lit_gen.diffusion.samplers.base import GridSampler, finite_ratio
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
 from lit_gen.noise import Noise
 
 
-def _coordinates(name: str, alpha: Tensor, sigma: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def scale_and_level(name: str, alpha: Tensor, sigma: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """The pair (scale, level) for which y = x / scale obeys dy / dlevel = (y - D) / level on the probability flow.
 
     - sigma: y = x_0 + level eps, level = sigma / alpha.
@@ -21,15 +21,11 @@ def _coordinates(name: str, alpha: Tensor, sigma: Tensor, grid: Grid) -> tuple[T
     """
     if name == "rectified":
         return alpha + sigma, sigma / (alpha + sigma)
-    if alpha == 0:
-        raise UserError(
-            f"the grid {type(grid).__name__} starts at pure noise (alpha = 0), where sigma / alpha is infinite:"
-            " give the sampler the coordinates rectified, or the grid Karras"
-        )
-    return alpha, sigma / alpha
+    remedy = "give the sampler the coordinates rectified, or the grid Karras"
+    return alpha, finite_ratio(alpha, sigma, grid, remedy)
 
 
-class Euler(Sampler):
+class Euler(GridSampler):
     r"""First-order integration of the probability-flow ODE.
 
     In the coordinates sigma and rectified, y <- y + (level_s - level_t) (y - D) / level_t with y = x / scale. The two
@@ -61,13 +57,13 @@ class Euler(Sampler):
                 return denoised
             d_alpha, d_sigma = schedule.derivatives(t)
             return x + (s - t) * (d_alpha * denoised + d_sigma / sigma_t * (x - alpha_t * denoised))
-        scale_t, level_t = _coordinates(self.coordinates, alpha_t, sigma_t, self.grid)
-        scale_s, level_s = _coordinates(self.coordinates, alpha_s, sigma_s, self.grid)
+        scale_t, level_t = scale_and_level(self.coordinates, alpha_t, sigma_t, self.grid)
+        scale_s, level_s = scale_and_level(self.coordinates, alpha_s, sigma_s, self.grid)
         y = x / scale_t
         return scale_s * (y + (level_s - level_t) / level_t * (y - denoised))
 
 
-class Heun(Sampler):
+class Heun(GridSampler):
     r"""EDM's Algorithm 2: Heun's second-order rule with churn.
 
     A step first raises the noise level sigma by the factor 1 + gamma with fresh noise of standard deviation S_noise,
@@ -122,8 +118,8 @@ class Heun(Sampler):
             fresh = self.S_noise * ((1 + gamma) ** 2 - 1) ** 0.5 * sigma_t
             x = x + fresh * noise.normal(x.shape[1:], x.dtype)
             sigma_t = (1 + gamma) * sigma_t
-        scale_t, level_t = _coordinates(self.coordinates, alpha_t, sigma_t, self.grid)
-        scale_s, level_s = _coordinates(self.coordinates, alpha_s, sigma_s, self.grid)
+        scale_t, level_t = scale_and_level(self.coordinates, alpha_t, sigma_t, self.grid)
+        scale_s, level_s = scale_and_level(self.coordinates, alpha_s, sigma_s, self.grid)
         y = x / scale_t
         slope = (y - denoiser(x, alpha_t, sigma_t)) / level_t
         y_s = y + (level_s - level_t) * slope

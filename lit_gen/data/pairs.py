@@ -1,0 +1,63 @@
+"""Pairs of a noise and the image that a model makes of it, on which rectified flow is trained again."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lit_gen.data.sources import ImageSet
+from lit_gen.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images, and which noise each was drawn from: the noise itself is a function of seed and index, and is not kept.
+
+    Attributes:
+        images: uint8 (N, C, H, W).
+        index: int64 (N,), the sample index of each.
+        seed: of the noise.
+        num_classes: of the model that drew them: image i has the class index i mod num_classes; 0 for none.
+    """
+
+    images: np.ndarray
+    index: np.ndarray
+    seed: int
+    num_classes: int = 0
+
+    @property
+    def image_set(self) -> ImageSet:
+        """The images with their labels."""
+        return ImageSet(self.images, self.index % self.num_classes if self.num_classes else None)
+
+    def fingerprint(self) -> str:
+        """Sha256 (hex) over images, index and seed."""
+        digest = hashlib.sha256(f"pairs {self.seed} {self.image_set.fingerprint()}".encode())
+        digest.update(self.index.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
+        np.savez_compressed(
+            temporary, images=self.images, index=self.index, seed=self.seed, num_classes=self.num_classes
+        )
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Pairs":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(file["images"], file["index"], int(file["seed"]), int(file["num_classes"]))
+        except Exception as error:  # numpy, zipfile and zlib each have their own exceptions for a broken file
+            raise UserError(
+                f"{path}: not a readable file of pairs ({error}); delete it, and it is drawn again"
+            ) from None

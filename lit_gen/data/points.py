@@ -1,0 +1,182 @@
+"""Points of the plane with a known density: the data on which the theory can be checked.
+
+They are float32 "images" of shape (2, 1, 1) within [-1, 1], (x, y) being the two channels, and are never quantised. All
+that a network learns of them is known exactly: the density of x_t = alpha x_0 + sigma eps at every noise level, and the
+denoiser E[x_0 | x_t].
+"""
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gen.data.sources import ImageSet, ImageSource, Part
+from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser, MixtureDenoiser
+from lit_gen.diffusion.uniform_mixture import UniformMixtureDenoiser
+from lit_gen.errors import UserError
+from lit_gen.noise import Noise
+
+_FIRST_OF_TEST = 2**32  # so that a longer training part begins with a shorter one, and never reaches the test part
+_NUM_ON_CURVE = 150  # normal distributions on a curve, closer to each other than they are wide
+
+
+class PointSource(ImageSource):
+    """A density in the plane, and points drawn from it: point i is a function of (seed, i).
+
+    Args:
+        num_points: Training points, and as many test points.
+        seed: Seed of the points.
+
+    Raises:
+        UserError: There are no points, or the density reaches out of [-1, 1].
+    """
+
+    quantised = False
+    image_shape = (2, 1, 1)
+    num_classes = 0
+
+    def __init__(self, num_points: int = 20_000, seed: int = 0) -> None:
+        if num_points < 1:
+            raise UserError(f"data.source.num_points: {num_points} is too few; give at least 1")
+        self.num_points = num_points
+        self.seed = seed
+
+    @property
+    @abstractmethod
+    def exact(self) -> MixtureDenoiser:
+        """The exact denoiser and density of x_t, for x_t (N, 2, 1, 1) or (N, 2)."""
+
+    def classes(self, component: Tensor) -> Tensor | None:
+        """The labels of points of given components of the mixture, (N,); None without labels."""
+        return None
+
+    def load(self, part: Part) -> ImageSet:
+        first = 0 if part == "train" else _FIRST_OF_TEST
+        points, component = self.exact.draw(Noise(self.seed, range(first, first + self.num_points)))
+        labels = self.classes(component)
+        return ImageSet(points.float()[:, :, None, None].numpy(), None if labels is None else labels.numpy())
+
+
+class GaussianMixture2D(PointSource):
+    """Equal normal distributions on a ring, the label being which of them.
+
+    Args:
+        num_components: How many.
+        radius: Of the ring.
+        std: Standard deviation of each, in both directions.
+    """
+
+    name = "mixture2d"
+
+    def __init__(self, num_components: int = 8, radius: float = 0.7, std: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_components < 1:
+            raise UserError(f"data.source.num_components: {num_components} is too few; give at least 1")
+        _check_extent(radius, std)
+        self.num_components = self.num_classes = num_components
+        self.radius = radius
+        self.std = std
+
+    @property
+    def exact(self) -> GaussianMixtureDenoiser:
+        angle = torch.arange(self.num_components, dtype=torch.float64) * (2 * math.pi / self.num_components)
+        return _normals(self.radius * torch.stack([angle.cos(), angle.sin()], 1), self.std)
+
+    def classes(self, component: Tensor) -> Tensor:
+        return component
+
+
+class TwoMoons(PointSource):
+    """Two interleaved half circles of radius 1/2, blurred by normal noise; the label is the half circle.
+
+    Args:
+        std: Standard deviation of the noise.
+    """
+
+    name = "two_moons"
+    num_classes = 2
+
+    def __init__(self, std: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _check_extent(0.75, std)
+        self.std = std
+
+    @property
+    def exact(self) -> GaussianMixtureDenoiser:
+        angle = math.pi * _centres(_NUM_ON_CURVE)
+        upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
+        return _normals(torch.cat([upper, -upper]) / 2, self.std)
+
+    def classes(self, component: Tensor) -> Tensor:
+        return component // _NUM_ON_CURVE
+
+
+class Spiral(PointSource):
+    """A spiral from the centre out to the radius 0.8, blurred by normal noise; unlabelled.
+
+    Args:
+        turns: How often it winds.
+        std: Standard deviation of the noise.
+    """
+
+    name = "spiral"
+
+    def __init__(self, turns: float = 2.0, std: float = 0.03, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 < turns <= 5:
+            raise UserError(f"data.source.turns: {turns} does not lie in (0, 5]")
+        _check_extent(0.8, std)
+        self.turns = turns
+        self.std = std
+
+    @property
+    def exact(self) -> GaussianMixtureDenoiser:
+        share = _centres(2 * _NUM_ON_CURVE).sqrt()  # about evenly along the curve
+        angle = 2 * math.pi * self.turns * share
+        return _normals(0.8 * share[:, None] * torch.stack([angle.cos(), angle.sin()], 1), self.std)
+
+
+class Checkerboard(PointSource):
+    """Uniform on every other cell of a square board; unlabelled.
+
+    Args:
+        num_cells: Cells along a side.
+        half_width: Of the board.
+    """
+
+    name = "checkerboard"
+
+    def __init__(self, num_cells: int = 4, half_width: float = 0.8, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_cells < 1:
+            raise UserError(f"data.source.num_cells: {num_cells} is too few; give at least 1")
+        if not 0 < half_width <= 1:
+            raise UserError(f"data.source.half_width: {half_width} does not lie in (0, 1]")
+        self.num_cells = num_cells
+        self.half_width = half_width
+
+    @property
+    def exact(self) -> UniformMixtureDenoiser:
+        size = 2 * self.half_width / self.num_cells
+        cells = [[i, j] for i in range(self.num_cells) for j in range(self.num_cells) if (i + j) % 2 == 0]
+        low = torch.tensor(cells, dtype=torch.float64) * size - self.half_width
+        return UniformMixtureDenoiser(low, low + size)
+
+
+def _normals(means: Tensor, std: float) -> GaussianMixtureDenoiser:
+    return GaussianMixtureDenoiser(means, torch.full((len(means),), std, dtype=torch.float64))
+
+
+def _centres(num: int) -> Tensor:
+    """The middles of equal parts of [0, 1]."""
+    return (torch.arange(num, dtype=torch.float64) + 0.5) / num
+
+
+def _check_extent(reach: float, std: float) -> None:
+    if std <= 0 or reach < 0 or reach + 4 * std > 1:
+        raise UserError(
+            f"data.source.std: with std {std} around points up to {reach} from the centre the density is not one within"
+            " [-1, 1]; choose them above 0, with that distance + 4 std at most 1"
+        )

@@ -1,0 +1,75 @@
+"""The numbers of one evaluation: fed with samples, they give a dictionary of metrics."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lit_gen.metrics.feature_nets import FeatureNet, Points
+from lit_gen.metrics.frechet import FrechetDistance, Moments
+from lit_gen.metrics.inception_score import InceptionScore
+from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein2
+
+
+class Scores(ABC):
+    """Metrics of a known number of samples, over all processes."""
+
+    @abstractmethod
+    def update(self, images: Tensor, index: Tensor) -> None:
+        """Adds samples (N, C, H, W), as data are stored, of the indices (N,)."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The metrics; collective: call it on every rank."""
+
+
+class ImageScores(Scores):
+    """The Frechet distance and the inception score.
+
+    Args:
+        net: Feature net, on the device of the samples.
+        reference: Moments of the features of the real images.
+        num_samples: Number of images that will be scored.
+        splits: Of the inception score.
+        device: That of the samples.
+    """
+
+    def __init__(
+        self, net: FeatureNet, reference: Moments, num_samples: int, splits: int, device: torch.device
+    ) -> None:
+        self.net = net
+        self.distance = FrechetDistance(reference).to(device)
+        self.inception = InceptionScore(net.num_classes, num_samples, splits).to(device)
+
+    def update(self, images: Tensor, index: Tensor) -> None:
+        features, logits = self.net(images)
+        self.distance.update(features)
+        self.inception.update(logits, index)
+
+    def compute(self) -> dict[str, float]:
+        metrics = {self.net.distance_name: float(self.distance.compute())}
+        mean, std = self.inception.compute()
+        return metrics | {"inception_score": float(mean), "inception_score_std": float(std)}
+
+
+class PointScores(Scores):
+    """The Wasserstein distance from n real points, and what it is between those and n other real ones.
+
+    Args:
+        net: The coordinates.
+        real: Points (n, 2, 1, 1).
+        others: As many of the same density.
+        device: That of the samples.
+    """
+
+    def __init__(self, net: Points, real: Tensor, others: Tensor, device: torch.device) -> None:
+        self.net = net
+        self.distance = WassersteinDistance(net(real)[0]).to(device)
+        self.floor = wasserstein2(net(real)[0], net(others)[0])
+
+    def update(self, images: Tensor, index: Tensor) -> None:
+        self.distance.update(self.net(images)[0], index)
+
+    def compute(self) -> dict[str, float]:
+        name = self.net.distance_name
+        return {name: float(self.distance.compute()), f"{name}_floor": self.floor}

@@ -1,0 +1,46 @@
+"""EDM."""
+
+from typing import Any
+
+import torch
+
+from lit_gen.diffusion.denoisers import EDMPreconditioning
+from lit_gen.diffusion.densities import LognormalSigma
+from lit_gen.diffusion.samplers import Heun, Sampler
+from lit_gen.diffusion.schedules import EDMSchedule
+from lit_gen.models.base import OptimizerFactory
+from lit_gen.models.diffusion import Diffusion
+
+
+class EDM(Diffusion):
+    """Elucidating the design space of diffusion models (Karras et al. 2022, https://arxiv.org/abs/2206.00364).
+
+    x = x_0 + sigma eps with ln sigma ~ N(p_mean, p_std^2); D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4), and
+    the loss weight makes F's own squared error the loss.
+
+    Args:
+        sigma_data: Standard deviation of the data that the preconditioning assumes.
+        p_mean: Mean of ln sigma in training.
+        p_std: Standard deviation of ln sigma in training.
+        optimizer: Optimizer of the network's parameters.
+    """
+
+    def __init__(
+        self,
+        sigma_data: float = 0.5,
+        p_mean: float = -1.2,
+        p_std: float = 1.2,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            schedule=EDMSchedule(),
+            parameterization=EDMPreconditioning(sigma_data),
+            density=LognormalSigma(p_mean, p_std),
+            optimizer=optimizer,
+            clip=None,
+            **kwargs,
+        )
+
+    def default_sampler(self) -> Sampler:
+        return Heun(steps=18)

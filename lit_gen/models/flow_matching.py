@@ -1,0 +1,100 @@
+"""Flow matching along straight paths, x_t = (1 - t) x_0 + t eps, and rectified flow."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_gen.data import Batch
+from lit_gen.diffusion.coupling import optimal_transport
+from lit_gen.diffusion.denoisers import Velocity
+from lit_gen.diffusion.densities import LogitNormal, PureNoise, TimeDensity, UniformTime
+from lit_gen.diffusion.samplers import Euler, Sampler
+from lit_gen.diffusion.schedules import Rectified
+from lit_gen.diffusion.straightness import straightness
+from lit_gen.models.base import OptimizerFactory
+from lit_gen.models.diffusion import Diffusion
+from lit_gen.noise import Noise
+
+Times = Literal["uniform", "logit_normal", "noise"]
+DENSITIES: dict[str, type[TimeDensity]] = {"uniform": UniformTime, "logit_normal": LogitNormal, "noise": PureNoise}
+
+
+class FlowMatching(Diffusion):
+    """Flow matching (Lipman et al. 2022, https://arxiv.org/abs/2210.02747; sigma_min = 0).
+
+    x_t = (1 - t) x_0 + t eps; the network predicts the velocity eps - x_0. Which eps an image is joined with is the
+    coupling: any, or that of the optimal transport between the images of a batch and as many noises (Tong et al. 2023,
+    https://arxiv.org/abs/2302.00482), which makes the paths straighter. The batch is that of all processes together,
+    and the coupling is the same whatever their number. Logit-normal times are those of Esser et al. 2024,
+    https://arxiv.org/abs/2403.03206.
+
+    Under optimal transport eps depends on x_0, so that E[eps | x_t] is no longer -sigma times the score: the samplers
+    of the ODE (Euler, Heun, DDIM with eta = 0) remain exact, those that add noise do not.
+
+    Args:
+        coupling: Which noise an image is joined with.
+        density: Which times the network is trained on. noise is t = 1 alone, which makes a one-step generator of pairs
+            (`lit-gen reflow --distill`).
+        optimizer: Optimizer of the network's parameters.
+    """
+
+    def __init__(
+        self,
+        coupling: Literal["independent", "ot"] = "independent",
+        density: Times = "uniform",
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            schedule=Rectified(),
+            parameterization=Velocity(),
+            density=DENSITIES[density](),
+            optimizer=optimizer,
+            clip=None,
+            **kwargs,
+        )
+        self.coupling = coupling
+
+    def training_noise(self, batch: Batch) -> Tensor:
+        if batch.noise is not None:
+            return batch.noise
+        if self.coupling == "independent":
+            return super().training_noise(batch)
+        images = batch.images
+        whole = self.gathered(images)
+        generator = self.common_generator("coupling", images.device)
+        noise = torch.randn(whole.shape, generator=generator, dtype=images.dtype, device=images.device)
+        first = self.global_rank * len(images)
+        return optimal_transport(whole, noise)[first : first + len(images)]
+
+    def validation_noise(self, batch: Batch) -> Tensor:
+        noise = super().validation_noise(batch)
+        return noise if self.coupling == "independent" else optimal_transport(batch.images, noise)
+
+    def diagnostics(self, noise: Noise) -> dict[str, float]:
+        """How straight the paths are from which images are drawn (see `straightness`)."""
+        labels = noise.index % self.num_classes if self.num_classes else None
+        training = self.training
+        self.eval()
+        values = straightness(self.denoiser, noise, self.image_shape, labels=labels)
+        self.train(training)
+        return {"straightness": float(values.mean())}
+
+    def default_sampler(self) -> Sampler:
+        return Euler(steps=50)
+
+
+class RectifiedFlow(FlowMatching):
+    """Rectified flow (Liu et al. 2022, https://arxiv.org/abs/2209.03003).
+
+    The first flow of the procedure is flow matching with independent pairs of image and noise, at uniform times. The
+    next is trained on pairs that the first has drawn (`lit-gen reflow RUN`), and its paths are straighter.
+
+    Args:
+        density: Which times the network is trained on. noise is t = 1 alone, which makes a one-step generator of pairs
+            (`lit-gen reflow --distill`).
+    """
+
+    def __init__(self, density: Times = "uniform", **kwargs: Any) -> None:
+        super().__init__(coupling="independent", density=density, **kwargs)

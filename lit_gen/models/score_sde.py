@@ -1,0 +1,49 @@
+"""Score-based models of stochastic differential equations."""
+
+from typing import Any, Literal
+
+import torch
+
+from lit_gen.diffusion.denoisers import Score
+from lit_gen.diffusion.densities import UniformLogSigma, UniformTime
+from lit_gen.diffusion.samplers import Heun, Sampler
+from lit_gen.diffusion.schedules import VE, LinearVP, Schedule, SubVP
+from lit_gen.models.base import OptimizerFactory
+from lit_gen.models.diffusion import Diffusion
+
+
+class ScoreSDE(Diffusion):
+    """Score-based generative modelling through SDEs (Song et al. 2021, https://arxiv.org/abs/2011.13456).
+
+    Denoising score matching with the weight sigma(t)^2: the network predicts sigma times the score of x_t, and what is
+    minimised is its squared distance from sigma grad log p(x_t | x_0) = -eps. In the variance-preserving and the
+    sub-variance-preserving SDE t is uniform and the network is told it; in the variance-exploding SDE ln sigma is. The
+    weight `ELBO` is the likelihood weighting g(t)^2 of Song et al. 2021, https://arxiv.org/abs/2101.09258.
+
+    Args:
+        sde: Variance preserving (beta from 0.1 to 20), sub-variance preserving or variance exploding.
+        sigma_min: Least noise level of the variance-exploding SDE.
+        sigma_max: Its greatest; about the greatest distance between two images.
+        optimizer: Optimizer of the network's parameters.
+    """
+
+    def __init__(
+        self,
+        sde: Literal["vp", "subvp", "ve"] = "vp",
+        sigma_min: float = 0.02,
+        sigma_max: float = 100.0,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
+        **kwargs: Any,
+    ) -> None:
+        schedules: dict[str, Schedule] = {"vp": LinearVP(), "subvp": SubVP(), "ve": VE(sigma_min, sigma_max)}
+        super().__init__(
+            schedule=schedules[sde],
+            parameterization=Score("sigma" if sde == "ve" else "time"),
+            density=UniformLogSigma() if sde == "ve" else UniformTime(),
+            optimizer=optimizer,
+            clip=None,
+            **kwargs,
+        )
+
+    def default_sampler(self) -> Sampler:
+        return Heun(steps=25)

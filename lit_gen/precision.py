@@ -1,0 +1,63 @@
+"""Training in one data type throughout (bf16-true, 16-true, 64-true): the networks have it, their surroundings do not.
+
+The weights, the optimizer and the inside of each network have the chosen type. Images, noise, times and losses stay
+float32: in bfloat16 neighbouring times, and the likelihoods of neighbouring values of an 8-bit image, would be one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, Precision
+from torch import Tensor, nn
+
+
+class NetworkPrecision(Precision):
+    """Converts the weights, and at the door of each network what comes in and goes out.
+
+    Args:
+        precision: Lightning's name of the precision.
+        dtype: The type of the weights.
+    """
+
+    def __init__(self, precision: str, dtype: torch.dtype) -> None:
+        self.precision = precision  # type: ignore[assignment]
+        self.dtype = dtype
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        outside = torch.promote_types(self.dtype, torch.float32)
+
+        def enter(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            # images or latents come first; noise levels and labels, which follow, the network converts as it needs
+            return (_converted(inputs[0], self.dtype), *inputs[1:]) if inputs else inputs
+
+        def leave(network: nn.Module, inputs: Any, outputs: Any) -> Any:
+            if isinstance(outputs, tuple):
+                return tuple(_converted(output, outside) for output in outputs)
+            return _converted(outputs, outside)
+
+        for network in module.children():
+            network.register_forward_pre_hook(enter)
+            network.register_forward_hook(leave)
+        return module.to(self.dtype)
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:
+        yield
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def use_network_precision(trainer: Trainer) -> None:
+    """Puts `NetworkPrecision` in the place of Lightning's plugins, which leave the images of a data module float32."""
+    plugin = trainer.precision_plugin
+    dtypes = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+    if type(plugin) in (HalfPrecision, DoublePrecision):
+        trainer.strategy.precision_plugin = NetworkPrecision(plugin.precision, dtypes[plugin.precision])

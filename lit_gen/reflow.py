@@ -1,0 +1,93 @@
+"""Reflow: a flow is trained again on pairs of a noise and the image that the flow before it makes of that noise.
+
+The second flow has the same marginals, and straighter paths: pairs drawn along paths that do not cross are learned
+without averaging over crossings. Paper: Liu et al. 2022, https://arxiv.org/abs/2209.03003
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from lit_gen.callbacks.progress import image_progress
+from lit_gen.data.pairs import Pairs
+from lit_gen.diffusion.grids import Uniform
+from lit_gen.diffusion.samplers import Heun, Sampler
+from lit_gen.errors import UserError
+from lit_gen.metrics import quantise
+from lit_gen.models.diffusion import Diffusion
+from lit_gen.noise import Noise
+from lit_gen.runs import Run
+
+
+class Reflow:
+    """The pairs that a flow is trained on.
+
+    Args:
+        teacher: The flow that draws them: a run, or the file of an experiment, which is then trained first. null: the
+            model is trained on the data.
+        num_pairs: How many.
+        sampler: How the teacher draws. Default: Heun on the path of rectified flow from pure noise, in 20 equal steps.
+        seed: Seed of the noise; another than those of evaluations.
+        weights: The teacher's weights: ema, raw, or a width such as ema:0.1.
+        start: Start from the teacher's weights rather than from random ones.
+        batch_size: Pairs drawn at once.
+    """
+
+    def __init__(
+        self,
+        teacher: str | None = None,
+        num_pairs: int = 50_000,
+        sampler: Sampler | None = None,
+        seed: int = 1_000_000,
+        weights: str = "ema",
+        start: bool = True,
+        batch_size: int = 256,
+    ) -> None:
+        for name, value in {"num_pairs": num_pairs, "batch_size": batch_size}.items():
+            if value < 1:
+                raise UserError(f"reflow.{name}: {value} is not a positive number of pairs")
+        self.teacher = teacher
+        self.num_pairs = num_pairs
+        self.sampler = Heun(steps=20, grid=Uniform(), coordinates="rectified") if sampler is None else sampler
+        self.seed = seed
+        self.weights = weights
+        self.start = start
+        self.batch_size = batch_size
+
+    def draw(self, run: Run, model: Diffusion, quantised: bool) -> Pairs:
+        """The pairs of a teacher, drawn once and kept in its run.
+
+        Args:
+            run: The teacher's run.
+            model: Its model with the weights that draw.
+            quantised: Keep the images as uint8.
+        """
+        path = self.path(run, model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.stem}.lock")):
+            if not path.is_file():
+                self._draw(model, quantised).save(path)
+                print(f"{path}: {self.num_pairs:,} pairs, {model.nfe:g} network evaluations each", flush=True)
+        return Pairs.load(path)
+
+    def path(self, run: Run, model: Diffusion) -> Path:
+        """Where the pairs are kept: the same settings give the same place."""
+        settings = [self.sampler.to_dict(), self.num_pairs, self.seed, self.weights, model.images_seen]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return run.directory / "pairs" / f"{digest[:10]}.npz"
+
+    def _draw(self, model: Diffusion, quantised: bool) -> Pairs:
+        index = np.arange(self.num_pairs)
+        images = []
+        with image_progress("drawing pairs", self.num_pairs) as progress:
+            for rows in np.array_split(index, -(-self.num_pairs // self.batch_size)):
+                noise = Noise(self.seed, rows.tolist(), model.device)
+                drawn = model.sample(noise, sampler=self.sampler)
+                images.append((quantise(drawn) if quantised else drawn).cpu())
+                if progress is not None:
+                    progress.update(int(rows[-1]) + 1)
+        return Pairs(torch.cat(images).numpy(), index, self.seed, model.num_classes)

@@ -1,0 +1,302 @@
+"""What each diffusion model minimises, and that a step sees the same times and noise in one process as in several."""
+
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_gen import commands
+from lit_gen.config import ExperimentCLI
+from lit_gen.data import Batch
+from lit_gen.diffusion import (
+    ELBO,
+    DiscreteVP,
+    ErrorOf,
+    FixedTime,
+    LogitNormal,
+    MinSNR,
+    UniformLogSigma,
+    UniformSteps,
+    UniformTime,
+    Velocity,
+    hybrid_loss,
+    optimal_transport,
+    variational_loss,
+)
+from lit_gen.errors import UserError
+from lit_gen.models import DDPM, EDM, FlowMatching, ImprovedDDPM, RectifiedFlow, ScoreSDE
+from lit_gen.models.diffusion import Diffusion
+from lit_gen.networks import UNet
+from lit_gen.noise import Noise
+from tests.conftest import DIGITS, TINY_UNET, arguments
+from tests.interrupt import KILL_AT, CrashError
+from tests.test_resume import assert_equal_bits, contents
+
+SHAPE = (1, 8, 8)
+
+
+def network(shape: tuple[int, int, int], num_classes: int = 0, **options: Any) -> nn.Module:
+    """A small UNet that is not zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet(shape, num_classes, channels=8, channel_mult=(1,), num_blocks=1, **options)
+        for parameter in unet.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    return unet
+
+
+class Processes:
+    """Stands for the trainers of several processes that are at the same step."""
+
+    def __init__(self, num: int, step: int = 5) -> None:
+        self.num, self.step = num, step
+
+    def models(self, cls: type[Diffusion], images: Tensor, **options: Any) -> list[tuple[Diffusion, Batch]]:
+        pairs = []
+        self.trainers = [SimpleNamespace(world_size=self.num, global_rank=rank) for rank in range(self.num)]
+        for trainer, part in zip(self.trainers, images.chunk(self.num), strict=True):
+            model = cls(image_shape=SHAPE, network=network, **options)
+            model._trainer = trainer  # type: ignore[assignment]
+            model.training_seed, model._batches_seen = 3, self.step
+            model.gathered = lambda values: images  # type: ignore[method-assign]
+            pairs.append((model, Batch(part, None, torch.arange(len(part)))))
+        return pairs
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("cls", [DDPM, EDM, RectifiedFlow, FlowMatching, ScoreSDE, ImprovedDDPM])
+def test_stratified_times_are_spread_over_the_batch_of_all_processes(cls, images):
+    def times(num: int, step: int = 5, **options: Any) -> Tensor:
+        pairs = Processes(num, step).models(cls, images, **options)
+        return torch.cat([model.training_times(len(batch.images)) for model, batch in pairs])
+
+    torch.manual_seed(0)
+    one = times(1, stratified=True)
+    torch.manual_seed(1)  # of no account
+    assert torch.equal(one, times(3, stratified=True))
+    assert not torch.equal(one, times(1, step=6, stratified=True))
+    model = Processes(1).models(cls, images)[0][0]
+    share = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    at = model.density.quantile(model.schedule, share)
+    into = torch.searchsorted(at, one.sort().values) / 999 * 12  # the rank of each time, in strata
+    assert (into.diff() - 1).abs().max() < 0.05
+    torch.manual_seed(0)
+    independent = times(1)
+    torch.manual_seed(0)
+    assert torch.equal(independent, times(1))
+    torch.manual_seed(1)
+    assert not torch.equal(independent, times(1))
+
+
+def test_the_coupling_is_that_of_the_batch_of_all_processes(images):
+    def noise(num: int, step: int = 5, coupling: str = "ot") -> Tensor:
+        pairs = Processes(num, step).models(FlowMatching, images, coupling=coupling)
+        return torch.cat([model.training_noise(batch) for model, batch in pairs])
+
+    one = noise(1)
+    assert torch.equal(one, noise(3))
+    assert not torch.equal(one, noise(1, step=6))
+    assert torch.equal(optimal_transport(images, one), one), "no other order is nearer"
+    assert not torch.equal(
+        optimal_transport(images, noise(1, coupling="independent")), noise(1, coupling="independent")
+    )
+    model, batch = Processes(1).models(FlowMatching, images, coupling="ot")[0]
+    torch.manual_seed(0)
+    in_validation = model.validation_noise(batch)
+    assert torch.equal(optimal_transport(images, in_validation), in_validation)
+
+
+def test_rectified_flow_is_flow_matching_with_independent_pairs(images):
+    losses = []
+    for cls in (RectifiedFlow, FlowMatching):
+        torch.manual_seed(0)
+        model, batch = Processes(1).models(cls, images)[0]
+        t, eps = model.training_times(12), model.training_noise(batch)
+        losses.append(model.loss(images, t, eps, None))
+    assert torch.equal(*losses)
+    assert "coupling" not in inspect.signature(RectifiedFlow.__init__).parameters
+    assert isinstance(RectifiedFlow(image_shape=SHAPE, network=network, density="logit_normal").density, LogitNormal)
+    # a given eps and time, as for pairs that a flow has made
+    t, eps = FixedTime()(model.schedule, 12), torch.randn_like(images)
+    expected = (model.network(eps, torch.full((12,), 999.0)) - (eps - images)).square().mean((1, 2, 3))
+    torch.testing.assert_close(model.loss(images, t, eps, None), expected)
+
+
+@pytest.mark.parametrize("sde", ["vp", "subvp", "ve"])
+def test_score_matching_with_the_weight_sigma_squared(sde, images):
+    model = ScoreSDE(image_shape=SHAPE, network=network, sde=sde, sigma_min=0.01, sigma_max=10)
+    t = torch.linspace(0.05, 1, 12, dtype=torch.float64)
+    eps = torch.randn_like(images)
+    alpha, sigma = (value.float()[:, None, None, None] for value in model.schedule(t))
+    c_noise = (sigma / alpha).log().flatten() if sde == "ve" else (999 * t).float()
+    x_t = alpha * images + sigma * eps
+    score = model.network(x_t, c_noise) / sigma
+    of_transition = -(x_t - alpha * images) / sigma**2
+    expected = (sigma**2 * (score - of_transition) ** 2).mean((1, 2, 3))
+    torch.testing.assert_close(model.loss(images, t, eps, None), expected, rtol=1e-4, atol=1e-5)
+    # the marginal variances of the paper
+    decay = 0.1 * t + 19.9 / 2 * t**2
+    variance = {
+        "vp": 1 - (-decay).exp(),
+        "subvp": (1 - (-decay).exp()) ** 2,
+        "ve": 0.01**2 * (1000 ** (2 * t) - 1),
+    }[sde]
+    torch.testing.assert_close(sigma.flatten().double() ** 2, variance, rtol=1e-5, atol=0)
+    torch.testing.assert_close(alpha.flatten().double(), torch.ones_like(t) if sde == "ve" else (-decay / 2).exp())
+    assert isinstance(model.density, UniformLogSigma if sde == "ve" else UniformTime)
+
+
+def test_the_weight_changes_the_loss_by_its_ratio(images):
+    t, eps = torch.linspace(0.05, 0.95, 12, dtype=torch.float64), torch.randn_like(images)
+    plain = FlowMatching(image_shape=SHAPE, network=network)
+    losses = {}
+    for name, weight in {"snr": MinSNR(3.0), "same": ErrorOf(Velocity()), "elbo": ELBO()}.items():
+        model = FlowMatching(image_shape=SHAPE, network=network, weight=weight)
+        losses[name] = model.loss(images, t, eps, None) / plain.loss(images, t, eps, None)
+    snr = ((1 - t) / t) ** 2
+    torch.testing.assert_close(losses["same"], torch.ones(12))
+    torch.testing.assert_close(losses["snr"], (t**2 * snr.clamp(max=3)).float())
+    torch.testing.assert_close(losses["elbo"], ((1 - t) / t**3 * t**2).float())
+
+
+@pytest.mark.parametrize("objective", ["hybrid", "vlb"])
+def test_the_improved_ddpm_learns_a_variance(objective, images):
+    model = ImprovedDDPM(image_shape=SHAPE, network=network, num_timesteps=20, objective=objective, vlb_weight=0.01)
+    assert isinstance(model.schedule, DiscreteVP) and model.schedule.betas == "cosine"
+    assert model.network(images, torch.zeros(12)).shape == (12, 2, 8, 8)
+    t, eps = torch.arange(1, 13).double() / 20, torch.randn_like(images)
+    if objective == "hybrid":
+        expected = hybrid_loss(model.denoiser, images, t, eps, vlb_weight=0.01)
+    else:
+        expected = variational_loss(model.denoiser, images, t, eps)
+    assert torch.equal(model.loss(images, t, eps, None), expected)
+    drawn = model.sample(Noise(0, range(2)))
+    assert model.nfe == 50 and not torch.equal(drawn[0], drawn[1])
+
+
+def test_importance_sampling_has_the_mean_of_uniform_steps(images, monkeypatch):
+    """Each step at the rate of its probability: the mean of the returned losses is that over uniform steps."""
+    options = {"num_timesteps": 4, "objective": "vlb", "importance_sampling": True}
+    model, _ = Processes(1).models(ImprovedDDPM, images, **options)[0]
+    model.gathered = lambda values: values  # type: ignore[method-assign]
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(model, "log_training", lambda **values: logged.update(values))
+    for _ in range(10):
+        model.importance.update(torch.arange(1, 5) / 4, torch.tensor([8.0, 1.0, 2.0, 3.0]))
+    share = model.importance.probabilities.clone()
+    assert share[0] > 0.5
+    eps = torch.randn_like(images[:1])
+    monkeypatch.setattr(model, "training_noise", lambda batch: eps)
+    losses = []
+    for k in range(4):
+        t = torch.tensor([(k + 1) / 4]).double()
+        monkeypatch.setattr(model, "training_times", lambda num, t=t: t)
+        before = {key: value.clone() for key, value in model.importance.state_dict().items()}
+        losses.append(model.training_step(Batch(images[:1], None, torch.arange(1)), 0))
+        assert logged["loss"] == losses[-1]
+        fresh = model.importance.losses[k] != before["losses"][k]
+        plain = variational_loss(model.denoiser, images[:1], t, eps)
+        assert fresh.sum() == 1 and model.importance.losses[k][fresh].item() == pytest.approx(float(plain.detach()))
+        assert float(losses[-1].detach()) == pytest.approx(float(plain.detach() / (4 * share[k])), rel=1e-5)
+        model.importance.load_state_dict(before)
+    assert isinstance(model.density, UniformSteps), "validation is over uniform steps"
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    drawn = (model.training_times(4000) * 4).round().long()
+    assert (drawn == 1).double().mean() == pytest.approx(float(share[0]), abs=0.03)
+
+
+@pytest.mark.parametrize("cls", [EDM, FlowMatching])
+def test_uncertainty_is_trained_beside_the_network(cls, images, monkeypatch):
+    model, batch = Processes(1).models(cls, images, uncertainty=True)[0]
+    monkeypatch.setattr(model, "log_training", lambda **values: None)
+    with torch.no_grad():
+        model.uncertainty.bias.fill_(0.5)
+    torch.manual_seed(0)
+    loss = model.training_step(batch, 0)
+    torch.manual_seed(0)
+    plain = model.loss(images, model.training_times(12), model.training_noise(batch), None)
+    torch.testing.assert_close(loss, (plain / torch.tensor(0.5).exp() + 0.5).mean())
+    loss.backward()
+    assert model.uncertainty.weight.grad.abs().max() > 0
+    monkeypatch.setattr(model, "warmup_schedule", lambda optimizer: optimizer)
+    optimised = {parameter for group in model.configure_optimizers().param_groups for parameter in group["params"]}
+    assert optimised == set(model.parameters()) and model.uncertainty.bias in optimised
+    assert model.uncertainty.bias not in set(model.generator.parameters())
+
+
+@pytest.mark.parametrize("cls", [DDPM, ImprovedDDPM, EDM, ScoreSDE, FlowMatching, RectifiedFlow])
+def test_each_draws_by_its_own_sampler_image_by_image(cls):
+    model = cls(image_shape=SHAPE, network=network)
+    both, second = model.sample(Noise(0, range(2))), model.sample(Noise(0, [1]))
+    assert both.isfinite().all() and model.nfe <= 50
+    torch.testing.assert_close(both[1:], second, rtol=1e-4, atol=1e-4)
+
+
+def test_a_weight_is_chosen_on_the_command_line():
+    words = ["--model=DDPM", *TINY_UNET, *DIGITS, "--model.stratified=true"]
+    model = ExperimentCLI([*words, "--model.weight=MinSNR", "--model.weight.gamma=3"]).objects().model
+    assert isinstance(model.weight, MinSNR) and model.weight.gamma == 3 and model.stratified
+    model = ExperimentCLI([*words, "--model.weight=ErrorOf", "--model.weight.target=Velocity"]).objects().model
+    assert isinstance(model.weight, ErrorOf) and isinstance(model.weight.target, Velocity)
+    assert ExperimentCLI(words).objects().model.weight is None
+    with pytest.raises(UserError, match="gamma"):
+        ExperimentCLI([*words, "--model.weight=MinSNR", "--model.weight.gamma=0"]).objects()
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("ImprovedDDPM", ["--model.num_timesteps=4", "--model.importance_sampling=true"]),
+        ("FlowMatching", ["--model.coupling=ot", "--model.stratified=true", "--model.uncertainty=true"]),
+    ],
+)
+def test_resumed_training_ends_with_the_same_bits(model, options, tmp_path: Path, monkeypatch):
+    def words(folder: str) -> list[str]:
+        more = ["--checkpoint.every=256", "--trainer.callbacks=tests.interrupt.Interrupt", "--grid.num_samples=0"]
+        return arguments(model, tmp_path / folder, 64 * 11, *more, *options)
+
+    commands.fit(words("whole"))
+    monkeypatch.setenv(KILL_AT, "raise:7")
+    with pytest.raises(CrashError):
+        commands.fit(words("parts"))
+    monkeypatch.delenv(KILL_AT)
+    commands.fit(words("parts"))
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    if model == "ImprovedDDPM":
+        counts = whole["state_dict.importance.counts"]
+        assert isinstance(counts, Tensor) and counts.min() > 10, "past its warm-up"
+    assert_equal_bits(whole, parts)
+
+
+TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path, lit_gen):
+    """With the noise of the coupling and stratified times, nothing is drawn by a process for itself."""
+    words = ["--model.optimizer=SGD", "--model.optimizer.lr=0.02", "--model.coupling=ot", "--model.stratified=true"]
+    states = []
+    for name, more in {"one": [], "two": TWO}.items():
+        done = lit_gen("fit", *arguments("FlowMatching", tmp_path / name, 64 * 20, *words, *more))
+        assert done.returncode == 0, done.stderr
+        states.append(contents(tmp_path / name))
+    for key, value in states[0].items():
+        if key.startswith("state_dict"):
+            torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_importance_sampling_counts_the_losses_of_all_processes(tmp_path: Path, lit_gen):
+    words = ["--model.importance_sampling=true", "--model.num_timesteps=5", *TWO]
+    done = lit_gen("fit", *arguments("ImprovedDDPM", tmp_path, 64 * 10, *words))
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path)["state_dict.importance.counts"].sum() == 64 * 10

@@ -1,0 +1,26 @@
+"""Networks with random weights, and inputs for them."""
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def randomise(network: Network, seed: int = 0) -> Network:
+    """All parameters random, so that no zero or one of the initialisation hides an error."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / math.sqrt(fan_in)
+        parameter.data.copy_(noise)
+    return network
+
+
+def batch(num: int, image_shape: tuple[int, int, int], num_classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, noise levels and labels, the floating-point ones in float64."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(num, *image_shape, generator=generator, dtype=torch.float64)
+    return x, 999 * torch.rand(num, generator=generator, dtype=torch.float64), torch.arange(num) % num_classes

@@ -1,0 +1,35 @@
+"""The MLP against its equation, and errors. What it shares with other networks is in test_conditioning.py."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_gen.errors import UserError
+from lit_gen.networks import ResidualMLP
+from lit_gen.networks.embeddings import sinusoids
+from lit_gen.networks.mlp import MLPBlock
+from tests.networks.random_networks import batch, randomise
+
+
+def test_mlp_against_its_equation() -> None:
+    network = randomise(ResidualMLP((2, 1, 1), 3, width=6, depth=2, out_channels=5)).double()
+    x, c_noise, labels = batch(4, (2, 1, 1))
+
+    def silu(h: Tensor) -> Tensor:
+        return h / (1 + (-h).exp())
+
+    first, _, second = network.embed_noise
+    assert network.embed_label is not None
+    e = second(silu(first(sinusoids(c_noise, 6)))) + network.embed_label.weight[labels]
+    h = network.stem(x[:, :, 0, 0])
+    for block in network.blocks:
+        assert isinstance(block, MLPBlock)
+        h = h + block.second(silu(block.first(silu(h)) + block.emb(silu(e))))
+    expected = network.out(silu(h)).reshape(4, 5, 1, 1)
+    torch.testing.assert_close(network(x, c_noise, labels), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"width": 7}, {"width": 2}, {"depth": 0}])
+def test_unsuitable_settings(settings: dict) -> None:
+    with pytest.raises(UserError, match="width must be even and at least 4, and depth positive"):
+        ResidualMLP((2, 1, 1), **settings)
