@@ -4,9 +4,9 @@
 
 Ours is everything between two batches under the Trainer, with the callbacks and loggers of `lit-gen fit`: gathering the
 batch, the loss, backward, optimizer, the average of the weights, progress, logging to CSV and to an offline W&B run
-every 10 steps, a checkpoint every 30 steps and the change of epoch every 50. A run with the default settings does the
-last three more seldom; it also draws grids of samples, which are left out. The bare loop only has loss, backward and
-optimizer on a batch that is already there.
+every 10 steps, a checkpoint every 60 steps and the change of epoch every 50. A run with the default settings logs every
+20 steps and saves every 100,000 images; it also draws grids of samples, which are left out. The bare loop only has
+loss, backward and optimizer on a batch that is already there.
 
 After each step of ours one bare step runs on another network of the same shape, so that other work on the machine slows
 both alike. The median of the ratios of such neighbours is a step as most are; the ratio of the means counts logging,
@@ -34,21 +34,23 @@ from lit_gen.runs import Run
 from lit_gen.tracking import WandbSettings, training_loggers
 
 LOG_EVERY = 10
-SAVE_EVERY = 30
+SAVE_EVERY = 60
 EPOCH = 50
-WARM_UP = LOG_EVERY + 1  # the first logging step loads what later ones have
+WARM_UP = LOG_EVERY + 1  # the first logging step, like the first checkpoint, imports what later ones need
 
 
 class Alternate(Callback):
     """After each step of the Trainer, one step of the bare loop."""
 
-    def __init__(self, network: nn.Module, batch: torch.Tensor) -> None:
-        self.network, self.batch = network, batch
+    def __init__(self, network: nn.Module, batch: torch.Tensor, checkpoint: Checkpoint) -> None:
+        self.network, self.batch, self.checkpoint = network, batch, checkpoint
         self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         self.pairs: list[tuple[float, float]] = []
         self.resumed = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not self.pairs:
+            self.checkpoint.save(trainer, pl_module)
         stopped = time.perf_counter()
         t = torch.rand(len(self.batch))
         eps = torch.randn_like(self.batch)
@@ -84,12 +86,12 @@ def main() -> None:
         np.savez(Path(folder) / "data.npz", images=images)
         data = ImageDataModule(Npz(f"{folder}/data.npz"), batch_size=args.batch)
         model = RectifiedFlow(image_shape=shape, network=network, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
-        alternate = Alternate(network(shape, 0), torch.randn(args.batch, *shape))
         run = Run(Path(folder) / "run")
         run.create({})
-        num_images = args.batch * (WARM_UP + args.steps)
         checkpoint = Checkpoint(args.batch * SAVE_EVERY)
         checkpoint.path = run.checkpoint
+        alternate = Alternate(network(shape, 0), torch.randn(args.batch, *shape), checkpoint)
+        num_images = args.batch * (WARM_UP + args.steps)
         trainer = Trainer(
             accelerator="cpu",
             logger=training_loggers(WandbSettings(mode="offline"), run, {}),

@@ -32,7 +32,7 @@ SAMPLERS = [
     PredictorCorrector(nfe=9),
     DPMSolver(steps=6, eta=1.0),
     UniPC(steps=6, order=3),
-    RK45(rtol=1e-2, atol=1e-2),
+    RK45(rtol=1e-4, atol=1e-4),
     Heun(nfe=9, S_churn=4),
 ]
 FAMILIES: list[tuple[str, Sampler | None]] = [

@@ -19,7 +19,6 @@ from lit_gen.errors import UserError
 from lit_gen.noise import Noise
 
 _FIRST_OF_TEST = 2**32  # so that a longer training part begins with a shorter one, and never reaches the test part
-_NUM_ON_CURVE = 150  # normal distributions on a curve, closer to each other than they are wide
 
 
 class PointSource(ImageSource):
@@ -70,7 +69,7 @@ class GaussianMixture2D(PointSource):
 
     name = "mixture2d"
 
-    def __init__(self, num_components: int = 8, radius: float = 0.7, std: float = 0.05, **kwargs: Any) -> None:
+    def __init__(self, num_components: int = 8, radius: float = 0.65, std: float = 0.08, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if num_components < 1:
             raise UserError(f"data.source.num_components: {num_components} is too few; give at least 1")
@@ -105,12 +104,12 @@ class TwoMoons(PointSource):
 
     @property
     def exact(self) -> GaussianMixtureDenoiser:
-        angle = math.pi * _centres(_NUM_ON_CURVE)
+        angle = math.pi * _on_curve(math.pi / 2, self.std)
         upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
         return _normals(torch.cat([upper, -upper]) / 2, self.std)
 
     def classes(self, component: Tensor) -> Tensor:
-        return component // _NUM_ON_CURVE
+        return component // (len(self.exact.weights) // 2)
 
 
 class Spiral(PointSource):
@@ -133,7 +132,7 @@ class Spiral(PointSource):
 
     @property
     def exact(self) -> GaussianMixtureDenoiser:
-        share = _centres(2 * _NUM_ON_CURVE).sqrt()  # about evenly along the curve
+        share = _on_curve(0.8 * (1 + math.pi * self.turns), self.std).sqrt()  # about evenly along the curve
         angle = 2 * math.pi * self.turns * share
         return _normals(0.8 * share[:, None] * torch.stack([angle.cos(), angle.sin()], 1), self.std)
 
@@ -169,8 +168,12 @@ def _normals(means: Tensor, std: float) -> GaussianMixtureDenoiser:
     return GaussianMixtureDenoiser(means, torch.full((len(means),), std, dtype=torch.float64))
 
 
-def _centres(num: int) -> Tensor:
-    """The middles of equal parts of [0, 1]."""
+def _on_curve(length: float, std: float) -> Tensor:
+    """Middles of equal parts of [0, 1]: normal distributions there on a curve are as wide as apart, and blur into one.
+
+    Evenly spaced, their sum varies along the curve by one part in 10^8.
+    """
+    num = math.ceil(length / std)
     return (torch.arange(num, dtype=torch.float64) + 0.5) / num
 
 

@@ -260,7 +260,7 @@ class Uncertainty(nn.Module):
 
     def level(self, ratio: Tensor) -> Tensor:
         """u (N,) at noise levels sigma / alpha (N,)."""
-        z = (ratio.log() / 4).to(self.weight)
+        z = (ratio.log() / 4).clamp(-10, 10).to(self.weight)  # finite at both ends of time
         features = math.sqrt(2) * (2 * math.pi * (z[:, None] * self.frequencies + self.phases)).cos()
         return (features * self.weight).sum(1) / len(self.weight) ** 0.5 + self.bias
 

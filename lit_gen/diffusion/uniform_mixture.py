@@ -46,7 +46,9 @@ class UniformMixtureDenoiser(MixtureDenoiser):
         log_lower, log_upper = torch.special.log_ndtr(lower), torch.special.log_ndtr(upper)
         log_mass = log_upper + torch.log1p(-(log_lower - log_upper).exp())
         log_density = torch.where(
-            narrow, -(middle**2) / 2 - _LOG_SQRT_2PI - sigma.log(), log_mass - (alpha * (high - low)).log()
+            narrow,
+            width**2 * (middle**2 - 1) / 24 - middle**2 / 2 - _LOG_SQRT_2PI - sigma.log(),
+            log_mass - (alpha * (high - low)).log(),
         )
         # (phi(upper) - phi(lower)) / mass
         slope = (-(upper**2) / 2 - _LOG_SQRT_2PI - log_mass).exp() - (-(lower**2) / 2 - _LOG_SQRT_2PI - log_mass).exp()

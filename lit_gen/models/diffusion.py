@@ -134,9 +134,14 @@ class Diffusion(GenerativeModel):
         """The batch with its images transformed, and what the network is told of that, if there is an augmentation.
 
         The transform of an image is a function of the seed, the step and the image's index.
+
+        Raises:
+            UserError: the images are paired with noise, which the transform would part them from.
         """
         if self.augment is None:
             return batch, None
+        if batch.noise is not None:
+            raise UserError("model.augment: these images are paired with their noise; set it to null")
         noise = Noise(step_seed(self.training_seed, "augment", self._batches_seen), batch.index)
         images, labels = self.augment(batch.images, noise)
         return batch._replace(images=images), labels

@@ -1,12 +1,13 @@
 """Score-based models of stochastic differential equations."""
 
+import math
 from typing import Any, Literal
 
 import torch
 
 from lit_gen.diffusion.denoisers import Score
 from lit_gen.diffusion.densities import UniformLogSigma, UniformTime
-from lit_gen.diffusion.samplers import Heun, Sampler
+from lit_gen.diffusion.samplers import PredictorCorrector, Sampler
 from lit_gen.diffusion.schedules import VE, LinearVP, Schedule, SubVP
 from lit_gen.models.base import OptimizerFactory
 from lit_gen.models.diffusion import Diffusion
@@ -46,4 +47,6 @@ class ScoreSDE(Diffusion):
         )
 
     def default_sampler(self) -> Sampler:
-        return Heun(steps=25)
+        # In a few dimensions the norm of one image's score says little of the size that a step may have.
+        norm: Literal["image", "level"] = "image" if math.prod(self.image_shape) >= 50 else "level"
+        return PredictorCorrector(nfe=50, predictor="ancestral", norm=norm)

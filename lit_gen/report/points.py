@@ -13,7 +13,7 @@ from lit_gen.report.plots import new_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NUM_PIXELS = 300
+_NUM_PIXELS = 160
 
 
 def save_scatter(points: Tensor, source: PointSource, path: Path) -> Path:
@@ -43,8 +43,9 @@ def grid_of_points(reach: float, num: int = _NUM_PIXELS) -> Tensor:
 
 def draw_density(axes: "Axes", source: PointSource, reach: float = 1.0, alpha: float = 1.0, sigma: float = 0.0) -> None:
     """Shades [-reach, reach]^2 by the density of x_t = alpha x_0 + sigma eps."""
-    scales = (torch.tensor(value, dtype=torch.float64) for value in (alpha, sigma))
-    shade(axes, source.exact.log_density(grid_of_points(reach), *scales), reach)
+    scales = [torch.tensor(value, dtype=torch.float64) for value in (alpha, sigma)]
+    parts = grid_of_points(reach).split(4096)  # a mixture takes memory for each point and component
+    shade(axes, torch.cat([source.exact.log_density(part, *scales) for part in parts]), reach)
 
 
 def shade(axes: "Axes", log_density: Tensor, reach: float = 1.0) -> None:
@@ -68,18 +69,19 @@ def draw_points(axes: "Axes", points: Tensor, colour: str = "C3") -> None:
     axes.scatter(x, y, s=min(12.0, 4000 / len(points)), color=colour, linewidths=0, alpha=0.7)
 
 
-def draw_paths(axes: "Axes", states: list[tuple[float, Tensor]]) -> None:
-    """Lines through states, with a dot where each ends.
+def draw_paths(axes: "Axes", states: list[tuple[float, Tensor]], num_lines: int = 40) -> None:
+    """Lines through the states of the first points, and a dot where each point ends.
 
     They are drawn on the path (1 - u) x_0 + u eps, where lines of rectified flow are straight.
 
     Args:
         axes: Where to draw.
         states: Pairs (sigma / alpha, states (N, 2, 1, 1) in the scale alpha^2 + sigma^2 = 1), from noise to data.
+        num_lines: How many of the points have a line.
     """
     angles = [math.atan(ratio) for ratio, _ in states]
     lines = torch.stack([x.flatten(1) / (math.cos(a) + math.sin(a)) for a, (_, x) in zip(angles, states, strict=True)])
-    for line in lines.transpose(0, 1).numpy():
-        axes.plot(*line.T, color="0.35", linewidth=0.6, alpha=0.8)
-    axes.plot(*lines[0].T.numpy(), ".", color="0.2", markersize=2)
-    axes.plot(*lines[-1].T.numpy(), ".", color="C3", markersize=4)
+    for line in lines.transpose(0, 1)[:num_lines].numpy():
+        axes.plot(*line.T, color="0.3", linewidth=0.6)
+    axes.plot(*lines[0, :num_lines].T.numpy(), ".", color="0.2", markersize=2.5)
+    axes.plot(*lines[-1].T.numpy(), ".", color="C3", markersize=3, markeredgewidth=0)

@@ -87,7 +87,7 @@ def test_gather_without_flips_is_the_images() -> None:
     data = make_set()
     assert data.labels is not None
     rows = np.array([7, 3, 3, 49])
-    images, labels, index = BatchDataset(data)[BatchKey(0, rows)]
+    images, labels, index, _ = BatchDataset(data)[BatchKey(0, rows)]
     assert images.dtype == torch.uint8
     assert (images.numpy() == data.images[rows]).all()
     assert labels is not None

@@ -1,5 +1,7 @@
 import math
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +63,7 @@ def test_times_increase_within_those_of_the_schedule(density, schedule):
 def test_independent_draws_have_the_distribution(density, schedule):
     torch.manual_seed(0)
     t = density(schedule, 20000)
-    sample = {
+    laws: dict[type, Callable[[], tuple[torch.Tensor, Any]]] = {
         UniformTime: lambda: (t, stats.uniform(low := float(schedule.time(schedule.min_ratio)), 1 - low)),
         LognormalSigma: lambda: (schedule.ratio(t).log(), stats.norm(-0.4, 0.8)),
         UniformLogSigma: lambda: (
@@ -69,8 +71,8 @@ def test_independent_draws_have_the_distribution(density, schedule):
             stats.uniform(math.log(schedule.min_ratio), math.log(schedule.max_ratio / schedule.min_ratio)),
         ),
         LogitNormal: lambda: (t.logit(), stats.norm(0.3, 0.7)),
-    }[type(density)]
-    values, law = sample()
+    }
+    values, law = laws[type(density)]()
     assert stats.kstest(values.numpy(), law.cdf).pvalue > 1e-3
 
 

@@ -41,22 +41,20 @@ class Conditional(Denoiser):
     """The exact denoiser of a mixture whose labels name a component; a label below 0 is none."""
 
     def __init__(self, mixture: GaussianMixtureDenoiser) -> None:
-        self.mixture = mixture
+        components = zip(mixture.means, mixture.variances.sqrt(), strict=True)
+        self.of_label = [*(GaussianMixtureDenoiser(mean[None], std[None]) for mean, std in components), mixture]
         self.asked: list[Tensor | None] = []
 
     def log_density(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        joint, _ = self.mixture._components(x, alpha, sigma)
-        given = joint - self.mixture.weights.log()
-        return torch.where(labels < 0, joint.logsumexp(-1), given.gather(1, labels.clamp(min=0)[:, None])[:, 0])
+        each = torch.stack([one.log_density(x, alpha, sigma) for one in self.of_label])
+        return each[labels, torch.arange(len(x))]
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         self.asked.append(labels)
-        mixed = self.mixture.denoise(x, alpha, sigma)
         if labels is None:
-            return mixed
-        _, means = self.mixture._components(x, alpha, sigma)
-        own = means[torch.arange(len(x)), labels.clamp(min=0)].reshape(x.shape).to(x.dtype)
-        return torch.where((labels < 0).reshape(-1, 1, 1), mixed, own)
+            labels = torch.full((len(x),), -1)
+        each = torch.stack([one.denoise(x, alpha, sigma, None) for one in self.of_label])
+        return each[labels, torch.arange(len(x))]
 
 
 @pytest.fixture
@@ -103,7 +101,7 @@ def test_weight_0_is_without_class_and_1_is_the_conditional_one(
     x, at = points(), level(alpha, sigma)
     with_class, without = denoiser(x, *at, LABELS), denoiser(x, *at, torch.full_like(LABELS, -1))
     assert (with_class - without).abs().max() > 1e-3
-    assert torch.equal(without, denoiser.mixture(x, *at))
+    assert torch.equal(without, denoiser.of_label[-1](x, *at))
     torch.testing.assert_close(Guidance(0.0)(denoiser, LABELS)(x, *at), without, rtol=0, atol=1e-12)
     assert torch.equal(Guidance(1.0)(denoiser, LABELS)(x, *at), with_class)
     expected = without + 3.5 * (with_class - without)

@@ -387,10 +387,11 @@ def test_uncertainty_begins_as_nothing_and_is_least_at_the_log_of_the_loss():
     uncertainty = Uncertainty()
     loss, ratio = torch.rand(50) + 0.1, torch.logspace(-2, 2, 50)
     assert torch.equal(uncertainty(loss, ratio), loss)
+    assert torch.equal(uncertainty(loss[:2], torch.tensor([0.0, math.inf])), loss[:2])
     with torch.no_grad():
         uncertainty.bias.fill_(math.log(0.7))
-    slope = torch.autograd.grad(uncertainty(torch.full((50,), 0.7), ratio).sum(), list(uncertainty.parameters()))
-    assert all(part.abs().max() < 1e-4 for part in slope)
+    slopes = torch.autograd.grad(uncertainty(torch.full((50,), 0.7), ratio).sum(), list(uncertainty.parameters()))
+    assert all(slope.abs().max() < 1e-4 for slope in slopes)
     # L / e^u + u, its gradient to L
     loss.requires_grad_()
     (slope,) = torch.autograd.grad(uncertainty(loss, ratio).sum(), loss)

@@ -312,6 +312,12 @@ def test_to_dict():
             DDIM(eta=0.5, grid=Karras(3)),
         ),
         (["--sampler", "Heun", "--sampler.S_max", ".inf"], Heun()),
+        (["--sampler=UniPC", "--sampler.order=3", "--sampler.corrector=false"], UniPC(order=3, corrector=False)),
+        (
+            ["--sampler=DPMSolver", "--sampler.nfe=35", "--sampler.method=singlestep"],
+            DPMSolver(steps=18, method="singlestep"),
+        ),
+        (["--sampler=RK45", "--sampler.rtol=1e-3"], RK45(rtol=1e-3)),
         (["--config", "heun.yaml"], Heun(steps=18)),
         (["--config", "heun.yaml", "--sampler.steps", "20"], Heun(steps=20)),
     ],

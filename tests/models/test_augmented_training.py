@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_gen import commands
 from lit_gen.data import Batch
-from lit_gen.data.augment import EDMAugmentation
+from lit_gen.data.augment import EDMAugmentation, transform
 from lit_gen.diffusion import diffusion_loss
 from lit_gen.errors import UserError
 from lit_gen.models import EDM, ImprovedDDPM
@@ -77,6 +77,9 @@ def test_training_step_is_the_loss_of_transformed_images_with_their_labels(
     torch.manual_seed(0)
     loss = model.training_step(batch, 0)
     transformed, labels = model.augmented(batch)
+    assert labels is not None
+    torch.testing.assert_close(transformed.images, transform(batch.images, labels), rtol=0, atol=1e-5)
+    assert not torch.equal(transformed.images, batch.images)
     torch.manual_seed(0)
     t = model.training_times(12)
     eps = torch.randn_like(transformed.images)
@@ -87,6 +90,11 @@ def test_training_step_is_the_loss_of_transformed_images_with_their_labels(
     loss.backward()
     told = model.get_parameter("network.embed_augment.weight").grad
     assert told is not None and told.abs().amax(0).min() > 0
+
+
+def test_pairs_of_noise_and_image_stay_as_they_are(batch: Batch) -> None:
+    with pytest.raises(UserError, match="model.augment: these images are paired with their noise"):
+        model_at(5).augmented(batch._replace(noise=torch.randn_like(batch.images)))
 
 
 def test_sampling_is_not_told_of_any_augmentation() -> None:

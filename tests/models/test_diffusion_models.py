@@ -186,6 +186,7 @@ def test_importance_sampling_has_the_mean_of_uniform_steps(images, monkeypatch):
     """Each step at the rate of its probability: the mean of the returned losses is that over uniform steps."""
     options = {"num_timesteps": 4, "objective": "vlb", "importance_sampling": True}
     model, _ = Processes(1).models(ImprovedDDPM, images, **options)[0]
+    assert isinstance(model, ImprovedDDPM) and model.importance is not None
     model.gathered = lambda values: values  # type: ignore[method-assign]
     logged: dict[str, Tensor] = {}
     monkeypatch.setattr(model, "log_training", lambda **values: logged.update(values))
@@ -217,16 +218,21 @@ def test_importance_sampling_has_the_mean_of_uniform_steps(images, monkeypatch):
 @pytest.mark.parametrize("cls", [EDM, FlowMatching])
 def test_uncertainty_is_trained_beside_the_network(cls, images, monkeypatch):
     model, batch = Processes(1).models(cls, images, uncertainty=True)[0]
+    assert model.uncertainty is not None
     monkeypatch.setattr(model, "log_training", lambda **values: None)
     with torch.no_grad():
         model.uncertainty.bias.fill_(0.5)
+        model.uncertainty.weight.fill_(0.3)
     torch.manual_seed(0)
     loss = model.training_step(batch, 0)
     torch.manual_seed(0)
-    plain = model.loss(images, model.training_times(12), model.training_noise(batch), None)
-    torch.testing.assert_close(loss, (plain / torch.tensor(0.5).exp() + 0.5).mean())
+    t = model.training_times(12)
+    plain = model.loss(images, t, model.training_noise(batch), None)
+    u = model.uncertainty.level(model.schedule.ratio(t))
+    assert u.std() > 0.1
+    torch.testing.assert_close(loss, (plain / u.exp() + u).mean())
     loss.backward()
-    assert model.uncertainty.weight.grad.abs().max() > 0
+    assert model.uncertainty.weight.grad is not None and model.uncertainty.weight.grad.abs().max() > 0
     monkeypatch.setattr(model, "warmup_schedule", lambda optimizer: optimizer)
     optimised = {parameter for group in model.configure_optimizers().param_groups for parameter in group["params"]}
     assert optimised == set(model.parameters()) and model.uncertainty.bias in optimised
@@ -299,4 +305,5 @@ def test_importance_sampling_counts_the_losses_of_all_processes(tmp_path: Path, 
     words = ["--model.importance_sampling=true", "--model.num_timesteps=5", *TWO]
     done = lit_gen("fit", *arguments("ImprovedDDPM", tmp_path, 64 * 10, *words))
     assert done.returncode == 0, done.stderr
-    assert contents(tmp_path)["state_dict.importance.counts"].sum() == 64 * 10
+    counts = contents(tmp_path)["state_dict.importance.counts"]
+    assert isinstance(counts, Tensor) and counts.sum() == 64 * 10

@@ -72,9 +72,9 @@ def test_the_likelihood_is_the_bound_that_training_minimises(monkeypatch: pytest
     images = VALUES[torch.randint(256, (6, 1, 8, 8))].float()
     eps = Noise(3, range(6)).normal((5,))
     monkeypatch.setattr(torch, "randn", lambda *size, **options: eps)
+    logged: dict[str, torch.Tensor] = {}
     for beta in (1.0, 4.0):
         model = randomised(beta)
-        logged: dict[str, torch.Tensor] = {}
         monkeypatch.setattr(model, "log_training", lambda **values: logged.update(values))
         loss = model.training_step(Batch(images, None, torch.arange(6)), 0)
         log_p = model.log_likelihood(images, Noise(3, range(6)))

@@ -5,7 +5,6 @@ With x = alpha_t x_0 + sigma_t eps, D = E[x_0 | x] from the denoiser and eps_hat
 - `DDPM` draws from the posterior p(x_s | x_t, x_0 = D).
 - `DDIM` re-noises D to time s with eps_hat, a part of which it replaces by fresh noise.
 - `Euler` and `Heun` integrate the probability-flow ODE dx/dt = alpha'(t) D + sigma'(t) eps_hat.
-
 - `RK45` integrates it with adaptive steps.
 - `DPMSolver` and `UniPC` integrate it exactly but for D, which they extrapolate from its past.
 - `EulerMaruyama` integrates the reverse SDEs, which have the marginals of the probability flow; so does `DPMSolver`
@@ -13,7 +12,7 @@ With x = alpha_t x_0 + sigma_t eps, D = E[x_0 | x] from the denoiser and eps_hat
 - `PredictorCorrector` and `AnnealedLangevin` take Langevin steps at a fixed time, the former between steps in time.
 
 The grid, the solver, the noise, the coordinates of the ODE and the model are independent: any combination runs. A step
-keeps no state. At the last step, to sigma = 0, all of them return D.
+keeps no state. At the last step, to sigma = 0, all of them return D, unless `AnnealedLangevin` is told not to.
 """
 
 from lit_gen.diffusion.samplers.adaptive import RK45

@@ -43,7 +43,7 @@ class DPMSolver(GridSampler):
     Paper: Lu et al. 2022, https://arxiv.org/abs/2211.01095
 
     Args:
-        order: of convergence, without noise.
+        order: of convergence; with noise, of the convergence of moments.
         method: whence order 2 has its second value of D.
         eta: g^2 of the reverse SDE in units of that of the forward process: 0 is deterministic and draws no noise, 1 is
             the paper's SDE-DPM-Solver++. The square of the noise_scale of `EulerMaruyama`.

@@ -1,0 +1,317 @@
+"""The figures of docs/diffusion.md, on points of the plane, whose density and denoiser are known exactly.
+
+    python -m lit_gen.report.theory path --out path.png
+    python -m lit_gen.report.theory trajectories --source Spiral --out trajectories.png
+    python -m lit_gen.report.theory convergence --out convergence.png
+    python -m lit_gen.report.theory guidance --out guidance.png
+    python -m lit_gen.report.theory learned RUN [RUN ...] --out learned.png
+
+Only the last one needs a trained model: a run on points of the plane.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_gen.data.points import Checkerboard, GaussianMixture2D, PointSource, Spiral, TwoMoons
+from lit_gen.diffusion import (
+    DDIM,
+    DDPM,
+    RK45,
+    VE,
+    AnnealedLangevin,
+    Cosine,
+    Denoiser,
+    DPMSolver,
+    EDMSchedule,
+    EulerMaruyama,
+    GaussianMixtureDenoiser,
+    Guidance,
+    Heun,
+    LinearVP,
+    PredictorCorrector,
+    Rectified,
+    Sampler,
+    Schedule,
+    SubVP,
+    UniformLogSNR,
+    UniPC,
+)
+from lit_gen.diffusion.likelihood import ProbabilityFlow
+from lit_gen.errors import UserError
+from lit_gen.metrics import wasserstein2
+from lit_gen.models.diffusion import Diffusion
+from lit_gen.noise import Noise
+from lit_gen.report.plots import new_figure, save_figure
+from lit_gen.report.points import draw_density, draw_paths, draw_points, grid_of_points, shade
+from lit_gen.report.trajectories import Trajectories
+from lit_gen.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DOTS = 100  # per inch: figures of the docs are small files
+SHAPE = PointSource.image_shape
+SOURCES: dict[str, type[PointSource]] = {
+    cls.__name__: cls for cls in (GaussianMixture2D, TwoMoons, Spiral, Checkerboard)
+}
+SCHEDULES: dict[str, Schedule] = {
+    "LinearVP": LinearVP(),
+    "SubVP": SubVP(),
+    "Cosine": Cosine(),
+    "Rectified": Rectified(),
+    "VE": VE(),
+    "EDM": EDMSchedule(),
+}
+
+
+def path(source: PointSource, out: Path) -> Path:
+    """The density of x_t with arrows from x_t to D, and the schedules."""
+    figure = new_figure(10.0, 5.0, DOTS)
+    levels = (0.0, 0.08, 0.2, 0.4, 0.8)
+    for column, u in enumerate(levels):
+        axes = figure.add_axes((0.01 + 0.198 * column, 0.555, 0.188, 0.376))
+        reach = 1 + u
+        draw_density(axes, source, reach, 1 - u, u)
+        axes.set_title(rf"$x_t = {1 - u:g}\, x_0 + {u:g}\, \varepsilon$" if u else "$x_0$", size=9)
+        if u:
+            noise = Noise(0, range(40))
+            x = (1 - u) * source.exact.draw(noise)[0] + u * noise.normal((2,), torch.float64)
+            towards = source.exact.denoise(x, *_numbers(1 - u, u)) - x
+            axes.quiver(*x.T, *towards.T, angles="xy", scale_units="xy", scale=1, width=0.006, color="C3")
+    plane, levels_axes = (figure.add_axes(box) for box in ((0.06, 0.1, 0.29, 0.37), (0.45, 0.1, 0.36, 0.37)))
+    t = torch.linspace(0, 1, 401, dtype=torch.float64)
+    for index, (name, schedule) in enumerate(SCHEDULES.items()):
+        alpha, sigma = schedule(t)
+        line = ["-", "--", ":", "-", "-", "--"][index]
+        plane.plot(alpha, sigma, line, color=f"C{index}", linewidth=1.6)
+        levels_axes.semilogy(t[1:-1], (sigma / alpha)[1:-1], line, color=f"C{index}", linewidth=1.6, label=name)
+    plane.set(xlim=(-0.03, 1.06), ylim=(-0.03, 1.25), xlabel=r"$\alpha$", ylabel=r"$\sigma$")
+    levels_axes.set(xlim=(0, 1), ylim=(1e-3, 300), xlabel="t", ylabel=r"$\sigma / \alpha$")
+    levels_axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    for axes in (plane, levels_axes):
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, out)
+
+
+def trajectories(source: PointSource, out: Path, num_points: int = 200) -> Path:
+    """Where several samplers take the same noises, and some of their ways there, with the exact denoiser."""
+    samplers: list[Sampler] = [
+        DDIM(steps=5),
+        DDIM(steps=50),
+        Heun(steps=10),
+        DPMSolver(steps=10),
+        DDPM(steps=50, variance="small"),
+        EulerMaruyama(steps=100, grid=UniformLogSNR()),
+        PredictorCorrector(steps=50, norm="level"),
+        AnnealedLangevin(steps=100, steps_each=10, grid=UniformLogSNR()),
+    ]
+    figure = new_figure(10.0, 5.4, DOTS)
+    panels = figure.subplots(
+        2, 4, gridspec_kw={"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.94, "wspace": 0.04, "hspace": 0.13}
+    )
+    for axes, sampler in zip(panels.flatten(), samplers, strict=True):
+        watched, exact = Trajectories(sampler, num_points), source.exact
+        _points(watched.sampler, exact, num_points)
+        draw_density(axes, source, 1.6)
+        draw_paths(axes, watched.states, num_lines=40 if sampler in samplers[:4] else 3)
+        axes.set_title(f"{_name(sampler)}, NFE {exact.evaluations:g}", size=8.5)
+    return _save(figure, out)
+
+
+def convergence(source: PointSource, out: Path, num_points: int = 1000) -> Path:
+    """Left: the distance from the end of the exact flow, against NFE. Right: W_2 to the data, with noise or without."""
+    figure = new_figure(10.0, 4.2, DOTS)
+    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.12, "top": 0.92})
+    flow = _points(RK45(rtol=1e-9, atol=1e-11), source.exact, num_points // 4)
+    of_order: list[tuple[str, str, Sampler]] = []
+    for budget in (5, 7, 11, 15, 23, 31, 47, 63, 95, 127, 191, 255):
+        of_order += [
+            ("DDIM = Euler", "C0o-", DDIM(nfe=budget)),
+            ("Heun", "C1s-", Heun(nfe=budget)),
+            ("DPMSolver (2M)", "C2^-", DPMSolver(nfe=budget)),
+            ("UniPC (order 3)", "C4v-", UniPC(nfe=budget, order=3)),
+        ]
+    _draw_curves(left, of_order, lambda x: float((x - flow).flatten(1).norm(dim=1).median()), source, len(flow))
+    left.set(xscale="log", yscale="log", xlabel="NFE", ylabel="median distance from the exact flow")
+    real, *others = (source.exact.draw(Noise(seed, range(num_points)))[0] for seed in range(1, 6))
+    to_data: list[tuple[str, str, Sampler]] = []
+    for budget in (5, 11, 23, 47, 95, 191, 383):
+        to_data += [
+            ("DDIM", "C0o-", DDIM(nfe=budget)),
+            ("Heun", "C1s-", Heun(nfe=budget)),
+            ("DDPM (small)", "C3D-", DDPM(nfe=budget, variance="small")),
+            ("DDPM (large)", "C5*-", DDPM(nfe=budget, variance="large")),
+            ("EulerMaruyama", "C6x-", EulerMaruyama(nfe=budget, grid=UniformLogSNR())),
+            ("PredictorCorrector", "C7+-", PredictorCorrector(nfe=budget, norm="level")),
+        ]
+    _draw_curves(right, to_data, lambda x: wasserstein2(x.flatten(1), real), source, num_points)
+    floor = sum(wasserstein2(real, other) for other in others) / len(others)
+    right.axhline(floor, color="0.4", linestyle=":", linewidth=1, label=f"two sets of data ({floor:.3f})")
+    right.set(
+        ylim=(0.02, 4),
+        xscale="log",
+        yscale="log",
+        xlabel="NFE",
+        ylabel=f"$W_2$ of {num_points} samples to as many data",
+    )
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, out)
+
+
+def guidance(out: Path, num_points: int = 1500) -> Path:
+    """Samples of three overlapping classes under classifier-free guidance, with the exact denoisers."""
+    source = GaussianMixture2D(num_components=3, radius=0.3, std=0.15)
+    whole = source.exact
+    figure = new_figure(10.0, 2.75, DOTS)
+    panels = figure.subplots(
+        1, 4, gridspec_kw={"left": 0.005, "right": 0.995, "bottom": 0.01, "top": 0.9, "wspace": 0.03}
+    )
+    settings = [(0.0, (0.0, math.inf)), (1.0, (0.0, math.inf)), (3.0, (0.0, math.inf)), (3.0, (0.1, 0.5))]
+    for axes, (weight, interval) in zip(panels, settings, strict=True):
+        guide = Guidance(weight, interval)
+        guide.weaker = whole
+        draw_density(axes, source)
+        for label in range(source.num_classes):
+            of_class = GaussianMixtureDenoiser(whole.means[label, None], whole.variances[label].sqrt()[None])
+            noise = Noise(0, range(label, num_points, source.num_classes))
+            points = Heun(steps=30, guidance=guide).sample(of_class, EDMSchedule(), noise, SHAPE)
+            draw_points(axes, points, f"C{label + 1}")
+        where = "" if interval == (0.0, math.inf) else rf", ${interval[0]:g} < \sigma / \alpha \leq {interval[1]:g}$"
+        axes.set_title(f"w = {weight:g}{where}", size=9)
+    return _save(figure, out)
+
+
+def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution: int = 64) -> Path:
+    """A row for each run: the density of the data, samples of the model, and the density of the model."""
+    from lit_gen.commands import load_model  # with all of Lightning, which the other figures do without
+    from lit_gen.config import ExperimentCLI
+
+    figure = new_figure(7.5, 2.65 * len(runs), DOTS)
+    panels = figure.subplots(
+        len(runs),
+        3,
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.01,
+            "right": 0.99,
+            "bottom": 0.005,
+            "top": 1 - 0.1 / len(runs),
+            "wspace": 0.03,
+            "hspace": 0.12,
+        },
+    )
+    one, zero = _numbers(1, 0)
+    for (true, samples, density), directory in zip(panels, runs, strict=True):
+        run = Run.open(directory)
+        objects = ExperimentCLI(["--config", str(run.config)]).objects()
+        model, data, source = objects.model, objects.data, objects.data.source
+        if not isinstance(model, Diffusion) or not isinstance(source, PointSource):
+            raise UserError(f"{directory}: holds no diffusion model of points of the plane, such as points_edm makes")
+        load_model(run, model, "ema")
+        held_out = torch.from_numpy(data.images("test")[:num_points])
+        others = torch.from_numpy(data.images("train")[:num_points])
+        points = model.sample(Noise(0, range(num_points)))
+        distance, floor = (wasserstein2(x.flatten(1), held_out.flatten(1)) for x in (points, others))
+
+        def log_density(x: Tensor, model: Diffusion = model) -> Tensor:
+            flow = ProbabilityFlow(steps=32, solver="heun", divergence="exact")
+            return flow.log_density(model.denoiser, model.schedule, x.reshape(-1, *SHAPE), Noise(0, range(len(x))))
+
+        of_model, of_data = (
+            float(log_density(held_out).mean()),
+            float(source.exact.log_density(held_out, one, zero).mean()),
+        )
+        draw_density(true, source)
+        draw_density(samples, source)
+        draw_points(samples, points)
+        shade(density, log_density(grid_of_points(1.0, resolution)))
+        true.set_title(f"{data.name}: log p = {of_data:.2f}", size=9)
+        samples.set_title(f"{type(model).__name__}: $W_2$ = {distance:.3f} (data {floor:.3f})", size=9)
+        density.set_title(f"density of the model: log p = {of_model:.2f}", size=9)
+        print(
+            f"{directory}: W2 {distance:.4f} (two sets of data {floor:.4f}), mean log-density of test points "
+            f"{of_model:.3f} nats (exact {of_data:.3f})"
+        )
+    return _save(figure, out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draws one figure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_gen.report.theory", description="Figures of docs/diffusion.md."
+    )
+    figures = parser.add_subparsers(required=True, metavar="FIGURE")
+    of_source = {"path": path, "trajectories": trajectories, "convergence": convergence}
+    for name, draw in [*of_source.items(), ("guidance", guidance), ("learned", learned)]:
+        figure = figures.add_parser(name, help=(draw.__doc__ or "").split("\n")[0])
+        figure.add_argument("--out", type=Path, default=Path(f"{name}.png"), help="the PNG to write")
+        if name in of_source:
+            figure.add_argument("--source", choices=SOURCES, default="TwoMoons", help="the data (default: TwoMoons)")
+            figure.set_defaults(draw=lambda given, draw=of_source[name]: draw(SOURCES[given.source](), given.out))
+        elif name == "guidance":
+            figure.set_defaults(draw=lambda given: guidance(given.out))
+        else:
+            figure.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run on points of the plane")
+            figure.set_defaults(draw=lambda given: learned(given.runs, given.out))
+    options = parser.parse_args(arguments)
+    if options.out.suffix != ".png":
+        parser.error(f"--out: {options.out} does not end in .png")
+    try:
+        print(options.draw(options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    """As `save_figure`, in 64 colours, which takes a fifth of the space."""
+    save_figure(figure, path)
+    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+    return path
+
+
+def _numbers(alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+    return torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
+
+
+def _name(sampler: Sampler) -> str:
+    names = {"DDPM": "DDPM (small variance)", "DPMSolver": "DPMSolver++ (2M)"}
+    return names.get(type(sampler).__name__, type(sampler).__name__)
+
+
+def _points(sampler: Sampler, denoiser: Denoiser, num: int) -> Tensor:
+    return sampler.sample(denoiser, EDMSchedule(), Noise(0, range(num)), SHAPE)
+
+
+def _draw_curves(
+    axes: "Axes",
+    curves: Sequence[tuple[str, str, Sampler]],
+    error: Callable[[Tensor], float],
+    source: PointSource,
+    num: int,
+) -> None:
+    """A line through (NFE, error of the samples) for each name."""
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name, style, sampler in curves:
+        exact = source.exact
+        samples = _points(sampler, exact, num)
+        points.setdefault((name, style), []).append((exact.evaluations, error(samples)))
+    for (name, style), curve in points.items():
+        axes.plot(*zip(*curve, strict=True), style, label=name, markersize=4, linewidth=1.2)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
