@@ -44,7 +44,7 @@ def test_help_imports_neither_torch_nor_lightning() -> None:
     code = f"import sys; from lit_gen.cli import main; main([]); assert not {heavy}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for verb in ("fit", "run", "evaluate", "sample", "sweep", "leaderboard"):
+    for verb in ("fit", "run", "evaluate", "sample", "reflow", "ema", "sweep", "leaderboard"):
         assert f"  {verb} " in done.stdout
 
 

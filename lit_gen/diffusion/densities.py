@@ -107,16 +107,6 @@ class UniformSteps(TimeDensity):
         return torch.ones_like(t)
 
 
-class PureNoise(TimeDensity):
-    """Only t = 1: what is learned is the map from noise to image in one step."""
-
-    def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
-        return torch.ones_like(u)
-
-    def pdf(self, schedule: Schedule, t: Tensor) -> Tensor:
-        return torch.where(t == 1, math.inf, 0.0)
-
-
 class LognormalSigma(TimeDensity):
     """ln(sigma / alpha) ~ N(mean, std^2).
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_gen.data import Batch
 from lit_gen.diffusion.coupling import optimal_transport
 from lit_gen.diffusion.denoisers import Velocity
-from lit_gen.diffusion.densities import LogitNormal, PureNoise, TimeDensity, UniformTime
+from lit_gen.diffusion.densities import FixedTime, LogitNormal, TimeDensity, UniformTime
 from lit_gen.diffusion.samplers import Euler, Sampler
 from lit_gen.diffusion.schedules import Rectified
 from lit_gen.diffusion.straightness import straightness
@@ -17,7 +17,7 @@ from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise
 
 Times = Literal["uniform", "logit_normal", "noise"]
-DENSITIES: dict[str, type[TimeDensity]] = {"uniform": UniformTime, "logit_normal": LogitNormal, "noise": PureNoise}
+DENSITIES: dict[str, type[TimeDensity]] = {"uniform": UniformTime, "logit_normal": LogitNormal, "noise": FixedTime}
 
 
 class FlowMatching(Diffusion):

@@ -1,0 +1,92 @@
+"""The Wasserstein distance against brute force over permutations and closed forms."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from lit_gen.errors import UserError
+from lit_gen.metrics import WassersteinDistance, wasserstein2
+
+
+def points(num: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(num, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_all_permutations(seed: int) -> None:
+    a, b = points(6, seed), points(6, 100 + seed)
+    costs = [float((a - b[list(order)]).square().sum(1).mean()) for order in itertools.permutations(range(6))]
+    assert wasserstein2(a, b) == pytest.approx(math.sqrt(min(costs)), rel=1e-12)
+    assert min(costs) < 0.9 * costs[0], "the order as given is best already: the test would see nothing"
+
+
+def test_a_shifted_set_is_as_far_as_the_shift() -> None:
+    a = points(50)
+    for shift in (torch.tensor([3.0, -4.0]), torch.tensor([0.003, 0.004])):
+        assert wasserstein2(a, (a + shift)[torch.randperm(50)]) == pytest.approx(float(shift.norm()), rel=1e-6)
+
+
+def test_on_a_line_points_are_joined_in_their_order() -> None:
+    a, b = points(40)[:, :1] ** 3, points(40, 1)[:, :1]
+    sorted_cost = (a.sort(0).values - b.sort(0).values).square().mean().sqrt()
+    assert wasserstein2(a, b) == pytest.approx(float(sorted_cost), rel=1e-12)
+
+
+def test_it_is_a_distance_of_sets() -> None:
+    a, b, c = points(30, 0), points(30, 1), points(30, 2)
+    assert wasserstein2(a, a[torch.randperm(30)]) == 0
+    assert wasserstein2(a, b) == pytest.approx(wasserstein2(b[torch.randperm(30)], a), rel=1e-12)
+    assert wasserstein2(5 * a, 5 * b) == pytest.approx(5 * wasserstein2(a, b), rel=1e-12)
+    assert wasserstein2(a, b) <= wasserstein2(a, c) + wasserstein2(c, b)
+
+
+def test_single_precision_is_computed_in_double() -> None:
+    a, b = 1000 + points(20), 1000 + points(20, 1)
+    assert wasserstein2(a.float(), b.float()) == pytest.approx(wasserstein2(a, b), rel=2e-4)
+    assert wasserstein2(a.float(), b.float()) == wasserstein2(a.float().double(), b.float().double())
+
+
+def test_the_metric_does_not_depend_on_batches_or_their_order() -> None:
+    samples, real = points(25, 3), points(25, 4)
+    for batches in (torch.arange(25).split(7), torch.randperm(25).split(4)):
+        metric = WassersteinDistance(real)
+        for index in batches:
+            metric.update(samples[index], index)
+        assert float(metric.compute()) == wasserstein2(samples, real)
+
+
+def test_the_states_of_processes_add_up() -> None:
+    """What a sum over processes makes of the states of two that saw one half each."""
+    samples, real = points(9, 3), points(9, 4)
+    halves = [WassersteinDistance(real) for _ in range(2)]
+    for rank, metric in enumerate(halves):
+        index = torch.arange(rank, 9, 2)
+        metric.update(samples[index], index)
+    assert all(reduction is not None for reduction in halves[0]._reductions.values())
+    merged = WassersteinDistance(real)
+    for name in merged._defaults:
+        reduce = merged._reductions[name]
+        setattr(merged, name, reduce(torch.stack([getattr(metric, name) for metric in halves])))  # type: ignore[misc]
+    merged._update_count = 1
+    assert float(merged.compute()) == wasserstein2(samples, real)
+
+
+def test_a_number_of_samples_that_was_not_promised() -> None:
+    metric = WassersteinDistance(points(5))
+    metric.update(points(4), torch.arange(4))
+    with pytest.raises(ValueError, match="between 5 images, but saw 4"):
+        metric.compute()
+
+
+def test_bad_points() -> None:
+    with pytest.raises(ValueError, match=r"\(4, 2\) and \(5, 2\)"):
+        wasserstein2(points(4), points(5))
+    with pytest.raises(UserError, match="at most 5000 points and not 5001"):
+        wasserstein2(torch.zeros(5001, 2), torch.zeros(5001, 2))
+    for bad in (math.nan, math.inf):
+        broken = points(4)
+        broken[2, 1] = bad
+        with pytest.raises(UserError, match="not finite"):
+            wasserstein2(broken, points(4))
