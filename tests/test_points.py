@@ -17,6 +17,7 @@ from lit_gen.config import ExperimentCLI
 from lit_gen.data import TwoMoons
 from lit_gen.diffusion.likelihood import ProbabilityFlow
 from lit_gen.metrics import wasserstein2
+from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise
 from lit_gen.report import leaderboard, plots
 from lit_gen.report.results import load_results
@@ -33,7 +34,7 @@ TEN_STEPS = ["--sampler=Heun", "--sampler.steps=10", "--evaluation.num_samples=5
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A few hundred steps."""
     root = tmp_path_factory.mktemp("runs")
-    small = ["--model.network.width=128", "--model.network.depth=1", "--budget.num_images=120000", "--model.warmup=5000"]
+    small = ["--model.network.width=64", "--model.network.depth=2", "--budget.num_images=120000", "--model.warmup=5000"]
     return commands.fit([EDM, *MOONS, *small, f"--run.root={root}"])
 
 
@@ -159,6 +160,7 @@ def test_a_trained_model_has_learned_the_density(tmp_path: Path) -> None:
     """Its likelihood of held-out points is near their exact density: it cannot be greater but by chance."""
     run = commands.fit([EDM, *MOONS, f"--run.root={tmp_path}"])
     model = load_model(run, ExperimentCLI(["--config", str(run.config)]).objects().model, "ema")
+    assert isinstance(model, Diffusion)
     source, num = TwoMoons(), 1000
     x = torch.from_numpy(source.load("test").images[:num])
     exact = source.exact.log_density(x, torch.ones(()).double(), torch.zeros(()).double())

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,7 +32,11 @@ class MLPBlock(nn.Module):
 class ResidualMLP(ConditionalNetwork):
     """Perceptron with residual blocks: x (N, C, H, W), c_noise (N,), labels (N,) or None -> (N, C_out, H, W).
 
-    All values of an image are one vector. Exactly zero at initialisation.
+    All values of an image are one vector, h = W [x, sin(2^k x), cos(2^k x)] for the octaves k = 0, 1, ... of the input:
+    without them a network of this size is slow to learn what changes over short distances. Exactly zero at
+    initialisation.
+
+    Paper: Tancik et al. 2020, https://arxiv.org/abs/2006.10739 (sinusoids of the input)
 
     Args:
         image_shape: (C, H, W); (2, 1, 1) for points of the plane.
@@ -39,11 +44,12 @@ class ResidualMLP(ConditionalNetwork):
             `num_classes`, stands for "no class" and is used where labels are below 0 or None.
         width: Width of the hidden layers, even.
         depth: Number of residual blocks.
+        octaves: Number of octaves of sinusoids; 0 for none.
         out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance.
         time_embedding: Sinusoids of c_noise with fixed frequencies, or Fourier features with random ones.
 
     Raises:
-        UserError: if width or depth does not suit.
+        UserError: if width, depth or octaves do not suit.
     """
 
     def __init__(
@@ -52,20 +58,26 @@ class ResidualMLP(ConditionalNetwork):
         num_classes: int = 0,
         width: int = 128,
         depth: int = 4,
+        octaves: int = 5,
         out_channels: int | None = None,
         time_embedding: TimeEmbedding = "positional",
     ) -> None:
-        if width < 4 or width % 2 or depth < 1:
-            raise UserError(f"width must be even and at least 4, and depth positive, got {width} and {depth}")
+        if width < 4 or width % 2 or depth < 1 or octaves < 0:
+            raise UserError(
+                f"width must be even and at least 4, depth positive and octaves not negative, got {width}, {depth} and "
+                f"{octaves}"
+            )
         super().__init__(width, width, num_classes, time_embedding, augment_dim=0)
         self.out_shape = (out_channels or image_shape[0], *image_shape[1:])
-        self.stem = nn.Linear(math.prod(image_shape), width)
+        self.octaves = octaves
+        self.stem = nn.Linear(math.prod(image_shape) * (1 + 2 * octaves), width)
         self.blocks = nn.ModuleList([MLPBlock(width, width) for _ in range(depth)])
         self.out = zeros(nn.Linear(width, math.prod(self.out_shape)))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         emb = F.silu(self.embedding(c_noise, labels))
-        h = self.stem(x.flatten(1))
+        phases = [2**k * x.flatten(1) for k in range(self.octaves)]
+        h = self.stem(torch.cat([x.flatten(1), *(p.sin() for p in phases), *(p.cos() for p in phases)], 1))
         for block in self.blocks:
             h = block(h, emb)
         return self.out(F.silu(h)).unflatten(1, self.out_shape)

@@ -63,6 +63,7 @@ def test_the_label_is_the_part_a_point_is_of(source: PointSource) -> None:
         if isinstance(source, TwoMoons):  # of a half circle, its centre of mass is 2 / pi radii from its centre
             expected = np.array([-0.25, 1 / math.pi - 0.125]) * (1 if label == 0 else -1)
         else:
+            assert isinstance(source, GaussianMixture2D)
             angle = 2 * math.pi * label / source.num_classes
             expected = source.radius * np.array([math.cos(angle), math.sin(angle)])
         np.testing.assert_allclose(mean, expected, atol=0.015)

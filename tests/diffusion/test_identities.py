@@ -2,6 +2,8 @@
 
 import math
 from copy import copy
+from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -135,7 +137,7 @@ def test_the_learned_variance_in_the_symbols_of_the_paper(schedule: Schedule, t:
 
 
 @pytest.mark.parametrize(("value", "name"), [(-1.0, "small"), (1.0, "large")])
-def test_a_network_may_learn_either_variance(mixture, value: float, name: str):
+def test_a_network_may_learn_either_variance(mixture, value: float, name: Literal["small", "large"]):
     vp = DiscreteVP()
     exact = exact_network(mixture, vp, Epsilon())
 
@@ -280,14 +282,12 @@ def test_the_flow_of_one_path_is_that_of_another_rescaled(mixture, schedule: Sch
 def test_a_change_of_schedule_after_training_leaves_the_images_unchanged(mixture, schedule: Schedule, path: Schedule):
     """A network trained on one path and sampled on another, at the same noise levels."""
     model = NetworkDenoiser(exact_network(mixture, schedule, V()), schedule, V())
-    grids = [Karras(sigma_max=40)]
+    grids: list[Grid] = [Karras(sigma_max=40)]
     if path.max_ratio >= schedule.max_ratio:  # else the path does not reach the noise that this grid begins with
         grids.append(TimeShift())
     for grid in grids:
-        for sampler, arguments in ((DDIM, {}), (Euler, {}), (Heun, {"coordinates": "rectified"})):
-            own, other = (
-                run(sampler(steps=5, grid=grid, schedule=s, **arguments), model, schedule) for s in (None, path)
-            )
+        for sampler in (DDIM, Euler, partial(Heun, coordinates="rectified")):
+            own, other = (run(sampler(steps=5, grid=grid, schedule=s), model, schedule) for s in (None, path))
             torch.testing.assert_close(other, own, rtol=1e-9, atol=1e-9)
 
 

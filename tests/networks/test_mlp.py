@@ -11,8 +11,9 @@ from lit_gen.networks.mlp import MLPBlock
 from tests.networks.random_networks import batch, randomise
 
 
-def test_mlp_against_its_equation() -> None:
-    network = randomise(ResidualMLP((2, 1, 1), 3, width=6, depth=2, out_channels=5)).double()
+@pytest.mark.parametrize("octaves", [0, 2])
+def test_mlp_against_its_equation(octaves: int) -> None:
+    network = randomise(ResidualMLP((2, 1, 1), 3, width=6, depth=2, octaves=octaves, out_channels=5)).double()
     x, c_noise, labels = batch(4, (2, 1, 1))
 
     def silu(h: Tensor) -> Tensor:
@@ -21,7 +22,11 @@ def test_mlp_against_its_equation() -> None:
     first, _, second = network.embed_noise
     assert network.embed_label is not None
     e = second(silu(first(sinusoids(c_noise, 6)))) + network.embed_label.weight[labels]
-    h = network.stem(x[:, :, 0, 0])
+    values = x[:, :, 0, 0]
+    if octaves:
+        sinusoids_of_x = [values.sin(), (2 * values).sin(), values.cos(), (2 * values).cos()]
+        values = torch.cat([values, *sinusoids_of_x], dim=1)
+    h = network.stem(values)
     for block in network.blocks:
         assert isinstance(block, MLPBlock)
         h = h + block.second(silu(block.first(silu(h)) + block.emb(silu(e))))
@@ -29,7 +34,7 @@ def test_mlp_against_its_equation() -> None:
     torch.testing.assert_close(network(x, c_noise, labels), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{"width": 7}, {"width": 2}, {"depth": 0}])
+@pytest.mark.parametrize("settings", [{"width": 7}, {"width": 2}, {"depth": 0}, {"octaves": -1}])
 def test_unsuitable_settings(settings: dict) -> None:
-    with pytest.raises(UserError, match="width must be even and at least 4, and depth positive"):
+    with pytest.raises(UserError, match="width must be even and at least 4, depth positive"):
         ResidualMLP((2, 1, 1), **settings)
