@@ -149,8 +149,8 @@ class Evaluation:
         """What the samples are scored by, with what it needs of the real images."""
         if isinstance(net, Points):
             splits = (self.split, "train" if self.split == "test" else "test")
-            real, others = (torch.from_numpy(data.images(split)[: self.num_samples]) for split in splits)
-            return PointScores(net, real, others, device)
+            real, others = (torch.from_numpy(data.images(split)) for split in splits)
+            return PointScores(net, real[: self.num_samples], others, device)
         what, num_real = f"reference statistics of {data.name}", len(data.images(self.split))
         with image_progress(what, num_real, show=ranks()[0] == 0, at_once=False) as progress:
             reference = reference_moments(data, self.split, net, cache, progress=progress.add if progress else None)

@@ -48,17 +48,18 @@ def draw_density(axes: "Axes", source: PointSource, reach: float = 1.0, alpha: f
     shade(axes, torch.cat([source.exact.log_density(part, *scales) for part in parts]), reach)
 
 
-def shade(axes: "Axes", log_density: Tensor, reach: float = 1.0) -> None:
-    """Shades [-reach, reach]^2 by a density, known at `grid_of_points`; the darkest is its maximum."""
+def shade(axes: "Axes", log_density: Tensor, reach: float = 1.0, darkest: float | None = None) -> None:
+    """Shades [-reach, reach]^2 by a density, known at `grid_of_points`; the darkest shade is of its maximum."""
     num = math.isqrt(len(log_density))
     density = log_density.exp().reshape(num, num)
+    darkest = float(density.max()) if darkest is None else darkest
     axes.imshow(
         density.numpy(),
         extent=(-reach, reach, -reach, reach),
         origin="lower",
         cmap="Blues",
         vmin=0,
-        vmax=1.3 * float(density.max()),
+        vmax=1.3 * darkest,
     )
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
 

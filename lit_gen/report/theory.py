@@ -46,7 +46,7 @@ from lit_gen.diffusion import (
 )
 from lit_gen.diffusion.likelihood import ProbabilityFlow
 from lit_gen.errors import UserError
-from lit_gen.metrics import wasserstein2
+from lit_gen.metrics import Points, PointScores, wasserstein2
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise
 from lit_gen.report.plots import new_figure, save_figure
@@ -102,7 +102,7 @@ def path(source: PointSource, out: Path) -> Path:
     return _save(figure, out)
 
 
-def trajectories(source: PointSource, out: Path, num_points: int = 200) -> Path:
+def trajectories(source: PointSource, out: Path, num_points: int = 150) -> Path:
     """Where several samplers take the same noises, and some of their ways there, with the exact denoiser."""
     samplers: list[Sampler] = [
         DDIM(steps=5),
@@ -122,7 +122,7 @@ def trajectories(source: PointSource, out: Path, num_points: int = 200) -> Path:
         watched, exact = Trajectories(sampler, num_points), source.exact
         _points(watched.sampler, exact, num_points)
         draw_density(axes, source, 1.6)
-        draw_paths(axes, watched.states, num_lines=40 if sampler in samplers[:4] else 3)
+        draw_paths(axes, watched.states, num_lines=40 if sampler in samplers[:4] else 2)
         axes.set_title(f"{_name(sampler)}, NFE {exact.evaluations:g}", size=8.5)
     return _save(figure, out)
 
@@ -193,7 +193,7 @@ def guidance(out: Path, num_points: int = 1500) -> Path:
     return _save(figure, out)
 
 
-def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution: int = 64) -> Path:
+def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution: int = 100) -> Path:
     """A row for each run: the density of the data, samples of the model, and the density of the model."""
     from lit_gen.commands import load_model  # with all of Lightning, which the other figures do without
     from lit_gen.config import ExperimentCLI
@@ -221,9 +221,10 @@ def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution:
             raise UserError(f"{directory}: holds no diffusion model of points of the plane, such as points_edm makes")
         load_model(run, model, "ema")
         held_out = torch.from_numpy(data.images("test")[:num_points])
-        others = torch.from_numpy(data.images("train")[:num_points])
         points = model.sample(Noise(0, range(num_points)))
-        distance, floor = (wasserstein2(x.flatten(1), held_out.flatten(1)) for x in (points, others))
+        scores = PointScores(Points(), held_out, torch.from_numpy(data.images("train")), torch.device("cpu"))
+        scores.update(points, torch.arange(num_points))
+        distance, floor = scores.compute().values()
 
         def log_density(x: Tensor, model: Diffusion = model) -> Tensor:
             flow = ProbabilityFlow(steps=32, solver="heun", divergence="exact")
@@ -236,7 +237,8 @@ def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution:
         draw_density(true, source)
         draw_density(samples, source)
         draw_points(samples, points)
-        shade(density, log_density(grid_of_points(1.0, resolution)))
+        pixels = grid_of_points(1.0, resolution)
+        shade(density, log_density(pixels), darkest=float(source.exact.log_density(pixels, one, zero).exp().max()))
         true.set_title(f"{data.name}: log p = {of_data:.2f}", size=9)
         samples.set_title(f"{type(model).__name__}: $W_2$ = {distance:.3f} (data {floor:.3f})", size=9)
         density.set_title(f"density of the model: log p = {of_model:.2f}", size=9)
@@ -277,9 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _save(figure: "Figure", path: Path) -> Path:
-    """As `save_figure`, in 64 colours, which takes a fifth of the space."""
+    """As `save_figure`, in 256 colours, which takes a third of the space."""
     save_figure(figure, path)
-    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
     return path
 
 
