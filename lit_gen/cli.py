@@ -101,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     formats = leaderboard.add_mutually_exclusive_group()
     for name in ("json", "csv", "markdown"):
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, default="table")
+    formats.add_argument(
+        "--budgets",
+        type=lambda text: [int(budget) for budget in text.split(",")],
+        metavar="5,10,20",
+        help="a Markdown table of model and sampler against budgets of network evaluations",
+    )
     leaderboard.set_defaults(command=_leaderboard)
     return parser
 
@@ -151,7 +157,9 @@ def _leaderboard(options: argparse.Namespace) -> int:
     from lit_gen.report.results import load_results
 
     board = leaderboard.rank(load_results(options.folder), by=options.by, where=options.where)
-    if options.format == "table":
+    if options.budgets:
+        print(render.to_budget_table(board, options.budgets).rstrip())
+    elif options.format == "table":
         render.print_table(board)
     else:
         formats = {"json": render.to_json, "csv": render.to_csv, "markdown": render.to_markdown}

@@ -101,6 +101,7 @@ class Score(Parameterization):
     Args:
         condition: how the network is told the noise level: by time, c_noise = 999 t, as on the VP and sub-VP paths of
             the paper, or by sigma, c_noise = ln(sigma / alpha), as on its VE path.
+        scale_input: c_in = 1 / sqrt(alpha^2 + sigma^2), which is 1 on the VP path, rather than the paper's 1.
 
     Raises:
         UserError: condition is neither.
@@ -108,13 +109,17 @@ class Score(Parameterization):
 
     max_ratio = 1e5
 
-    def __init__(self, condition: Literal["time", "sigma"] = "time") -> None:
+    def __init__(self, condition: Literal["time", "sigma"] = "time", scale_input: bool = False) -> None:
         if condition not in ("time", "sigma"):
             raise UserError(f"condition of the parameterization Score must be time or sigma, not {condition!r}")
         self.condition = condition
+        self.scale_input = scale_input
 
     def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(alpha), -torch.ones_like(alpha)
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha**2 + sigma**2).rsqrt() if self.scale_input else super().c_in(alpha, sigma)
 
     def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return super().c_noise(t, alpha, sigma) if self.condition == "time" else (sigma / alpha).log()

@@ -25,6 +25,9 @@ class ScoreSDE(Diffusion):
         sde: Variance preserving (beta from 0.1 to 20), sub-variance preserving or variance exploding.
         sigma_min: Least noise level of the variance-exploding SDE.
         sigma_max: Its greatest; about the greatest distance between two images.
+        scale_input: Scale what the network sees to the norm of the variance-preserving path. Of an input as large as
+            sigma_max, as the paper's, normalisation layers forget the size, of which the score of a small image needs
+            to know a few per cent.
         optimizer: Optimizer of the network's parameters.
     """
 
@@ -33,13 +36,14 @@ class ScoreSDE(Diffusion):
         sde: Literal["vp", "subvp", "ve"] = "vp",
         sigma_min: float = 0.02,
         sigma_max: float = 100.0,
+        scale_input: bool = False,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
         **kwargs: Any,
     ) -> None:
         schedules: dict[str, Schedule] = {"vp": LinearVP(), "subvp": SubVP(), "ve": VE(sigma_min, sigma_max)}
         super().__init__(
             schedule=schedules[sde],
-            parameterization=Score("sigma" if sde == "ve" else "time"),
+            parameterization=Score("sigma" if sde == "ve" else "time", scale_input),
             density=UniformLogSigma() if sde == "ve" else UniformTime(),
             optimizer=optimizer,
             clip=None,

@@ -15,6 +15,7 @@ from lit_gen.report.leaderboard import Row, describe_protocol, distance_metric, 
 from lit_gen.report.results import Result
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MARKERS = ["o", "s", "x", "^", "+", "D", "v", "*", "P"]
@@ -25,7 +26,8 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
     """Draw the Frechet distance against NFE: a colour for each training, a marker and a line for each sampler.
 
     A family that has no sampler is a star at its NFE, and a dotted line across at its distance. Evaluations that differ
-    in seeds only are one point with an error bar of one standard deviation.
+    in seeds only are one point with an error bar of one standard deviation. Where more than six samplers have each run
+    on several models, each model has a panel of its own, and a sampler its colour.
 
     Args:
         results: Evaluations of one protocol.
@@ -39,29 +41,61 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
         raise UserError("there are no results to draw")
     refuse_unlike(results)
     metric = metric or distance_metric(results)
-    rows = [Row(None, group) for group in group_seeds(results)]
-    families = dict.fromkeys(_family(row.first, results) for row in rows)
-    colours = {family: f"C{index % 10}" for index, family in enumerate(families)}
-    samplers = list(dict.fromkeys(_sampler(row.first, results) for row in rows if row.first.sampler))
-    figure = new_figure(9.0, 5.6)
-    axes = figure.add_axes((0.08, 0.19, 0.66, 0.76))
-    for family, colour in colours.items():
-        curves: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            if _family(row.first, results) == family:
-                curves[_sampler(row.first, results)].append(row)
-        for sampler, curve in curves.items():
-            curve.sort(key=lambda row: row.mean("nfe"))
-            x = [row.mean("nfe") for row in curve]
-            y = [row.mean(f"metrics.{metric}") for row in curve]
-            error = [row.std(f"metrics.{metric}") or 0.0 for row in curve]
-            if sampler:
-                style = _style(samplers.index(sampler))
-                axes.errorbar(x, y, error if any(error) else None, color=colour, capsize=2, linewidth=1.2, **style)
-            else:
-                axes.errorbar(x, y, error if any(error) else None, color=colour, fmt="*", markersize=11, capsize=2)
-                for value in y:
-                    axes.axhline(value, color=colour, linestyle=(0, (1, 3)), linewidth=1)
+    curves: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for group in group_seeds(results):
+        curves[_family(group[0], results), _sampler(group[0], results)].append(Row(None, group))
+    families = dict.fromkeys(family for family, _ in curves)
+    samplers = list(dict.fromkeys(sampler for _, sampler in curves if sampler))
+    sampled = [family for family in families if any((family, sampler) in curves for sampler in samplers)]
+    if len(sampled) > 1 and len(samplers) > 6:
+        columns = min(3, len(sampled))
+        rows = -(-len(sampled) // columns)
+        figure = new_figure(3.6 * columns + 2.2, 3.2 * rows + 0.7)
+        room = {"left": 0.05, "right": 0.83, "bottom": 0.32 / rows, "top": 1 - 0.1 / rows, "wspace": 0.06}
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw=room).flatten()
+        colours = {sampler: f"C{index % 10}" for index, sampler in enumerate(samplers)}
+        for axes, family in itertools.zip_longest(panels, sampled):
+            if family is None:
+                axes.set_axis_off()
+                continue
+            for (of, sampler), curve in curves.items():
+                if of == family or of not in sampled:
+                    _draw_curve(axes, curve, metric, colours.get(sampler, "0.4"), samplers, sampler)
+            axes.set_title(family, size=10)
+        _legends(panels[columns - 1], dict.fromkeys(families.keys() - sampled, "0.4"), samplers, set(), colours)
+        drawn = list(panels[: len(sampled)])
+    else:
+        figure = new_figure(9.0, 5.6)
+        axes = figure.add_axes((0.08, 0.19, 0.66, 0.76))
+        colours = {family: f"C{index % 10}" for index, family in enumerate(families)}
+        for (family, sampler), curve in curves.items():
+            _draw_curve(axes, curve, metric, colours[family], samplers, sampler)
+        _legends(axes, colours, samplers, set(sampled))
+        drawn = [axes]
+    rows_of_all = [row for curve in curves.values() for row in curve]
+    for axes in drawn:
+        _label_axes(axes, rows_of_all, metric)
+    left = 0.08 if len(drawn) == 1 else 0.05
+    figure.text(left, 0.02, textwrap.fill(describe_protocol(results[0].protocol), 125), size=7.5, color="0.35")
+    return save_figure(figure, path)
+
+
+def _draw_curve(axes: "Axes", curve: list[Row], metric: str, colour: str, samplers: list[str], sampler: str) -> None:
+    """One model under one sampler, or stars for a family that has none."""
+    curve.sort(key=lambda row: row.mean("nfe"))
+    x = [row.mean("nfe") for row in curve]
+    y = [row.mean(f"metrics.{metric}") for row in curve]
+    error = [row.std(f"metrics.{metric}") or 0.0 for row in curve]
+    if sampler:
+        style = _style(samplers.index(sampler))
+        axes.errorbar(x, y, error if any(error) else None, color=colour, capsize=2, linewidth=1.2, **style)
+    else:
+        axes.errorbar(x, y, error if any(error) else None, color=colour, fmt="*", markersize=11, capsize=2)
+        for value in y:
+            axes.axhline(value, color=colour, linestyle=(0, (1, 3)), linewidth=1)
+
+
+def _label_axes(axes: "Axes", rows: Sequence[Row], metric: str) -> None:
     values = [row.mean(f"metrics.{metric}") for row in rows]
     axes.set_xscale("log")
     if all(value > 0 for value in values) and max(values) > 5 * min(values):
@@ -75,9 +109,7 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
     axes.set_ylabel(metric)
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    _legends(axes, colours, samplers, {_family(result, results) for result in results if result.sampler})
-    figure.text(0.08, 0.02, textwrap.fill(describe_protocol(results[0].protocol), 125), size=7.5, color="0.35")
-    return save_figure(figure, path)
+    axes.label_outer()
 
 
 def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16) -> Path:
@@ -203,7 +235,14 @@ def _style(index: int) -> dict[str, Any]:
     return {"marker": marker, "linestyle": line, "markerfacecolor": "none", "markersize": max(4.0, 9.0 - 1.2 * index)}
 
 
-def _legends(axes: Any, colours: dict[str, str], samplers: list[str], with_sampler: set[str]) -> None:
+def _legends(
+    axes: "Axes",
+    colours: dict[str, str],
+    samplers: list[str],
+    with_sampler: set[str],
+    of_samplers: dict[str, str] | None = None,
+) -> None:
+    """Legends beside the axes: of models, if there are any, and of samplers, grey unless they have colours."""
     from matplotlib.lines import Line2D
 
     models = [
@@ -212,20 +251,31 @@ def _legends(axes: Any, colours: dict[str, str], samplers: list[str], with_sampl
         else Line2D([], [], color=colour, marker="*", markersize=10, linestyle=":", label=f"{family} (no sampler)")
         for family, colour in colours.items()
     ]
-    first = axes.legend(handles=models, title="model", loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False)
-    first._legend_box.align = "left"
-    axes.add_artist(first)
+    if models:
+        first = axes.legend(
+            handles=models,
+            title="model",
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.02),
+            frameon=False,
+            alignment="left",
+        )
+        axes.add_artist(first)
     if samplers:
-        lines = [Line2D([], [], color="0.3", label=name, **_style(index)) for index, name in enumerate(samplers)]
-        second = axes.legend(
+        grey = dict.fromkeys(samplers, "0.3")
+        lines = [
+            Line2D([], [], color=(of_samplers or grey)[name], label=name, **_style(index))
+            for index, name in enumerate(samplers)
+        ]
+        axes.legend(
             handles=lines,
             title="sampler",
-            loc="lower left",
-            bbox_to_anchor=(1.01, -0.02),
+            loc="lower left" if models else "upper left",
+            bbox_to_anchor=(1.01, -0.02 if models else 1.02),
             frameon=False,
+            alignment="left",
             handlelength=3,
         )
-        second._legend_box.align = "left"
 
 
 def _plain(value: float, _: float) -> str:

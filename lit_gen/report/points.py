@@ -53,11 +53,14 @@ def shade(axes: "Axes", log_density: Tensor, reach: float = 1.0, darkest: float 
     num = math.isqrt(len(log_density))
     density = log_density.exp().reshape(num, num)
     darkest = float(density.max()) if darkest is None else darkest
+    from matplotlib import colormaps  # slow to import
+
     axes.imshow(
         density.numpy(),
         extent=(-reach, reach, -reach, reach),
         origin="lower",
-        cmap="Blues",
+        cmap=colormaps["Blues"].resampled(24),  # few shades make a small file
+        interpolation="nearest",
         vmin=0,
         vmax=1.3 * darkest,
     )

@@ -5,12 +5,16 @@ import functools
 import io
 import json
 import math
-from collections.abc import Callable
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from lit_gen.errors import UserError
 from lit_gen.report.leaderboard import Leaderboard, Row, better
 
 _ALWAYS_SHOWN = {"#", "model", "sampler", "NFE"}
@@ -70,6 +74,51 @@ def to_markdown(board: Leaderboard) -> str:
         *(_markdown_line([cell(row) for _, cell, _ in columns]) for row in board.rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
+    """A Markdown table with a row for each model and sampler and a column for each budget of network evaluations.
+
+    A cell holds the evaluations that spent most within the budget, and more than the budget before it. Rows are in the
+    order of their best cell; the best row of each column is bold.
+
+    Raises:
+        UserError: If the budgets are not positive and rising, or leave nothing to show.
+    """
+    if not budgets or any(high <= low for low, high in pairwise([0, *budgets])):
+        raise UserError(f"--budgets: {','.join(map(str, budgets))} are not positive and rising; e.g. 5,10,20")
+    lines: dict[tuple[str, str, str, str], dict[int, Row]] = defaultdict(dict)
+    for row in board.rows:
+        place = bisect_left(budgets, row.mean("nfe"))
+        if row.rank is None or place == len(budgets):
+            continue
+        line = lines[row.first.model, row.first.sampler, row.first.grid, row.run]
+        if place not in line or row.mean("nfe") > line[place].mean("nfe"):
+            line[place] = row
+    if not lines:
+        raise UserError(f"--budgets: no evaluation took {budgets[-1]} network evaluations or fewer")
+    best = {
+        place: min((line[place] for line in lines.values() if place in line), key=lambda row: row.rank or 0)
+        for place in range(len(budgets))
+        if any(place in line for line in lines.values())
+    }
+    several = len({grid for _, sampler, grid, _ in lines if sampler}) > 1
+    runs = len({key[3] for key in lines}) > len({key[0] for key in lines})
+    header = ["model", *(["run"] if runs else []), "sampler", *(["grid"] if several else []), *map(str, budgets)]
+    table = [
+        board.protocol_line,
+        "",
+        _markdown_line(header),
+        _markdown_line([":---" if name in ("model", "run", "sampler", "grid") else "---:" for name in header]),
+    ]
+    for (model, sampler, grid, run), line in lines.items():
+        cells = []
+        for place in range(len(budgets)):
+            text = _with_spread(line[place], board.by, count=False) if place in line else "-"
+            cells.append(f"**{text}**" if place in line and line[place] is best[place] else text)
+        names = [model, *([run] if runs else []), sampler or "-", *([grid or "-"] if several else [])]
+        table.append(_markdown_line([*names, *cells]))
+    return "\n".join(table) + "\n"
 
 
 def to_csv(board: Leaderboard) -> str:
@@ -138,14 +187,15 @@ def _with_its_kind(row: Row, num_images: bool) -> str:
     return f"{text} {protocol.get('kind')}" + (f" of {protocol.get('num_images')} images" if num_images else "")
 
 
-def _with_spread(row: Row, metric: str) -> str:
+def _with_spread(row: Row, metric: str, count: bool = True) -> str:
     if any(metric not in result.metrics for result in row.results):
         return "-"
     mean, std = row.mean(f"metrics.{metric}"), row.std(f"metrics.{metric}")
     if std is None:
         return _significant(mean)
     decimals = min(6, max(0, 1 - math.floor(math.log10(std)))) if std else 3
-    return f"{mean:.{decimals}f} ± {std:.{decimals}f} ({len(row.results)})"
+    of = f" ({len(row.results)})" if count else ""
+    return f"{mean:.{decimals}f} ± {std:.{decimals}f}{of}"
 
 
 def _significant(value: float, digits: int = 4) -> str:

@@ -39,6 +39,7 @@ MODELS: list[tuple[Schedule, Parameterization]] = [
     (LinearVP(), Score()),
     (SubVP(), Score()),
     (VE(sigma_max=90), Score("sigma")),
+    (VE(sigma_max=90), Score("sigma", scale_input=True)),
     (Cosine(), V()),
     (EDMSchedule(), V()),
     (VE(sigma_max=90), Sample()),
@@ -206,6 +207,8 @@ def test_the_preconditionings_of_song_in_the_table_of_edm():
     alpha, sigma = VE()(t)
     coefficients = Score("sigma").coefficients(alpha, sigma)
     torch.testing.assert_close(coefficients, (alpha, alpha, sigma), rtol=0, atol=0)
+    scaled = Score("sigma", scale_input=True).coefficients(alpha, sigma)
+    torch.testing.assert_close(scaled, ((1 + sigma**2).rsqrt(), alpha, sigma), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("parameterization", [V(), Sample()])

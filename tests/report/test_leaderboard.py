@@ -13,7 +13,7 @@ from rich.console import Console
 from lit_gen.diffusion import grids, samplers, schedules
 from lit_gen.errors import UserError
 from lit_gen.report.leaderboard import rank
-from lit_gen.report.render import print_table, to_csv, to_json, to_markdown, to_table
+from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json, to_markdown, to_table
 from lit_gen.report.results import DEFAULTS, Result, load_results, read_result, select
 from lit_gen.sweeps.journal import Journal
 
@@ -299,3 +299,34 @@ def test_broken_results_are_named(tmp_path):
         with pytest.raises(UserError, match=words) as error:
             load_results(tmp_path)
         assert str(path) in str(error.value)
+
+
+def test_a_budget_holds_the_evaluations_that_spent_most_of_it_and_the_best_of_each_is_bold():
+    found = [
+        *(
+            content("A", distance, sampler=DDIM | {"steps": nfe}, nfe=nfe)
+            for nfe, distance in ((5, 4.0), (10, 3.0), (20, 2.0))
+        ),
+        *(
+            content("B", distance, sampler=DDIM | {"name": "Heun", "steps": nfe}, nfe=nfe, seed=seed)
+            for nfe, distances in ((7, (9.0,)), (9, (2.5, 3.1)), (19, (2.2,)), (40, (0.1,)))
+            for seed, distance in enumerate(distances)
+        ),
+        content("C", 2.6, sampler=None),
+        content("D", math.nan),
+    ]
+    board = rank(results(*found))
+    lines = to_budget_table(board, [5, 10, 20]).splitlines()
+    assert lines[0] == board.protocol_line
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]] == [
+        ["model", "sampler", "5", "10", "20"],
+        [":---", ":---", "---:", "---:", "---:"],
+        ["A", "DDIM", "4.000", "3.000", "**2.000**"],
+        ["B", "Heun(eta=0)", "-", "**2.80 ± 0.42**", "2.200"],
+        ["C", "-", "**2.600**", "-", "-"],
+    ]
+    for budgets, message in (([], "rising"), ([5, 5], "rising"), ([0, 5], "rising")):
+        with pytest.raises(UserError, match=message):
+            to_budget_table(board, budgets)
+    with pytest.raises(UserError, match="no evaluation took 5"):
+        to_budget_table(rank(results(content("A", nfe=6))), [5])

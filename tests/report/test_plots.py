@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,3 +115,27 @@ def test_reports_import_neither_torch_nor_matplotlib_until_they_draw():
         "assert not {'torch', 'lightning', 'wandb', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_many_samplers_on_several_models_have_a_panel_for_each_model(tmp_path, monkeypatch):
+    names = ["DDIM", "DDPM", "Heun", "Euler", "UniPC", "DPMSolver", "RK45"]
+    for model in ("A", "B"):
+        for place, name in enumerate(names):
+            for nfe in (5, 10):
+                sampler = DDIM | {"name": name, "steps": nfe}
+                changes = {"sampler": sampler, "nfe": nfe, "run__name": model, "run__identity": model}
+                write(tmp_path, content(model, nfe + place, **changes), f"{name}-{nfe}")
+    write(tmp_path, content("WGAN", 3.0, sampler=None))
+    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["A", "B"]
+    for axes in panels:
+        curves: list[Any] = [container[0] for container in axes.containers]
+        assert len(curves) == len(names) + 1  # and the star of the family without a sampler
+        heights = sorted(list(map(float, curve.get_ydata())) for curve in curves)
+        assert heights == [[3.0], *([5.0 + place, 10.0 + place] for place in range(len(names)))]
+        assert len({curve.get_color() for curve in curves}) == len(names) + 1
+    legend = [text.get_text() for text in panels[1].get_legend().get_texts()]
+    assert sorted(label.removesuffix("(eta=0)") for label in legend) == sorted(names)
+    few = [result for result in load_results(tmp_path) if result.sampler in ("", "DDIM")]
+    assert len(draw_figure(monkeypatch, plots.distance_vs_nfe, few, "p.png").axes) == 1
