@@ -55,6 +55,8 @@ class FlowMatching(Diffusion):
             **kwargs,
         )
         self.coupling = coupling
+        if coupling == "ot":
+            self.title = f"OT-{self.title}"
 
     def training_noise(self, batch: Batch) -> Tensor:
         if batch.noise is not None:

@@ -49,6 +49,7 @@ class ScoreSDE(Diffusion):
             clip=None,
             **kwargs,
         )
+        self.title = {"vp": "ScoreSDE-VP", "subvp": "ScoreSDE-subVP", "ve": "ScoreSDE-VE"}[sde]
 
     def default_sampler(self) -> Sampler:
         # In a few dimensions the norm of one image's score says little of the size that a step may have.

@@ -130,6 +130,19 @@ def test_rectified_flow_is_flow_matching_with_independent_pairs(images):
     torch.testing.assert_close(model.loss(images, t, eps, None), expected)
 
 
+def test_results_tell_the_variants_of_a_model_apart():
+    def title(cls, **options):
+        return cls(image_shape=SHAPE, network=network, **options).title
+
+    assert [title(ScoreSDE, sde=sde) for sde in ("vp", "subvp", "ve")] == [
+        "ScoreSDE-VP",
+        "ScoreSDE-subVP",
+        "ScoreSDE-VE",
+    ]
+    assert [title(FlowMatching), title(FlowMatching, coupling="ot")] == ["FlowMatching", "OT-FlowMatching"]
+    assert title(RectifiedFlow) == "RectifiedFlow"
+
+
 @pytest.mark.parametrize("sde", ["vp", "subvp", "ve"])
 def test_score_matching_with_the_weight_sigma_squared(sde, images):
     model = ScoreSDE(image_shape=SHAPE, network=network, sde=sde, sigma_min=0.01, sigma_max=10)
