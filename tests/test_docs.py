@@ -1,0 +1,94 @@
+"""The pages under docs: their pictures are there, and their commands do what they are said to do."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from lit_gen import commands
+from lit_gen.config import ExperimentCLI
+from lit_gen.report import theory
+from lit_gen.sweeps import load_sweep
+from tests.conftest import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The words of every command line in the page's shell blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+EVERY_COMMAND = [(page, words) for page in PAGES for words in commands_of(page)]
+FIGURES = [words[3:] for _, words in EVERY_COMMAND if words[:3] == ["python", "-m", "lit_gen.report.theory"]]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_lead_somewhere(page: str) -> None:
+    text = (DOCS / f"{page}.md").read_text()
+    targets = [target for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (DOCS / target).is_file()] == []
+    for anchored, anchor in re.findall(r"\]\(([^):]+\.md)#([^)]+)\)", text):
+        headings = re.findall(r"^#+ (.*)$", (DOCS / anchored).read_text(), re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_is_made_by_a_command_of_a_page(page: str) -> None:
+    made = {words[words.index("--out") + 1] for _, words in EVERY_COMMAND if "--out" in words}
+    of_sweeps = {f"docs/images/{load_sweep([path]).name}.png" for path in (ROOT / "sweeps").glob("*.yaml")}
+    shown = re.findall(r"!\[[^\]]*\]\((images/[^)]+)\)", (DOCS / f"{page}.md").read_text())
+    assert shown
+    assert [image for image in shown if f"docs/{image}" not in made | of_sweeps] == []
+
+
+@pytest.mark.parametrize("words", [words for _, words in EVERY_COMMAND if words[0] == "lit-gen"], ids=" ".join)
+def test_commands_name_what_there_is(words: list[str]) -> None:
+    match words[1]:
+        case "run":
+            ExperimentCLI([word.replace("conf/", f"{ROOT}/conf/") for word in words[2:]])
+        case "sweep":
+            patterns = [word for word in words[2:] if word.startswith("sweeps/")]
+            assert load_sweep([path for pattern in patterns for path in sorted(ROOT.glob(pattern))]).trials
+        case "leaderboard":
+            assert Path(words[2]).name in {load_sweep([path]).name for path in (ROOT / "sweeps").glob("*.yaml")}
+        case "sample":
+            configs = [w[w.index("--config") + 1] for _, w in EVERY_COMMAND if "--config" in w]
+            names = {Path(config).stem: default_name(ROOT / config) for config in configs}
+            assert words[2].removesuffix("-*").removeprefix("runs/") in names.values()
+        case verb:
+            pytest.fail(f"no check of lit-gen {verb}")
+
+
+def default_name(config: Path) -> str:
+    """The first part of the name of the run that an experiment makes."""
+    objects = ExperimentCLI(["--config", str(config)]).objects()
+    flow = "2-" if objects.reflow.teacher is not None else ""
+    return f"runs/{objects.data.name}_{flow}{objects.model.title.lower()}".removeprefix("runs/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [words for words in FIGURES if words[0] != "learned"], ids=" ".join)
+def test_figures_are_those_of_the_page(words: list[str], tmp_path: Path) -> None:
+    place = words.index("--out") + 1
+    out = tmp_path / "figure.png"
+    assert theory.main([*words[:place], str(out), *words[place + 1 :]]) == 0
+    with Image.open(out) as drawn, Image.open(ROOT / words[place]) as shown:
+        assert drawn.size == shown.size
+
+
+def test_the_figure_of_what_was_learned(tmp_path: Path) -> None:
+    (words,) = [words for words in FIGURES if words[0] == "learned"]
+    small = ["--budget.num_images=2048", "--model.warmup=0", "--wandb.mode=disabled", f"--run.root={tmp_path}"]
+    source = yaml.safe_load((ROOT / "sweeps/points.yaml").read_text())["parameters"]["data.source"]["value"]
+    config = ROOT / "conf/experiment/points_edm.yaml"
+    run = commands.fit([f"--config={config}", f"--data.source={source}", *small])
+    assert theory.main(["learned", str(run.directory), "--out", str(tmp_path / "figure.png")]) == 0
+    with Image.open(tmp_path / "figure.png") as drawn, Image.open(ROOT / words[words.index("--out") + 1]) as shown:
+        assert drawn.width == shown.width
