@@ -1,9 +1,10 @@
 """Time of a sampler over NFE x forward time of its network, in one run.
 
-    python benchmarks/sampler.py [--size 32] [--batch 64] [--nfe 10] [--repeats 5] [--threads 2] [--only UniPC]
+    python benchmarks/sampler.py [--nfe 10] [--repeats 5] [--threads 2] [--cpu-time] [--only UniPC]
 
 A sampler's turn is followed by as many bare forward passes as it made evaluations; medians of the ratio of the two. The
-samplers take turns, so that a busy spell of the machine meets them all.
+samplers take turns, so that a busy spell of the machine meets them all. `--cpu-time` counts processor time instead of
+wall time (use it with one thread on a busy machine).
 """
 
 import argparse
@@ -39,8 +40,10 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--only", default="", help="the samplers whose line begins so")
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape = (1, args.size, args.size)
@@ -72,19 +75,20 @@ def main() -> None:
     for repeat in range(args.repeats + 1):
         for name, sampler in samplers.items():
             before = denoiser.evaluations
-            start = time.perf_counter()
+            start = clock()
             sampler.sample(denoiser, denoiser.schedule, Noise(0, range(args.batch)), shape)
-            sampled = time.perf_counter()
+            sampled = clock()
             nfe = denoiser.evaluations - before
             with torch.no_grad():
                 for _ in range(math.ceil(nfe)):
                     network(x, t)
-            forwards = (time.perf_counter() - sampled) * nfe / math.ceil(nfe)
+            forwards = (clock() - sampled) * nfe / math.ceil(nfe)
             if repeat:  # the first turn warms up
                 turns[name].append((nfe, sampled - start, forwards))
     print(
         f"{args.size}x{args.size}x1, batch {args.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"UNet of {sum(p.numel() for p in network.parameters()):,} parameters, median of {args.repeats}"
+        f"UNet of {sum(p.numel() for p in network.parameters()):,} parameters, median of {args.repeats}, "
+        f"{'processor' if args.cpu_time else 'wall'} time"
     )
     print(f"{'sampler':24}{'NFE':>6}{'sampler s':>12}{'NFE x forward s':>18}{'ratio':>8}")
     for name, measured in turns.items():

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("WANDB_MODE", "disabled")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests at a time as there are cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY_UNET = [
     "--model.network=UNet",
@@ -23,6 +25,13 @@ TINY = {
     "RectifiedFlow": ["--model=RectifiedFlow", *TINY_UNET],
     "FlowMatching": ["--model=FlowMatching", *TINY_UNET],
     "ImprovedDDPM": ["--model=ImprovedDDPM", *TINY_UNET],
+    "Diffusion": [
+        "--model=Diffusion",
+        "--model.schedule=Cosine",
+        "--model.parameterization=V",
+        "--model.density=UniformTime",
+        *TINY_UNET,
+    ],
     "ScoreSDE": ["--model=ScoreSDE", *TINY_UNET],
     "VAE": [
         "--model=VAE",

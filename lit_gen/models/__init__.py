@@ -2,6 +2,7 @@
 
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.ddpm import DDPM, ImprovedDDPM
+from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.edm import EDM
 from lit_gen.models.flow_matching import FlowMatching, RectifiedFlow
 from lit_gen.models.gan import WGAN
@@ -10,6 +11,7 @@ from lit_gen.models.vae import VAE
 
 __all__ = [
     "DDPM",
+    "Diffusion",
     "EDM",
     "FlowMatching",
     "GenerativeModel",

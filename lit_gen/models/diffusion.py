@@ -18,7 +18,7 @@ from lit_gen.diffusion.densities import TimeDensity, lattice
 from lit_gen.diffusion.guidance import Guidance
 from lit_gen.diffusion.likelihood import LikelihoodMethod, ProbabilityFlow
 from lit_gen.diffusion.objectives import LossWeight, Uncertainty, diffusion_loss, weighted
-from lit_gen.diffusion.samplers import Sampler
+from lit_gen.diffusion.samplers import Heun, Sampler
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
 from lit_gen.models.base import GenerativeModel, OptimizerFactory, step_seed
@@ -32,7 +32,8 @@ class Diffusion(GenerativeModel):
     """A network, a schedule, a parameterization and a density of training times.
 
     The loss of an image is the mean over pixels of |F(c_in x_t, c_noise, label) - target(x_0, eps, t)|^2 with t from
-    the density and eps ~ N(0, I). A subclass gives the three parts and passes the rest on.
+    the density and eps ~ N(0, I). A subclass gives the three parts and passes the rest on; by itself the class trains
+    any combination of them.
 
     Args:
         schedule: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma eps.
@@ -104,10 +105,9 @@ class Diffusion(GenerativeModel):
         return loss.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(batch_idx)
-        t = self.density(self.schedule, len(batch.images), batch.images.device)
+        t = self.density.quantile(self.schedule, Noise(0, batch.index).uniform((), torch.float64))
         loss = self.loss(batch.images, t, self.validation_noise(batch), self.conditioning(batch))
-        self.log_validation(len(loss), loss=loss.mean())
+        self.log_validation(batch, loss=loss.mean())
 
     def loss(
         self,
@@ -161,8 +161,8 @@ class Diffusion(GenerativeModel):
         return torch.randn_like(batch.images)
 
     def validation_noise(self, batch: Batch) -> Tensor:
-        """As `training_noise`, without regard to other processes, which may have fewer images."""
-        return torch.randn_like(batch.images)
+        """As `training_noise`, but the same in every validation, and without regard to other processes."""
+        return Noise(1, batch.index).normal(self.image_shape).to(batch.images)
 
     def gathered(self, values: Tensor) -> Tensor:
         """The values (N, ...) of all processes, one after the other, as many from each."""
@@ -194,6 +194,9 @@ class Diffusion(GenerativeModel):
                 "train with --model.class_conditional true --model.label_drop 0.1, or name a weaker run in "
                 "sampler.guidance.run"
             )
+
+    def default_sampler(self) -> Sampler:
+        return Heun(steps=18)
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
         assert sampler is not None

@@ -103,27 +103,34 @@ def path(source: PointSource, out: Path) -> Path:
 
 
 def trajectories(source: PointSource, out: Path, num_points: int = 150) -> Path:
-    """Where several samplers take the same noises, and some of their ways there, with the exact denoiser."""
+    """Where every sampler takes the same noises, and some of their ways there, with the exact denoiser."""
     samplers: list[Sampler] = [
         DDIM(steps=5),
-        DDIM(steps=50),
         Heun(steps=10),
         DPMSolver(steps=10),
+        DPMSolver(steps=10, method="singlestep"),
+        UniPC(steps=10),
+        RK45(rtol=1e-3, atol=1e-3),
         DDPM(steps=50, variance="small"),
+        DPMSolver(steps=50, eta=1.0),
+        Heun(steps=50, S_churn=30),
         EulerMaruyama(steps=100, grid=UniformLogSNR()),
         PredictorCorrector(steps=50, norm="level"),
         AnnealedLangevin(steps=100, steps_each=10, grid=UniformLogSNR()),
     ]
-    figure = new_figure(10.0, 5.4, DOTS)
+    titles = ["DDIM = Euler", "Heun", "DPMSolver++ (2M)", "DPMSolver++ (2S)", "UniPC", "RK45"]
+    titles += ["DDPM (small)", "DPMSolver++ (SDE)", "Heun with churn"]
+    titles += ["EulerMaruyama", "PredictorCorrector", "AnnealedLangevin"]
+    figure = new_figure(10.0, 8.1, DOTS)
     panels = figure.subplots(
-        2, 4, gridspec_kw={"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.94, "wspace": 0.04, "hspace": 0.13}
+        3, 4, gridspec_kw={"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.96, "wspace": 0.04, "hspace": 0.13}
     )
-    for axes, sampler in zip(panels.flatten(), samplers, strict=True):
+    for axes, sampler, title in zip(panels.flatten(), samplers, titles, strict=True):
         watched, exact = Trajectories(sampler, num_points), source.exact
         _points(watched.sampler, exact, num_points)
         draw_density(axes, source, 1.6)
-        draw_paths(axes, watched.states, num_lines=40 if sampler in samplers[:4] else 2)
-        axes.set_title(f"{_name(sampler)}, NFE {exact.evaluations:g}", size=8.5)
+        draw_paths(axes, watched.states, num_lines=40 if sampler in samplers[:6] else 2)
+        axes.set_title(f"{title}, NFE {exact.evaluations:.4g}", size=8.5)
     return _save(figure, out)
 
 
@@ -288,11 +295,6 @@ def _save(figure: "Figure", path: Path) -> Path:
 
 def _numbers(alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
     return torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
-
-
-def _name(sampler: Sampler) -> str:
-    names = {"DDPM": "DDPM (small variance)", "DPMSolver": "DPMSolver++ (2M)"}
-    return names.get(type(sampler).__name__, type(sampler).__name__)
 
 
 def _points(sampler: Sampler, denoiser: Denoiser, num: int) -> Tensor:
