@@ -11,8 +11,9 @@ import torch
 
 from lit_gen import commands
 from lit_gen.callbacks import EMA
+from lit_gen.config import ExperimentCLI
 from lit_gen.errors import UserError
-from tests.conftest import arguments
+from tests.conftest import ROOT, arguments
 
 
 def rows(run: commands.Run) -> list[dict[str, str]]:
@@ -102,6 +103,26 @@ def test_the_average_of_bf16_weights_does_not_stand_still(tmp_path: Path) -> Non
     checkpoint: dict[str, Any] = {}
     ema.on_save_checkpoint(trainer, model, checkpoint)
     assert checkpoint["ema"]["weights"]["weight"].item() == pytest.approx(2 - 0.999**50, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cifar10_edm", "cifar10_edm_ncsnpp"])
+@pytest.mark.parametrize(("images", "halflife"), [(1_024_000, 51_200), (200_000_000, 500_000)])
+def test_edm_is_averaged_over_half_a_million_images_after_a_ramp(name: str, images: int, halflife: int) -> None:
+    settings = ExperimentCLI([f"--config={ROOT}/conf/experiment/{name}.yaml"]).config.ema
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(1.0)
+    model: Any = SimpleNamespace(generator=network, images_seen=images - 512)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    ema = EMA(**settings.as_dict())
+    ema.num_updates = model.images_seen // 512
+    ema.on_fit_start(trainer, model)
+    network.weight.data.fill_(1001.0)
+    model.images_seen = images
+    ema.on_train_batch_end(trainer, model, None, None, 0)
+    checkpoint: dict[str, Any] = {}
+    ema.on_save_checkpoint(trainer, model, checkpoint)
+    moved = checkpoint["ema"]["weights"]["weight"].item() - 1
+    assert moved == pytest.approx(1000 * (1 - 0.5 ** (512 / halflife)), rel=1e-4)
 
 
 @pytest.mark.parametrize("key", ["max_epochs", "max_steps", "limit_train_batches"])
