@@ -9,6 +9,7 @@ from lit_gen.data import Batch
 from lit_gen.diffusion.coupling import optimal_transport
 from lit_gen.diffusion.denoisers import Velocity
 from lit_gen.diffusion.densities import FixedTime, LogitNormal, TimeDensity, UniformTime
+from lit_gen.diffusion.grids import Uniform
 from lit_gen.diffusion.samplers import Euler, Sampler
 from lit_gen.diffusion.schedules import Rectified
 from lit_gen.diffusion.straightness import straightness
@@ -26,8 +27,9 @@ class FlowMatching(Diffusion):
     x_t = (1 - t) x_0 + t eps; the network predicts the velocity eps - x_0. Which eps an image is joined with is the
     coupling: any, or that of the optimal transport between the images of a batch and as many noises (Tong et al. 2023,
     https://arxiv.org/abs/2302.00482), which makes the paths straighter. The batch is that of all processes together,
-    and the coupling is the same whatever their number. Logit-normal times are those of Esser et al. 2024,
-    https://arxiv.org/abs/2403.03206.
+    and the coupling is the same whatever their number; a class-conditional model couples the images of each class by
+    themselves, so that the noise of each is N(0, I). Logit-normal times are those of Esser et al. 2024,
+    https://arxiv.org/abs/2403.03206. Images that come with a noise of their own (`Pairs`) keep it.
 
     Under optimal transport eps depends on x_0, so that E[eps | x_t] is no longer -sigma times the score: the samplers
     of the ODE (Euler, Heun, DDIM with eta = 0) remain exact, those that add noise do not.
@@ -35,7 +37,7 @@ class FlowMatching(Diffusion):
     Args:
         coupling: Which noise an image is joined with.
         density: Which times the network is trained on. noise is t = 1 alone, which makes a one-step generator of pairs
-            (`lit-gen reflow --distill`).
+            (`lit-gen reflow --distill`): its own sampler is one step from pure noise, the only time it knows.
         optimizer: Optimizer of the network's parameters.
     """
 
@@ -58,6 +60,11 @@ class FlowMatching(Diffusion):
         if coupling == "ot":
             self.title = f"OT-{self.title}"
 
+    @property
+    def distilled(self) -> bool:
+        """Whether the network is trained at t = 1 alone, and so has no path but one step."""
+        return isinstance(self.density, FixedTime)
+
     def training_noise(self, batch: Batch) -> Tensor:
         if batch.noise is not None:
             return batch.noise
@@ -68,14 +75,22 @@ class FlowMatching(Diffusion):
         generator = self.common_generator("coupling", images.device)
         noise = torch.randn(whole.shape, generator=generator, dtype=images.dtype, device=images.device)
         first = self.global_rank * len(images)
-        return optimal_transport(whole, noise)[first : first + len(images)]
+        labels = self._classes(batch)
+        coupled = optimal_transport(whole, noise, None if labels is None else self.gathered(labels))
+        return coupled[first : first + len(images)]
 
     def validation_noise(self, batch: Batch) -> Tensor:
+        if batch.noise is not None:
+            return batch.noise
         noise = super().validation_noise(batch)
-        return noise if self.coupling == "independent" else optimal_transport(batch.images, noise)
+        if self.coupling == "independent":
+            return noise
+        return optimal_transport(batch.images, noise, self._classes(batch))
 
     def diagnostics(self, noise: Noise) -> dict[str, float]:
-        """How straight the paths are from which images are drawn (see `straightness`)."""
+        """How straight the paths are from which images are drawn (see `straightness`); nothing if it is distilled."""
+        if self.distilled:
+            return {}
         labels = noise.index % self.num_classes if self.num_classes else None
         training = self.training
         self.eval()
@@ -84,7 +99,11 @@ class FlowMatching(Diffusion):
         return {"straightness": float(values.mean())}
 
     def default_sampler(self) -> Sampler:
-        return Euler(steps=50)
+        return Euler(steps=1, grid=Uniform()) if self.distilled else Euler(steps=50)
+
+    def _classes(self, batch: Batch) -> Tensor | None:
+        """The labels of a conditional model's batch, also where they are dropped before the network sees them."""
+        return batch.labels if self.num_classes else None
 
 
 class RectifiedFlow(FlowMatching):
@@ -95,7 +114,7 @@ class RectifiedFlow(FlowMatching):
 
     Args:
         density: Which times the network is trained on. noise is t = 1 alone, which makes a one-step generator of pairs
-            (`lit-gen reflow --distill`).
+            (`lit-gen reflow --distill`): its own sampler is one step from pure noise, the only time it knows.
     """
 
     def __init__(self, density: Times = "uniform", **kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """What each diffusion model minimises, and that a step sees the same times and noise in one process as in several."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,16 +56,23 @@ class Processes:
     def __init__(self, num: int, step: int = 5) -> None:
         self.num, self.step = num, step
 
-    def models(self, cls: type[Diffusion], images: Tensor, **options: Any) -> list[tuple[Diffusion, Batch]]:
+    def models(
+        self, cls: type[Diffusion], images: Tensor, labels: Tensor | None = None, **options: Any
+    ) -> list[tuple[Diffusion, Batch]]:
         pairs = []
+        shares: Sequence[Tensor | None] = [None] * self.num if labels is None else labels.chunk(self.num)
         self.trainers = [SimpleNamespace(world_size=self.num, global_rank=rank) for rank in range(self.num)]
-        for trainer, part in zip(self.trainers, images.chunk(self.num), strict=True):
+        for trainer, part, share in zip(self.trainers, images.chunk(self.num), shares, strict=True):
             model = cls(image_shape=SHAPE, network=network, **options)
             model._trainer = trainer  # type: ignore[assignment]
             model.training_seed, model._batches_seen = 3, self.step
-            model.gathered = lambda values: images  # type: ignore[method-assign]
-            pairs.append((model, Batch(part, None, torch.arange(len(part)))))
+            model.gathered = self._gathered(images, labels)  # type: ignore[method-assign]
+            pairs.append((model, Batch(part, share, torch.arange(len(part)))))
         return pairs
+
+    @staticmethod
+    def _gathered(images: Tensor, labels: Tensor | None) -> Any:
+        return lambda values: images if values.ndim > 1 else labels
 
 
 @pytest.fixture
@@ -112,6 +120,67 @@ def test_the_coupling_is_that_of_the_batch_of_all_processes(images):
     torch.manual_seed(0)
     in_validation = model.validation_noise(batch)
     assert torch.equal(optimal_transport(images, in_validation), in_validation)
+
+
+def test_a_conditional_model_couples_each_class_by_itself(images):
+    """Also where labels are dropped: no class may choose its noise."""
+    labels = torch.arange(12) % 3
+    options: dict[str, Any] = {"coupling": "ot", "num_classes": 3, "label_drop": 0.5}
+
+    def noise(num: int, conditional: bool = True) -> Tensor:
+        more = options if conditional else {"coupling": "ot", "num_classes": 3}
+        pairs = Processes(num).models(FlowMatching, images, labels, class_conditional=conditional, **more)
+        return torch.cat([model.training_noise(batch) for model, batch in pairs])
+
+    def is_optimal(eps: Tensor) -> bool:
+        return torch.equal(optimal_transport(images, eps), eps)
+
+    one, of_all = noise(1), noise(1, conditional=False)
+    assert torch.equal(one, noise(3))
+    assert torch.equal(optimal_transport(images, one, labels), one) and not is_optimal(one)
+    assert is_optimal(of_all) and torch.equal(of_all.flatten().sort().values, one.flatten().sort().values)
+    model, batch = Processes(1).models(FlowMatching, images, labels, class_conditional=True, **options)[0]
+    torch.manual_seed(0)
+    in_validation = model.validation_noise(batch)
+    assert torch.equal(optimal_transport(images, in_validation, labels), in_validation)
+    assert not is_optimal(in_validation)
+
+
+@pytest.mark.parametrize(("cls", "options"), [(RectifiedFlow, {}), (FlowMatching, {"coupling": "ot"})])
+def test_a_flow_trains_and_validates_on_the_noise_of_its_pairs(cls, options, images, monkeypatch):
+    model, unpaired = Processes(1).models(cls, images, density="noise", **options)[0]
+    batch = unpaired._replace(noise=torch.randn_like(images))
+    assert batch.noise is not None
+    assert torch.equal(model.training_noise(batch), batch.noise)
+    assert torch.equal(model.validation_noise(batch), batch.noise)
+    velocity = model.network(batch.noise, torch.full((12,), 999.0))
+    expected = (velocity - (batch.noise - images)).square().mean()
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(model, "log_training", lambda **values: logged.update(values))
+    monkeypatch.setattr(model, "log_validation", lambda _, **values: logged.update(val=values["loss"]))
+    torch.testing.assert_close(model.training_step(batch, 0), expected)
+    model.validation_step(batch, 0)
+    torch.testing.assert_close(logged["val"], expected)
+    torch.testing.assert_close(logged["loss"], expected.detach())
+    assert (model.training_step(unpaired, 0) - expected).abs() > 1e-3
+
+
+def test_a_distilled_flow_draws_in_one_step_from_pure_noise():
+    """It is asked at t = 1 alone, the only time it is trained at, and its straightness is not asked for."""
+    model = RectifiedFlow(image_shape=SHAPE, network=network, density="noise")
+    seen: list[tuple[Tensor, Tensor]] = []
+    model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[:2]))
+    drawn = model.sample(Noise(4, range(3)))
+    ((x, c_noise),) = seen
+    eps = Noise(4, range(3)).normal(SHAPE)
+    assert torch.equal(x, eps) and torch.equal(c_noise, torch.full((3,), 999.0))
+    torch.testing.assert_close(drawn, eps - model.network(eps, c_noise))
+    seen.clear()
+    assert model.diagnostics(Noise(0, range(2))) == {} and not seen
+    path = RectifiedFlow(image_shape=SHAPE, network=network)
+    assert path.diagnostics(Noise(0, range(2)))["straightness"] > 0
+    path.sample(Noise(4, range(3)))
+    assert path.nfe == 50
 
 
 def test_rectified_flow_is_flow_matching_with_independent_pairs(images):
@@ -197,7 +266,7 @@ def test_the_improved_ddpm_learns_a_variance(objective, images):
 
 def test_importance_sampling_has_the_mean_of_uniform_steps(images, monkeypatch):
     """Each step at the rate of its probability: the mean of the returned losses is that over uniform steps."""
-    options = {"num_timesteps": 4, "objective": "vlb", "importance_sampling": True}
+    options: dict[str, Any] = {"num_timesteps": 4, "objective": "vlb", "importance_sampling": True}
     model, _ = Processes(1).models(ImprovedDDPM, images, **options)[0]
     assert isinstance(model, ImprovedDDPM) and model.importance is not None
     model.gathered = lambda values: values  # type: ignore[method-assign]
@@ -303,6 +372,7 @@ TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 def test_two_processes_train_as_one(tmp_path: Path, lit_gen):
     """With the noise of the coupling and stratified times, nothing is drawn by a process for itself."""
     words = ["--model.optimizer=SGD", "--model.optimizer.lr=0.02", "--model.coupling=ot", "--model.stratified=true"]
+    words.append("--model.class_conditional=true")
     states = []
     for name, more in {"one": [], "two": TWO}.items():
         done = lit_gen("fit", *arguments("FlowMatching", tmp_path / name, 64 * 20, *words, *more))
