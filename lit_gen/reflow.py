@@ -4,6 +4,7 @@ The second flow has the same marginals, and straighter paths: pairs drawn along 
 without averaging over crossings. Paper: Liu et al. 2022, https://arxiv.org/abs/2209.03003
 """
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -14,13 +15,18 @@ from filelock import FileLock
 
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.data.pairs import Pairs
+from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser
 from lit_gen.diffusion.grids import Uniform
 from lit_gen.diffusion.samplers import Heun, Sampler
+from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
 from lit_gen.metrics import quantise
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise
 from lit_gen.runs import Run
+
+LEAST_START = 20.0
+"""sigma / alpha from which a sampler may start: at x_t = alpha x_0 + sigma eps it leaves out alpha x_0."""
 
 
 class Reflow:
@@ -29,8 +35,10 @@ class Reflow:
     Args:
         teacher: The flow that draws them: a run, or the file of an experiment, which is then trained first. null: the
             model is trained on the data.
-        num_pairs: How many.
-        sampler: How the teacher draws. Default: Heun on the path of rectified flow from pure noise, in 20 equal steps.
+        num_pairs: How many. The last `data.num_val` of them are set aside for validation.
+        sampler: How the teacher draws: any sampler that makes an image of one noise. The grids in sigma start at
+            sigma = 80, with noise alone in place of x_t = (80 eps + x_0) / 81, which is near enough to pure noise.
+            Default: Heun on the path of rectified flow from pure noise itself, in 20 equal steps.
         seed: Seed of the noise; another than those of evaluations.
         weights: The teacher's weights: ema, raw, or a width such as ema:0.1.
         start: Start from the teacher's weights rather than from random ones.
@@ -65,7 +73,11 @@ class Reflow:
             run: The teacher's run.
             model: Its model with the weights that draw.
             quantised: Keep the images as uint8.
+
+        Raises:
+            UserError: as `check`.
         """
+        self.check(model.schedule)
         path = self.path(run, model)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.stem}.lock")):
@@ -73,6 +85,31 @@ class Reflow:
                 self._draw(model, quantised).save(path)
                 print(f"{path}: {self.num_pairs:,} pairs, {model.nfe:g} network evaluations each", flush=True)
         return Pairs.load(path)
+
+    def check(self, schedule: Schedule) -> None:
+        """Nothing, if the sampler makes an image of one noise, on the schedule of the teacher.
+
+        Raises:
+            UserError: it draws more noise on its way, or starts at a level where images are still seen.
+        """
+        unguided, noise = copy.copy(self.sampler), Noise(0, range(1))
+        unguided.guidance = None
+        unguided.sample(GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1)), schedule, noise, (1,))
+        name = type(self.sampler).__name__
+        if noise.draws != 1:
+            raise UserError(
+                f"reflow.sampler: {name} with these settings draws noise on its way, so that its image belongs to no "
+                "one noise; use one that does not, such as Heun without churn or DDIM with eta 0"
+            )
+        path = schedule if self.sampler.schedule is None else self.sampler.schedule.with_levels_of(schedule)
+        start = float(path.ratio(self.sampler.times(path)[0]))
+        least = min(LEAST_START, 0.99 * schedule.max_ratio)
+        if start < least:
+            raise UserError(
+                f"reflow.sampler: {name} starts at the noise level sigma / alpha = {start:.3g}, where images are still "
+                f"seen; let its grid start at {least:.3g} or above, as --reflow.sampler.grid Karras or TimeShift, or "
+                "leave --reflow.sampler out"
+            )
 
     def path(self, run: Run, model: Diffusion) -> Path:
         """Where the pairs are kept: the same settings give the same place."""

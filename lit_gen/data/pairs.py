@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,10 @@ class Pairs:
     def image_set(self) -> ImageSet:
         """The images with their labels."""
         return ImageSet(self.images, self.index % self.num_classes if self.num_classes else None)
+
+    def slice(self, start: int, stop: int) -> "Pairs":
+        """A view of pairs start .. stop - 1."""
+        return replace(self, images=self.images[start:stop], index=self.index[start:stop])
 
     def fingerprint(self) -> str:
         """Sha256 (hex) over images, index and seed."""
