@@ -28,12 +28,15 @@ class Batch(NamedTuple):
         labels: int64 `(N,)`, or None for data without labels.
         index: int64 `(N,)`, positions in the split.
         noise: `(N, C, H, W)`, the noise that each image was drawn from where the training images are `Pairs`; or None.
+        stand_in: The one image is not of this process's share, which is empty: it keeps processes in step and counts
+            nothing.
     """
 
     images: torch.Tensor
     labels: torch.Tensor | None
     index: torch.Tensor  # type: ignore[assignment]  # tuple.index is a method, which no batch needs
     noise: torch.Tensor | None = None
+    stand_in: bool = False
 
 
 class BatchKey(NamedTuple):
@@ -41,6 +44,7 @@ class BatchKey(NamedTuple):
 
     epoch: int
     rows: np.ndarray
+    stand_in: bool = False
 
 
 def hash_bits(seed: int, epoch: int, purpose: int, index: np.ndarray) -> np.ndarray:
@@ -73,13 +77,13 @@ class BatchDataset(Dataset[Batch]):
         return len(self.images)
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        epoch, index = key.epoch, key.rows
+        epoch, index, stand_in = key
         images = np.asarray(self.images[index])
         if self.flip:
             flipped = hash_bits(self.seed, epoch, FLIP, index) >> np.uint64(63) == 1
             images[flipped] = images[flipped, :, :, ::-1]
         labels = None if self.labels is None else torch.from_numpy(self.labels[index])
-        return Batch(torch.from_numpy(images), labels, torch.from_numpy(index))
+        return Batch(torch.from_numpy(images), labels, torch.from_numpy(index), stand_in=stand_in)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -116,8 +120,9 @@ class BatchSampler(Sampler[BatchKey]):
         num_images: Size of the split.
         batch_size: Images in a global batch.
         shuffle: Order by hash; otherwise by index.
-        drop_last: Leave out the last, smaller batch. Without it the ranks share that batch as evenly as possible; a
-            rank whose share is empty has one batch fewer. Every image is delivered once.
+        drop_last: Leave out the last, smaller batch. Without it the ranks share that batch as evenly as possible; one
+            whose share is empty gets the batch's first image as a stand-in, so that all ranks have as many batches and
+            none waits for another in vain.
         seed: Seed of the order.
         rank: This process.
         num_ranks: Number of processes that share each batch.
@@ -146,13 +151,10 @@ class BatchSampler(Sampler[BatchKey]):
         self._epoch = 0
         whole, rest = divmod(num_images, batch_size)
         self.num_global_batches = whole + (rest > 0 and not drop_last)
-        # the last batch is the only one that can leave a rank without images
-        last = rest if rest > 0 and not drop_last else batch_size
-        self._num_batches = self.num_global_batches - (last <= rank)
 
     def __len__(self) -> int:
         """Batches in a whole epoch, wherever this one begins: Lightning counts from the restored position up to it."""
-        return max(self._num_batches, 0)
+        return self.num_global_batches
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch where no trainer keeps the position."""
@@ -178,7 +180,8 @@ class BatchSampler(Sampler[BatchKey]):
         order = self.order(epoch)
         for batch in range(first, len(self)):
             whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield BatchKey(epoch, np.array_split(whole, self.num_ranks)[self.rank])
+            share = np.array_split(whole, self.num_ranks)[self.rank]
+            yield BatchKey(epoch, share) if len(share) else BatchKey(epoch, whole[:1], stand_in=True)
 
 
 class BatchLoader(DataLoader[Batch]):

@@ -69,8 +69,8 @@ class Folder(ImageSource):
     """The images below a folder, resized and cropped to squares.
 
     The shorter side is resized to `resolution` (bicubic, antialiased) and the middle is cut out. That is done once,
-    into a cache whose key depends on the names, sizes and times of the files; afterwards pixels are read as they are
-    needed, so the data may exceed the memory. The order of images is that of the hashes of their names.
+    into a cache whose key depends on the place, names, sizes and times of the files; afterwards pixels are read as they
+    are needed, so the data may exceed the memory. The order of images is that of the hashes of their names.
 
     Args:
         root: Folder with the training images. Each folder on its first level is a class; images that all lie directly
@@ -150,10 +150,10 @@ class Folder(ImageSource):
             ) from error
         return ImageSet(images, labels)
 
-    def fingerprint(self, part: Part, start: int, stop: int) -> str:
+    def fingerprint(self, loaded: ImageSet, part: Part, start: int, stop: int) -> str:
         path = self._cached(part) / f"fingerprint-{start}-{stop}"
         if not path.is_file():
-            _write(path, super().fingerprint(part, start, stop))
+            _write(path, super().fingerprint(loaded, part, start, stop))
         return path.read_text()
 
     def _tree(self, part: Part) -> _Tree:
@@ -168,8 +168,9 @@ class Folder(ImageSource):
         """The cache of one part, built if it does not exist."""
         if part not in self._caches:
             tree = self._tree(part)
-            settings = [CACHE_VERSION, self.resolution, self.channels, self.classes, tree.files, tree.sizes_and_times]
-            folder = self.cache / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+            settings = [CACHE_VERSION, self.resolution, self.channels, self.classes]
+            key = json.dumps([*settings, str(tree.root.resolve()), tree.files, tree.sizes_and_times])
+            folder = self.cache / hashlib.sha256(key.encode()).hexdigest()[:32]
             if not folder.is_dir():
                 self._build(tree, folder)
             skipped = json.loads((folder / "meta.json").read_text())["skipped"]

@@ -20,7 +20,7 @@ class ImageDataModule(LightningDataModule):
 
     The test split is the data set's own. The validation split is the last `num_val` training images, the same for every
     seed. The order of training is a function of (seed, epoch), and a resumed run goes on at the batch where its
-    checkpoint was saved. For that, and for every image of a validation being seen exactly once, the trainer needs
+    checkpoint was saved. For that, and for every image of a validation counting exactly once, the trainer needs
     `use_distributed_sampler=False`.
 
     Shape, classes, images and fingerprints are available without a trainer; files are read when first needed.
@@ -55,9 +55,7 @@ class ImageDataModule(LightningDataModule):
         self.flip = flip
         self.num_val = num_val
         self.seed = seed
-        # a validation set smaller than the number of processes leaves some of them without a batch
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        self._pairs: Pairs | None = None
+        self._pairs: dict[str, Pairs] = {}
         self._parts: dict[str, ImageSet] = {}
         self._fingerprints: dict[str, str] = {}
 
@@ -92,26 +90,32 @@ class ImageDataModule(LightningDataModule):
         """Sha256 (hex) over shape, type, bytes and labels of a split; raises as `images` does."""
         if split not in self._fingerprints:
             part, start, stop = self._rows(split)
-            self._fingerprints[split] = self.source.fingerprint(part, start, stop)
+            self._fingerprints[split] = self.source.fingerprint(self._parts[part], part, start, stop)
         return self._fingerprints[split]
 
     def train_on(self, pairs: Pairs) -> None:
-        """Trains on pairs of noise and image in place of the training split; all splits stay what they are.
+        """Trains on pairs of noise and image, and validates on the last `num_val` of them; all splits stay as they are.
 
         Raises:
-            UserError: The pairs are of another shape, or would be torn apart by flips.
+            UserError: The pairs are of another shape, too few, or would be torn apart by flips.
         """
         if pairs.images.shape[1:] != self.image_shape:
             ours, theirs = ("x".join(map(str, shape)) for shape in (self.image_shape, pairs.images.shape[1:]))
             raise UserError(f"reflow.teacher draws {theirs} images, but those of {self.name} are {ours}")
         if self.flip:
             raise UserError("data.flip: a flipped image no longer belongs to its noise; set --data.flip false")
-        self._pairs = pairs
+        num_train = len(pairs.images) - self.num_val
+        if num_train <= 0:
+            raise UserError(
+                f"data.num_val is {self.num_val}, but there are only {len(pairs.images)} pairs: draw more with "
+                "--reflow.num_pairs"
+            )
+        self._pairs = {"train": pairs.slice(0, num_train), "val": pairs.slice(num_train, len(pairs.images))}
 
     @property
     def training_fingerprint(self) -> str:
         """That of what is trained on: the training split, or the pairs in its place."""
-        return self.fingerprint("train") if self._pairs is None else self._pairs.fingerprint()
+        return self._pairs["train"].fingerprint() if self._pairs else self.fingerprint("train")
 
     def prepare_data(self) -> None:
         """Downloads, or builds caches; Lightning calls it on one process per node."""
@@ -124,7 +128,7 @@ class ImageDataModule(LightningDataModule):
             UserError: The batch size exceeds the data or is not divisible by the number of processes.
         """
         num_ranks = self._ranks()[1]
-        num_images = len(self._training_set().images)
+        num_images = len(self._served("train").images)
         if self.batch_size > num_images:
             raise UserError(f"data.batch_size is {self.batch_size}, but {self.name} has {num_images} training images")
         if self.batch_size % num_ranks:
@@ -135,25 +139,26 @@ class ImageDataModule(LightningDataModule):
         return self._loader("train", training=True)
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """Every validation image once over all processes; no loader if there is no validation split."""
+        """Every validation image once over all processes, stand-ins aside; no loader without a validation split."""
         return self._loader("val", training=False) if self.num_val else []
 
     def test_dataloader(self) -> BatchLoader:
-        """Every test image once over all processes."""
+        """Every test image once over all processes, stand-ins aside."""
         return self._loader("test", training=False)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Converts the images: uint8 u -> float32 u / 127.5 - 1; points stay as they are. Pairs get their noise."""
-        if self._pairs is not None and self.trainer is not None and self.trainer.training:
-            index = torch.from_numpy(self._pairs.index)[batch.index.cpu()].to(batch.images.device)
-            batch = batch._replace(noise=Noise(self._pairs.seed, index).normal(self.image_shape))
+        if self._pairs and self.trainer is not None and not self.trainer.testing:
+            pairs = self._pairs["train" if self.trainer.training else "val"]
+            index = torch.from_numpy(pairs.index)[batch.index.cpu()].to(batch.images.device)
+            batch = batch._replace(noise=Noise(pairs.seed, index).normal(self.image_shape))
         if not self.source.quantised:
             return batch
         return batch._replace(images=batch.images.to(torch.float32).div_(127.5).sub_(1))
 
     def _loader(self, split: str, training: bool) -> BatchLoader:
         rank, num_ranks = self._ranks()
-        data = self._training_set() if training else self._load(split)
+        data = self._served(split)
         sampler = BatchSampler(
             len(data.images),
             self.batch_size,
@@ -192,8 +197,9 @@ class ImageDataModule(LightningDataModule):
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
-    def _training_set(self) -> ImageSet:
-        return self._load("train") if self._pairs is None else self._pairs.image_set
+    def _served(self, split: str) -> ImageSet:
+        """What batches of a split are made of: its images, or the pairs in their place."""
+        return self._pairs[split].image_set if split in self._pairs else self._load(split)
 
     def _load(self, split: str) -> ImageSet:
         part, start, stop = self._rows(split)

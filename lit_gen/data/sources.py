@@ -75,9 +75,9 @@ class ImageSource(ABC):
             UserError: A file is missing or bad, or the data set has no such part.
         """
 
-    def fingerprint(self, part: Part, start: int, stop: int) -> str:
-        """`ImageSet.fingerprint` of images start .. stop - 1 of a part."""
-        return self.load(part).slice(start, stop).fingerprint()
+    def fingerprint(self, loaded: ImageSet, part: Part, start: int, stop: int) -> str:
+        """`ImageSet.fingerprint` of images start .. stop - 1 of a part that was loaded; a source may keep it."""
+        return loaded.slice(start, stop).fingerprint()
 
 
 class Digits(ImageSource):

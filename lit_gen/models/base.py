@@ -234,9 +234,14 @@ class GenerativeModel(LightningModule, ABC):
             self.log_dict({f"train/{name}": value for name, value in self.training_values.items()})
             self.log("step", float(self.images_seen))
 
-    def log_validation(self, num_images: int, **values: Tensor | float) -> None:
-        """Logs means over the validation split under `val/`, summed over processes."""
-        metrics = {f"val/{name}": value for name, value in values.items()}
+    def log_validation(self, batch: Batch, **means: Tensor) -> None:
+        """Logs means over the validation split under `val/`, given those over a batch; a stand-in counts nothing.
+
+        All processes call it for as many batches, so that none waits for another in vain.
+        """
+        metrics = {f"val/{name}": mean for name, mean in means.items()}
+        # a float, since Lightning averages the numbers of images over processes, and cuts off the half of an integer
+        num_images: Any = 0.0 if batch.stand_in else float(len(batch.images))
         self.log_dict(metrics, batch_size=num_images, sync_dist=True, on_step=False, on_epoch=True)
         self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")
 

@@ -106,7 +106,7 @@ class WGAN(GenerativeModel):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         z = Noise(0, batch.index).normal((self.latent_dim,)).to(self.device)
         gap = self.critic(batch.images).mean() - self.critic(self.generating_network(z)).mean()
-        self.log_validation(len(batch.images), critic_gap=gap)
+        self.log_validation(batch, critic_gap=gap)
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
         z = noise.normal((self.latent_dim,)).to(self.device)

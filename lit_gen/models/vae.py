@@ -90,7 +90,7 @@ class VAE(GenerativeModel):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         bits = bits_per_dim(self.log_likelihood(batch.images, Noise(0, batch.index)), batch.images[0].numel())
-        self.log_validation(len(bits), bits_per_dim=bits.mean())
+        self.log_validation(batch, bits_per_dim=bits.mean())
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
         z = noise.normal((self.latent_dim,)).to(self.device)

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,18 +60,28 @@ def test_unshuffled_batches_deliver_each_image_once() -> None:
 @pytest.mark.parametrize("num_images", [1, 2, 11, 12, 13, 14, 24])
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_ranks_share_each_batch(num_ranks: int, num_images: int, drop_last: bool) -> None:
-    settings = {"num_images": num_images, "batch_size": 12, "drop_last": drop_last, "seed": 1}
-    shares = [batches(**settings, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
-    for rank, share in enumerate(shares):
-        sampler = BatchSampler(**settings, rank=rank, num_ranks=num_ranks)  # type: ignore[arg-type]
-        assert len(sampler) == len(share)
-        assert all(share)
+    settings: dict[str, Any] = {"num_images": num_images, "batch_size": 12, "drop_last": drop_last, "seed": 1}
     whole = batches(**settings)
-    together = [sum((share[b] for share in shares if b < len(share)), []) for b in range(len(whole))]
-    assert together == whole
+    samplers = [BatchSampler(**settings, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    shares = [list(sampler) for sampler in samplers]
+    assert {len(sampler) for sampler in samplers} == {len(whole)}
+    for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        assert [i for part in parts if not part.stand_in for i in part.rows.tolist()] == batch
+        assert all(part.rows.tolist() == batch[:1] for part in parts if part.stand_in)
+        assert sum(part.stand_in for part in parts) == max(num_ranks - len(batch), 0)
     assert len({i for batch in whole for i in batch}) == (num_images - num_images % 12 if drop_last else num_images)
     if drop_last:
-        assert all(len(batch) == 12 // num_ranks for share in shares for batch in share)
+        assert all(len(part.rows) == 12 // num_ranks for share in shares for part in share)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_rank_without_a_share_gets_a_stand_in_that_says_so(num_workers: int) -> None:
+    loaders = []
+    for rank in range(2):
+        sampler = BatchSampler(9, 8, shuffle=False, drop_last=False, rank=rank, num_ranks=2)
+        loaders.append(BatchLoader(BatchDataset(make_set(9)), sampler, num_workers, pin_memory=False))
+    seen = [[(batch.index.tolist(), batch.stand_in) for batch in loader] for loader in loaders]
+    assert seen == [[([0, 1, 2, 3], False), ([8], False)], [([4, 5, 6, 7], False), ([8], True)]]
 
 
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
@@ -87,7 +98,7 @@ def test_gather_without_flips_is_the_images() -> None:
     data = make_set()
     assert data.labels is not None
     rows = np.array([7, 3, 3, 49])
-    images, labels, index, _ = BatchDataset(data)[BatchKey(0, rows)]
+    images, labels, index, *_ = BatchDataset(data)[BatchKey(0, rows)]
     assert images.dtype == torch.uint8
     assert (images.numpy() == data.images[rows]).all()
     assert labels is not None

@@ -114,6 +114,27 @@ def test_cache_is_built_once_and_again_when_files_change(tmp_path: Path, monkeyp
     assert folder(root, resolution=4).load("train").images.shape == (8, 3, 4, 4)
 
 
+def test_trees_that_differ_in_pixels_alone_have_caches_of_their_own(tmp_path: Path) -> None:
+    """Bitmaps are as large whatever they show, and copying tools keep the times of files."""
+    stats = []
+    for root, grey in ((tmp_path / "a", 50), (tmp_path / "b", 200)):
+        save(root / "x" / "0.bmp", np.full((8, 8, 3), grey))
+        os.utime(root / "x" / "0.bmp", ns=(10**18, 10**18))
+        stat = (root / "x" / "0.bmp").stat()
+        stats.append((stat.st_size, stat.st_mtime_ns))
+    assert stats[0] == stats[1]
+    for name, grey in (("a", 50), ("b", 200), ("a", 50)):
+        assert (folder(tmp_path / name).load("train").images == grey).all()
+    # the fingerprint knows the content and not the place
+    first, second = (ImageDataModule(folder(tmp_path / name)).fingerprint("train") for name in ("a", "b"))
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert ImageDataModule(folder(tmp_path / "c")).fingerprint("train") == first != second
+    (tmp_path / "link").symlink_to(tmp_path / "c")
+    caches = len(list((tmp_path / "cache").iterdir()))
+    folder(tmp_path / "link").prepare()
+    assert len(list((tmp_path / "cache").iterdir())) == caches == 3, "another name of the same place"
+
+
 def test_images_stay_on_disk(tmp_path: Path) -> None:
     data = ImageDataModule(folder(make_tree(tmp_path / "a")), batch_size=2, num_val=2, num_workers=2)
     for split in ("train", "val"):

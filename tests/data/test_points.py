@@ -106,7 +106,7 @@ def test_every_option_is_in_the_fingerprint() -> None:
     sources = [*SOURCES, GaussianMixture2D(num_components=7), GaussianMixture2D(std=0.07), TwoMoons(std=0.04)]
     sources += [GaussianMixture2D(radius=0.6), Spiral(turns=1.0), Spiral(std=0.02), Checkerboard(num_cells=3)]
     sources += [Checkerboard(half_width=0.7), TwoMoons(seed=1), TwoMoons(num_points=19_999)]
-    assert len({source.fingerprint("train", 0, source.num_points) for source in sources}) == len(sources)
+    assert len({source.load("train").fingerprint() for source in sources}) == len(sources)
 
 
 @pytest.mark.parametrize(
