@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_gen.data.files import cache_home, check_md5, download, find
+from lit_gen.data.files import cache_home, check_md5, download, find, listed
 from lit_gen.data.sources import ImageSet, ImageSource, Part
 from lit_gen.errors import UserError
 
@@ -98,14 +98,13 @@ class CifarSource(ImageSource):
         if archive is not None:
             return archive
         if not self.download:
-            places = ", ".join(map(str, self.folders()))
             raise UserError(
-                f"{self.archive} of {self.name} was not found (looked in {places}, also for {self.folder}) and "
-                f"downloading is off: get it from {self.url} and set --data.source.root to its folder, or set "
-                "--data.source.download true"
+                f"{self.archive} of {self.name} was not found (looked in {listed(self.folders())}, also for "
+                f"{self.folder}) and downloading is off: get it from {self.url} and set --data.source.root to its "
+                "folder, or set --data.source.download true"
             )
         archive = (self.root or cache_home() / "data") / self.archive
-        download([self.url], archive, self.archive_md5)
+        download([self.url], archive, self.archive_md5, self.folders())
         return archive
 
     def _read_folder(self, folder: Path, part: Part) -> dict[str, tuple[bytes, str]]:

@@ -51,8 +51,19 @@ def decompress(path: Path) -> bytes:
         raise UserError(f"{path} is truncated or damaged ({error}): delete it and download it again") from error
 
 
-def download(urls: Sequence[str], path: Path, md5: str) -> None:
+def listed(folders: Iterable[Path]) -> str:
+    """Folders as a message names them, each once."""
+    return ", ".join(map(str, dict.fromkeys(folders)))
+
+
+def download(urls: Sequence[str], path: Path, md5: str, folders: Sequence[Path]) -> None:
     """Fetches a file from the first address that answers, checks it, and only then gives it its name.
+
+    Args:
+        urls: Its addresses.
+        path: Where to put it.
+        md5: Of its content.
+        folders: Where it was looked for in vain, which the error tells.
 
     Raises:
         UserError: No address answers, or the checksum differs.
@@ -76,6 +87,6 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     raise UserError(
-        f"could not download {path.name} ({'; '.join(problems)}): check the network, or put the file into a folder and "
-        "name it with --data.source.root"
+        f"could not download {path.name} ({'; '.join(problems)}), nor was it here (looked in {listed(folders)}): check "
+        f"the network, or put {urls[0]} into a folder and name that with --data.source.root"
     )

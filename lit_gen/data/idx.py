@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_gen.data.files import cache_home, check_md5, decompress, download, find
+from lit_gen.data.files import cache_home, check_md5, decompress, download, find, listed
 from lit_gen.data.sources import ImageSet, ImageSource, Part
 from lit_gen.errors import UserError
 
@@ -113,15 +113,15 @@ class IdxSource(ImageSource):
         if path is not None:
             return path
         if not self.download:
-            places = ", ".join(map(str, dict.fromkeys(self.folders())))
             package = f"install Debian's package (apt-get install {self.package[0]}), " if self.package else ""
             raise UserError(
-                f"{name}.gz of {self.name} was not found (looked in {places}) and downloading is off: {package}set "
-                "--data.source.root to the folder that holds it, or set --data.source.download true"
+                f"{name}.gz of {self.name} was not found (looked in {listed(self.folders())}) and downloading is off: "
+                f"{package}set --data.source.root to the folder that holds it, or set --data.source.download true"
             )
         path = (self.root or cache_home() / "data") / self.name / f"{name}.gz"
         try:
-            download([f"{mirror}{name}.gz" for mirror in self.mirrors], path, self.md5[name][0])
+            urls = [f"{mirror}{name}.gz" for mirror in self.mirrors]
+            download(urls, path, self.md5[name][0], self.folders())
         except UserError as error:
             remedy = f"; or apt-get install {self.package[0]}" if self.package else ""
             raise UserError(f"{error}{remedy}") from error

@@ -117,6 +117,16 @@ def test_download_and_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(source.load("train").images) == 15
 
 
+def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://127.0.0.1:9/cifar-10-python.tar.gz"
+    monkeypatch.setattr(CIFAR10, "url", url)
+    with pytest.raises(UserError, match=r"could not download cifar-10-python\.tar\.gz") as caught:
+        CIFAR10(root=str(tmp_path)).prepare()
+    for part in (f"looked in {tmp_path}, {tmp_path / 'cifar10'})", f"{url}: ", f"put {url} into a folder"):
+        assert part in str(caught.value)
+    assert "--data.source.root" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cifar-100-python\.tar\.gz of cifar100 was not found") as caught:
         CIFAR100(root=str(tmp_path), download=False).prepare()

@@ -119,7 +119,7 @@ def test_the_mirrors_of_fashion_mnist_hold_the_official_files(tmp_path: Path) ->
     for mirror in source.mirrors:
         name = "t10k-labels-idx1-ubyte"
         path = tmp_path / source.name / f"{name}.gz"
-        download([f"{mirror}{name}.gz"], path, source.md5[name][0])
+        download([f"{mirror}{name}.gz"], path, source.md5[name][0], source.folders())
         assert np.bincount(read_idx(decompress(path), 1, name)).tolist() == [1000] * 10
         path.unlink()
 
@@ -138,9 +138,25 @@ def test_a_download_can_be_read_by_all_whom_the_umask_allows(tmp_path: Path, mon
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FashionMNIST, "mirrors", ("http://127.0.0.1:9/",))
-    with pytest.raises(UserError, match="could not download .*127.0.0.1.*apt-get install dataset-fashion-mnist"):
-        FashionMNIST(root=str(tmp_path)).prepare()
+    for source in (MNIST, FashionMNIST):
+        monkeypatch.setattr(source, "mirrors", ("http://127.0.0.1:9/",))
+        with pytest.raises(UserError, match=r"could not download train-images-idx3-ubyte\.gz") as caught:
+            source(root=str(tmp_path)).prepare()
+        places = (f"looked in {tmp_path / source.name}, ", f", {tmp_path})")
+        url = "http://127.0.0.1:9/train-images-idx3-ubyte.gz"
+        for part in (*places, f"{url}: ", f"put {url} into a folder", "--data.source.root"):
+            assert part in str(caught.value)
+        package = "apt-get install dataset-fashion-mnist"
+        assert (package in str(caught.value)) == (source is FashionMNIST)
+        assert "\n" not in str(caught.value)
+    # and where no root is named
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(FashionMNIST, "package", ("dataset-fashion-mnist", str(tmp_path / "package")))
+    with pytest.raises(UserError, match="could not download") as caught:
+        FashionMNIST().prepare()
+    for place in ("looked in data/fashion_mnist, ", str(tmp_path / "cache/lit_gen/data"), str(tmp_path / "package")):
+        assert place in str(caught.value)
 
 
 def test_checksum_of_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +193,22 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(content("t10k", "images")))
     with pytest.raises(UserError, match=r"the train files hold images of shape \(4, 28, 28\) and 6 labels"):
         source.load("train")
+
+
+def test_images_and_labels_that_are_not_those_of_the_data_set(tmp_path: Path) -> None:
+    source = MNIST(root=str(tmp_path), download=False, checksum=False)
+    write_files(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(struct.pack(">HBBIII", 0, 8, 3, 6, 20, 20) + bytes(6 * 400)))
+    with pytest.raises(UserError, match=r"train files hold images of shape \(6, 20, 20\).*expected \(N, 28, 28\)"):
+        source.load("train")
+    write_files(tmp_path)
+    path = tmp_path / "train-labels-idx1-ubyte.gz"
+    for last in (11, 10):
+        path.write_bytes(gzip.compress(struct.pack(">HBBI", 0, 8, 1, 6) + bytes((0, 1, 2, 3, 4, last))))
+        with pytest.raises(UserError, match=rf"mnist: the train labels go up to {last}, expected 0 \.\. 9"):
+            source.load("train")
+    assert len(source.load("test").images) == 4, "the other part is as it should be"
 
 
 @pytest.mark.skipif(
