@@ -17,7 +17,7 @@ class Monitor(Callback):
     """Logs `train/lr`, `train/grad_norm` and `train/images_per_second` at every logging step.
 
     The gradient norm is that of all parameters of the optimizer about to step, before any clipping. A loss that is not
-    finite at a logging step ends the run; the last checkpoint stays.
+    finite in any process at a logging step ends the run; the last checkpoint stays.
     """
 
     def __init__(self) -> None:
@@ -46,11 +46,14 @@ class Monitor(Callback):
         if not trainer._logger_connector.should_update_logs:
             return
         loss = pl_module.training_values.get("loss")
-        if isinstance(loss, Tensor) and not math.isfinite(loss.item()):
-            raise UserError(
-                f"the loss is {loss.item()} after {pl_module.images_seen} images; the last checkpoint is kept: lower "
-                "the learning rate, set --trainer.gradient_clip_val, or use --trainer.precision 32-true"
-            )
+        if isinstance(loss, Tensor):
+            # over all processes: one that stopped alone would leave the others waiting
+            value = trainer.strategy.reduce(loss.clone(), reduce_op="mean").item()
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the loss is {value} after {pl_module.images_seen} images; the last checkpoint is kept: lower "
+                    "the learning rate, set --trainer.gradient_clip_val, or use --trainer.precision 32-true"
+                )
         now = time.perf_counter()
         pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
         if self._since is not None:

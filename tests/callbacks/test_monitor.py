@@ -1,14 +1,22 @@
-"""Which steps of a training are logged, and with which values."""
+"""Which steps of a training are logged, and with which values; where a training stops."""
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from lit_gen import commands
+from lit_gen.callbacks import Checkpoint, Monitor
+from lit_gen.data import Batch, Digits, ImageDataModule
+from lit_gen.errors import UserError
+from lit_gen.models import RectifiedFlow
 from lit_gen.models.base import GenerativeModel
 from tests.conftest import arguments
+from tests.test_validation import in_two_processes, trainer, two_processes, unet
 
 
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> tuple[list[float], list[dict[str, str]]]:
@@ -42,3 +50,32 @@ def test_no_step_need_be_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     losses, rows = train(tmp_path, monkeypatch, 0)
     assert len(losses) == 8
     assert rows == []
+
+
+class Broken(RectifiedFlow):
+    """Its loss is no number in the second process at the third batch."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.global_rank == 1 and self._batches_seen == 3:
+            self.log_training(loss=torch.tensor(math.nan))
+        return loss
+
+
+def fail_in_the_second(rank: int, folder: Path) -> None:
+    checkpoint = Checkpoint(every=16)
+    checkpoint.path = folder / "last.ckpt"
+    model = Broken(image_shape=(1, 8, 8), network=unet)
+    fit = trainer(callbacks=[Monitor(), checkpoint], log_every_n_steps=1, max_steps=6, **two_processes())
+    with pytest.raises(UserError) as caught:
+        fit.fit(model, datamodule=ImageDataModule(Digits(), batch_size=16))
+    (folder / f"{rank}.txt").write_text(str(caught.value))
+
+
+def test_all_processes_stop_where_the_loss_of_one_is_no_number(tmp_path: Path) -> None:
+    in_two_processes(fail_in_the_second, tmp_path)
+    for rank in range(2):
+        assert "the loss is nan after 48 images; the last checkpoint is kept" in (tmp_path / f"{rank}.txt").read_text()
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["images_seen"] == 32
+    assert all(torch.isfinite(weight).all() for weight in checkpoint["state_dict"].values())
