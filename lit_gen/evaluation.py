@@ -6,6 +6,7 @@ It owns the whole protocol: which images, how many, quantised where, through whi
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -258,7 +259,7 @@ class Evaluation:
         }
         if rank == 0:
             directory.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(directory / "samples.npz", images=images.numpy())
+            _save_samples(directory / "samples.npz", images.numpy())
             save_picture(images, data.source, directory / "samples.png")
             write_atomically(path, json.dumps(result, indent=2) + "\n")
         if world_size > 1:
@@ -342,6 +343,13 @@ class Evaluation:
         if world_size > 1:
             distributed.barrier()
         return metrics, record
+
+
+def _save_samples(path: Path, images: np.ndarray) -> None:
+    """Writes an .npz file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
+    np.savez_compressed(temporary, images=images)
+    os.replace(temporary, path)
 
 
 def device_name(device: torch.device, world_size: int = 1) -> str:
