@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from lit_gen import commands
-from lit_gen.tracking import MetricsFile, WandbSettings
+from lit_gen.tracking import MetricsFile, WandbSettings, announce
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 
 WANDB = Path(sys.executable).parent / "wandb"
+OFFLINE = "W&B: offline, files stay in the run directory (wandb login, or --wandb.mode online, to upload)"
 
 
 def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -34,26 +36,45 @@ def wandb_runs(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.glob("*/wandb/offline-run-*"))
 
 
-def test_an_offline_run_holds_config_curves_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def what_it_is(records: list[dict[str, Any]]) -> tuple[str, str, list[str]]:
+    """Job type, group and tags of a run."""
+    (run,) = (record["run"] for record in records if record["type"] == "run")
+    return run["job_type"], run["run_group"], run["tags"]
+
+
+def test_an_offline_run_holds_config_curves_and_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("LIT_GEN_SWEEP", "my_sweep")
-    commands.run(offline(tmp_path))
+    result = json.loads(commands.run(offline(tmp_path, "--wandb.tags=[mine]")).read_text())
+    assert [line for line in capsys.readouterr().out.splitlines() if "W&B" in line] == [OFFLINE]
     train, evaluate = wandb_runs(tmp_path)
     summary, records = inspect(train)
-    text = json.dumps(records)
+    assert what_it_is(records) == ("train", "my_sweep", ["mine", "sweep"]) and summary["tags"] == ["mine", "sweep"]
     assert summary["config"]["model"]["class_path"].endswith("WGAN")
     assert summary["config"]["budget"]["num_images"] == 640
-    history = [record for record in records if record["type"] == "history"]
-    assert len(history) >= 5
-    for name in ("train/loss", "train/critic_gap", "train/lr", "train/grad_norm_0", "train/grad_norm_1", "images"):
-        assert name in json.dumps(history), name
-    assert "my_sweep" in text and "train" in text and "sweep" in text
+    curves = [record["history"]["item"] for record in records if record["type"] == "history"]
+    logged = [row for row in curves if "train/loss" in row]
+    assert [row["images"] for row in logged] == [128, 256, 384, 512, 640]
+    names = ["loss", "critic_gap", "generator_loss", "lr", "grad_norm_0", "grad_norm_1", "images_per_second"]
+    for name in (f"train/{name}" for name in names):
+        values = [row[name] for row in logged if name in row]
+        assert len(values) == (4 if name.endswith("second") else 5), "the first speed is known at the second time"
+        assert all(math.isfinite(value) for value in values) and summary["summary"][name] == values[-1]
     assert list(train.glob("files/media/images/samples*.png"))
     summary, records = inspect(evaluate)
-    text = json.dumps([summary, records])
-    for name in ("fd_digits", "inception_score", "nfe", "evaluate", "my_sweep"):
-        assert name in text, name
+    assert what_it_is(records) == ("evaluate", "my_sweep", ["mine", "sweep"]) and summary["tags"] == ["mine", "sweep"]
+    assert {"fd_digits", "inception_score"} <= result["metrics"].keys()
+    for name, value in {**result["metrics"], **result["timing"], "nfe": 1}.items():
+        assert summary["summary"][name] == value, name
     assert summary["config"]["run"]["directory"] == train.parents[1].name
     assert list(evaluate.glob("files/media/images/samples*.png"))
+
+
+def test_one_line_says_where_runs_go(capsys: pytest.CaptureFixture[str]) -> None:
+    for mode, line in {"offline": OFFLINE, "online": "W&B: online, project mine", "disabled": None}.items():
+        announce(WandbSettings(mode=mode, project="mine"))  # type: ignore[arg-type]
+        assert capsys.readouterr().out == ("" if line is None else line + "\n")
 
 
 def test_a_resumed_training_continues_its_wandb_run_and_its_csv(
