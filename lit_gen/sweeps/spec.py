@@ -15,6 +15,7 @@ same arguments here as there. What follows from that:
 """
 
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -37,6 +38,7 @@ _KEYS = {
     *("project", "entity", "early_terminate", "apiVersion", "kind"),
 }
 _FOREIGN_KEYS = {"metrics", "scheduler", "controller", "job", "image_uri"}
+_ENDINGS = (".yaml", ".yml")
 _PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _MACRO = re.compile(r"\$\{(\w+)\}")
 _ENVIRONMENT_MACRO = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
@@ -188,10 +190,38 @@ def _trials(config: dict[str, Any], path: Path, seed: int, count: int | None) ->
 
 
 def _contents(command: list[str], parameters: dict[str, Any]) -> dict[str, str]:
-    """Hashes of the configuration files that a trial names: edited ones make it another trial."""
-    words = [word.rpartition("=")[2] for word in command] + [str(value) for value in parameters.values()]
-    files = {word: Path(word) for word in words if word.endswith((".yaml", ".yml"))}
-    return {word: hashlib.sha256(file.read_bytes()).hexdigest() for word, file in files.items() if file.is_file()}
+    """Hashes of the configuration files that a trial names, and of those that these name: edited ones make it another.
+
+    A name in a file is relative to the file or, like that of a reflow's teacher, to the working directory.
+    """
+    words = [word.rpartition("=")[2] for word in command] + _texts(parameters)
+    files = [word for word in words if word.endswith(_ENDINGS)]
+    hashes: dict[str, str] = {}
+    while files:
+        file = files.pop()
+        if file in hashes or not os.path.isfile(file):
+            continue
+        content = Path(file).read_bytes()
+        hashes[file] = hashlib.sha256(content).hexdigest()
+        for name in _files_named_in(content):
+            files += [os.path.normpath(os.path.join(os.path.dirname(file), name)), os.path.normpath(name)]
+    return hashes
+
+
+@functools.lru_cache
+def _files_named_in(content: bytes) -> list[str]:
+    """The configuration files that one names; none if it is not YAML, of which the trial itself will complain."""
+    try:
+        return [text for text in _texts(yaml.safe_load(content)) if text.endswith(_ENDINGS)]
+    except (yaml.YAMLError, ValueError):
+        return []
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in a value, however deep."""
+    if isinstance(value, dict | list):
+        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def _space(entries: Any, where: str) -> Space:

@@ -1,4 +1,6 @@
+import hashlib
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -216,3 +218,45 @@ def test_an_edited_configuration_file_makes_another_trial(tmp_path: Path) -> Non
     (other,) = load_sweep([sweep]).trials
     assert first.id == same.id != other.id
     assert first.arguments == other.arguments
+
+
+def test_an_edited_file_that_a_configuration_names_makes_another_trial(tmp_path: Path, monkeypatch) -> None:
+    """Relative to the file that names it, or to the working directory; files may name one another in a circle."""
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        "conf/experiment/x.yaml": "model: ../model/m.yaml\nreflow: {teacher: conf/teacher.yaml}\n",
+        "conf/model/m.yaml": "init_args: {network: ../n.yml, callbacks: [{path: ./own.yaml}]}\n",
+        "conf/model/own.yaml": "class_path: X\n",
+        "conf/n.yml": "teacher: conf/experiment/x.yaml\n",
+        "conf/teacher.yaml": "[this, is: no YAML",
+        "nested.yaml": "a: 1\n",
+    }
+    for name, content in contents.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content)
+    nested = {"parameters": {"network": {"value": "nested.yaml"}}}
+    entries = {"config": {"value": "conf/experiment/x.yaml"}, "model": nested}
+    sweep = write(tmp_path, method="grid", parameters=entries)
+
+    def identity() -> str:
+        (trial,) = load_sweep([sweep]).trials
+        return trial.id
+
+    seen = {identity()}
+    assert {identity()} == seen
+    for number, (name, content) in enumerate(contents.items(), start=1):
+        Path(name).write_text(f"{content}# edited\n")
+        seen.add(identity())
+        assert len(seen) == number + 1, name
+
+
+def test_ids_are_the_hash_of_command_parameters_and_files(tmp_path: Path, monkeypatch) -> None:
+    """Another rule would make every finished trial a new one."""
+    monkeypatch.chdir(tmp_path)
+    content = "model: {class_path: DDPM}\nreflow: {teacher: conf/there_is_none.yaml}\n"
+    Path("x.yaml").write_text(content)
+    entries = {"config": {"value": "./x.yaml"}, "a": {"value": [1, "b"]}, "sampler": {"value": "none.yaml"}}
+    (trial,) = load_sweep([write(tmp_path, method="grid", parameters=entries)]).trials
+    parameters = {"config": "./x.yaml", "a": [1, "b"], "sampler": "none.yaml"}
+    hashed = [["${args}"], parameters, {"./x.yaml": hashlib.sha256(content.encode()).hexdigest()}]
+    assert trial.id == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
