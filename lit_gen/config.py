@@ -5,6 +5,7 @@ The keys are the arguments of the classes: `model`, `data`, `trainer`, and the c
 `evaluation`, which change no weight, and `run` and `wandb`, which only say where things are written.
 """
 
+import ast
 import contextlib
 import hashlib
 import inspect
@@ -12,6 +13,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,9 +96,12 @@ class ExperimentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
+        words = normalise_arguments(args)
+        for word in filter(_is_config, words):
+            _check_groups(Path(word.partition("=")[2]))
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                self.config = parser.parse_args(normalise_arguments(args))
+                self.config = parser.parse_args(words)
         except ArgumentError as error:
             raise UserError(_one_line(error)) from None
 
@@ -130,7 +135,8 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
     """Puts arguments into the one order that the parser reads rightly; `wandb agent` gives them in any order.
 
     A configuration file comes first (given later it would wipe what stands before it), then parents before their
-    parts (`--sampler` before `--sampler.steps`); a sweep's null, which arrives as the text `None`, becomes null.
+    parts (`--sampler` before `--sampler.steps`); a sweep's null, which arrives as the text `None`, also in a list or
+    dictionary in Python's notation, becomes null.
     """
     pairs: list[str] = []
     words = list(arguments)
@@ -138,7 +144,7 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
         word = words.pop(0)
         if word.startswith("-") and "=" not in word and words and not re.match(r"--?[a-zA-Z]", words[0]):
             word = f"{word}={words.pop(0)}"
-        pairs.append(re.sub(r"^(--[^=]+)=None$", r"\1=null", word))
+        pairs.append(_with_null(word))
     if any("+=" in pair for pair in pairs):
         return sorted(pairs, key=lambda pair: not _is_config(pair))
 
@@ -148,8 +154,38 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
     return sorted(pairs, key=depth)
 
 
+def _with_null(pair: str) -> str:
+    key, equals, value = pair.partition("=")
+    if value == "None":
+        return f"{key}=null"
+    if value.startswith(("[", "{")) and "None" in value:
+        with contextlib.suppress(ValueError, SyntaxError):  # YAML's own notation stays as it is
+            return f"{key}={json.dumps(ast.literal_eval(value))}"
+    return pair
+
+
 def _is_config(pair: str) -> bool:
     return pair.partition("=")[0] in ("--config", "-c")
+
+
+def _check_groups(file: Path) -> None:
+    """Nothing, unless of a group's file or class and a dotted key of that group the parser would keep the later alone.
+
+    Raises:
+        UserError: a configuration file holds both.
+    """
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
+        return
+    for key in config if isinstance(config, dict) else ():
+        parts = str(key).split(".")
+        for group in (".".join(parts[:end]) for end in range(1, len(parts))):
+            if isinstance(config.get(group), str):
+                raise UserError(
+                    f"{file}: {key} cannot stand beside {group}: {config[group]}; give --{key} on the command line, or "
+                    f"write the keys of {group} below it"
+                )
 
 
 def training_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,20 @@ def test_separate_values_and_null() -> None:
     assert resolved(f"--config={DDPM}", "--sampler=None")["sampler"] is None
 
 
+def test_null_within_a_value_is_null() -> None:
+    """W&B writes a list or a dictionary as Python does; YAML reads its `None` as a text."""
+    words = ["--x={'a': None, 'b': [None, 'None', 1.5, True, {'c': None}]}", "--y=[None]", "--z={a: none, b: 'None'}"]
+    assert normalise_arguments(words) == [
+        '--x={"a": null, "b": [null, "None", 1.5, true, {"c": null}]}',
+        "--y=[null]",
+        "--z={a: none, b: 'None'}",
+    ]
+    sampler = "--sampler={'class_path': 'DDIM', 'init_args': {'steps': None, 'nfe': 7}}"
+    config = resolved(f"--config={DDPM}", "--wandb={'group': None, 'project': 'p'}", sampler)
+    assert (config["wandb"]["group"], config["wandb"]["project"]) == (None, "p")
+    assert (config["sampler"]["init_args"]["steps"], config["sampler"]["init_args"]["nfe"]) == (None, 7)
+
+
 def test_negative_numbers_are_values() -> None:
     assert normalise_arguments(["--trainer.max_steps", "-1", "--model", "EDM"]) == [
         "--model=EDM",
@@ -63,6 +77,29 @@ def test_a_second_model_does_not_inherit_from_the_first() -> None:
 def test_a_group_file_and_an_override_of_it_go_together() -> None:
     config = resolved(f"--model={ROOT / 'conf/model/ddpm.yaml'}", "--model.betas=cosine", "--data.source=Digits")
     assert config["model"]["init_args"]["betas"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("model.class_conditional", "model: {conf}/model/ddpm.yaml\nmodel.class_conditional: true\n"),
+        ("model.class_conditional", "model.class_conditional: true\nmodel: {conf}/model/ddpm.yaml\n"),
+        ("model.init_args.betas", "model: DDPM\nmodel.init_args.betas: cosine\n"),
+        ("trainer.max_steps", "model: DDPM\ntrainer: {conf}/trainer/cpu.yaml\ntrainer.max_steps: 3\n"),
+    ],
+)
+def test_a_dotted_key_beside_its_group_in_one_file_is_refused(key: str, content: str, tmp_path: Path) -> None:
+    """The parser would take the later of the two for the whole group, in part without a word."""
+    file = tmp_path / "both.yaml"
+    file.write_text(content.format(conf=ROOT / "conf") + "data: {source: Digits}\n")
+    with pytest.raises(UserError, match=f"both.yaml: {key} cannot stand beside .* give --{key} on the command line"):
+        ExperimentCLI([f"--config={file}"])
+
+
+def test_dotted_keys_in_a_file_need_no_group(tmp_path: Path) -> None:
+    file = tmp_path / "dotted.yaml"
+    file.write_text(f"model: {ROOT / 'conf/model/ddpm.yaml'}\ndata.source: Digits\ndata.batch_size: 32\n")
+    assert resolved(f"--config={file}")["data"]["batch_size"] == 32
 
 
 def test_seed_defaults_to_zero_and_rules_the_data() -> None:
