@@ -62,6 +62,11 @@ def fit(arguments: list[str]) -> Run:
 def run(arguments: list[str]) -> Path:
     """Fits, unless a finished run of the same training exists, then evaluates. Returns the result's path."""
     cli = ExperimentCLI(arguments)
+    return _evaluate(_fit(cli, _checked(cli)), cli)
+
+
+def _checked(cli: ExperimentCLI) -> Namespace:
+    """The objects of an experiment; says that its evaluation cannot be made before minutes of training, not after."""
     objects = cli.objects()
     _check_sampler(objects, processes.device(cli.config.trainer))
     if parse_weights(objects.evaluation.weights, "evaluation.weights") and not objects.ema.gammas:
@@ -70,9 +75,7 @@ def run(arguments: list[str]) -> Path:
             "--ema.stds '[0.05, 0.1]' to keep them"
         )
     objects.evaluation.check(objects.data)
-    trained = _fit(cli, objects)
-    processes.launch(cli.config.trainer)
-    return _evaluate(trained, cli, objects)
+    return objects
 
 
 def evaluate(arguments: list[str]) -> Path:
@@ -83,11 +86,7 @@ def evaluate(arguments: list[str]) -> Path:
             "lit-gen fit --help lists the keys of sampler, evaluation and wandb"
         )
         raise SystemExit(0)
-    run, cli = _reopen(arguments, "evaluate")
-    objects = cli.objects()
-    _check_sampler(objects, processes.device(cli.config.trainer))
-    processes.launch(cli.config.trainer)
-    return _evaluate(run, cli, objects)
+    return _evaluate(*_reopen(arguments, "evaluate"))
 
 
 def sample(arguments: list[str]) -> None:
@@ -236,7 +235,10 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
             )
             tracking.announce(objects.wandb)
         if unfinished:
-            _train(trainer, objects, config, run)
+            try:
+                _train(trainer, objects, config, run)
+            finally:
+                objects.checkpoint.restore_threads()
         elif processes.is_first():
             print(f"{run.directory}: this training is finished", flush=True)
     return run
@@ -303,6 +305,11 @@ def _trainer(cli: ExperimentCLI) -> Trainer:
             raise UserError(
                 f"trainer.{key}: 0 trains on nothing; leave it out (--budget.num_images is the length of a training)"
             )
+    if settings.accumulate_grad_batches != 1:  # gradients of half a step are in no checkpoint
+        raise UserError(
+            f"trainer.accumulate_grad_batches: {settings.accumulate_grad_batches} is not supported; leave it out and "
+            "set data.batch_size, the images of one optimization step over all processes"
+        )
     try:
         trainer = cli.instantiate_trainer(
             logger=False, enable_progress_bar=False, accelerator=processes.accelerator(settings.accelerator)
@@ -371,8 +378,12 @@ def _order_callbacks(trainer: Trainer, added: list[Any]) -> None:
     trainer.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, (SampleGrid, Checkpoint)))  # type: ignore[attr-defined]
 
 
-def _evaluate(run: Run, cli: ExperimentCLI, objects: Namespace) -> Path:
-    model = load_model(run, objects.model, objects.evaluation.weights).to(processes.device(cli.config.trainer))
+def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
+    """Scores a run with objects built anew: one that was trained may keep the precision of its training."""
+    objects, device = cli.objects(), processes.device(cli.config.trainer)
+    _check_sampler(objects, device)
+    processes.launch(cli.config.trainer)
+    model = load_model(run, objects.model, objects.evaluation.weights).to(device)
     cache = run.directory.parent / ".reference"
     result, path, computed = objects.evaluation(model, objects.data, objects.sampler, run, cache)
     if processes.ranks()[0] == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from lit_gen import commands
@@ -301,3 +302,40 @@ def test_help_of_evaluate_is_short(capsys: pytest.CaptureFixture[str]) -> None:
         main(["evaluate", "--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: lit-gen evaluate RUN")
+
+
+def test_run_and_evaluate_score_the_same_model(tmp_path: Path) -> None:
+    """A training in one data type leaves its object in that type; what is scored is built anew from the checkpoint."""
+    sampler = ["--sampler=DDIM", "--sampler.steps=3"]
+    words = arguments("RectifiedFlow", tmp_path, 640, "--trainer.precision=bf16-true")
+    path = commands.run([*words, *sampler])
+    metrics, images = json.loads(path.read_text())["metrics"], np.load(path.with_name("samples.npz"))["images"]
+    path.unlink()
+    assert commands.evaluate([str(path.parents[2]), *sampler]) == path
+    assert json.loads(path.read_text())["metrics"] == metrics
+    assert np.array_equal(np.load(path.with_name("samples.npz"))["images"], images)
+
+
+def test_accumulated_gradients_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = said(capsys, "fit", *arguments("VAE", tmp_path, 64, "--trainer.accumulate_grad_batches=2"))
+    assert "trainer.accumulate_grad_batches: 2" in error and "set data.batch_size" in error
+    assert not list(tmp_path.glob("*/run.json"))
+
+
+@pytest.mark.parametrize("word", ["--optimizer=SGD", "--optimizer.lr=1", "--lr_scheduler=ConstantLR"])
+def test_the_optimizers_of_a_gan_cannot_be_overridden(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"{word}: no such key" in said(capsys, "fit", *arguments("WGAN", tmp_path, 64, word))
+
+
+def test_a_configuration_is_saved_in_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = commands.fit(arguments("VAE", Path("runs"), 64))
+    saved, stamp = first.config.read_bytes(), first.config.stat().st_mtime_ns
+    second = commands.fit(arguments("VAE", Path("runs"), 64, "--seed_everything=1"))
+    first.update(status="training")  # as if it had been killed
+    commands.run(arguments("VAE", Path("runs"), 64, "--wandb.project=other", "--evaluation.num_samples=20"))
+    assert (first.config.read_bytes(), first.config.stat().st_mtime_ns) == (saved, stamp)
+    assert [yaml.safe_load(run.config.read_text())["seed_everything"] for run in (first, second)] == [0, 1]
+    assert set(Path().rglob("*.yaml")) == {first.config, second.config}

@@ -1,6 +1,9 @@
 """A training that is killed and started again ends with the same bits as one that never was."""
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +81,67 @@ def test_resumed_training_ends_with_the_same_bits(model: str, tmp_path: Path, mo
     assert_equal_bits(whole, parts)
 
 
+DIES_BEFORE_THE_THIRD_RENAMING = """
+import os, signal, sys
+from lit_gen import commands
+
+replace, renamed = os.replace, []
+
+def replace_or_die(source, target):
+    if str(target).endswith("last.ckpt"):
+        renamed.append(target)
+        if len(renamed) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = replace_or_die
+commands.fit(sys.argv[1:])
+"""
+
+
+def test_a_kill_between_writing_a_checkpoint_and_renaming_it_spoils_nothing(tmp_path: Path) -> None:
+    commands.fit(training("VAE", tmp_path / "whole"))
+    words = training("VAE", tmp_path / "parts")
+    killed = subprocess.run(
+        [sys.executable, "-c", DIES_BEFORE_THE_THIRD_RENAMING, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (path,) = (tmp_path / "parts").glob("*/checkpoints/last.ckpt")
+    written = torch.load(path.with_suffix(".tmp"), weights_only=True)
+    assert written["images_seen"] == 64 * 3 * EVERY, "the kill came after the writing"
+    assert contents(tmp_path / "parts")["images_seen"] == 64 * 2 * EVERY
+    commands.fit(words)
+    assert not path.with_suffix(".tmp").exists()
+    assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
+
+
+def test_a_training_goes_on_with_the_threads_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads may sum in another order than one."""
+    own = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        commands.fit(training("DDPM", tmp_path / "whole"))
+        monkeypatch.setenv(KILL_AT, "raise:16")
+        with pytest.raises(CrashError):
+            commands.fit(training("DDPM", tmp_path / "parts"))
+        torch.set_num_threads(2)
+        monkeypatch.setenv(KILL_AT, "raise:30")
+        with pytest.raises(CrashError):
+            commands.fit(training("DDPM", tmp_path / "parts"))
+        assert torch.get_num_threads() == 2, "what follows in this process has its own number again"
+        monkeypatch.delenv(KILL_AT)
+        run = commands.fit(training("DDPM", tmp_path / "parts"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(own)
+    assert torch.load(run.checkpoint, weights_only=True)["num_threads"] == 1
+    assert "1 threads" in run.metadata["device"]
+    assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
+
+
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     for seed in (0, 1):
         commands.fit(arguments("VAE", tmp_path / str(seed), 64, f"--seed_everything={seed}"))
@@ -89,17 +153,17 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigkill_then_resume_with_workers(processes: int, tmp_path: Path, lit_gen) -> None:
+@pytest.mark.parametrize(("model", "processes"), [("DDPM", 1), ("DDPM", 2), ("WGAN", 2)])
+def test_sigkill_then_resume_with_workers(model: str, processes: int, tmp_path: Path, lit_gen) -> None:
     more = [f"--trainer.devices={processes}"] + (["--trainer.strategy=ddp"] if processes > 1 else [])
     kept = {"PYTHONPATH": str(ROOT)}
-    done = lit_gen("fit", *training("DDPM", tmp_path / "whole", *more), **kept)
+    done = lit_gen("fit", *training(model, tmp_path / "whole", *more), **kept)
     assert done.returncode == 0, done.stderr
     for workers, batch in ((0, 16), (2, 30)):
-        words = training("DDPM", tmp_path / "parts", *more, f"--data.num_workers={workers}")
+        words = training(model, tmp_path / "parts", *more, f"--data.num_workers={workers}")
         killed = lit_gen("fit", *words, **{KILL_AT: f"kill:{batch}"}, **kept)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = lit_gen("fit", *training("DDPM", tmp_path / "parts", *more, "--data.num_workers=2"), **kept)
+    done = lit_gen("fit", *training(model, tmp_path / "parts", *more, "--data.num_workers=2"), **kept)
     assert done.returncode == 0, done.stderr
     assert "resuming after" in done.stdout
     assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))

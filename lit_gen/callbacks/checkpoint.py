@@ -39,6 +39,7 @@ class Checkpoint(Callback):
         self._saved_at = 0
         self._training = False
         self._interrupted = False
+        self._own_threads: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._saved_at = pl_module.images_seen
@@ -75,6 +76,21 @@ class Checkpoint(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: GenerativeModel, checkpoint: dict[str, Any]) -> None:
         checkpoint["world_size"] = trainer.world_size
+        checkpoint["num_threads"] = torch.get_num_threads()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: GenerativeModel, checkpoint: dict[str, Any]) -> None:
+        """A CPU goes on with as many threads as it began with: a sum over another number of parts rounds otherwise."""
+        own = torch.get_num_threads()
+        saved = checkpoint.get("num_threads", own)
+        if trainer.strategy.root_device.type == "cpu" and saved != own:
+            self._own_threads = own
+            torch.set_num_threads(saved)
+
+    def restore_threads(self) -> None:
+        """Gives the process back the number of threads that it had before a checkpoint was loaded."""
+        if self._own_threads is not None:
+            torch.set_num_threads(self._own_threads)
+            self._own_threads = None
 
     def save(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         """Writes the checkpoint beside the old one, then renames it over that."""

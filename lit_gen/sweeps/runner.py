@@ -194,10 +194,10 @@ class _Run:
         results = {trial.id: finished[trial.id] for trial in sweep.trials if trial.id in finished}
         self._result = SweepResult(sweep.name, folder, sweep.trials, results)
         self._waiting = deque(trial for trial in sweep.trials if trial.id not in results)
-        jobs = max(1, min(jobs, len(self._waiting)))
         environment = os.environ | {SWEEP_VARIABLE: sweep.name}
-        if jobs > 1:
+        if jobs > 1:  # as many threads when one trial is left as when all were: another number rounds differently
             environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
+        jobs = max(1, min(jobs, len(self._waiting)))
         self._workers = [Worker(runner, environment) for _ in range(jobs)]
         self._journal = Journal(folder / JOURNAL_NAME)
         self._progress = SweepProgress(console, sweep.trials, len(results), jobs)

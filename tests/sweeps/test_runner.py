@@ -16,7 +16,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from lit_gen.errors import UserError
-from lit_gen.sweeps import SweepResult, current_results, dry_run, run_sweep, sweep_results
+from lit_gen.sweeps import SweepResult, current_results, dry_run, run_sweep, runner, sweep_results
 from lit_gen.sweeps.journal import outcomes, read_journal
 
 RUNNER = "fake_run:run"
@@ -270,3 +270,15 @@ def test_ctrl_c_stops_the_trials_and_says_how_to_go_on(tmp_path, number):
     assert not any(map(_alive, worker_pids_of(root)))
     events = read_journal(root / "sweeps" / "demo" / "journal.jsonl")
     assert [event["event"] for event in events] == ["started", "started"]
+
+
+def test_the_last_trial_has_as_many_threads_as_the_first(tmp_path, monkeypatch):
+    """One that is resumed when few are left goes on with the threads it began with."""
+    monkeypatch.setattr(runner, "_num_cores", lambda: 12)
+    path = write(tmp_path, x=[1, 2, 3])
+    result, _ = sweep(path, tmp_path / "runs", jobs=4)
+    first = result.trials[0].id
+    result.results[first].unlink()
+    sweep(path, tmp_path / "runs", jobs=4)
+    log = (result.folder / "logs" / f"{first}.log").read_text()
+    assert [line for line in log.splitlines() if line.startswith("environment")] == ["environment demo 3"] * 2
