@@ -1,5 +1,6 @@
 """Exact answers of Gaussian mixtures, for the tests of diffusion."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -156,6 +157,43 @@ def moments_for_normal_data(sampler: Sampler, schedule: Schedule, mean: float, s
     sampler.sample(data, schedule, noise, (1,))
     x = sampler.sample(data, schedule, Impulses(noise.draws), (1,))[:, 0]
     return float(x[-1]), float((x[:-1] - x[-1]).norm())
+
+
+def error(mixture: GaussianMixtureDenoiser, sampler: Sampler, schedule: Schedule) -> float:
+    """Mean distance of the images from the end of the exact flow, for 100 starts on the line."""
+    x_0 = sampler.sample(mixture, schedule, Noise(0, range(100)), (1,))
+    alpha, sigma = schedule(sampler.times(schedule)[0])
+    start = sigma * Noise(0, range(100)).normal((1,), torch.float64)
+    return float((x_0 - quantile(mixture, cdf(mixture, start, alpha, sigma))).abs().mean())
+
+
+class Turned(Denoiser):
+    """A mixture in the plane, turned by an angle: no component is a product over pixels any more."""
+
+    def __init__(self, mixture: GaussianMixtureDenoiser, angle: float) -> None:
+        cos, sin = math.cos(angle), math.sin(angle)
+        self.mixture = mixture
+        self.turn = torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64)  # of rows
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return self.mixture.denoise(x @ self.turn.T, alpha, sigma) @ self.turn
+
+    def draw(self, noise: Noise) -> Tensor:
+        """Exact points (N, 2)."""
+        return self.mixture.draw(noise)[0] @ self.turn
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean (2,) and the covariance (2, 2)."""
+        means, weights = self.mixture.means @ self.turn, self.mixture.weights[:, None]
+        mean = (weights * means).sum(0)
+        within = self.turn.T @ torch.diag((weights * self.mixture.variances).sum(0)) @ self.turn
+        return mean, within + (weights * (means - mean)).T @ (means - mean)
+
+    def along(self, direction: Tensor) -> GaussianMixtureDenoiser:
+        """The law of the projections x . direction, on the line."""
+        direction = self.turn @ direction
+        means, variances = self.mixture.means @ direction, self.mixture.variances @ direction**2
+        return GaussianMixtureDenoiser(means[:, None], variances.sqrt(), self.mixture.weights)
 
 
 def kolmogorov_smirnov(

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from exact_answers import cdf, quantile
 from scipy import stats
 
 from lit_gen.diffusion import (
@@ -29,14 +28,7 @@ from lit_gen.diffusion import (
     UniformLogSNR,
 )
 from lit_gen.noise import Noise
-
-
-def error(mixture: GaussianMixtureDenoiser, sampler: Sampler, schedule: Schedule) -> float:
-    """Mean distance from the end of the exact flow, over 200 starts."""
-    x_0 = sampler.sample(mixture, schedule, Noise(0, range(200)), (1,))
-    alpha, sigma = schedule(sampler.times(schedule)[0])
-    start = sigma * Noise(0, range(200)).normal((1,), torch.float64)
-    return float((x_0 - quantile(mixture, cdf(mixture, start, alpha, sigma))).abs().mean())
+from tests.diffusion.exact_answers import cdf, error
 
 
 @pytest.mark.parametrize(

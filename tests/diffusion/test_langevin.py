@@ -2,17 +2,10 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
-from exact_answers import (
-    Fixed,
-    Silent,
-    at_time,
-    kolmogorov_smirnov,
-    moments_for_normal_data,
-    run,
-)
 
 from lit_gen.diffusion import (
     DDIM,
@@ -21,13 +14,13 @@ from lit_gen.diffusion import (
     DiscreteVP,
     EDMSchedule,
     GaussianMixtureDenoiser,
-    LinearVP,
     PredictorCorrector,
     Rectified,
     Schedule,
     UniformLogSNR,
 )
 from lit_gen.noise import Noise
+from tests.diffusion.exact_answers import Fixed, Silent, at_time, kolmogorov_smirnov, moments_for_normal_data, run
 
 EDM = EDMSchedule()
 
@@ -114,22 +107,6 @@ def test_the_corrector_finds_the_marginal(mixture_1d):
         assert (kolmogorov_smirnov(mixture_1d, found, *EDM(s)) < 0.036) is near
 
 
-@pytest.mark.parametrize("predictor", ["reverse_diffusion", "ancestral", "probability_flow"])
-def test_converges_with_corrector(predictor):
-    """The standard deviation for normal data, exactly, as steps grow and corrector steps shrink."""
-    errors = [
-        moments_for_normal_data(
-            PredictorCorrector(steps=steps, predictor=predictor, snr=1 / math.sqrt(steps), norm="level"),
-            LinearVP(),
-            *(0.3, 0.5),
-        )[1]
-        - 0.5
-        for steps in (60, 120)
-    ]
-    assert 0.85 < math.log2(errors[0] / errors[1]) < 1.25
-    assert abs(errors[1]) < 0.03
-
-
 def test_with_norms_of_images_many_pixels_keep_their_distribution():
     data = GaussianMixtureDenoiser(torch.full((1, 400), 0.3), torch.tensor([0.5], dtype=torch.float64))
     x = PredictorCorrector(steps=200, snr=0.1).sample(data, EDM, Noise(0, range(50)), (400,))
@@ -167,14 +144,30 @@ def test_langevin_keeps_the_marginal_of_a_level(mixture_1d, schedule: Schedule):
     assert kolmogorov_smirnov(mixture_1d, x, *schedule(t)) < 0.036
 
 
-def test_annealing_in_small_steps_approaches_normal_data():
-    errors = []
-    for steps_each in (5, 20):
-        sampler = AnnealedLangevin(steps=40, steps_each=steps_each, step_size=0.05, grid=UniformLogSNR())
+def test_at_rest_the_bias_is_of_first_order_in_the_step():
+    """For normal data, w = std^2 + sigma^2, the variance is w / (1 - a / 2) with a = step_size sigma^2 / w."""
+    biases = []
+    for step_size in (0.4, 0.2):
+        grid = UniformLogSNR(sigma_min=0.5, sigma_max=5)
+        sampler = AnnealedLangevin(steps=3, steps_each=100, step_size=step_size, denoise=False, grid=grid)
         mean, std = moments_for_normal_data(sampler, EDM, 0.3, 0.5)
-        assert mean == pytest.approx(0.3, abs=0.01)
-        errors.append(std - 0.5)
-    assert errors[0] > 1 and 0.05 < errors[1] < 0.1
+        assert mean == pytest.approx(0.3, rel=1e-6)
+        assert std**2 == pytest.approx(0.5 / (1 - step_size / 4), rel=1e-6)
+        biases.append(std**2 - 0.5)
+    assert 1 < math.log2(biases[0] / biases[1]) < 1.1
+
+
+def test_annealing_converges_with_many_levels_and_small_steps():
+    """Four times the levels with steps of half the size: the lag behind the levels halves, as does the bias at rest."""
+    errors = []
+    for steps, step_size in ((60, 0.8), (240, 0.4), (960, 0.2)):
+        sampler = AnnealedLangevin(steps=steps, steps_each=1, step_size=step_size, grid=UniformLogSNR())
+        mean, std = moments_for_normal_data(sampler, EDM, 0.3, 0.5)
+        assert mean == pytest.approx(0.3, abs=1e-9)
+        errors.append(std**2 - 0.25)
+    first, second = (math.log2(coarse / fine) for coarse, fine in pairwise(errors))
+    assert 1 < second < 1.25 < first < 1.5
+    assert 0.012 < errors[-1] < 0.02
 
 
 def test_the_variance_of_a_level_is_too_large_by_the_step_size():

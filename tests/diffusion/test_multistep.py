@@ -5,17 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from exact_answers import (
-    SAMPLERS,
-    Fixed,
-    Point,
-    Silent,
-    cdf,
-    kolmogorov_smirnov,
-    moments_for_normal_data,
-    quantile,
-    run,
-)
 
 from lit_gen.diffusion import (
     DDIM,
@@ -23,7 +12,6 @@ from lit_gen.diffusion import (
     DiscreteVP,
     DPMSolver,
     EDMSchedule,
-    GaussianMixtureDenoiser,
     Grid,
     Karras,
     LinearVP,
@@ -35,18 +23,9 @@ from lit_gen.diffusion import (
     UniPC,
 )
 from lit_gen.noise import Noise
+from tests.diffusion.exact_answers import SAMPLERS, Fixed, Point, Silent, error, kolmogorov_smirnov, run
 
 DEEP = EDMSchedule(sigma_min=1e-6)  # lets a grid end so near the data that what is left there is no error
-
-
-def error(mixture: GaussianMixtureDenoiser, sampler: Sampler, schedule: Schedule) -> float:
-    """Mean distance from the end of the exact flow, over 100 starts."""
-    x_0 = sampler.sample(mixture, schedule, Noise(0, range(100)), (1,))
-    alpha, sigma = schedule(sampler.times(schedule)[0])
-    start = sigma * Noise(0, range(100)).normal((1,), torch.float64)
-    return float((x_0 - quantile(mixture, cdf(mixture, start, alpha, sigma))).abs().mean())
-
-
 FINE = UniformLogSNR(sigma_min=1e-5)
 
 
@@ -185,26 +164,6 @@ def test_unipc_is_exact_for_a_quadratic_in_log_snr():
 def test_draws_no_noise_when_deterministic(mixture, schedule, sampler: Sampler):
     first, second = (sampler.sample(mixture, schedule, Silent(3, range(4)), (2, 3)) for _ in range(2))
     assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize(
-    ("eta", "order", "schedule", "grid"),
-    [
-        (1.0, 1, EDMSchedule(), Karras()),
-        (1.0, 2, EDMSchedule(), Karras()),
-        (0.5, 2, LinearVP(), UniformLogSNR()),
-        (3.0, 2, LinearVP(), UniformLogSNR()),
-        (1.0, 2, Rectified(), Karras()),
-    ],
-)
-def test_weak_order_with_noise(eta: float, order, schedule: Schedule, grid: Grid):
-    """The standard deviation for normal data, exactly."""
-    coarse, fine = (
-        moments_for_normal_data(DPMSolver(steps=steps, order=order, eta=eta, grid=grid), schedule, 0.3, 0.5)[1] - 0.5
-        for steps in (60, 120)
-    )
-    assert order - 0.15 < math.log2(coarse / fine) < order + 0.25
-    assert abs(fine) < (0.03 if order == 1 else 2e-3)
 
 
 @pytest.mark.parametrize(("eta", "schedule"), [(1.0, EDMSchedule()), (0.5, DiscreteVP()), (3.0, Rectified())])

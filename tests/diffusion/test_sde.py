@@ -1,21 +1,17 @@
 """Euler-Maruyama of the reverse SDEs: the equation, and the marginals that it keeps."""
 
-import math
 from functools import partial
 
 import pytest
 import torch
-from exact_answers import Fixed, Silent, kolmogorov_smirnov, moments_for_normal_data, run
 
 from lit_gen.diffusion import (
     VE,
-    Cosine,
     DiscreteVP,
     EDMSchedule,
     Euler,
     EulerMaruyama,
     Grid,
-    Karras,
     LinearVP,
     Rectified,
     Schedule,
@@ -24,6 +20,7 @@ from lit_gen.diffusion import (
     UniformLogSNR,
 )
 from lit_gen.noise import Noise
+from tests.diffusion.exact_answers import Fixed, Silent, kolmogorov_smirnov, moments_for_normal_data, run
 
 
 @pytest.mark.parametrize("noise_scale", [0.0, 0.6, 1.0, 1.7])
@@ -73,29 +70,14 @@ def test_damped_noise_on_the_straight_path(mixture_1d, t: float):
     assert float(one - zero) ** 2 == pytest.approx(2 * 0.9**2 * t * 0.1, rel=1e-12)
 
 
-CASES = [
-    (partial(EulerMaruyama), EDMSchedule(), UniformLogSNR()),
-    (partial(EulerMaruyama, noise_scale=0.6), LinearVP(), Karras()),
-    (partial(EulerMaruyama, noise_scale=2.0), LinearVP(), UniformLogSNR()),
-    (partial(EulerMaruyama, coordinates="rectified"), LinearVP(), Karras()),
-    (partial(EulerMaruyama, coordinates="rectified", g="damped"), Rectified(), Uniform()),
-    (partial(EulerMaruyama, coordinates="schedule"), LinearVP(), Uniform()),
-    (partial(EulerMaruyama, coordinates="schedule"), SubVP(), Karras()),
-    (partial(EulerMaruyama, coordinates="schedule", g="damped"), Cosine(), Uniform()),
-]
-
-
-@pytest.mark.parametrize(("sampler", "schedule", "grid"), CASES)
-def test_is_weakly_of_first_order(sampler, schedule: Schedule, grid: Grid):
-    """The standard deviation for normal data, exactly; the error halves with twice the steps."""
-    coarse, fine = (
-        moments_for_normal_data(sampler(steps=steps, grid=grid), schedule, 0.3, 0.5)[1] - 0.5 for steps in (60, 120)
-    )
-    assert 0.9 < math.log2(coarse / fine) < 1.25
-    assert abs(fine) < 0.02
-
-
-@pytest.mark.parametrize(("sampler", "schedule", "grid"), CASES[:1] + CASES[4:6])
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "grid"),
+    [
+        (EulerMaruyama, EDMSchedule(), UniformLogSNR()),
+        (partial(EulerMaruyama, coordinates="rectified", g="damped"), Rectified(), Uniform()),
+        (partial(EulerMaruyama, coordinates="schedule"), LinearVP(), Uniform()),
+    ],
+)
 def test_many_steps_give_the_distribution_of_the_data(mixture_1d, sampler, schedule: Schedule, grid: Grid):
     x = sampler(steps=150, grid=grid).sample(mixture_1d, schedule, Noise(0, range(2000)), (1,))
     assert kolmogorov_smirnov(mixture_1d, x) < 0.036
