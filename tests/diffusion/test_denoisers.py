@@ -1,8 +1,8 @@
 import math
+from functools import partial
 
 import pytest
 import torch
-from exact_answers import exact_network
 from torch import Tensor, nn
 
 from lit_gen.diffusion import (
@@ -27,6 +27,8 @@ from lit_gen.diffusion import (
 )
 from lit_gen.diffusion.denoisers import per_image
 from lit_gen.errors import UserError
+from lit_gen.networks.embeddings import FourierFeatures, sinusoids
+from tests.diffusion.exact_answers import exact_network
 
 MODELS: list[tuple[Schedule, Parameterization]] = [
     (DiscreteVP(), Epsilon()),
@@ -195,8 +197,13 @@ def test_conversions_in_closed_form(mixture):
 
 
 def test_the_preconditionings_of_song_in_the_table_of_edm():
-    """On x / alpha = x_0 + sigma eps. VP: c_in = 1 / sqrt(1 + sigma^2), c_out = -sigma; VE: c_in = 1, c_out = sigma."""
-    t = torch.rand(9, dtype=torch.float64)
+    """On x / alpha = x_0 + sigma eps. VP: c_in = 1 / sqrt(1 + sigma^2), c_out = -sigma, c_noise = 999 t; VE: c_in = 1,
+    c_out = sigma, c_noise = ln(sigma / 2).
+
+    Our VE network is told ln(sigma): the constant is without effect, as the next test shows. `Epsilon` is the network
+    of DDPM on that VP path, and is told the step of the chain, counted from 0.
+    """
+    t = 0.01 + 0.98 * torch.rand(9, dtype=torch.float64)
     for schedule, parameterization, sign in [(LinearVP(), Epsilon(), -1), (LinearVP(), Score(), 1)]:
         alpha, sigma = schedule(t)
         ratio = sigma / alpha
@@ -204,11 +211,25 @@ def test_the_preconditionings_of_song_in_the_table_of_edm():
         torch.testing.assert_close(c_in * alpha, (1 + ratio**2).rsqrt(), rtol=1e-11, atol=0)
         torch.testing.assert_close(c_skip * alpha, torch.ones_like(t), rtol=1e-14, atol=0)
         torch.testing.assert_close(c_out, sign * ratio, rtol=1e-14, atol=0)
+        c_noise = 1000 * t - 1 if sign < 0 else 999 * t
+        torch.testing.assert_close(parameterization.c_noise(t, alpha, sigma), c_noise, rtol=1e-14, atol=0)
     alpha, sigma = VE()(t)
     coefficients = Score("sigma").coefficients(alpha, sigma)
     torch.testing.assert_close(coefficients, (alpha, alpha, sigma), rtol=0, atol=0)
     scaled = Score("sigma", scale_input=True).coefficients(alpha, sigma)
     torch.testing.assert_close(scaled, ((1 + sigma**2).rsqrt(), alpha, sigma), rtol=1e-14, atol=0)
+    c_noise = Score("sigma").c_noise(t, alpha, sigma)
+    torch.testing.assert_close(c_noise - (sigma / 2).log(), torch.full_like(t, math.log(2)), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("embed", [partial(sinusoids, dim=16), FourierFeatures(16).double()])
+def test_a_constant_in_c_noise_turns_the_features(embed):
+    """Each pair of cosine and sine by one angle at all noise levels, which a linear layer after them can turn back."""
+    c, constant = torch.linspace(-6, 4, 40, dtype=torch.float64), torch.tensor([math.log(2)], dtype=torch.float64)
+    (cos, sin), (cos_of, sin_of) = embed(c).chunk(2, 1), embed(constant).chunk(2, 1)
+    turned = torch.cat([cos * cos_of + sin * sin_of, sin * cos_of - cos * sin_of], dim=1)
+    torch.testing.assert_close(embed(c - constant), turned, rtol=0, atol=1e-10)
+    assert (turned - embed(c)).abs().max() > 0.5
 
 
 @pytest.mark.parametrize("parameterization", [V(), Sample()])

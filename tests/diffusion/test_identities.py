@@ -7,7 +7,6 @@ from typing import Literal
 
 import pytest
 import torch
-from exact_answers import SAMPLERS, Fixed, Point, exact_network, run
 
 from lit_gen.diffusion import (
     DDIM,
@@ -39,6 +38,7 @@ from lit_gen.diffusion import (
 )
 from lit_gen.errors import UserError
 from lit_gen.noise import Noise
+from tests.diffusion.exact_answers import SAMPLERS, Fixed, Point, exact_network, run
 
 WITHIN_ALL = Karras(sigma_min=0.03, sigma_max=50)  # levels inside the range of every schedule
 

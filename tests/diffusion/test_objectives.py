@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from exact_answers import Fixed, exact_network
 from torch.distributions import Normal, kl_divergence
 
 from lit_gen.diffusion import (
@@ -42,6 +41,7 @@ from lit_gen.diffusion import (
 from lit_gen.diffusion.densities import lattice
 from lit_gen.diffusion.likelihood import VariationalBound
 from lit_gen.errors import UserError
+from tests.diffusion.exact_answers import Fixed, exact_network
 
 MODELS: dict[str, tuple[Schedule, Parameterization, TimeDensity]] = {
     "DDPM": (DiscreteVP(), Epsilon(), UniformSteps()),
