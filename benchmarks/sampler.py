@@ -4,7 +4,8 @@
 
 A sampler's turn is followed by as many bare forward passes as it made evaluations; medians of the ratio of the two. The
 samplers take turns, so that a busy spell of the machine meets them all. `--cpu-time` counts processor time instead of
-wall time (use it with one thread on a busy machine).
+wall time (use it with one thread on a busy machine). As the ratio of two nearly equal times is only as exact as the
+machine is quiet, the sampler is also timed with a network that costs nothing: its own share of an evaluation.
 """
 
 import argparse
@@ -71,11 +72,12 @@ def main() -> None:
         "RK45": RK45(rtol=1e-2, atol=1e-2),
     }
     samplers = {name: sampler for name, sampler in samplers.items() if name.startswith(args.only)}
-    turns: dict[str, list[tuple[float, float, float]]] = {name: [] for name in samplers}
+    free = NetworkDenoiser(lambda x, c_noise, labels: torch.zeros_like(x), Rectified(), Velocity())
+    turns: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in samplers}
     for repeat in range(args.repeats + 1):
         for name, sampler in samplers.items():
             before = denoiser.evaluations
-            start = clock()
+            start_of_turn = clock()
             sampler.sample(denoiser, denoiser.schedule, Noise(0, range(args.batch)), shape)
             sampled = clock()
             nfe = denoiser.evaluations - before
@@ -83,18 +85,21 @@ def main() -> None:
                 for _ in range(math.ceil(nfe)):
                     network(x, t)
             forwards = (clock() - sampled) * nfe / math.ceil(nfe)
+            before, start = free.evaluations, clock()
+            sampler.sample(free, free.schedule, Noise(0, range(args.batch)), shape)
+            own = (clock() - start) / (free.evaluations - before) * nfe / forwards
             if repeat:  # the first turn warms up
-                turns[name].append((nfe, sampled - start, forwards))
+                turns[name].append((nfe, sampled - start_of_turn, forwards, own))
     print(
         f"{args.size}x{args.size}x1, batch {args.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"UNet of {sum(p.numel() for p in network.parameters()):,} parameters, median of {args.repeats}, "
         f"{'processor' if args.cpu_time else 'wall'} time"
     )
-    print(f"{'sampler':24}{'NFE':>6}{'sampler s':>12}{'NFE x forward s':>18}{'ratio':>8}")
+    print(f"{'sampler':24}{'NFE':>6}{'sampler s':>12}{'NFE x forward s':>18}{'ratio':>8}{'own share':>12}")
     for name, measured in turns.items():
-        nfe, sampling, forward = (statistics.median(column) for column in zip(*measured, strict=True))
-        ratio = statistics.median(sampled / forwards for _, sampled, forwards in measured)
-        print(f"{name:24}{nfe:>6.4g}{sampling:>12.3f}{forward:>18.3f}{ratio:>8.3f}")
+        nfe, sampling, forward, own = (statistics.median(column) for column in zip(*measured, strict=True))
+        ratio = statistics.median(sampled / forwards for _, sampled, forwards, _ in measured)
+        print(f"{name:24}{nfe:>6.4g}{sampling:>12.3f}{forward:>18.3f}{ratio:>8.3f}{own:>12.4f}")
 
 
 if __name__ == "__main__":
