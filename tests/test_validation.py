@@ -95,6 +95,7 @@ def write_validations(rank: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(validations(two_processes)))
 
 
+@pytest.mark.slow
 def test_two_processes_validate_as_one(tmp_path: Path) -> None:
     in_two_processes(write_validations, tmp_path)
     one = validations(lambda: {"devices": 1})

@@ -72,6 +72,7 @@ def fail_in_the_second(rank: int, folder: Path) -> None:
     (folder / f"{rank}.txt").write_text(str(caught.value))
 
 
+@pytest.mark.slow
 def test_all_processes_stop_where_the_loss_of_one_is_no_number(tmp_path: Path) -> None:
     in_two_processes(fail_in_the_second, tmp_path)
     for rank in range(2):
