@@ -248,10 +248,11 @@ def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
     """Puts the pairs of `reflow.teacher` in the place of the training images, and its weights into the model.
 
     Returns:
-        Which flow it becomes: 2 for a teacher that was trained on data.
+        Which flow it becomes: the second for a teacher that was trained on data, unless it is distilled, which makes
+        it the teacher's own in one step.
 
     Raises:
-        UserError: the teacher or the model is no flow, or they do not fit.
+        UserError: the teacher or the model is no flow, or they do not fit; or the teacher was distilled itself.
     """
     settings: Reflow = objects.reflow
     model: GenerativeModel = objects.model
@@ -264,6 +265,11 @@ def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
         raise UserError(
             f"reflow.teacher: {run.directory} holds a {type(teacher).__name__}, which has no paths to learn"
         )
+    if isinstance(teacher, FlowMatching) and teacher.distilled:
+        raise UserError(
+            f"reflow.teacher: {run.directory} was distilled to one step and has no paths to learn; name the run that "
+            "it was distilled from"
+        )
     load_model(run, teacher, settings.weights).to(processes.device(cli.config.trainer))
     objects.data.train_on(settings.draw(run, teacher, objects.data.source.quantised))
     if settings.start:
@@ -274,9 +280,9 @@ def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
                 f"reflow.start: the network of {run.directory} is not that of the model ({error}); use the same "
                 "network, or --reflow.start false"
             ) from None
-    number: int = run.metadata.get("flow", 1) + 1
-    distilled = ", distilled" if cli.config.model.init_args.density == "noise" else ""
-    model.title = f"{number}-{type(model).__name__}{distilled}"
+    number: int = run.metadata.get("flow", 1) + (not model.distilled)
+    which, how = f"{number}-" if number > 1 else "", ", distilled" if model.distilled else ""
+    model.title = f"{which}{type(model).__name__}{how}"
     return number
 
 
