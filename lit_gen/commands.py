@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from lit_gen import processes, tracking
-from lit_gen.averages import Width, load_average, parse_weights, reconstruct
+from lit_gen.averages import Width, parse_weights, reconstruct
 from lit_gen.callbacks import Monitor, TrainingProgress
 from lit_gen.callbacks.checkpoint import Checkpoint, check_world_size
 from lit_gen.callbacks.ema import load_weights, named_weights
@@ -25,11 +25,11 @@ from lit_gen.callbacks.sample_grid import SampleGrid
 from lit_gen.config import ExperimentCLI, recipe_identity, training_config, training_identity
 from lit_gen.data import ImageDataModule, ImageSource
 from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser
-from lit_gen.diffusion.guidance import Guidance
 from lit_gen.ema import gamma_of
 from lit_gen.errors import UserError
 from lit_gen.evaluation import device_name
 from lit_gen.images import check_ending, save_images
+from lit_gen.loading import load_model, load_weaker, read_checkpoint
 from lit_gen.metrics import as_stored
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
@@ -173,45 +173,6 @@ def ema(directory: Path, std: float, images: int | None = None) -> Path:
     return path
 
 
-def read_checkpoint(run: Run) -> dict[str, Any]:
-    """A run's last checkpoint.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        checkpoint: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises any of half a dozen
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{run.checkpoint}: not a readable checkpoint ({reason}); delete it and train again") from None
-    return checkpoint
-
-
-def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
-    """Loads a run's last checkpoint, or a power-function average, into a model, ready to be sampled.
-
-    Raises:
-        UserError: the checkpoint is damaged, or was made by another network; or there is no such average.
-    """
-    checkpoint = read_checkpoint(run)
-    width = parse_weights(weights, "weights")
-    average, images = checkpoint.get("ema", {}).get("weights", {}), checkpoint["images_seen"]
-    if width is not None:
-        average, images = load_average(run, width)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-        if weights != "raw":
-            load_weights(model.generator, average)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(
-            f"{run.checkpoint}: does not fit the model of {run.config} ({' '.join(str(error).split())[:200]}); "
-            "restore the run's own config.yaml, or train again"
-        ) from None
-    model.images_seen = images
-    model.title = run.metadata.get("title", model.title)
-    return model.eval()
-
-
 def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
     config = cli.resolved()
     data: ImageDataModule = objects.data
@@ -270,7 +231,10 @@ def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
             f"reflow.teacher: {run.directory} was distilled to one step and has no paths to learn; name the run that "
             "it was distilled from"
         )
-    load_model(run, teacher, settings.weights).to(processes.device(cli.config.trainer))
+    device = processes.device(cli.config.trainer)
+    load_model(run, teacher, settings.weights).to(device)
+    if settings.sampler.guidance is not None and settings.sampler.guidance.run is not None:
+        load_weaker(settings.sampler.guidance, teacher, device)
     objects.data.train_on(settings.draw(run, teacher, objects.data.source.quantised))
     if settings.start:
         try:
@@ -455,33 +419,9 @@ def _check_sampler(objects: Namespace, device: torch.device) -> None:
         unguided.sample(exact, objects.model.schedule, Noise(0, range(1)), (1,))
         objects.model.check_guidance(objects.sampler.guidance)
         if objects.sampler.guidance is not None and objects.sampler.guidance.run is not None:
-            _load_weaker(objects.sampler.guidance, objects.model, device)
+            load_weaker(objects.sampler.guidance, objects.model, device)
     if objects.evaluation.likelihood:
         objects.evaluation.likelihood_protocol(objects.model, objects.data)
-
-
-def _load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> None:
-    """Loads the model of the run that an autoguidance names, with averaged weights, as its weaker denoiser.
-
-    Raises:
-        UserError: there is no such run, or its images or classes are not those of the model.
-    """
-    assert guidance.run is not None
-    run = Run.open(guidance.run)
-    weaker: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
-    if not isinstance(weaker, Diffusion):
-        raise UserError(f"sampler.guidance.run: {run.directory} holds a {type(weaker).__name__}, which is no denoiser")
-    if (weaker.image_shape, weaker.num_classes) != (model.image_shape, model.num_classes):
-        ours, theirs = (
-            f"{'x'.join(map(str, of.image_shape))} images of {of.num_classes or 'no'} classes" for of in (model, weaker)
-        )
-        raise UserError(
-            f"sampler.guidance.run: {run.directory} draws {theirs}, the model to be guided {ours}; name a run on the "
-            "same data with the same model.class_conditional"
-        )
-    load_model(run, weaker, "ema").to(device)
-    guidance.weaker = weaker.denoiser
-    guidance.run = run.directory.resolve().name  # its name says what it is wherever it lies
 
 
 def _changed_keys(key: str, saved: Any, asked: Any) -> list[str]:

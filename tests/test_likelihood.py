@@ -13,6 +13,7 @@ from lit_gen.config import ExperimentCLI
 from lit_gen.dequantisation import bits_per_dim
 from lit_gen.diffusion import ProbabilityFlow
 from lit_gen.errors import UserError
+from lit_gen.loading import load_model
 from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
 from lit_gen.runs import Run
@@ -40,7 +41,7 @@ def load(run: Run) -> tuple[GenerativeModel, torch.Tensor, torch.Tensor]:
     """The model, and its test images with their labels."""
     objects = ExperimentCLI(["--config", str(run.config)]).objects()
     images = torch.from_numpy(objects.data.images("test")).float() / 127.5 - 1
-    return commands.load_model(run, objects.model, "ema"), images, torch.from_numpy(objects.data.labels("test"))
+    return load_model(run, objects.model, "ema"), images, torch.from_numpy(objects.data.labels("test"))
 
 
 def test_bits_per_dim_of_evenly_spaced_test_images(edm: Run) -> None:

@@ -12,10 +12,10 @@ from PIL import Image
 
 from lit_gen import commands
 from lit_gen.cli import main
-from lit_gen.commands import load_model
 from lit_gen.config import ExperimentCLI
 from lit_gen.data import TwoMoons
 from lit_gen.diffusion.likelihood import ProbabilityFlow
+from lit_gen.loading import load_model
 from lit_gen.metrics import wasserstein2
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise

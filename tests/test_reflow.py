@@ -21,6 +21,7 @@ from lit_gen.diffusion.samplers import AnnealedLangevin, DPMSolver, EulerMaruyam
 from lit_gen.diffusion.schedules import EDMSchedule, LinearVP, Rectified, Schedule
 from lit_gen.diffusion.straightness import straightness
 from lit_gen.errors import UserError
+from lit_gen.loading import load_model
 from lit_gen.metrics import quantise, wasserstein2
 from lit_gen.models import FlowMatching
 from lit_gen.noise import Noise
@@ -47,7 +48,7 @@ def distilled(first: Run) -> Run:
 
 
 def trained(run: Run, weights: str = "ema") -> FlowMatching:
-    model = commands.load_model(run, ExperimentCLI(["--config", str(run.config)]).objects().model, weights)
+    model = load_model(run, ExperimentCLI(["--config", str(run.config)]).objects().model, weights)
     assert isinstance(model, FlowMatching)
     return model
 
@@ -60,7 +61,7 @@ def logged(run: Run, name: str) -> dict[int, float]:
 
 def test_pairs_are_images_and_the_index_of_their_noise(first: Run, second: Run) -> None:
     objects = ExperimentCLI(["--config", str(second.config)]).objects()
-    model = commands.load_model(first, objects.model, "ema")
+    model = load_model(first, objects.model, "ema")
     path = objects.reflow.path(first, model)
     with np.load(path) as file:
         assert sorted(file) == ["images", "index", "num_classes", "seed"]
@@ -289,3 +290,18 @@ def test_damaged_pairs_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"pairs\.npz: not a readable file of pairs"):
         Pairs.load(path)
+
+
+def test_pairs_can_be_drawn_with_autoguidance(first: Run, tmp_path: Path) -> None:
+    weaker = commands.fit(arguments("RectifiedFlow", tmp_path, 64))
+    euler = ["--reflow.sampler=Euler", "--reflow.sampler.steps=4"]
+    drawn = []
+    for words in ([], [f"--reflow.sampler.guidance.run={weaker.directory}", "--reflow.sampler.guidance.weight=3"]):
+        before = set(first.directory.glob("pairs/*.npz"))
+        commands.reflow([str(first.directory), *QUICK, *euler, *words])
+        (path,) = set(first.directory.glob("pairs/*.npz")) - before
+        drawn.append(Pairs.load(path).images.astype(int))
+    plain, guided = drawn
+    guide = trained(weaker).sample(Noise(1_000_000, range(80)), sampler=Euler(steps=4))
+    away = plain - quantise(guide).numpy().astype(int)
+    assert np.corrcoef((guided - plain).ravel(), away.ravel())[0, 1] > 0.5

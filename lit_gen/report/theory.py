@@ -202,8 +202,8 @@ def guidance(out: Path, num_points: int = 1500) -> Path:
 
 def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution: int = 100) -> Path:
     """A row for each run: the density of the data, samples of the model, and the density of the model."""
-    from lit_gen.commands import load_model  # with all of Lightning, which the other figures do without
     from lit_gen.config import ExperimentCLI
+    from lit_gen.loading import load_model  # with all of Lightning, which the other figures do without
 
     figure = new_figure(7.5, 2.65 * len(runs), DOTS)
     panels = figure.subplots(

@@ -1,0 +1,77 @@
+"""Models out of run directories: the checkpoint, the weights that are asked for, and the weaker model of a guidance."""
+
+from typing import Any
+
+import torch
+
+from lit_gen.averages import load_average, parse_weights
+from lit_gen.callbacks.ema import load_weights
+from lit_gen.config import ExperimentCLI
+from lit_gen.diffusion.guidance import Guidance
+from lit_gen.errors import UserError
+from lit_gen.models.base import GenerativeModel
+from lit_gen.models.diffusion import Diffusion
+from lit_gen.runs import Run
+
+
+def read_checkpoint(run: Run) -> dict[str, Any]:
+    """A run's last checkpoint.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises any of half a dozen
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{run.checkpoint}: not a readable checkpoint ({reason}); delete it and train again") from None
+    return checkpoint
+
+
+def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
+    """Loads a run's last checkpoint, or a power-function average, into a model, ready to be sampled.
+
+    Raises:
+        UserError: the checkpoint is damaged, or was made by another network; or there is no such average.
+    """
+    checkpoint = read_checkpoint(run)
+    width = parse_weights(weights, "weights")
+    average, images = checkpoint.get("ema", {}).get("weights", {}), checkpoint["images_seen"]
+    if width is not None:
+        average, images = load_average(run, width)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+        if weights != "raw":
+            load_weights(model.generator, average)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{run.checkpoint}: does not fit the model of {run.config} ({' '.join(str(error).split())[:200]}); "
+            "restore the run's own config.yaml, or train again"
+        ) from None
+    model.images_seen = images
+    model.title = run.metadata.get("title", model.title)
+    return model.eval()
+
+
+def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> None:
+    """Loads the model of the run that an autoguidance names, with averaged weights, as its weaker denoiser.
+
+    Raises:
+        UserError: there is no such run, or its images or classes are not those of the model.
+    """
+    assert guidance.run is not None
+    run = Run.open(guidance.run)
+    weaker: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
+    if not isinstance(weaker, Diffusion):
+        raise UserError(f"sampler.guidance.run: {run.directory} holds a {type(weaker).__name__}, which is no denoiser")
+    if (weaker.image_shape, weaker.num_classes) != (model.image_shape, model.num_classes):
+        ours, theirs = (
+            f"{'x'.join(map(str, of.image_shape))} images of {of.num_classes or 'no'} classes" for of in (model, weaker)
+        )
+        raise UserError(
+            f"sampler.guidance.run: {run.directory} draws {theirs}, the model to be guided {ours}; name a run on the "
+            "same data with the same model.class_conditional"
+        )
+    load_model(run, weaker, "ema").to(device)
+    guidance.weaker = weaker.denoiser
+    guidance.run = run.directory.resolve().name  # its name says what it is wherever it lies
