@@ -12,6 +12,7 @@ import inspect
 import io
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -172,13 +173,17 @@ def _check_groups(file: Path) -> None:
     """Nothing, unless of a group's file or class and a dotted key of that group the parser would keep the later alone.
 
     Raises:
-        UserError: a configuration file holds both.
+        UserError: a configuration file holds both, or no keys at all.
     """
     try:
         config = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
+    except OSError:  # the parser says what is wrong
         return
-    for key in config if isinstance(config, dict) else ():
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: expected keys with values, such as model: ..., got {str(config)[:60]}")
+    for key in config:
         parts = str(key).split(".")
         for group in (".".join(parts[:end]) for end in range(1, len(parts))):
             if isinstance(config.get(group), str):
@@ -230,22 +235,15 @@ def _one_line(error: Exception) -> str:
             return str(cause)
         cause = cause.__cause__
     text = str(error)
-    if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", text):
-        return f"{unknown.group(1)}: no such key; lit-gen fit --help lists the keys"
-    if found := re.search(r'Parser key "([^"]+)":\s*(.*)', text, re.DOTALL):
-        key, reason = found.group(1), found.group(2)
-    else:
+    if not (found := re.search(r'Parser key "([^"]+)":\s*(.*)', text, re.DOTALL)):
+        if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", text):
+            return f"{unknown.group(1)}: no such key; lit-gen fit --help lists the keys"
         return " ".join(text.split())
+    key, reason = found.group(1), found.group(2)
+    if nested := re.search(r"NestedArg\(key='([^']+)', val='?(.*?)'?\)", reason):
+        return _of_a_part(key, nested.group(1), nested.group(2), reason)
     if unknown := re.search(r"dot import path string: (\S+)|Import path (\S+)", reason):
-        name = unknown.group(1) or unknown.group(2)
-        known = [", ".join(_class_names(base)) for part, base in BASES.items() if key == part]
-        return f"{key}: there is no class {name}" + (f"; choose one of {known[0]}" if known else "")
-    if nested := re.search(r"NestedArg\(key='([^']+)'", reason):
-        part = nested.group(1)
-        if "is abstract" in reason:
-            known = [", ".join(_class_names(base)) for name, base in BASES.items() if name == key]
-            return f"{key}.{part}: name the class with it, --{key} CLASS" + (f" (one of {known[0]})" if known else "")
-        return f"{key}.{part}: no such key; lit-gen fit --{key}.help CLASS lists those of a class"
+        return f"{key}: there is no class {unknown.group(1) or unknown.group(2)}{_choices(BASES.get(key))}"
     if value := re.search(r"Given value: (.*)", reason):
         lines = [line.strip(" -") for line in reason.splitlines() if line.strip().startswith("- ")]
         why = "; ".join(line for line in lines if "NoneType" not in line)
@@ -254,6 +252,25 @@ def _one_line(error: Exception) -> str:
         kind = re.sub(r"<class '(\w+)'>", r"\1", value.group(1)).replace("typing.", "")
         return f"{key}: {value.group(2).strip()} is not accepted; expected {kind}"
     return f"{key}: {' '.join(reason.split())}"
+
+
+def _of_a_part(key: str, part: str, value: str, reason: str) -> str:
+    """What is wrong with a value for a part of a key, `network.channels` of `model`."""
+    if "is abstract" in reason:
+        choices = f" (one of {', '.join(_class_names(BASES[key]))})" if key in BASES else ""
+        return f"{key}.{part}: name the class with it, --{key} CLASS{choices}"
+    if kinds := re.findall(r"Expected an? <class '(int|float|bool|str)'>", reason):
+        return f"{key}.{part}: {value} is not accepted; expected {' or '.join(dict.fromkeys(kinds))}"
+    if f"dot import path string: {value}" in reason:
+        bases = re.findall(r"Subtypes: \[<class '(lit_gen[\w.]*)\.(\w+)'>", reason)[1:]
+        base = getattr(sys.modules[bases[-1][0]], bases[-1][1]) if bases else None
+        choices = _choices(base) or "; give a class of lit_gen or torch by its name, or any by its import path"
+        return f"{key}.{part}: there is no class {value}{choices}"
+    return f"{key}.{part}: no such key; lit-gen fit --{key}.help CLASS lists those of a class"
+
+
+def _choices(base: type | None) -> str:
+    return f"; choose one of {', '.join(_class_names(base))}" if base is not None else ""
 
 
 BASES: dict[str, type] = {
@@ -267,6 +284,6 @@ BASES: dict[str, type] = {
 
 def _class_names(base: type) -> list[str]:
     """Names of the classes that can be chosen for a key."""
-    own = [] if inspect.isabstract(base) else [base.__name__]
+    own = [] if inspect.isabstract(base) or base.__name__.startswith("_") else [base.__name__]
     below: list[type] = base.__subclasses__()
     return sorted({*own, *(name for child in below for name in _class_names(child))})

@@ -1,6 +1,7 @@
 """How arguments become an experiment: order, overrides, identity."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,48 @@ def test_wrong_keys_and_values_are_named_in_one_line(words: list[str], named: st
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
     print(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.network=UNett"], "model.network: there is no class UNett; give a class"),
+        (["--model.optimizer.lr=abc"], "model.optimizer.lr: abc is not accepted; expected float"),
+        (["--model.network.channels=abc"], "model.network.channels: abc is not accepted; expected int"),
+        (["--model.optimiser.lr=1"], "model.optimiser.lr: no such key; lit-gen fit --model.help CLASS"),
+        (["--model.network.chanels=3"], "model.network.chanels: no such key"),
+        (["--sampler=Heun", "--sampler.stepz=3"], "sampler.stepz: no such key; lit-gen fit --sampler.help CLASS"),
+        (
+            ["--sampler=Heun", "--sampler.grid=Karrass"],
+            "sampler.grid: there is no class Karrass; choose one of Karras, ",
+        ),
+        (["--sampler.steps=3"], "sampler.steps: name the class with it, --sampler CLASS (one of "),
+        (["--data.batch_size=abc"], "data.batch_size: abc is not accepted; expected int"),
+        (["--modl=EDM"], "--modl=EDM: no such key; lit-gen fit --help"),
+    ],
+)
+def test_errors_name_the_whole_key_and_its_choices(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", *words])
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_choices_are_what_users_may_choose() -> None:
+    import lit_gen.report.trajectories  # noqa: F401  (defines a sampler for its own use)
+
+    with pytest.raises(UserError, match="there is no class Heunn") as error:
+        ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Heunn"])
+    assert str(error.value).endswith(
+        "one of AnnealedLangevin, DDIM, DDPM, DPMSolver, Euler, EulerMaruyama, Heun, PredictorCorrector, RK45, UniPC"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("model: {a: [1\nb: 2", "not valid YAML"), ("- a\n- b\n", "expected keys")]
+)
+def test_a_file_that_is_no_configuration_is_named(text: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"{re.escape(str(file))}: {reason}"):
+        ExperimentCLI([f"--config={file}"])

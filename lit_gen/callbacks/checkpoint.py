@@ -98,9 +98,10 @@ class Checkpoint(Callback):
             return
         finite = all(torch.isfinite(parameter).all() for parameter in pl_module.parameters())
         if not finite:
+            kept = f"{self.path} keeps the last good ones" if self.path.is_file() else "nothing was saved yet"
             raise UserError(
-                f"the weights are not finite after {pl_module.images_seen} images; {self.path} keeps the last good "
-                "ones: lower the learning rate or set --trainer.gradient_clip_val"
+                f"the weights are not finite after {pl_module.images_seen} images; {kept}: lower the learning rate or "
+                "set --trainer.gradient_clip_val"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
