@@ -5,6 +5,7 @@ Imports of torch and Lightning take seconds, so each verb imports what it needs 
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code (0 done, 1 some trials failed, 2 bad input, 130 interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no place in the code, no source line
     try:
         return _dispatch(words)
     except UserError as error:
@@ -103,12 +105,19 @@ def _parser() -> argparse.ArgumentParser:
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, default="table")
     formats.add_argument(
         "--budgets",
-        type=lambda text: [int(budget) for budget in text.split(",")],
+        type=_budgets,
         metavar="5,10,20",
         help="a Markdown table of model and sampler against budgets of network evaluations",
     )
     leaderboard.set_defaults(command=_leaderboard)
     return parser
+
+
+def _budgets(text: str) -> list[int]:
+    try:
+        return [int(budget) for budget in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no list of whole numbers such as 5,10,20") from None
 
 
 def _ema(options: argparse.Namespace) -> int:

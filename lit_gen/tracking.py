@@ -167,6 +167,10 @@ def _init(**arguments: Any) -> wandb.Run:
     except wandb.errors.Error as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"wandb: {reason} (wandb login, or --wandb.mode offline)") from None
+    except ValueError as error:  # of its settings, which it also reads from the environment
+        raise UserError(
+            f"wandb: {' '.join(str(error).split())[:200]}; correct its settings, also WANDB_... in the environment"
+        ) from None
 
 
 def _quiet(sweep_id: str | None = None) -> wandb.Settings:

@@ -339,3 +339,18 @@ def test_a_configuration_is_saved_in_its_run_alone(tmp_path: Path, monkeypatch: 
     assert (first.config.read_bytes(), first.config.stat().st_mtime_ns) == (saved, stamp)
     assert [yaml.safe_load(run.config.read_text())["seed_everything"] for run in (first, second)] == [0, 1]
     assert set(Path().rglob("*.yaml")) == {first.config, second.config}
+
+
+def test_settings_that_wandb_refuses_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "")
+    words = [word for word in arguments("VAE", tmp_path, 64) if "wandb" not in word]
+    assert "wandb: 1 validation error for Settings silent" in said(capsys, "fit", *words, "--wandb.mode=offline")
+
+
+def test_budgets_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["leaderboard", "--budgets", "5,ten"])
+    assert ended.value.code == 2
+    assert "argument --budgets: 5,ten is no list of whole numbers such as 5,10,20" in capsys.readouterr().err
