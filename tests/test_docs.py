@@ -44,7 +44,6 @@ def test_every_picture_is_made_by_a_command_of_a_page(page: str) -> None:
     made = {words[words.index("--out") + 1] for _, words in EVERY_COMMAND if "--out" in words}
     of_sweeps = {f"docs/images/{load_sweep([path]).name}.png" for path in (ROOT / "sweeps").glob("*.yaml")}
     shown = re.findall(r"!\[[^\]]*\]\((images/[^)]+)\)", (DOCS / f"{page}.md").read_text())
-    assert shown
     assert [image for image in shown if f"docs/{image}" not in made | of_sweeps] == []
 
 

@@ -50,8 +50,11 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
     if len(sampled) > 1 and len(samplers) > 6:
         columns = min(3, len(sampled))
         rows = -(-len(sampled) // columns)
-        figure = new_figure(3.6 * columns + 2.2, 3.2 * rows + 0.7)
-        room = {"left": 0.05, "right": 0.83, "bottom": 0.32 / rows, "top": 1 - 0.1 / rows, "wspace": 0.06}
+        beside = 0.9 + 0.085 * max(map(len, samplers))  # inches of the legend
+        width = 3.6 * columns + beside
+        figure = new_figure(width, 3.2 * rows + 0.7)
+        room = {"left": 0.85 / width, "right": 1 - beside / width, "wspace": 0.06}
+        room |= {"bottom": 0.32 / rows, "top": 1 - 0.1 / rows}
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw=room).flatten()
         colours = {sampler: f"C{index % 10}" for index, sampler in enumerate(samplers)}
         for axes, family in itertools.zip_longest(panels, sampled):
@@ -64,6 +67,7 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
             axes.set_title(family, size=10)
         _legends(panels[columns - 1], dict.fromkeys(families.keys() - sampled, "0.4"), samplers, set(), colours)
         drawn = list(panels[: len(sampled)])
+        lowest = drawn[-columns:]
     else:
         figure = new_figure(9.0, 5.6)
         axes = figure.add_axes((0.08, 0.19, 0.66, 0.76))
@@ -71,10 +75,13 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
         for (family, sampler), curve in curves.items():
             _draw_curve(axes, curve, metric, colours[family], samplers, sampler)
         _legends(axes, colours, samplers, set(sampled))
-        drawn = [axes]
+        drawn = lowest = [axes]
     rows_of_all = [row for curve in curves.values() for row in curve]
     for axes in drawn:
-        _label_axes(axes, rows_of_all, metric)
+        _label_axes(axes, rows_of_all, metric, room=0.05 if len(drawn) == 1 else 0.1)
+    for axes in lowest:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("network evaluations for one image (NFE)")
     left = 0.08 if len(drawn) == 1 else 0.05
     figure.text(left, 0.02, textwrap.fill(describe_protocol(results[0].protocol), 125), size=7.5, color="0.35")
     return save_figure(figure, path)
@@ -95,17 +102,16 @@ def _draw_curve(axes: "Axes", curve: list[Row], metric: str, colour: str, sample
             axes.axhline(value, color=colour, linestyle=(0, (1, 3)), linewidth=1)
 
 
-def _label_axes(axes: "Axes", rows: Sequence[Row], metric: str) -> None:
+def _label_axes(axes: "Axes", rows: Sequence[Row], metric: str, room: float) -> None:
     values = [row.mean(f"metrics.{metric}") for row in rows]
     axes.set_xscale("log")
     if all(value > 0 for value in values) and max(values) > 5 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_plain)
         axes.yaxis.set_minor_formatter(_plain_if_few(min(values), max(values)))
-    ticks = _ticks([row.mean("nfe") for row in rows])
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ticks = _ticks([row.mean("nfe") for row in rows], room)
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("network evaluations for one image (NFE)")
     axes.set_ylabel(metric)
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
@@ -288,11 +294,16 @@ def _plain_if_few(low: float, high: float) -> Any:
     return lambda value, _: f"{value:g}" if few and f"{value:e}"[0] in "25" else ""
 
 
-def _ticks(values: list[float]) -> list[float]:
-    """The commonest of the values, each with room for its label on a logarithmic axis."""
-    room = 0.05 * math.log(max(values) / min(values))
+def _ticks(values: list[float], room: float) -> list[float]:
+    """The commonest of the values, whole ones first, each with room for its label on a logarithmic axis.
+
+    Args:
+        values: Where there is something to see.
+        room: Of one label, as a share of the axis.
+    """
+    room *= math.log(max(values) / min(values))
     ticks: list[float] = []
-    for value, _ in Counter(values).most_common():
+    for value, _ in sorted(Counter(values).most_common(), key=lambda item: item[0] != round(item[0])):
         if all(abs(math.log(value / tick)) > room for tick in ticks):
             ticks.append(value)
     return sorted(ticks)

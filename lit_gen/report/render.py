@@ -79,8 +79,8 @@ def to_markdown(board: Leaderboard) -> str:
 def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     """A Markdown table with a row for each model and sampler and a column for each budget of network evaluations.
 
-    A cell holds the evaluations that spent most within the budget, and more than the budget before it. Rows are in the
-    order of their best cell; the best row of each column is bold.
+    A cell holds the evaluations that spent most within the budget, and more than the budget before it. Models, and the
+    rows of each, are in the order of their best cell; the best row of each column is bold.
 
     Raises:
         UserError: If the budgets are not positive and rising, or leave nothing to show.
@@ -102,7 +102,7 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
         for place in range(len(budgets))
         if any(place in line for line in lines.values())
     }
-    several = len({grid for _, sampler, grid, _ in lines if sampler}) > 1
+    several = len({grid for _, _, grid, _ in lines if grid}) > 1
     runs = len({key[3] for key in lines}) > len({key[0] for key in lines})
     header = ["model", *(["run"] if runs else []), "sampler", *(["grid"] if several else []), *map(str, budgets)]
     table = [
@@ -111,7 +111,8 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
         _markdown_line(header),
         _markdown_line([":---" if name in ("model", "run", "sampler", "grid") else "---:" for name in header]),
     ]
-    for (model, sampler, grid, run), line in lines.items():
+    models = list(dict.fromkeys(model for model, *_ in lines))
+    for (model, sampler, grid, run), line in sorted(lines.items(), key=lambda item: models.index(item[0][0])):
         cells = []
         for place in range(len(budgets)):
             text = _with_spread(line[place], board.by, count=False) if place in line else "-"

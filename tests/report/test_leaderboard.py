@@ -313,6 +313,7 @@ def test_a_budget_holds_the_evaluations_that_spent_most_of_it_and_the_best_of_ea
             for seed, distance in enumerate(distances)
         ),
         content("C", 2.6, sampler=None),
+        content("A", 7.0, sampler={"name": "RK45", "rtol": 1e-5}, nfe=4.5),
         content("D", math.nan),
     ]
     board = rank(results(*found))
@@ -322,6 +323,7 @@ def test_a_budget_holds_the_evaluations_that_spent_most_of_it_and_the_best_of_ea
         ["model", "sampler", "5", "10", "20"],
         [":---", ":---", "---:", "---:", "---:"],
         ["A", "DDIM", "4.000", "3.000", "**2.000**"],
+        ["A", "RK45", "7.000", "-", "-"],
         ["B", "Heun(eta=0)", "-", "**2.80 ± 0.42**", "2.200"],
         ["C", "-", "**2.600**", "-", "-"],
     ]
