@@ -21,12 +21,12 @@ from lit_gen.diffusion.samplers import (
     DDPM,
     RK45,
     AnnealedLangevin,
+    DiffusionSampler,
     DPMSolver,
     Euler,
     EulerMaruyama,
     Heun,
     PredictorCorrector,
-    Sampler,
     UniPC,
 )
 from lit_gen.diffusion.schedules import Rectified
@@ -55,7 +55,7 @@ def main() -> None:
             parameter.add_(0.02 * torch.randn_like(parameter))
     denoiser = NetworkDenoiser(network, Rectified(), Velocity())
     x, t = torch.randn(args.batch, *shape), torch.rand(args.batch) * 999
-    samplers: dict[str, Sampler] = {
+    samplers: dict[str, DiffusionSampler] = {
         "DDPM": DDPM(nfe=args.nfe),
         "DDIM": DDIM(nfe=args.nfe),
         "Euler": Euler(nfe=args.nfe),

@@ -4,7 +4,6 @@ Data flows one way: config -> data -> model -> samples -> metrics -> result file
 """
 
 import argparse
-import copy
 import time
 import warnings
 from pathlib import Path
@@ -24,11 +23,11 @@ from lit_gen.callbacks.progress import image_progress
 from lit_gen.callbacks.sample_grid import SampleGrid
 from lit_gen.config import ExperimentCLI, recipe_identity, training_config, training_identity
 from lit_gen.data import ImageDataModule, ImageSource
-from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser
+from lit_gen.diffusion.samplers import DiffusionSampler
 from lit_gen.ema import gamma_of
 from lit_gen.errors import UserError
 from lit_gen.evaluation import device_name
-from lit_gen.images import check_ending, save_images
+from lit_gen.images import check_ending, save_images, save_tiles
 from lit_gen.loading import load_model, load_weaker, read_checkpoint
 from lit_gen.metrics import as_stored
 from lit_gen.models.base import GenerativeModel
@@ -41,6 +40,8 @@ from lit_gen.report.trajectories import Trajectories, check_path
 from lit_gen.runs import Run
 
 KEYS_OF_AN_EVALUATION = ("sampler", "evaluation", "wandb")
+NUM_INITIAL = 512
+"""Training images by which a model may set its initial values."""
 KEYS_OF_THE_MACHINE = (
     "data.num_workers",
     "trainer.accelerator",
@@ -74,6 +75,7 @@ def _checked(cli: ExperimentCLI) -> Namespace:
             f"evaluation.weights: {objects.evaluation.weights} is made of power-function averages; add "
             "--ema.stds '[0.05, 0.1]' to keep them"
         )
+    objects.model.check_data(objects.data)
     objects.evaluation.check(objects.data)
     return objects
 
@@ -99,10 +101,12 @@ def sample(arguments: list[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--weights", default="ema")
     parser.add_argument("--trajectory", type=Path)
+    parser.add_argument("--picture")
     if arguments and arguments[0] in ("-h", "--help"):
         print(
             "usage: lit-gen sample RUN [-n 64] [--seed 0] [--first 0] [--out samples.png | FOLDER | FILE.npz]\n"
             "                          [--weights ema|raw|ema:0.1] [--batch-size 256] [--trajectory FILE.png]\n"
+            "                          [--picture reconstructions|interpolations|completions|...]\n"
             "                          [--sampler Heun --sampler.steps 18 ...]"
         )
         return
@@ -119,10 +123,15 @@ def sample(arguments: list[str]) -> None:
     _check_sampler(objects, processes.device(cli.config.trainer))
     model = load_model(run, objects.model, own.weights).to(processes.device(cli.config.trainer))
     source: ImageSource = objects.data.source
+    if own.picture is not None:
+        _show(model, objects.data, own.picture, own.n, own.seed, own.out)
+        return
+    if objects.sampler is not None:
+        objects.sampler.prepare(model, objects.data)
     sampler, trajectories = objects.sampler or model.default_sampler(), None
     if own.trajectory is not None:
-        if sampler is None:
-            raise UserError(f"--trajectory: {type(model).__name__} draws an image in one evaluation; leave it out")
+        if not isinstance(sampler, DiffusionSampler):
+            raise UserError(f"--trajectory: {type(model).__name__} carries no noise to images in steps; leave it out")
         trajectories = Trajectories(sampler, 8 if source.quantised else 40)
         sampler = trajectories.sampler
     parts = []
@@ -140,6 +149,14 @@ def sample(arguments: list[str]) -> None:
     if trajectories is not None:
         levels = ", ".join(f"{level:.3g}" for level in trajectories.save(own.trajectory, source))
         print(f"trajectories of the first, at the noise levels sigma / alpha = {levels} -> {own.trajectory}")
+
+
+def _show(model: GenerativeModel, data: ImageDataModule, name: str, num: int, seed: int, out: Path) -> None:
+    """Saves one of the pictures that a family makes of images of the data."""
+    if out.suffix != ".png":
+        raise UserError(f"--out: {out} must end in .png for --picture")
+    save_tiles(model.show(name, data, num, seed), out)
+    print(f"{name} of {num} images of {data.name} -> {out}")
 
 
 def reflow(arguments: list[str]) -> Run:
@@ -178,6 +195,7 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
     data: ImageDataModule = objects.data
     model: GenerativeModel = objects.model
     flow = 1 if objects.reflow.teacher is None else _learn_pairs(cli, objects)
+    model.check_data(data)
     fingerprint = data.training_fingerprint
     identity = training_identity(config, fingerprint)
     trainer = _trainer(cli)
@@ -303,6 +321,8 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
         check_world_size(checkpoint, trainer)
         images = checkpoint["images_seen"]
         del checkpoint  # as large as the model
+    else:
+        model.initialise(data.examples("train", NUM_INITIAL).images)
     trainer.loggers = tracking.training_loggers(objects.wandb, run, config)
     if resume:
         for logger in trainer.loggers:
@@ -355,6 +375,8 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
     processes.launch(cli.config.trainer)
     model = load_model(run, objects.model, objects.evaluation.weights).to(device)
     cache = run.directory.parent / ".reference"
+    if objects.sampler is not None:
+        objects.sampler.prepare(model, objects.data)
     result, path, computed = objects.evaluation(model, objects.data, objects.sampler, run, cache)
     if processes.ranks()[0] == 0:
         tracking.log_evaluation(objects.wandb, run, result, path.parent, cli.resolved())
@@ -365,7 +387,7 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
 def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
     protocol, sampler = result["protocol"], result["sampler"]
     shown = {name: value for name, value in result["metrics"].items() if not name.endswith(("_std", "_stderr"))}
-    how = "one pass" if sampler is None else sampler["name"]
+    how = sampler["name"] if sampler is not None else "its own way"
     if sampler is not None and "grid" in sampler:
         how += f", {sampler['grid']['name']} grid"
     values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
@@ -407,19 +429,10 @@ def _check_sampler(objects: Namespace, device: torch.device) -> None:
 
     The weaker model of an autoguidance is loaded, onto the device.
     """
-    if objects.sampler is not None and not objects.model.takes_sampler:
-        raise UserError(
-            f"sampler: {type(objects.model).__name__} draws an image in one evaluation and takes no sampler; "
-            "leave --sampler out"
-        )
-    if objects.sampler is not None:
-        exact = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1))
-        unguided = copy.copy(objects.sampler)
-        unguided.guidance = None
-        unguided.sample(exact, objects.model.schedule, Noise(0, range(1)), (1,))
-        objects.model.check_guidance(objects.sampler.guidance)
-        if objects.sampler.guidance is not None and objects.sampler.guidance.run is not None:
-            load_weaker(objects.sampler.guidance, objects.model, device)
+    objects.model.rehearse(objects.sampler)
+    guidance = getattr(objects.sampler, "guidance", None)
+    if guidance is not None and guidance.run is not None:
+        load_weaker(guidance, objects.model, device)
     if objects.evaluation.likelihood:
         objects.evaluation.likelihood_protocol(objects.model, objects.data)
 

@@ -8,7 +8,6 @@ The keys are the arguments of the classes: `model`, `data`, `trainer`, and the c
 import ast
 import contextlib
 import hashlib
-import inspect
 import io
 import json
 import re
@@ -26,10 +25,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lit_gen.models  # noqa: F401  (registers the class names that a configuration may use)
 from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
 from lit_gen.data import ImageDataModule, ImageSource
-from lit_gen.diffusion.likelihood import LikelihoodMethod
-from lit_gen.diffusion.samplers import Sampler
-from lit_gen.errors import UserError
+from lit_gen.errors import UserError, class_names
 from lit_gen.evaluation import Evaluation
+from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.metrics import FeatureNet
 from lit_gen.models.base import GenerativeModel
 from lit_gen.reflow import Reflow
@@ -256,8 +254,9 @@ def _one_line(error: Exception) -> str:
 
 def _of_a_part(key: str, part: str, value: str, reason: str) -> str:
     """What is wrong with a value for a part of a key, `network.channels` of `model`."""
-    if "is abstract" in reason:
-        choices = f" (one of {', '.join(_class_names(BASES[key]))})" if key in BASES else ""
+    base = BASES.get(key)
+    if "is abstract" in reason or (base and f"class_path '{base.__module__}.{base.__name__}'" in reason):
+        choices = f" (one of {', '.join(class_names(base))})" if base else ""
         return f"{key}.{part}: name the class with it, --{key} CLASS{choices}"
     if kinds := re.findall(r"Expected an? <class '(int|float|bool|str)'>", reason):
         return f"{key}.{part}: {value} is not accepted; expected {' or '.join(dict.fromkeys(kinds))}"
@@ -270,7 +269,7 @@ def _of_a_part(key: str, part: str, value: str, reason: str) -> str:
 
 
 def _choices(base: type | None) -> str:
-    return f"; choose one of {', '.join(_class_names(base))}" if base is not None else ""
+    return f"; choose one of {', '.join(class_names(base))}" if base is not None else ""
 
 
 BASES: dict[str, type] = {
@@ -280,10 +279,3 @@ BASES: dict[str, type] = {
     "evaluation.feature_net": FeatureNet,
     "evaluation.likelihood_method": LikelihoodMethod,
 }
-
-
-def _class_names(base: type) -> list[str]:
-    """Names of the classes that can be chosen for a key."""
-    own = [] if inspect.isabstract(base) or base.__name__.startswith("_") else [base.__name__]
-    below: list[type] = base.__subclasses__()
-    return sorted({*own, *(name for child in below for name in _class_names(child))})

@@ -1,4 +1,7 @@
-"""The one exception for input that a user can mend."""
+"""The one exception for input that a user can mend, and the choices that its messages name."""
+
+import inspect
+from abc import ABC
 
 
 class UserError(Exception):
@@ -6,3 +9,10 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+def class_names(base: type) -> list[str]:
+    """Names of the classes of a kind that can be chosen, sorted."""
+    abstract = inspect.isabstract(base) or ABC in base.__bases__ or base.__name__.startswith("_")
+    below: list[type] = base.__subclasses__()
+    return sorted({*([] if abstract else [base.__name__]), *(name for child in below for name in class_names(child))})

@@ -21,10 +21,9 @@ from lit_gen.averages import parse_weights
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.data import ImageDataModule
 from lit_gen.dequantisation import bits_per_dim
-from lit_gen.diffusion.likelihood import LikelihoodMethod
-from lit_gen.diffusion.samplers import Sampler
 from lit_gen.errors import UserError
 from lit_gen.images import save_picture
+from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.metrics import (
     FeatureNet,
     ImageScores,

@@ -12,6 +12,7 @@ from torchvision.utils import make_grid
 from lit_gen.data.points import PointSource
 from lit_gen.data.sources import ImageSource
 from lit_gen.errors import UserError
+from lit_gen.metrics.quantise import quantise
 
 SMALLEST_TILE = 32
 
@@ -27,6 +28,11 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary)
     temporary.replace(path)
     return path
+
+
+def save_tiles(tiles: Tensor, path: Path) -> Path:
+    """Saves tiles (rows, columns, C, H, W) in [-1, 1] as one PNG."""
+    return save_grid(quantise(tiles.flatten(0, 1)).cpu(), path, tiles.shape[1])
 
 
 def save_picture(samples: Tensor, source: ImageSource, path: Path) -> Path:

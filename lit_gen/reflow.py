@@ -17,7 +17,7 @@ from lit_gen.callbacks.progress import image_progress
 from lit_gen.data.pairs import Pairs
 from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser
 from lit_gen.diffusion.grids import Uniform
-from lit_gen.diffusion.samplers import Heun, Sampler
+from lit_gen.diffusion.samplers import DiffusionSampler, Heun
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
 from lit_gen.metrics import quantise
@@ -49,7 +49,7 @@ class Reflow:
         self,
         teacher: str | None = None,
         num_pairs: int = 50_000,
-        sampler: Sampler | None = None,
+        sampler: DiffusionSampler | None = None,
         seed: int = 1_000_000,
         weights: str = "ema",
         start: bool = True,

@@ -116,9 +116,9 @@ class Curves(WandbLogger):
         self.experiment.log({**metrics, "images": step})
 
     @rank_zero_only
-    def log_samples(self, grid: Path, images: int) -> None:
-        """Logs a picture of what the model draws after so many images."""
-        self.experiment.log({"samples": wandb.Image(str(grid)), "images": images})
+    def log_picture(self, name: str, picture: Path, images: int) -> None:
+        """Logs a picture, such as what the model draws after so many images."""
+        self.experiment.log({name: wandb.Image(str(picture)), "images": images})
 
 
 def log_evaluation(

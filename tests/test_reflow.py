@@ -16,7 +16,7 @@ from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
 from lit_gen.data import Batch, Digits, ImageDataModule, TwoMoons
 from lit_gen.data.pairs import Pairs
-from lit_gen.diffusion import DDIM, DDPM, RK45, Euler, Heun, Karras, Quadratic, Sampler, TimeShift, Uniform
+from lit_gen.diffusion import DDIM, DDPM, RK45, DiffusionSampler, Euler, Heun, Karras, Quadratic, TimeShift, Uniform
 from lit_gen.diffusion.samplers import AnnealedLangevin, DPMSolver, EulerMaruyama, PredictorCorrector
 from lit_gen.diffusion.schedules import EDMSchedule, LinearVP, Rectified, Schedule
 from lit_gen.diffusion.straightness import straightness
@@ -176,7 +176,9 @@ RECTIFIED, VP = Rectified(), LinearVP()
         (Heun(steps=3), EDMSchedule(sigma_max=5.0)),  # no more noise than there is
     ],
 )
-def test_samplers_that_make_an_image_of_one_noise_are_taken(sampler: Sampler | None, schedule: Schedule) -> None:
+def test_samplers_that_make_an_image_of_one_noise_are_taken(
+    sampler: DiffusionSampler | None, schedule: Schedule
+) -> None:
     Reflow(sampler=sampler).check(schedule)
 
 
@@ -193,7 +195,7 @@ def test_samplers_that_make_an_image_of_one_noise_are_taken(sampler: Sampler | N
     ],
     ids=lambda sampler: type(sampler).__name__,
 )
-def test_samplers_that_draw_noise_are_refused(sampler: Sampler) -> None:
+def test_samplers_that_draw_noise_are_refused(sampler: DiffusionSampler) -> None:
     with pytest.raises(UserError, match=f"reflow.sampler: {type(sampler).__name__} .* draws noise on its way"):
         Reflow(sampler=sampler).check(RECTIFIED)
 
@@ -207,7 +209,7 @@ def test_samplers_that_draw_noise_are_refused(sampler: Sampler) -> None:
         (Euler(steps=3, schedule=EDMSchedule(sigma_max=8.0)), "8"),
     ],
 )
-def test_samplers_that_start_amid_images_are_refused(sampler: Sampler, level: str) -> None:
+def test_samplers_that_start_amid_images_are_refused(sampler: DiffusionSampler, level: str) -> None:
     with pytest.raises(UserError, match=f"reflow.sampler: .* sigma / alpha = {level}, where images are still seen"):
         Reflow(sampler=sampler).check(RECTIFIED)
 

@@ -12,11 +12,11 @@ from lit_gen.diffusion.samplers import (
     DDIM,
     DDPM,
     RK45,
+    DiffusionSampler,
     DPMSolver,
     Euler,
     Heun,
     PredictorCorrector,
-    Sampler,
     UniPC,
 )
 from lit_gen.errors import UserError
@@ -35,7 +35,7 @@ SAMPLERS = [
     RK45(rtol=1e-4, atol=1e-4),
     Heun(nfe=9, S_churn=4),
 ]
-FAMILIES: list[tuple[str, Sampler | None]] = [
+FAMILIES: list[tuple[str, DiffusionSampler | None]] = [
     *[(model, sampler) for model in ("DDPM", "EDM", "RectifiedFlow") for sampler in SAMPLERS],
     ("VAE", None),
     ("WGAN", None),
@@ -52,12 +52,12 @@ def build(name: str, tmp_path: Path, *more: str) -> GenerativeModel:
     return model
 
 
-def draw(model: GenerativeModel, sampler: Sampler | None, indices: list[int], seed: int = 5) -> Tensor:
+def draw(model: GenerativeModel, sampler: DiffusionSampler | None, indices: list[int], seed: int = 5) -> Tensor:
     return model.sample(Noise(seed, indices), sampler=sampler)
 
 
 @pytest.mark.parametrize(("name", "sampler"), FAMILIES, ids=lambda value: getattr(type(value), "__name__", value))
-def test_an_image_does_not_depend_on_its_batch(name: str, sampler: Sampler | None, tmp_path: Path) -> None:
+def test_an_image_does_not_depend_on_its_batch(name: str, sampler: DiffusionSampler | None, tmp_path: Path) -> None:
     model = build(name, tmp_path)
     together = draw(model, sampler, list(range(64)))
     assert together.std(0).mean() > 1e-3, "the images are all the same: the test would see nothing"

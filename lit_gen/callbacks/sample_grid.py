@@ -6,16 +6,20 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from lit_gen.callbacks.ema import EMA
-from lit_gen.images import save_picture
+from lit_gen.data import ImageDataModule
+from lit_gen.images import save_picture, save_tiles
 from lit_gen.metrics import as_stored
 from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
 from lit_gen.tracking import Curves
 
+NUM_SHOWN = 16
+"""Images of the data that a picture is made of."""
+
 
 class SampleGrid(Callback):
     """Draws the same images (the same seed and indices) every so many images, with the averaged weights and the
-    model's own sampler, so that no setting of an evaluation touches the training.
+    model's own sampler, so that no setting of an evaluation touches the training; and the `pictures` of the family.
 
     Args:
         every: Images between two grids; 0 draws none but the last.
@@ -54,9 +58,21 @@ class SampleGrid(Callback):
         with ema.averaged(pl_module.generator):
             images = as_stored(pl_module.sample(noise), source).cpu()
             numbers = pl_module.diagnostics(Noise(self.seed, noise.index))
+            shown = self._pictures(trainer, pl_module)
         path = save_picture(images, source, self.folder / f"images-{pl_module.images_seen:09d}.png")
         for logger in trainer.loggers:
             if numbers:
                 logger.log_metrics({f"samples/{name}": value for name, value in numbers.items()}, pl_module.images_seen)
             if isinstance(logger, Curves):
-                logger.log_samples(path, pl_module.images_seen)
+                for name, picture in {"samples": path, **shown}.items():
+                    logger.log_picture(name, picture, pl_module.images_seen)
+
+    def _pictures(self, trainer: Trainer, model: GenerativeModel) -> dict[str, Path]:
+        """What the family shows of test images, or of training images where there are none to test."""
+        assert self.folder is not None
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        files: dict[str, Path] = {}
+        for name in model.pictures:
+            tiles = model.show(name, data, NUM_SHOWN, self.seed)
+            files[name] = save_tiles(tiles, self.folder / f"{name}-{model.images_seen:09d}.png")
+        return files

@@ -86,6 +86,15 @@ class ImageDataModule(LightningDataModule):
         """All labels of a split, int64 `(N,)`, or None; raises as `images` does."""
         return self._load(split).labels
 
+    def examples(self, split: str, num: int) -> Batch:
+        """Evenly spaced images of a split, as batches hold them; a split may be sorted by class."""
+        images, labels = self._load(split)
+        index = np.arange(min(num, len(images))) * len(images) // min(num, len(images))
+        chosen = torch.from_numpy(np.array(images[index]))
+        if self.source.quantised:
+            chosen = chosen.to(torch.float32).div_(127.5).sub_(1)
+        return Batch(chosen, None if labels is None else torch.from_numpy(labels[index]), torch.from_numpy(index))
+
     def fingerprint(self, split: str) -> str:
         """Sha256 (hex) over shape, type, bytes and labels of a split; raises as `images` does."""
         if split not in self._fingerprints:

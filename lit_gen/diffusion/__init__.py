@@ -27,7 +27,7 @@ from lit_gen.diffusion.densities import (
 )
 from lit_gen.diffusion.grids import Grid, Karras, Quadratic, TimeShift, Uniform, UniformLogSNR
 from lit_gen.diffusion.guidance import Guidance
-from lit_gen.diffusion.likelihood import LikelihoodMethod, ProbabilityFlow, VariationalBound
+from lit_gen.diffusion.likelihood import DiffusionLikelihood, ProbabilityFlow, VariationalBound
 from lit_gen.diffusion.objectives import (
     ELBO,
     ErrorOf,
@@ -44,13 +44,13 @@ from lit_gen.diffusion.samplers import (
     DDPM,
     RK45,
     AnnealedLangevin,
+    DiffusionSampler,
     DPMSolver,
     Euler,
     EulerMaruyama,
     GridSampler,
     Heun,
     PredictorCorrector,
-    Sampler,
     UniPC,
 )
 from lit_gen.diffusion.schedules import (
@@ -89,7 +89,7 @@ __all__ = [
     "Heun",
     "ImportanceSampling",
     "Karras",
-    "LikelihoodMethod",
+    "DiffusionLikelihood",
     "LinearVP",
     "LogitNormal",
     "LognormalSigma",
@@ -104,7 +104,7 @@ __all__ = [
     "RK45",
     "Rectified",
     "Sample",
-    "Sampler",
+    "DiffusionSampler",
     "Schedule",
     "Score",
     "SubVP",

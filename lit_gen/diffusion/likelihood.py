@@ -7,10 +7,10 @@ Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672 (bound)
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,25 +19,17 @@ from lit_gen.dequantisation import BIN_WIDTH, log_mass
 from lit_gen.diffusion.denoisers import Denoiser, per_image
 from lit_gen.diffusion.grids import Grid, Uniform, UniformLogSNR
 from lit_gen.diffusion.samplers.adaptive import solve
-from lit_gen.diffusion.samplers.base import describe
 from lit_gen.diffusion.schedules import DiscreteVP, Schedule
 from lit_gen.errors import UserError
+from lit_gen.methods import LikelihoodMethod
 from lit_gen.noise import Noise
 
 # Slopes (n, ...) of the given rows of the batch, all of them if None, at one time or times (n,), and states (n, ...).
 Slope = Callable[[Tensor | None, Tensor, Tensor], Tensor]
 
 
-class LikelihoodMethod(ABC):
-    """How the likelihood of a diffusion model is computed.
-
-    Attributes:
-        kind: what its number is: an estimate of the log-likelihood, or a lower bound on it.
-        dequantisation: how 8-bit values become points of a density; none where they are given masses.
-    """
-
-    kind: ClassVar[Literal["exact", "estimate", "bound"]]
-    dequantisation: ClassVar[Literal["uniform", "none"]]
+class DiffusionLikelihood(LikelihoodMethod):
+    """How the likelihood of a diffusion model is computed."""
 
     @abstractmethod
     def log_likelihood(self, denoiser: Denoiser, schedule: Schedule, images: Tensor, noise: Noise) -> Tensor:
@@ -54,12 +46,8 @@ class LikelihoodMethod(ABC):
     def check(self, schedule: Schedule) -> None:
         """Lays the grid, so that what does not suit the schedule is said early."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as {"name": "ProbabilityFlow", "steps": 32, "grid": {...}, ...}."""
-        return describe(self)
 
-
-class ProbabilityFlow(LikelihoodMethod):
+class ProbabilityFlow(DiffusionLikelihood):
     r"""The log-density of a model's samples, carried along the probability-flow ODE.
 
     With r = sigma / alpha and in the scale alpha^2 + sigma^2 = 1, where x neither grows nor shrinks, the ODE and the
@@ -233,7 +221,7 @@ def _with_trace(denoiser: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, pro
     return denoised.detach(), trace
 
 
-class VariationalBound(LikelihoodMethod):
+class VariationalBound(DiffusionLikelihood):
     r"""The variational bound of a discrete chain t_1 < ... < t_T, in nats of the 8-bit image.
 
         -log P(x_0) <= L_T + sum_{k = 2}^{T} L_{k - 1} + L_0,

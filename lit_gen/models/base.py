@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_gen.data import Batch
-from lit_gen.diffusion.likelihood import LikelihoodMethod
-from lit_gen.diffusion.samplers import Sampler
-from lit_gen.errors import UserError
+from lit_gen.data import Batch, ImageDataModule
+from lit_gen.errors import UserError, class_names
+from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.noise import Noise
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -34,17 +33,20 @@ class GenerativeModel(LightningModule, ABC):
         compile: Compile the network with torch.compile; the checkpoint's keys stay as they are.
     """
 
-    takes_sampler: ClassVar[bool] = False
-    """Whether `sample` can be given a sampler."""
+    sampler_type: ClassVar[type[Sampler] | None] = None
+    """What samplers `sample` takes; None for a family that has one way to draw."""
 
-    takes_likelihood_method: ClassVar[bool] = False
-    """Whether `log_likelihood` can be given a method."""
+    likelihood_method_type: ClassVar[type[LikelihoodMethod] | None] = None
+    """What methods `log_likelihood` takes; None for a family that has one way to compute it."""
+
+    pictures: ClassVar[tuple[str, ...]] = ()
+    """What the family can show of given images: the names that `picture` takes."""
 
     likelihood_kind: ClassVar[Literal["exact", "estimate", "bound"] | None] = None
     """What `log_likelihood` gives of the log-density or log-mass that the model defines: itself, an estimate, or a
     lower bound; None for a family that has no likelihood. Where there is a method, the kind is that of the method."""
 
-    dequantisation: ClassVar[Literal["uniform", "none"]] = "none"
+    dequantisation: ClassVar[Literal["uniform", "variational", "none"]] = "none"
     """How 8-bit values become points of a density, which makes of it a lower bound; none for masses of the values."""
 
     def __init__(
@@ -87,9 +89,84 @@ class GenerativeModel(LightningModule, ABC):
         """Numbers that are logged beside each grid of samples, with the averaged weights; by default none."""
         return {}
 
+    def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """One of `pictures`, made of images of the data.
+
+        Args:
+            name: Which.
+            images: (N, C, H, W) in [-1, 1].
+            labels: (N,) classes for a conditional model.
+            noise: Random numbers keyed by the index of the image.
+
+        Returns:
+            Tiles (rows, columns, C, H, W) in [-1, 1].
+        """
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def show(self, name: str, data: ImageDataModule, num: int, seed: int) -> Tensor:
+        """One of `pictures`, made of evenly spaced test images, or training images where the data has no test part.
+
+        Args:
+            name: Which.
+            data: The data.
+            num: Number of images.
+            seed: Seed of the noise.
+
+        Returns:
+            Tiles (rows, columns, C, H, W) in [-1, 1].
+
+        Raises:
+            UserError: the family has no such picture.
+        """
+        if name not in self.pictures:
+            choices = f"one of {', '.join(self.pictures)}" if self.pictures else "none"
+            raise UserError(f"--picture: {type(self).__name__} has no picture {name}; it has {choices}")
+        try:
+            batch = data.examples("test", num)
+        except UserError:
+            batch = data.examples("train", num)
+        images, labels = batch.images.to(self.device), self.conditioning(batch)
+        training = self.training
+        self.eval()
+        try:
+            labels = labels.to(self.device) if labels is not None else None
+            return self.picture(name, images, labels, Noise(seed, batch.index, self.device))
+        finally:
+            self.train(training)
+
+    def check_data(self, data: ImageDataModule) -> None:
+        """Raises a UserError if the data is not what the model is of, before anything is trained; by default never."""
+
+    def initialise(self, images: Tensor) -> None:
+        """Sets initial values by the data, before a training begins; by default none.
+
+        Args:
+            images: (N, C, H, W) in [-1, 1], evenly spaced in the training split: the same in every process.
+        """
+
     def default_sampler(self) -> Sampler | None:
         """What draws images when no sampler is named."""
         return None
+
+    def check_sampler(self, sampler: Sampler | None) -> None:
+        """Nothing, if the family takes the sampler.
+
+        Raises:
+            UserError: it takes none, or others.
+        """
+        if sampler is None or (self.sampler_type is not None and isinstance(sampler, self.sampler_type)):
+            return
+        family, given = type(self).__name__, type(sampler).__name__
+        if self.sampler_type is None:
+            raise UserError(
+                f"sampler: {family} draws an image in one evaluation and takes no sampler; leave --sampler out"
+            )
+        raise UserError(f"sampler: {given} does not draw from {family}; {_one_of(self.sampler_type)}")
+
+    def rehearse(self, sampler: Sampler | None) -> None:
+        """As `check_sampler`, and tries what can be tried of the sampler without the network."""
+        self.check_sampler(sampler)
 
     @torch.inference_mode()
     def sample(self, noise: Noise, labels: Tensor | None = None, sampler: Sampler | None = None) -> Tensor:
@@ -108,11 +185,7 @@ class GenerativeModel(LightningModule, ABC):
         Raises:
             UserError: a sampler is given to a family that has none, or labels to a model without classes.
         """
-        if sampler is not None and not self.takes_sampler:
-            raise UserError(
-                f"sampler: {type(self).__name__} draws an image in one evaluation and takes no sampler; "
-                "leave --sampler out"
-            )
+        self.check_sampler(sampler)
         if labels is not None and not self.num_classes:
             raise UserError(f"labels: this {type(self).__name__} was not trained with model.class_conditional=true")
         if labels is None and self.num_classes:
@@ -139,16 +212,22 @@ class GenerativeModel(LightningModule, ABC):
         """Nothing, if the family has a likelihood and takes the method.
 
         Raises:
-            UserError: it has none, or a method is given to a family that has its own way.
+            UserError: it has none, or takes no method or others.
         """
         family = type(self).__name__
         if self.likelihood_kind is None:
             raise UserError(f"evaluation.likelihood: {family} has no likelihood; leave it at 0")
-        if method is not None and not self.takes_likelihood_method:
+        if method is None or (self.likelihood_method_type and isinstance(method, self.likelihood_method_type)):
+            return
+        if self.likelihood_method_type is None:
             raise UserError(
                 f"evaluation.likelihood_method: {family} has one way to compute its likelihood and takes no method; "
                 "leave it out"
             )
+        raise UserError(
+            f"evaluation.likelihood_method: {type(method).__name__} is not for {family}; "
+            f"{_one_of(self.likelihood_method_type)}"
+        )
 
     @torch.no_grad()
     def log_likelihood(
@@ -244,6 +323,11 @@ class GenerativeModel(LightningModule, ABC):
         num_images: Any = 0.0 if batch.stand_in else float(len(batch.images))
         self.log_dict(metrics, batch_size=num_images, sync_dist=True, on_step=False, on_epoch=True)
         self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")
+
+
+def _one_of(base: type) -> str:
+    """The remedy that names the classes that can be chosen."""
+    return f"choose one of {', '.join(class_names(base))}, or leave it out"
 
 
 def step_seed(seed: int, stream: int | str, step: int) -> int:

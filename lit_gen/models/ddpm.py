@@ -9,7 +9,7 @@ from lit_gen.data import Batch
 from lit_gen.diffusion.denoisers import Epsilon
 from lit_gen.diffusion.densities import ImportanceSampling, UniformSteps
 from lit_gen.diffusion.objectives import hybrid_loss, variational_loss
-from lit_gen.diffusion.samplers import DDIM, Sampler, ancestral
+from lit_gen.diffusion.samplers import DDIM, DiffusionSampler, ancestral
 from lit_gen.diffusion.schedules import DiscreteVP
 from lit_gen.models.base import OptimizerFactory
 from lit_gen.models.diffusion import Diffusion, NetworkFactory
@@ -45,7 +45,7 @@ class DDPM(Diffusion):
             **kwargs,
         )
 
-    def default_sampler(self) -> Sampler:
+    def default_sampler(self) -> DiffusionSampler:
         return DDIM(steps=50)
 
 
@@ -120,5 +120,5 @@ class ImprovedDDPM(Diffusion):
         self.log_training(loss=loss.detach().mean())
         return loss.mean()
 
-    def default_sampler(self) -> Sampler:
+    def default_sampler(self) -> DiffusionSampler:
         return ancestral.DDPM(steps=50, variance="learned")

@@ -5,6 +5,7 @@ in what the network predicts, in which times it is trained on and how they weigh
 with. So any sampler draws from any of them.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 
 from lit_gen.data import Batch
 from lit_gen.data.augment import EDMAugmentation
-from lit_gen.diffusion.denoisers import NetworkDenoiser, Parameterization
+from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser, NetworkDenoiser, Parameterization
 from lit_gen.diffusion.densities import TimeDensity, lattice
 from lit_gen.diffusion.guidance import Guidance
-from lit_gen.diffusion.likelihood import LikelihoodMethod, ProbabilityFlow
+from lit_gen.diffusion.likelihood import DiffusionLikelihood, ProbabilityFlow
 from lit_gen.diffusion.objectives import LossWeight, Uncertainty, diffusion_loss, weighted
-from lit_gen.diffusion.samplers import Heun, Sampler
+from lit_gen.diffusion.samplers import DiffusionSampler, Heun
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
+from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.models.base import GenerativeModel, OptimizerFactory, step_seed
 from lit_gen.networks.unet import UNet
 from lit_gen.noise import Noise
@@ -52,8 +54,8 @@ class Diffusion(GenerativeModel):
         augment: Train on transformed images as well, and tell the network how they were, so that it draws none such.
     """
 
-    takes_sampler = True
-    takes_likelihood_method = True
+    sampler_type = DiffusionSampler
+    likelihood_method_type = DiffusionLikelihood
     likelihood_kind = "estimate"
     dequantisation = "uniform"
 
@@ -182,6 +184,15 @@ class Diffusion(GenerativeModel):
             return labels
         return torch.where(torch.rand(len(labels), device=labels.device) < self.label_drop, -1, labels)
 
+    def rehearse(self, sampler: Sampler | None) -> None:
+        super().rehearse(sampler)
+        if isinstance(sampler, DiffusionSampler):
+            exact = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1))
+            unguided = copy.copy(sampler)
+            unguided.guidance = None
+            unguided.sample(exact, self.schedule, Noise(0, range(1)), (1,))
+            self.check_guidance(sampler.guidance)
+
     def check_guidance(self, guidance: Guidance | None) -> None:
         """Refuses classifier-free guidance by a model that was never trained without a class.
 
@@ -195,11 +206,11 @@ class Diffusion(GenerativeModel):
                 "sampler.guidance.run"
             )
 
-    def default_sampler(self) -> Sampler:
+    def default_sampler(self) -> DiffusionSampler:
         return Heun(steps=18)
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
-        assert sampler is not None
+        assert isinstance(sampler, DiffusionSampler)
         self.check_guidance(sampler.guidance)
         before = self.denoiser.evaluations
         images = sampler.sample(self.denoiser, self.schedule, noise, self.image_shape, labels)
@@ -207,15 +218,17 @@ class Diffusion(GenerativeModel):
         return images
 
     def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
-        assert method is not None
+        assert isinstance(method, DiffusionLikelihood)
         before = self.denoiser.evaluations
         log_p = method.log_likelihood(self.denoiser.given(labels), self.schedule, images, noise)
         self.nfe = float(self.denoiser.evaluations - before)
         return log_p
 
-    def default_likelihood_method(self) -> LikelihoodMethod:
+    def default_likelihood_method(self) -> DiffusionLikelihood:
         return ProbabilityFlow()
 
     def check_likelihood(self, method: LikelihoodMethod | None = None) -> None:
         super().check_likelihood(method)
-        (method or self.default_likelihood_method()).check(self.schedule)
+        chosen = method or self.default_likelihood_method()
+        assert isinstance(chosen, DiffusionLikelihood)
+        chosen.check(self.schedule)

@@ -6,7 +6,7 @@ import torch
 
 from lit_gen.diffusion.denoisers import EDMPreconditioning
 from lit_gen.diffusion.densities import LognormalSigma
-from lit_gen.diffusion.samplers import Heun, Sampler
+from lit_gen.diffusion.samplers import DiffusionSampler, Heun
 from lit_gen.diffusion.schedules import EDMSchedule
 from lit_gen.models.base import OptimizerFactory
 from lit_gen.models.diffusion import Diffusion
@@ -42,5 +42,5 @@ class EDM(Diffusion):
             **kwargs,
         )
 
-    def default_sampler(self) -> Sampler:
+    def default_sampler(self) -> DiffusionSampler:
         return Heun(steps=18)

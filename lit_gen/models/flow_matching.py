@@ -10,7 +10,7 @@ from lit_gen.diffusion.coupling import optimal_transport
 from lit_gen.diffusion.denoisers import Velocity
 from lit_gen.diffusion.densities import FixedTime, LogitNormal, TimeDensity, UniformTime
 from lit_gen.diffusion.grids import Uniform
-from lit_gen.diffusion.samplers import Euler, Sampler
+from lit_gen.diffusion.samplers import DiffusionSampler, Euler
 from lit_gen.diffusion.schedules import Rectified
 from lit_gen.diffusion.straightness import straightness
 from lit_gen.models.base import OptimizerFactory
@@ -98,7 +98,7 @@ class FlowMatching(Diffusion):
         self.train(training)
         return {"straightness": float(values.mean())}
 
-    def default_sampler(self) -> Sampler:
+    def default_sampler(self) -> DiffusionSampler:
         return Euler(steps=1, grid=Uniform()) if self.distilled else Euler(steps=50)
 
     def _classes(self, batch: Batch) -> Tensor | None:

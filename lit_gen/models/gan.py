@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_gen.data import Batch
-from lit_gen.diffusion.samplers import Sampler
+from lit_gen.methods import Sampler
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
 from lit_gen.networks.gan import Critic, Generator
 from lit_gen.noise import Noise

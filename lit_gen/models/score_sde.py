@@ -7,7 +7,7 @@ import torch
 
 from lit_gen.diffusion.denoisers import Score
 from lit_gen.diffusion.densities import UniformLogSigma, UniformTime
-from lit_gen.diffusion.samplers import PredictorCorrector, Sampler
+from lit_gen.diffusion.samplers import DiffusionSampler, PredictorCorrector
 from lit_gen.diffusion.schedules import VE, LinearVP, Schedule, SubVP
 from lit_gen.models.base import OptimizerFactory
 from lit_gen.models.diffusion import Diffusion
@@ -51,7 +51,7 @@ class ScoreSDE(Diffusion):
         )
         self.title = {"vp": "ScoreSDE-VP", "subvp": "ScoreSDE-subVP", "ve": "ScoreSDE-VE"}[sde]
 
-    def default_sampler(self) -> Sampler:
+    def default_sampler(self) -> DiffusionSampler:
         # In a few dimensions the norm of one image's score says little of the size that a step may have.
         norm: Literal["image", "level"] = "image" if math.prod(self.image_shape) >= 50 else "level"
         return PredictorCorrector(nfe=50, predictor="ancestral", norm=norm)

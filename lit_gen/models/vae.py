@@ -9,8 +9,7 @@ from torch.nn import functional
 
 from lit_gen.data import Batch
 from lit_gen.dequantisation import bits_per_dim
-from lit_gen.diffusion.likelihood import LikelihoodMethod
-from lit_gen.diffusion.samplers import Sampler
+from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
 from lit_gen.networks.vae import ConvDecoder, ConvEncoder
 from lit_gen.noise import Noise

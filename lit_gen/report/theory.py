@@ -29,6 +29,7 @@ from lit_gen.diffusion import (
     AnnealedLangevin,
     Cosine,
     Denoiser,
+    DiffusionSampler,
     DPMSolver,
     EDMSchedule,
     EulerMaruyama,
@@ -38,7 +39,6 @@ from lit_gen.diffusion import (
     LinearVP,
     PredictorCorrector,
     Rectified,
-    Sampler,
     Schedule,
     SubVP,
     UniformLogSNR,
@@ -104,7 +104,7 @@ def path(source: PointSource, out: Path) -> Path:
 
 def trajectories(source: PointSource, out: Path, num_points: int = 150) -> Path:
     """Where every sampler takes the same noises, and some of their ways there, with the exact denoiser."""
-    samplers: list[Sampler] = [
+    samplers: list[DiffusionSampler] = [
         DDIM(steps=5),
         Heun(steps=10),
         DPMSolver(steps=10),
@@ -139,7 +139,7 @@ def convergence(source: PointSource, out: Path, num_points: int = 1000) -> Path:
     figure = new_figure(10.0, 4.2, DOTS)
     left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.12, "top": 0.92})
     flow = _points(RK45(rtol=1e-9, atol=1e-11), source.exact, num_points // 4)
-    of_order: list[tuple[str, str, Sampler]] = []
+    of_order: list[tuple[str, str, DiffusionSampler]] = []
     for budget in (5, 7, 11, 15, 23, 31, 47, 63, 95, 127, 191, 255):
         of_order += [
             ("DDIM = Euler", "C0o-", DDIM(nfe=budget)),
@@ -150,7 +150,7 @@ def convergence(source: PointSource, out: Path, num_points: int = 1000) -> Path:
     _draw_curves(left, of_order, lambda x: float((x - flow).flatten(1).norm(dim=1).median()), source, len(flow))
     left.set(xscale="log", yscale="log", xlabel="NFE", ylabel="median distance from the exact flow")
     real, *others = (source.exact.draw(Noise(seed, range(num_points)))[0] for seed in range(1, 6))
-    to_data: list[tuple[str, str, Sampler]] = []
+    to_data: list[tuple[str, str, DiffusionSampler]] = []
     for budget in (5, 11, 23, 47, 95, 191, 383):
         to_data += [
             ("DDIM", "C0o-", DDIM(nfe=budget)),
@@ -297,13 +297,13 @@ def _numbers(alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
     return torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
 
 
-def _points(sampler: Sampler, denoiser: Denoiser, num: int) -> Tensor:
+def _points(sampler: DiffusionSampler, denoiser: Denoiser, num: int) -> Tensor:
     return sampler.sample(denoiser, EDMSchedule(), Noise(0, range(num)), SHAPE)
 
 
 def _draw_curves(
     axes: "Axes",
-    curves: Sequence[tuple[str, str, Sampler]],
+    curves: Sequence[tuple[str, str, DiffusionSampler]],
     error: Callable[[Tensor], float],
     source: PointSource,
     num: int,

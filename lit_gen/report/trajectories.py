@@ -9,11 +9,10 @@ from torch import Tensor
 from lit_gen.data.points import PointSource
 from lit_gen.data.sources import ImageSource
 from lit_gen.diffusion.denoisers import Denoiser
-from lit_gen.diffusion.samplers import Sampler
+from lit_gen.diffusion.samplers import DiffusionSampler
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
-from lit_gen.images import save_grid
-from lit_gen.metrics import quantise
+from lit_gen.images import save_tiles
 from lit_gen.noise import Noise
 
 
@@ -30,9 +29,9 @@ class Trajectories:
             alpha^2 + sigma^2 = 1, in which noise and images are of one brightness.
     """
 
-    def __init__(self, sampler: Sampler, num_images: int = 8) -> None:
+    def __init__(self, sampler: DiffusionSampler, num_images: int = 8) -> None:
         self.states: list[tuple[float, Tensor]] = []
-        self.sampler: Sampler = _Recorder(sampler, self.states, num_images)
+        self.sampler: DiffusionSampler = _Recorder(sampler, self.states, num_images)
 
     def save(self, path: Path, source: ImageSource, columns: int = 10) -> list[float]:
         """Draws the states as one PNG, at times evenly chosen from the first to the last; or the paths of points.
@@ -51,8 +50,7 @@ class Trajectories:
             save_paths(self.states, source, path)
             return [self.states[0][0], self.states[-1][0]]
         chosen = torch.linspace(0, len(self.states) - 1, min(columns, len(self.states))).round().long().tolist()
-        tiles = torch.stack([self.states[index][1] for index in chosen], dim=1)
-        save_grid(quantise(tiles.flatten(0, 1)), path, len(chosen))
+        save_tiles(torch.stack([self.states[index][1] for index in chosen], dim=1), path)
         return [self.states[index][0] for index in chosen]
 
 
@@ -62,8 +60,8 @@ def check_path(path: Path) -> None:
         raise UserError(f"--trajectory: {path} does not end in .png, the only form that trajectories are drawn in")
 
 
-class _Recorder(Sampler):
-    def __init__(self, sampler: Sampler, states: list[tuple[float, Tensor]], num_images: int) -> None:
+class _Recorder(DiffusionSampler):
+    def __init__(self, sampler: DiffusionSampler, states: list[tuple[float, Tensor]], num_images: int) -> None:
         super().__init__(sampler.schedule, sampler.guidance)
         self.sampler = sampler
         self.states = states

@@ -12,6 +12,7 @@ from lit_gen.diffusion import (
     RK45,
     AnnealedLangevin,
     Denoiser,
+    DiffusionSampler,
     DPMSolver,
     EDMPreconditioning,
     Epsilon,
@@ -21,7 +22,6 @@ from lit_gen.diffusion import (
     Heun,
     Parameterization,
     PredictorCorrector,
-    Sampler,
     Schedule,
     Score,
     UniPC,
@@ -29,7 +29,7 @@ from lit_gen.diffusion import (
 from lit_gen.diffusion.denoisers import per_image
 from lit_gen.noise import Noise
 
-SAMPLERS: list[Sampler] = [
+SAMPLERS: list[DiffusionSampler] = [
     DDPM(steps=7, variance="small"),
     DDPM(steps=7, variance="large"),
     DDIM(steps=7),
@@ -147,7 +147,9 @@ class Impulses(Noise):
         return z
 
 
-def moments_for_normal_data(sampler: Sampler, schedule: Schedule, mean: float, std: float) -> tuple[float, float]:
+def moments_for_normal_data(
+    sampler: DiffusionSampler, schedule: Schedule, mean: float, std: float
+) -> tuple[float, float]:
     """Mean and standard deviation of what a sampler makes of x_0 ~ N(mean, std^2), with no noise in the answer.
 
     Every sampler is then a linear function of its draws: its variance is the sum of the squared responses to each.
@@ -159,7 +161,7 @@ def moments_for_normal_data(sampler: Sampler, schedule: Schedule, mean: float, s
     return float(x[-1]), float((x[:-1] - x[-1]).norm())
 
 
-def error(mixture: GaussianMixtureDenoiser, sampler: Sampler, schedule: Schedule) -> float:
+def error(mixture: GaussianMixtureDenoiser, sampler: DiffusionSampler, schedule: Schedule) -> float:
     """Mean distance of the images from the end of the exact flow, for 100 starts on the line."""
     x_0 = sampler.sample(mixture, schedule, Noise(0, range(100)), (1,))
     alpha, sigma = schedule(sampler.times(schedule)[0])
@@ -216,5 +218,5 @@ def at_time(mixture: GaussianMixtureDenoiser, schedule: Schedule, t: float, num:
     return alpha * x_0 + sigma * noise.normal((1,), torch.float64)
 
 
-def run(sampler: Sampler, denoiser: Denoiser, schedule: Schedule, num: int = 8, seed: int = 3) -> Tensor:
+def run(sampler: DiffusionSampler, denoiser: Denoiser, schedule: Schedule, num: int = 8, seed: int = 3) -> Tensor:
     return sampler.sample(denoiser, schedule, Noise(seed, range(num)), (2, 3))

@@ -13,6 +13,7 @@ from scipy import stats
 from lit_gen.diffusion import (
     DDIM,
     DDPM,
+    DiffusionSampler,
     DiscreteVP,
     EDMSchedule,
     Euler,
@@ -22,7 +23,6 @@ from lit_gen.diffusion import (
     Karras,
     Quadratic,
     Rectified,
-    Sampler,
     Schedule,
     Uniform,
     UniformLogSNR,
@@ -86,7 +86,7 @@ def test_at_equal_evaluations_the_second_order_is_closer(mixture_1d):
         (Heun(steps=100, S_churn=30), DiscreteVP()),
     ],
 )
-def test_many_steps_give_the_distribution_of_the_data(mixture_1d, sampler: Sampler, schedule: Schedule):
+def test_many_steps_give_the_distribution_of_the_data(mixture_1d, sampler: DiffusionSampler, schedule: Schedule):
     num = 4000
     x = sampler.sample(mixture_1d, schedule, Noise(0, range(num)), (1,))
     weights, means, variances = mixture_1d.weights, mixture_1d.means[:, 0], mixture_1d.variances[:, 0]

@@ -28,6 +28,7 @@ from torch import Tensor
 from lit_gen.diffusion import (
     DDIM,
     DDPM,
+    DiffusionSampler,
     DiscreteVP,
     DPMSolver,
     EDMPreconditioning,
@@ -40,7 +41,6 @@ from lit_gen.diffusion import (
     NetworkDenoiser,
     PredictorCorrector,
     Rectified,
-    Sampler,
     Schedule,
     TimeShift,
     Uniform,
@@ -90,7 +90,7 @@ def the_same_noise(monkeypatch: pytest.MonkeyPatch, module: str) -> Tensor:
     return noise.normal(SHAPE, torch.float64)
 
 
-def ours(sampler: Sampler, network, schedule: Schedule, parameterization) -> Tensor:
+def ours(sampler: DiffusionSampler, network, schedule: Schedule, parameterization) -> Tensor:
     denoiser = NetworkDenoiser(network, schedule, parameterization)
     return sampler.sample(denoiser, schedule, Noise(3, range(8)), SHAPE)
 
@@ -185,7 +185,7 @@ def test_euler_ancestral(mixture, monkeypatch, path: Schedule, steps: int):
 
 
 @pytest.mark.parametrize("sampler", [Euler(steps=18, coordinates="sigma"), DDIM(steps=18), Euler(steps=18)])
-def test_edm_euler(mixture, sampler: Sampler):
+def test_edm_euler(mixture, sampler: DiffusionSampler):
     network = network_of(mixture, EDM, EDMPreconditioning())
     scheduler = diffusers.EDMEulerScheduler()
     scheduler.set_timesteps(18)

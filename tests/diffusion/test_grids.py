@@ -19,8 +19,8 @@ from lit_gen.diffusion import (
     Uniform,
     UniformLogSNR,
 )
-from lit_gen.diffusion.samplers.base import describe
 from lit_gen.errors import UserError
+from lit_gen.methods import describe
 
 GRIDS = [
     Uniform(),

@@ -19,12 +19,12 @@ from lit_gen.diffusion import (
     DDIM,
     RK45,
     Denoiser,
+    DiffusionSampler,
     EDMSchedule,
     GaussianMixtureDenoiser,
     Guidance,
     Heun,
     Rectified,
-    Sampler,
     Schedule,
 )
 from lit_gen.errors import UserError
@@ -171,7 +171,7 @@ def test_images_at_times_of_their_own(denoiser: Conditional, weaker: Conditional
 @pytest.mark.parametrize("cls", [DDIM, Heun])
 def test_a_sampler_guides_where_it_is_told_to(denoiser: Conditional, schedule: Schedule, cls: type[Any]) -> None:
     def draw(guidance: Guidance | None, labels: Tensor | None = LABELS) -> tuple[Tensor, float]:
-        sampler: Sampler = cls(steps=12, guidance=guidance)
+        sampler: DiffusionSampler = cls(steps=12, guidance=guidance)
         before = denoiser.evaluations
         images = sampler.sample(denoiser, schedule, Noise(1, range(5)), (2, 3), labels)
         return images, denoiser.evaluations - before
@@ -198,7 +198,7 @@ def test_a_sampler_guides_where_it_is_told_to(denoiser: Conditional, schedule: S
 
 
 @pytest.mark.parametrize("sampler", [DDIM(steps=6, eta=0.5), Heun(steps=6, S_churn=3), RK45(rtol=1e-3, atol=1e-3)])
-def test_an_image_does_not_depend_on_its_batch(denoiser: Conditional, sampler: Sampler) -> None:
+def test_an_image_does_not_depend_on_its_batch(denoiser: Conditional, sampler: DiffusionSampler) -> None:
     sampler.guidance = Guidance(2.0, (0.2, 4.0))
 
     def draw(indices: list[int]) -> Tensor:

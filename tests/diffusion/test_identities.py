@@ -14,6 +14,7 @@ from lit_gen.diffusion import (
     RK45,
     VE,
     Cosine,
+    DiffusionSampler,
     DiscreteVP,
     EDMSchedule,
     Epsilon,
@@ -28,7 +29,6 @@ from lit_gen.diffusion import (
     NetworkDenoiser,
     Quadratic,
     Rectified,
-    Sampler,
     Schedule,
     SubVP,
     TimeShift,
@@ -292,7 +292,7 @@ def test_a_change_of_schedule_after_training_leaves_the_images_unchanged(mixture
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_same_levels_give_the_same_images_on_every_schedule(mixture, sampler: Sampler):
+def test_the_same_levels_give_the_same_images_on_every_schedule(mixture, sampler: DiffusionSampler):
     """All commute with a rescaling of x, but for Euler and Euler-Maruyama in the time of another path."""
     if isinstance(sampler, GridSampler):
         sampler = copy(sampler)

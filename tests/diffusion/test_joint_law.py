@@ -10,6 +10,7 @@ from lit_gen.diffusion import (
     DDIM,
     DDPM,
     AnnealedLangevin,
+    DiffusionSampler,
     DiscreteVP,
     DPMSolver,
     EDMSchedule,
@@ -20,7 +21,6 @@ from lit_gen.diffusion import (
     LinearVP,
     PredictorCorrector,
     Rectified,
-    Sampler,
     Schedule,
     UniformLogSNR,
 )
@@ -37,7 +37,7 @@ MIXTURE = GaussianMixtureDenoiser(
 )
 LAW = Turned(MIXTURE, 3 * math.pi / 8)
 
-CASES: dict[str, tuple[Sampler, Schedule]] = {
+CASES: dict[str, tuple[DiffusionSampler, Schedule]] = {
     "ddpm-small": (DDPM(steps=200, variance="small", grid=GRID), EDMSchedule()),
     "ddpm-large": (DDPM(steps=200, variance="large", grid=GRID), DiscreteVP()),
     "ddim-0.5": (DDIM(steps=150, eta=0.5, grid=GRID), Rectified()),
@@ -91,7 +91,7 @@ def deviations(x: Tensor, sigma: float) -> tuple[Tensor, list[float]]:
     return (moments_of(x, mean).mean(0) - expected) / error, statistics
 
 
-def level_of(sampler: Sampler) -> float:
+def level_of(sampler: DiffusionSampler) -> float:
     return LEVEL if isinstance(sampler, AnnealedLangevin) else 0.0
 
 
@@ -104,7 +104,7 @@ def test_the_law_is_correlated_and_its_own_exact_draws_keep_to_it():
 
 
 @cases
-def test_a_run_gives_the_joint_law(sampler: Sampler, schedule: Schedule):
+def test_a_run_gives_the_joint_law(sampler: DiffusionSampler, schedule: Schedule):
     """Of exact points, 1 in 150,000 deviates by 4.5 standard errors and 1 in 10,000 by 0.0352 in a projection."""
     x = sampler.sample(LAW, schedule, Noise(0, range(NUM)), (2,))
     moments, projections = deviations(x, level_of(sampler))
@@ -115,7 +115,7 @@ def test_a_run_gives_the_joint_law(sampler: Sampler, schedule: Schedule):
 @pytest.mark.slow
 @cases
 @pytest.mark.parametrize("factor", [0.0, 2.0])
-def test_noise_forgotten_or_doubled_would_be_seen(sampler: Sampler, schedule: Schedule, factor: float):
+def test_noise_forgotten_or_doubled_would_be_seen(sampler: DiffusionSampler, schedule: Schedule, factor: float):
     num = 500
     x = sampler.sample(LAW, schedule, Scaled(factor, num), (2,))
     moments, projections = deviations(x, level_of(sampler))

@@ -9,6 +9,7 @@ import torch
 from lit_gen.diffusion import (
     DDIM,
     Denoiser,
+    DiffusionSampler,
     DiscreteVP,
     DPMSolver,
     EDMSchedule,
@@ -16,7 +17,6 @@ from lit_gen.diffusion import (
     Karras,
     LinearVP,
     Rectified,
-    Sampler,
     Schedule,
     Uniform,
     UniformLogSNR,
@@ -161,7 +161,7 @@ def test_unipc_is_exact_for_a_quadratic_in_log_snr():
     "sampler",
     [s for s in SAMPLERS if isinstance(s, UniPC) or (isinstance(s, DPMSolver) and s.eta == 0)],
 )
-def test_draws_no_noise_when_deterministic(mixture, schedule, sampler: Sampler):
+def test_draws_no_noise_when_deterministic(mixture, schedule, sampler: DiffusionSampler):
     first, second = (sampler.sample(mixture, schedule, Silent(3, range(4)), (2, 3)) for _ in range(2))
     assert torch.equal(first, second)
 
@@ -176,7 +176,7 @@ def test_noise_keeps_the_distribution(mixture_1d, eta: float, schedule: Schedule
 
 
 @pytest.mark.parametrize("sampler", [DPMSolver(steps=5), UniPC(steps=5, order=3), UniPC(steps=5, variant="bh1")])
-def test_from_pure_noise_the_first_step_returns_the_mean(mixture, sampler: Sampler):
+def test_from_pure_noise_the_first_step_returns_the_mean(mixture, sampler: DiffusionSampler):
     """It is of order 1, and neither corrected nor part of the past: the rest is the sampler started after it."""
     rectified, uniform = Rectified(), Uniform()
     times = uniform(rectified, 5).tolist()

@@ -10,6 +10,7 @@ from lit_gen.diffusion import (
     DDPM,
     RK45,
     AnnealedLangevin,
+    DiffusionSampler,
     DiscreteVP,
     DPMSolver,
     EDMPreconditioning,
@@ -23,7 +24,6 @@ from lit_gen.diffusion import (
     PredictorCorrector,
     Quadratic,
     Rectified,
-    Sampler,
     Uniform,
     UniPC,
 )
@@ -38,7 +38,7 @@ samplers = pytest.mark.parametrize("sampler", SAMPLERS, ids=IDS)
 
 
 @samplers
-def test_starts_at_sigma_times_the_first_draw(mixture, schedule, sampler: Sampler):
+def test_starts_at_sigma_times_the_first_draw(mixture, schedule, sampler: DiffusionSampler):
     denoiser = Point(torch.zeros((), dtype=torch.float64))
     run(sampler, denoiser, schedule)
     x, _, sigma = denoiser.seen[0]
@@ -50,7 +50,7 @@ def test_starts_at_sigma_times_the_first_draw(mixture, schedule, sampler: Sample
 
 
 @samplers
-def test_draws_noise_only_where_it_is_used(mixture, sampler: Sampler):
+def test_draws_noise_only_where_it_is_used(mixture, sampler: DiffusionSampler):
     noise = Noise(0, range(4))
     sampler.sample(mixture, EDMSchedule(), noise, (2, 3))
     levels = EDMSchedule().ratio(Karras()(EDMSchedule(), 7))[:-1]
@@ -77,7 +77,7 @@ def test_draws_noise_only_where_it_is_used(mixture, sampler: Sampler):
 
 
 @samplers
-def test_evaluations_are_counted(mixture, sampler: Sampler):
+def test_evaluations_are_counted(mixture, sampler: DiffusionSampler):
     run(sampler, mixture, EDMSchedule())
     match sampler:
         case Heun() | DPMSolver(method="singlestep"):
@@ -132,7 +132,7 @@ def test_a_budget_is_filled_and_not_exceeded(mixture, sampler: GridSampler, step
 
 
 @samplers
-def test_a_sample_is_the_same_alone_and_among_others(mixture, sampler: Sampler):
+def test_a_sample_is_the_same_alone_and_among_others(mixture, sampler: DiffusionSampler):
     for schedule in (DiscreteVP(), Rectified()):
         whole = run(sampler, mixture, schedule, num=9)
         part = sampler.sample(mixture, schedule, Noise(3, [7, 2]), (2, 3))
@@ -141,7 +141,7 @@ def test_a_sample_is_the_same_alone_and_among_others(mixture, sampler: Sampler):
 
 
 @samplers
-def test_global_random_state_is_not_touched(mixture, sampler: Sampler):
+def test_global_random_state_is_not_touched(mixture, sampler: DiffusionSampler):
     before = torch.get_rng_state()
     first = run(sampler, mixture, DiscreteVP())
     assert torch.equal(before, torch.get_rng_state())
@@ -149,14 +149,14 @@ def test_global_random_state_is_not_touched(mixture, sampler: Sampler):
 
 
 @samplers
-def test_state_is_of_the_given_type(mixture, sampler: Sampler):
+def test_state_is_of_the_given_type(mixture, sampler: DiffusionSampler):
     single = sampler.sample(mixture, DiscreteVP(), Noise(3, range(8)), (2, 3), dtype=torch.float32)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), run(sampler, mixture, DiscreteVP()), rtol=1e-3, atol=1e-3)
 
 
 @samplers
-def test_labels_reach_the_network(sampler: Sampler):
+def test_labels_reach_the_network(sampler: DiffusionSampler):
     labels = torch.tensor([3, 1])
     seen = []
 
@@ -170,7 +170,7 @@ def test_labels_reach_the_network(sampler: Sampler):
 
 
 @samplers
-def test_the_last_step_returns_the_denoised(schedule, sampler: Sampler):
+def test_the_last_step_returns_the_denoised(schedule, sampler: DiffusionSampler):
     x_0 = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
     denoised = run(sampler, Point(x_0), schedule)
     torch.testing.assert_close(denoised, x_0.expand(8, 2, 3), rtol=1e-9, atol=1e-9)
@@ -239,7 +239,7 @@ def test_sigma_coordinates_at_pure_noise_are_a_user_error(mixture, sampler: Grid
         (AnnealedLangevin(steps=5, grid=Uniform()), "grid Karras"),
     ],
 )
-def test_an_infinite_noise_level_is_a_user_error(mixture, sampler: Sampler, remedy: str):
+def test_an_infinite_noise_level_is_a_user_error(mixture, sampler: DiffusionSampler, remedy: str):
     with pytest.raises(UserError, match=f"Uniform starts at pure noise.*{remedy}"):
         run(sampler, mixture, Rectified())
 
@@ -344,7 +344,7 @@ def test_is_built_from_yaml_and_the_command_line(tmp_path, monkeypatch, argument
         "sampler: {class_path: Heun, init_args: {steps: 18, grid: {class_path: Karras}}}"
     )
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--sampler", type=Sampler | None, default=None)
+    parser.add_argument("--sampler", type=DiffusionSampler | None, default=None)
     parser.add_argument("--config", action="config")
     sampler = parser.instantiate_classes(parser.parse_args(arguments)).sampler
     assert (sampler and sampler.to_dict()) == (expected and expected.to_dict())

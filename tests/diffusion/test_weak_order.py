@@ -15,6 +15,7 @@ from lit_gen.diffusion import (
     DDIM,
     DDPM,
     Cosine,
+    DiffusionSampler,
     DiscreteVP,
     DPMSolver,
     EDMSchedule,
@@ -25,7 +26,6 @@ from lit_gen.diffusion import (
     LinearVP,
     PredictorCorrector,
     Rectified,
-    Sampler,
     Schedule,
     SubVP,
     UniformLogSNR,
@@ -96,7 +96,7 @@ EXACT = math.inf
 
 # The orders are those of the mean and of the variance. Under the reverse SDE of eta = 1 the expectation of D stays what
 # it is, so that samplers that are exact but for D err in the variance alone.
-CASES: dict[str, tuple[Callable[..., Sampler], Schedule, Grid, Factor, float, int]] = {
+CASES: dict[str, tuple[Callable[..., DiffusionSampler], Schedule, Grid, Factor, float, int]] = {
     "ddpm-small": (partial(DDPM, variance="small"), EDM, LOG_SNR, sde(1), EXACT, 1),
     "ddpm-small-discrete": (partial(DDPM, variance="small"), DiscreteVP(), KARRAS, sde(1), EXACT, 1),
     "ddpm-large": (partial(DDPM, variance="large"), EDM, LOG_SNR, sde(1), EXACT, 1),

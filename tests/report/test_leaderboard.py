@@ -167,7 +167,7 @@ def test_labels_tell_what_is_not_the_default():
 def test_the_defaults_are_those_of_the_classes():
     classes = [getattr(module, name) for module in (samplers, grids, schedules) for name in vars(module)]
     ours = {}
-    kinds = samplers.Sampler | grids.Grid | schedules.Schedule
+    kinds = samplers.DiffusionSampler | grids.Grid | schedules.Schedule
     for cls in classes:
         if isinstance(cls, type) and issubclass(cls, kinds) and not inspect.isabstract(cls):
             options = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else {}

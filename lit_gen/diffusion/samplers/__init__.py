@@ -17,7 +17,7 @@ keeps no state. At the last step, to sigma = 0, all of them return D, unless `An
 
 from lit_gen.diffusion.samplers.adaptive import RK45
 from lit_gen.diffusion.samplers.ancestral import DDIM, DDPM
-from lit_gen.diffusion.samplers.base import GridSampler, Sampler
+from lit_gen.diffusion.samplers.base import DiffusionSampler, GridSampler
 from lit_gen.diffusion.samplers.langevin import AnnealedLangevin, PredictorCorrector
 from lit_gen.diffusion.samplers.multistep import DPMSolver, UniPC
 from lit_gen.diffusion.samplers.ode import Euler, Heun
@@ -34,6 +34,6 @@ __all__ = [
     "GridSampler",
     "Heun",
     "PredictorCorrector",
-    "Sampler",
+    "DiffusionSampler",
     "UniPC",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_gen.diffusion.denoisers import Denoiser, per_image
 from lit_gen.diffusion.grids import Karras
-from lit_gen.diffusion.samplers.base import Sampler
+from lit_gen.diffusion.samplers.base import DiffusionSampler
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
 from lit_gen.noise import Noise
@@ -32,7 +32,7 @@ _LEAST_STEP = 1e-10
 _NUM_FRAMES = 10
 
 
-class RK45(Sampler):
+class RK45(DiffusionSampler):
     r"""The probability-flow ODE by the Dormand-Prince pair of orders 5 and 4, in steps that the tolerance chooses.
 
     Integrates dy / du = (y - D) / u for y = (1 - u) x_0 + u eps, the path of rectified flow, whatever the schedule of

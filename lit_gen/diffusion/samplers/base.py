@@ -1,8 +1,6 @@
 """What all samplers share: times, a loop over them, and a record of their settings."""
 
-import inspect
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,32 +14,10 @@ from lit_gen.diffusion.grids import Grid, Karras
 from lit_gen.diffusion.guidance import Guidance
 from lit_gen.diffusion.schedules import Schedule
 from lit_gen.errors import UserError
+from lit_gen.methods import Sampler
 from lit_gen.noise import Noise
 
 DEFAULT_NFE = 50
-
-
-def describe(configured: object) -> dict[str, Any]:
-    """The class and the constructor's arguments of an object that keeps them as attributes, in plain JSON types.
-
-    Options left at None are left out, and so is `nfe`, which a sampler turns into steps.
-    """
-    classes = [cls for cls in reversed(type(configured).__mro__) if "__init__" in vars(cls) and cls is not object]
-    parameters = [p for cls in classes for p in list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]]
-    description: dict[str, Any] = {"name": type(configured).__name__}
-    for parameter in parameters:
-        value = None if parameter.name == "nfe" else getattr(configured, parameter.name, None)
-        if value is not None:
-            description[parameter.name] = _plain(value)
-    return description
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (bool, int, float, str)) else describe(value)
 
 
 def finite_ratio(alpha: Tensor, sigma: Tensor, grid: Grid, remedy: str = "give the sampler the grid Karras") -> Tensor:
@@ -54,7 +30,7 @@ def finite_ratio(alpha: Tensor, sigma: Tensor, grid: Grid, remedy: str = "give t
     return sigma / alpha
 
 
-class Sampler(ABC):
+class DiffusionSampler(Sampler):
     """A rule that carries noise to data.
 
     Args:
@@ -66,10 +42,6 @@ class Sampler(ABC):
     def __init__(self, schedule: Schedule | None = None, guidance: Guidance | None = None) -> None:
         self.schedule = schedule
         self.guidance = guidance
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as {"name": "DDIM", "steps": 10, "grid": {"name": "Karras", ...}, ...}; a budget as steps."""
-        return describe(self)
 
     @abstractmethod
     def times(self, schedule: Schedule) -> list[float]:
@@ -124,7 +96,7 @@ class Sampler(ABC):
         return deque(states, maxlen=1)[0]
 
 
-class GridSampler(Sampler):
+class GridSampler(DiffusionSampler):
     """A sampler that takes one step between each two times of a grid.
 
     Args:
