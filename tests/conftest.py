@@ -63,9 +63,20 @@ DIGITS = [
 ]
 
 
+OTHER_DATA: dict[str, list[str]] = {}
+"""What a family trains on where it is not digits as they are."""
+
+
 def arguments(model: str, root: Path, num_images: int = 64 * 4, *more: str) -> list[str]:
     """The arguments of a training on digits that takes a second."""
-    return [*TINY[model], *DIGITS, f"--run.root={root}", f"--budget.num_images={num_images}", *more]
+    return [
+        *TINY[model],
+        *DIGITS,
+        *OTHER_DATA.get(model, []),
+        f"--run.root={root}",
+        f"--budget.num_images={num_images}",
+        *more,
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
