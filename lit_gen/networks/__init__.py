@@ -2,8 +2,22 @@
 
 from lit_gen.networks.dit import DiT
 from lit_gen.networks.gan import Critic, Generator
+from lit_gen.networks.image_transformer import CausalTransformer
 from lit_gen.networks.mlp import ResidualMLP
+from lit_gen.networks.pixelcnn import GatedPixelCNN
+from lit_gen.networks.pixelcnn_pp import ResidualPixelCNN
 from lit_gen.networks.unet import UNet
 from lit_gen.networks.vae import ConvDecoder, ConvEncoder
 
-__all__ = ["ConvDecoder", "ConvEncoder", "Critic", "DiT", "Generator", "ResidualMLP", "UNet"]
+__all__ = [
+    "CausalTransformer",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Critic",
+    "DiT",
+    "GatedPixelCNN",
+    "Generator",
+    "ResidualMLP",
+    "ResidualPixelCNN",
+    "UNet",
+]

@@ -139,7 +139,7 @@ class CausalConv(nn.Module):
         assert self.gain is not None and self.scale is not None
         mean, std = y.mean((0, 2, 3)), y.std((0, 2, 3), correction=0)
         factor = self.scale / std.clamp(min=1e-6)
-        self.gain *= factor[:, None, None, None]
+        self.gain.mul_(factor[:, None, None, None])
         self.bias.copy_((self.bias - mean) * factor)
         return (y - mean[:, None, None]) * factor[:, None, None]
 

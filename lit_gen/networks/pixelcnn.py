@@ -139,12 +139,13 @@ class GatedPixelCNN(TwoStacks):
 
     def vertical(self, above: Tensor, labels: Tensor | None, place: Place) -> None:
         for layer in self.layers:
+            assert isinstance(layer, GatedLayer)
             above = layer.vertical(above, labels, place)
 
     def horizontal(self, left: Tensor, images: Tensor, labels: Tensor | None, place: Place) -> Tensor:
         here = None if self.here is None else self.here(images, place)
-        first, *others = self.layers
-        h = first.horizontal(left, here, place)
-        for layer in others:
-            h = h + layer.horizontal(h, None, place)
+        h = left
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, GatedLayer)
+            h = h + layer.horizontal(h, None, place) if i else layer.horizontal(h, here, place)
         return self.out(F.relu(self.hidden(F.relu(h), place)), place)
