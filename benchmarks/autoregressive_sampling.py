@@ -72,8 +72,8 @@ def main() -> None:
                 turns[name].append((steps, forwards))
     device = torch.cuda.get_device_name() if images.is_cuda else f"cpu, {torch.get_num_threads()} threads"
     print(
-        f"{args.size}x{args.size}x1, batch {args.batch}, {device}, torch {torch.__version__}, median of {args.repeats}, "
-        f"{'processor' if args.cpu_time else 'wall'} time"
+        f"{args.size}x{args.size}x1, batch {args.batch}, {device}, torch {torch.__version__}, "
+        f"median of {args.repeats}, {'processor' if args.cpu_time else 'wall'} time"
     )
     print(f"{'network':20}{'parameters':>12}{'steps s':>10}{'forward passes s':>18}{'ratio':>8}")
     for name, network in networks.items():
