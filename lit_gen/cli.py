@@ -147,18 +147,24 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _report(paths: list[Path], folder: Path) -> None:
-    """What a sweep ends with: the leaderboard, distance against evaluations, and samples side by side."""
+    """What a sweep ends with: a leaderboard for each protocol, distance against evaluations, and samples side by side."""
     from lit_gen.report import leaderboard, plots, render
     from lit_gen.report.results import read_result
 
-    results = [read_result(path) for path in paths]
-    board = leaderboard.rank(results)
-    render.print_table(board)
-    (folder / "leaderboard.md").write_text(render.to_markdown(board))
-    plots.distance_vs_nfe(results, folder / "distance_vs_nfe.png")
-    plots.side_by_side(results, folder / "samples.png")
-    for name in ("leaderboard.md", "distance_vs_nfe.png", "samples.png"):
-        print(folder / name)
+    groups = leaderboard.comparable([read_result(path) for path in paths])
+    tables, files = [], [folder / "leaderboard.md"]
+    for number, results in enumerate(groups, start=1):
+        board = leaderboard.rank(results)
+        render.print_table(board)
+        tables.append(render.to_markdown(board))
+        ending = "" if len(groups) == 1 else f"_{number}_{results[0].protocol['data']}"
+        distances, samples = folder / f"distance_vs_nfe{ending}.png", folder / f"samples{ending}.png"
+        plots.distance_vs_nfe(results, distances)
+        plots.side_by_side(results, samples)
+        files += [distances, samples]
+    files[0].write_text("\n".join(tables))
+    for file in files:
+        print(file)
 
 
 def _leaderboard(options: argparse.Namespace) -> int:

@@ -186,6 +186,14 @@ def refuse_unlike(results: Sequence[Result], part: str = "protocol") -> None:
         )
 
 
+def comparable(results: Sequence[Result]) -> list[list[Result]]:
+    """The results in groups that share one protocol each, such as those of one data set, in the order they come."""
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[_compact(result.protocol)].append(result)
+    return list(groups.values())
+
+
 def group_seeds(results: Sequence[Result]) -> list[list[Result]]:
     """The results in groups that differ in nothing but the seeds of training and sampling.
 

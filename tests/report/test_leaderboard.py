@@ -7,12 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from lit_gen.diffusion import grids, samplers, schedules
 from lit_gen.errors import UserError
-from lit_gen.report.leaderboard import rank
+from lit_gen.report.leaderboard import comparable, rank
 from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json, to_markdown, to_table
 from lit_gen.report.results import DEFAULTS, Result, load_results, read_result, select
 from lit_gen.sweeps.journal import Journal
@@ -96,6 +97,29 @@ def test_unlike_protocols_are_refused_with_field_rows_and_remedy():
     extra = results(content("A"), content("B", protocol=PROTOCOL | {"inception_splits": 1}))
     with pytest.raises(UserError, match=r"protocol.inception_splits is null .* and 1 "):
         rank(extra)
+
+
+def test_a_sweep_over_two_data_sets_ends_with_two_leaderboards(tmp_path, capsys):
+    from lit_gen.cli import _report
+
+    paths = []
+    for name, data in (("A", "digits"), ("B", "digits"), ("C", "digits_binary")):
+        path = write(tmp_path / "runs", content(name, protocol__data=data))
+        np.savez(path.with_name("samples.npz"), images=np.zeros((4, 1, 8, 8), np.uint8))
+        paths.append(path)
+    found = [read_result(path) for path in paths]
+    assert [[result.model for result in group] for group in comparable(found)] == [["A", "B"], ["C"]]
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    _report(paths, folder)
+    text = (folder / "leaderboard.md").read_text()
+    assert text.count("| # | model |") == 2 and text.index("| B |") < text.index("digits_binary") < text.index("| C |")
+    drawn = {
+        f"{kind}_{data}.png" for kind in ("distance_vs_nfe", "samples") for data in ("1_digits", "2_digits_binary")
+    }
+    assert {path.name for path in folder.iterdir()} == {"leaderboard.md", *drawn}
+    _report(paths[:2], folder)
+    assert {"distance_vs_nfe.png", "samples.png"} <= {path.name for path in folder.iterdir()}
 
 
 def test_conditions_compare_values_of_every_type():

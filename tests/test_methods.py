@@ -1,0 +1,112 @@
+"""What a family can be asked for: samplers, likelihood methods, pictures, initial values."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_gen import commands
+from lit_gen.cli import main
+from lit_gen.data import ImageDataModule
+from lit_gen.data.sources import Digits, Npz
+from lit_gen.errors import UserError, class_names
+from lit_gen.methods import LikelihoodMethod, Sampler, Temperature
+from lit_gen.models.vae import VAE
+from lit_gen.noise import Noise
+from tests.conftest import arguments
+from tests.interrupt import KILL_AT, CrashError
+
+
+class Halved(VAE):
+    """Notes what it is given, and shows images at half their brightness."""
+
+    pictures = ("halves",)
+    calls: list[Tensor] = []
+
+    def initialise(self, images: Tensor) -> None:
+        self.calls.append(images)
+        with torch.no_grad():
+            next(self.parameters()).zero_()
+
+    def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        return torch.stack([images, images / 2])
+
+
+def words(root: Path, *more: str) -> list[str]:
+    rest = [word for word in arguments("VAE", root, 64 * 4, *more) if word != "--model=VAE"]
+    return ["--model=tests.test_methods.Halved", *rest]
+
+
+def test_initial_values_are_set_by_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Halved.calls.clear()
+    interrupted = words(tmp_path, "--checkpoint.every=64", "--trainer.callbacks=tests.interrupt.Interrupt")
+    monkeypatch.setenv(KILL_AT, "raise:3")
+    with pytest.raises(CrashError):
+        commands.fit(interrupted)
+    monkeypatch.delenv(KILL_AT)
+    run = commands.fit(interrupted)
+    assert run.finished and len(Halved.calls) == 1, "not again on resuming"
+    (images,) = Halved.calls
+    data = ImageDataModule(Digits())
+    train = torch.from_numpy(data.images("train")).float() / 127.5 - 1
+    assert torch.equal(images, train[[i * len(train) // 512 for i in range(512)]])
+
+
+def test_a_picture_is_drawn_in_training_and_by_the_command(tmp_path: Path) -> None:
+    run = commands.fit(words(tmp_path))
+    (drawn,) = run.samples.glob("halves-*.png")
+    out = tmp_path / "halves.png"
+    assert main(["sample", str(run.directory), "--picture", "halves", "-n", "16", "--out", str(out)]) == 0
+    assert out.read_bytes() == drawn.read_bytes()
+    with Image.open(out) as picture:
+        assert picture.size == (16 * 34 + 2, 2 * 34 + 2)
+
+
+def test_training_images_are_shown_where_there_is_no_test_part(tmp_path: Path) -> None:
+    images = np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8)
+    np.savez(tmp_path / "few.npz", images=images)
+    model = Halved((1, 8, 8))
+    tiles = model.show("halves", ImageDataModule(Npz(str(tmp_path / "few.npz"))), 4, 0)
+    assert torch.equal(tiles[0], torch.from_numpy(images[:, None]).float() / 127.5 - 1)
+    assert torch.equal(tiles[1], tiles[0] / 2)
+
+
+def test_a_picture_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = commands.fit(words(tmp_path))
+    capsys.readouterr()
+    assert main(["sample", str(run.directory), "--picture", "thirds", "--out", str(tmp_path / "x.png")]) == 2
+    assert "Halved has no picture thirds; it has one of halves" in capsys.readouterr().err
+    assert main(["sample", str(run.directory), "--picture", "halves", "--out", str(tmp_path / "x.npz")]) == 2
+    assert "must end in .png" in capsys.readouterr().err
+
+
+def test_data_that_does_not_suit_is_said_before_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: VAE, data: ImageDataModule) -> None:
+        raise UserError(f"model: not of {data.name}")
+
+    monkeypatch.setattr(Halved, "check_data", refuse)
+    for verb in (commands.fit, commands.run):
+        with pytest.raises(UserError, match="model: not of digits"):
+            verb(words(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_samplers_of_other_families_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *arguments("DDPM", tmp_path, 64, "--sampler=Temperature")]) == 2
+    assert "sampler: Temperature does not draw from DDPM; choose one of AnnealedLangevin," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", ".inf", ".nan"])
+def test_a_temperature_out_of_range(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--sampler=Temperature", f"--sampler.temperature={value}"]
+    assert main(["run", *arguments("DDPM", tmp_path, 64, *given)]) == 2
+    assert "is not a positive number" in capsys.readouterr().err
+
+
+def test_settings_are_recorded() -> None:
+    assert Temperature(0.7).to_dict() == {"name": "Temperature", "temperature": 0.7}
+    assert "Temperature" in class_names(Sampler) and "Sampler" not in class_names(Sampler)
+    assert "LikelihoodMethod" not in class_names(LikelihoodMethod)
