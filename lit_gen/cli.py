@@ -147,7 +147,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _report(paths: list[Path], folder: Path) -> None:
-    """What a sweep ends with: a leaderboard for each protocol, distance against evaluations, and samples side by side."""
+    """What a sweep ends with, for each protocol: leaderboard, distance against evaluations, samples side by side."""
     from lit_gen.report import leaderboard, plots, render
     from lit_gen.report.results import read_result
 
