@@ -26,6 +26,7 @@ verbs that take a configuration (lit-gen VERB --help lists its keys):
 verbs over many runs:
   sweep        every trial of W&B sweep files, with no account: lit-gen sweep sweeps/quickstart.yaml
   leaderboard  rank the evaluations under a folder: lit-gen leaderboard runs/
+  report       one HTML page of all of them, with pictures and curves: lit-gen report runs/ --out report.html
 """
 
 
@@ -110,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a Markdown table of model and sampler against budgets of network evaluations",
     )
     leaderboard.set_defaults(command=_leaderboard)
+
+    report = verbs.add_parser("report", help="one HTML page of the evaluations and trainings under a folder")
+    report.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
+    report.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    report.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="as of the leaderboard")
+    report.set_defaults(command=_page)
     return parser
 
 
@@ -179,4 +186,13 @@ def _leaderboard(options: argparse.Namespace) -> int:
     else:
         formats = {"json": render.to_json, "csv": render.to_csv, "markdown": render.to_markdown}
         print(formats[options.format](board).rstrip())
+    return 0
+
+
+def _page(options: argparse.Namespace) -> int:
+    from lit_gen.report.page import write_page
+    from lit_gen.report.results import load_results, select
+
+    results = select(load_results(options.folder), options.where)
+    print(write_page(results, options.out, str(options.folder)))
     return 0

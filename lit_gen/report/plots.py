@@ -4,7 +4,7 @@ import itertools
 import math
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +69,10 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
         drawn = list(panels[: len(sampled)])
         lowest = drawn[-columns:]
     else:
-        figure = new_figure(9.0, 5.6)
-        axes = figure.add_axes((0.08, 0.19, 0.66, 0.76))
+        longest = max(map(len, [*samplers, *families]))
+        width = 9.0 + 0.085 * max(0, longest - 18)  # inches, with room for the legend
+        figure = new_figure(width, 5.6)
+        axes = figure.add_axes((0.72 / width, 0.19, 5.94 / width, 0.76))
         colours = {family: f"C{index % 10}" for index, family in enumerate(families)}
         for (family, sampler), curve in curves.items():
             _draw_curve(axes, curve, metric, colours[family], samplers, sampler)
@@ -84,6 +86,38 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
         axes.set_xlabel("network evaluations for one image (NFE)")
     left = 0.08 if len(drawn) == 1 else 0.05
     figure.text(left, 0.02, textwrap.fill(describe_protocol(results[0].protocol), 125), size=7.5, color="0.35")
+    return save_figure(figure, path)
+
+
+def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path | str) -> Path:
+    """Draw the curves of a training, a panel for each name, `train/` and `val/` of one name together.
+
+    Args:
+        curves: Points (images seen, value) by name, such as `train/loss`.
+        path: The PNG to write.
+    """
+    panels: dict[str, dict[str, Sequence[tuple[float, float]]]] = defaultdict(dict)
+    for name, points in curves.items():
+        where, _, what = name.rpartition("/")
+        panels[what][where or "train"] = points
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(3.1 * columns, 2.1 * rows, 110)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (what, lines) in zip(grid, panels.items(), strict=False):
+        for index, (where, points) in enumerate(sorted(lines.items(), key=lambda line: line[0] != "train")):
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, color=f"C{index}", linewidth=1.1, marker="." if len(x) < 3 else None, label=where)
+        axes.set_title(what, size=9)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
     return save_figure(figure, path)
 
 

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -63,15 +63,36 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
     return table
 
 
+class Header(NamedTuple):
+    """A column's name, and `left` or `right`."""
+
+    name: str
+    align: str
+
+
+class Cells(NamedTuple):
+    """The leaderboard as texts."""
+
+    headers: list[Header]
+    rows: list[list[str]]
+
+
+def to_cells(board: Leaderboard) -> Cells:
+    """All columns of all rows."""
+    columns = _columns(board)
+    headers = [Header(name, justify) for name, _, justify in columns]
+    return Cells(headers, [[cell(row) for _, cell, _ in columns] for row in board.rows])
+
+
 def to_markdown(board: Leaderboard) -> str:
     """A Markdown table with the protocol above it."""
-    columns = _columns(board)
+    headers, rows = to_cells(board)
     lines = [
         board.protocol_line,
         "",
-        _markdown_line([name for name, _, _ in columns]),
-        _markdown_line(["---:" if justify == "right" else ":---" for _, _, justify in columns]),
-        *(_markdown_line([cell(row) for _, cell, _ in columns]) for row in board.rows),
+        _markdown_line([header.name for header in headers]),
+        _markdown_line(["---:" if header.align == "right" else ":---" for header in headers]),
+        *map(_markdown_line, rows),
     ]
     return "\n".join(lines) + "\n"
 

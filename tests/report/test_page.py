@@ -1,0 +1,111 @@
+"""The page holds what the leaderboard says, the pictures that were drawn, and the settings of every training."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_gen import commands
+from lit_gen.cli import main
+from lit_gen.report.leaderboard import rank
+from lit_gen.report.page import read_curves
+from lit_gen.report.render import to_cells
+from lit_gen.report.results import load_results
+from tests.conftest import arguments
+
+
+class Page(HTMLParser):
+    """Tables as lists of rows, pictures by their alt text, and which elements were left open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.pictures: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.outside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "img":
+            self.pictures.append((given["alt"] or "", given["src"] or ""))
+        self.outside += [value for key, value in attrs if key in ("src", "href") and value and "data:" not in value]
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("page") / "runs"
+    for model in ("VAE", "EDM"):
+        sampler = ["--sampler=DDIM", "--sampler.steps=2"] if model == "EDM" else []
+        commands.run(arguments(model, root, 64 * 40, "--data.num_val=64", *sampler))
+    return root
+
+
+def test_the_page_holds_tables_pictures_and_settings(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "report.html"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    text = out.read_text()
+    page = Page(text)
+    assert not page.open and not page.outside, "well formed, and nothing is fetched from elsewhere"
+    headers, rows = to_cells(rank(load_results(runs)))
+    assert page.rows == [[header.name for header in headers], *rows] and len(rows) == 2
+    kinds = [alt for alt, _ in page.pictures]
+    assert kinds.count("samples side by side") == 1 and kinds.count("images") == 2
+    assert kinds.count("curves against images seen") == 2
+    for _, source in page.pictures:
+        data = base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
+        with Image.open(io.BytesIO(data)) as picture:
+            assert np.asarray(picture.convert("L")).std() > 0
+    for run in runs.glob("digits_*"):
+        assert f'id="{run.name}"' in text
+        assert re.sub(r"\s+", " ", (run / "config.yaml").read_text().splitlines()[0]) in text
+
+
+def test_conditions_choose(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    assert main(["report", str(runs), "--out", str(out), "--where", "model=VAE"]) == 0
+    assert "digits_vae" in out.read_text() and "digits_edm" not in out.read_text()
+
+
+def test_curves_are_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text("images,train/loss,val/loss\n100,0.5,\n200,,0.25\n300,0.125,\n")
+    assert read_curves(file) == {"train/loss": [(100, 0.5), (300, 0.125)], "val/loss": [(200, 0.25)]}
+    assert read_curves(tmp_path / "none.csv") == {}
+
+
+def test_what_is_wrong_is_one_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, named in (
+        (["report", str(runs), "--out", str(tmp_path / "report.pdf")], "must end in .html"),
+        (["report", str(tmp_path / "nowhere")], "no such folder"),
+        (["report", str(runs), "--where", "model=GAN"], "values of model"),
+    ):
+        assert main(words) == 2
+        assert named in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_samples_that_were_deleted_are_left_out(runs: Path, tmp_path: Path) -> None:
+    for file in runs.rglob("samples.npz"):
+        file.unlink()
+    out = tmp_path / "report.html"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    kinds = [alt for alt, _ in Page(out.read_text()).pictures]
+    assert "samples side by side" not in kinds and "distance against network evaluations" in kinds
