@@ -188,8 +188,9 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
         )
         for result in chosen
     ]
-    # The right end of each column of text, in pixels; a character takes at most 8 of them.
-    ends = list(itertools.accumulate(8 * max(map(len, column)) + 10 for column in zip(*labels, strict=True)))
+    # The right end of each column of text, in pixels; a character takes at most 8 of them, a bold one 10.
+    texts = zip((10, 8, 8, 8), zip(*labels, strict=True), strict=True)
+    ends = list(itertools.accumulate(pixels * max(map(len, column)) + 10 for pixels, column in texts))
     gap, between, top, left = 3, 12, 30, ends[-1] + 10
     tops, y = [], top
     for index, (family, *_) in enumerate(labels):
