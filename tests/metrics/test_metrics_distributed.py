@@ -54,6 +54,7 @@ def worker(rank: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
     features, _, reference = inputs()
     expected = scores([torch.arange(NUM_SAMPLES)])
