@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lit_gen.data import Batch
 from lit_gen.dequantisation import bits_per_dim
@@ -13,6 +12,7 @@ from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
 from lit_gen.networks.vae import ConvDecoder, ConvEncoder
 from lit_gen.noise import Noise
+from lit_gen.pixel_likelihoods import discretised_logistic_log_prob
 
 EncoderFactory = Callable[[tuple[int, int, int], int], nn.Module]
 DecoderFactory = Callable[[tuple[int, int, int], int], nn.Module]
@@ -100,28 +100,3 @@ class VAE(GenerativeModel):
 def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
     """KL(N(mean, exp(log_var)) || N(0, I)) = 1/2 sum(mean^2 + exp(log_var) - 1 - log_var), (N, d) to (N,) nats."""
     return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
-
-
-def discretised_logistic_log_prob(images: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log mass of each 8-bit value: log(F((x + 1/255 - mean) / s) - F((x - 1/255 - mean) / s)), F the logistic CDF.
-
-    The first and the last of the 256 bins reach to minus and plus infinity, so the masses sum to one (Salimans et al.
-    2017, https://arxiv.org/abs/1701.05517).
-
-    Args:
-        images: Values k / 127.5 - 1, k in 0..255; any shape.
-        mean: Mean of the logistic, the same shape.
-        log_scale: ln s, broadcast to that shape.
-
-    Returns:
-        Log mass in nats, the same shape.
-    """
-    half_bin = 1 / 255
-    inverse_scale = torch.exp(-log_scale)
-    upper = (images + half_bin - mean) * inverse_scale
-    lower = (images - half_bin - mean) * inverse_scale
-    # log(F(u) - F(l)) = log F(u) + log F(-l) + log(1 - exp(l - u)), stable in both tails
-    width = upper - lower
-    log_mass = functional.logsigmoid(upper) + functional.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
-    first, last = images < -1 + half_bin, images > 1 - half_bin
-    return torch.where(first, functional.logsigmoid(upper), torch.where(last, functional.logsigmoid(-lower), log_mass))
