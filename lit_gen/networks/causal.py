@@ -54,6 +54,15 @@ class Place:
         column = 0 if stack == "vertical" else self.column
         return not self.drawn or (self.row | column) % (1 << level) == 0
 
+    def part(self, maps: Tensor, stack: Stack, level: int = 0) -> Tensor:
+        """What is being computed of maps (1, F, H, W): all, a row or a pixel."""
+        maps = maps[:, :, :: 1 << level, :: 1 << level]
+        if not self.drawn:
+            return maps
+        row, column = self.at(level)
+        maps = maps[:, :, row : row + 1]
+        return maps if stack == "vertical" else maps[:, :, :, column : column + 1]
+
     def link(self, module: nn.Module, level: int = 0) -> Tensor:
         """What the vertical stack tells of what is being computed."""
         link = self.links[module]

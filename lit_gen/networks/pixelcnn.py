@@ -2,8 +2,11 @@ r"""The gated PixelCNN (van den Oord et al. 2016, https://arxiv.org/abs/1606.053
 
 A layer of the vertical stack v and of the horizontal stack h, for class y:
 
-    a = W_v * v + V_v y;                       v' = tanh(a_1) sigmoid(a_2),   a = (a_1, a_2)
-    b = W_h * h + W_vh a + V_h y;              h' = h + W_o tanh(b_1) sigmoid(b_2)
+    a = W_v * v;               v' = tanh(a_1) sigmoid(a_2),  (a_1, a_2) = a + V_v y + U_v s
+    b = W_h * h + W_vh a;      h' = h + W_o tanh(b_1) sigmoid(b_2),  (b_1, b_2) = b + V_h y + U_h s
+
+s are learned maps of features, which tell where a pixel is: convolutions alone know it from the edges of the image, and
+data such as digits, all in the middle of theirs, differ by place.
 
 Colours are seen in order where the parameters are those of one channel after the other. The features of the horizontal
 stack then fall into as many groups as there are channels, and of a pixel itself a feature sees the channels before that
@@ -33,6 +36,7 @@ class GatedLayer(nn.Module):
         columns: Columns that the horizontal stack sees.
         num_classes: Number of classes.
         num_groups: Groups of the features of the horizontal stack.
+        position_features: Number of the maps s.
         dropout: Probability of dropping a feature.
     """
 
@@ -44,6 +48,7 @@ class GatedLayer(nn.Module):
         columns: int,
         num_classes: int,
         num_groups: int,
+        position_features: int,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -56,14 +61,18 @@ class GatedLayer(nn.Module):
         self.link = Pointwise(2 * channels, 2 * channels)
         self.h_out = Pointwise(channels, channels, mask=None if num_groups == 1 else of[:, None] >= of)
         self.classes = nn.Embedding(num_classes, 4 * channels) if num_classes else None
+        self.positions = nn.Conv2d(position_features, 4 * channels, 1, bias=False) if position_features else None
         self.dropout = nn.Dropout(dropout)
 
-    def vertical(self, v: Tensor, labels: Tensor | None, place: Place) -> Tensor:
+    def vertical(self, v: Tensor, positions: Tensor | None, labels: Tensor | None, place: Place) -> Tensor:
         """(N, C, H, W), or a row of it, -> (N, F, H, W)."""
         a = self.v_conv(v, place)
         link = self.link(a, place)
         if self.classes is not None:
             a_bias, b_bias = self.classes(labels)[:, :, None, None].chunk(2, 1)
+            a, link = a + a_bias, link + b_bias
+        if self.positions is not None:
+            a_bias, b_bias = self.positions(positions).chunk(2, 1)
             a, link = a + a_bias, link + b_bias
         place.links[self] = link
         return self.gate(a)
@@ -94,6 +103,7 @@ class GatedPixelCNN(TwoStacks):
             horizontal stack of columns.
         first_kernel_size: As `kernel_size`, for the first layer.
         head_channels: Features of the hidden layer before the parameters.
+        position_features: Number of learned maps that tell each layer where a pixel is; 0 as in the paper's models.
         dropout: Probability of dropping a feature behind a gate.
 
     Raises:
@@ -111,6 +121,7 @@ class GatedPixelCNN(TwoStacks):
         kernel_size: int = 3,
         first_kernel_size: int = 7,
         head_channels: int = 128,
+        position_features: int = 0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(image_shape, num_params, num_classes, channelwise)
@@ -126,8 +137,20 @@ class GatedPixelCNN(TwoStacks):
             size, in_channels = (kernel_size, channels) if i else (first_kernel_size, image_shape[0] + 1)
             # the first layer is fed the image one row and one column late
             rows, columns = (size // 2 + 1, size // 2 + 1) if i else (size // 2, size // 2)
-            layer = GatedLayer(in_channels, channels, (rows, size), columns, num_classes, self.num_groups, dropout)
+            layer = GatedLayer(
+                in_channels,
+                channels,
+                (rows, size),
+                columns,
+                num_classes,
+                self.num_groups,
+                position_features,
+                dropout,
+            )
             self.layers.append(layer)
+        self.positions: nn.Parameter | None = None
+        if position_features:
+            self.positions = nn.Parameter(torch.randn(1, position_features, *image_shape[1:]))
         self.here: Pointwise | None = None
         of_params, of_head, of = (groups(n, self.num_groups) for n in (num_params, head_channels, channels))
         grouped = self.num_groups > 1
@@ -138,9 +161,10 @@ class GatedPixelCNN(TwoStacks):
         self.out = Pointwise(head_channels, num_params, mask=of_params[:, None] >= of_head if grouped else None)
 
     def vertical(self, above: Tensor, labels: Tensor | None, place: Place) -> None:
+        positions = None if self.positions is None else place.part(self.positions, "vertical")
         for layer in self.layers:
             assert isinstance(layer, GatedLayer)
-            above = layer.vertical(above, labels, place)
+            above = layer.vertical(above, positions, labels, place)
 
     def horizontal(self, left: Tensor, images: Tensor, labels: Tensor | None, place: Place) -> Tensor:
         here = None if self.here is None else self.here(images, place)

@@ -17,7 +17,15 @@ Shape = tuple[int, int, int]
 
 def gated(shape: Shape, num_params: int, num_classes: int = 0, channelwise: bool = False) -> Network:
     return GatedPixelCNN(
-        shape, num_params, num_classes, channelwise, channels=18, num_layers=4, first_kernel_size=5, head_channels=40
+        shape,
+        num_params,
+        num_classes,
+        channelwise,
+        channels=18,
+        num_layers=4,
+        first_kernel_size=5,
+        head_channels=40,
+        position_features=2,
     )
 
 
