@@ -41,6 +41,27 @@ TINY = {
         "--model.decoder=ConvDecoder",
         "--model.decoder.channels=8",
     ],
+    "PixelCNN": [
+        "--model=PixelCNN",
+        "--model.network=GatedPixelCNN",
+        "--model.network.channels=8",
+        "--model.network.num_layers=1",
+        "--model.network.head_channels=8",
+    ],
+    "PixelCNNPlusPlus": [
+        "--model=PixelCNNPlusPlus",
+        "--model.network=ResidualPixelCNN",
+        "--model.network.channels=4",
+        "--model.network.num_blocks=1",
+        "--model.network.num_levels=2",
+    ],
+    "ImageTransformer": [
+        "--model=ImageTransformer",
+        "--model.network=CausalTransformer",
+        "--model.network.width=16",
+        "--model.network.depth=1",
+        "--model.network.num_heads=2",
+    ],
     "WGAN": [
         "--model=WGAN",
         "--model.latent_dim=4",

@@ -1,21 +1,27 @@
 """The families, each a `GenerativeModel`."""
 
+from lit_gen.models.autoregressive import Autoregressive
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.ddpm import DDPM, ImprovedDDPM
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.edm import EDM
 from lit_gen.models.flow_matching import FlowMatching, RectifiedFlow
 from lit_gen.models.gan import WGAN
+from lit_gen.models.pixelcnn import ImageTransformer, PixelCNN, PixelCNNPlusPlus
 from lit_gen.models.score_sde import ScoreSDE
 from lit_gen.models.vae import VAE
 
 __all__ = [
+    "Autoregressive",
     "DDPM",
     "Diffusion",
     "EDM",
     "FlowMatching",
     "GenerativeModel",
+    "ImageTransformer",
     "ImprovedDDPM",
+    "PixelCNN",
+    "PixelCNNPlusPlus",
     "RectifiedFlow",
     "ScoreSDE",
     "VAE",
