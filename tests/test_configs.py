@@ -18,6 +18,11 @@ from lit_gen.sweeps import load_sweep
 from tests.conftest import DIGITS, ROOT, TINY, TINY_UNET
 
 CONF = ROOT / "conf"
+SMALL = {
+    "GatedPixelCNN": ["--model.network.channels=12", "--model.network.num_layers=1"],
+    "ResidualPixelCNN": ["--model.network.channels=8", "--model.network.num_blocks=1"],
+    "CausalTransformer": ["--model.network.width=16", "--model.network.depth=1", "--model.network.num_heads=2"],
+}
 
 
 def files(folder: str) -> list[str]:
@@ -62,6 +67,8 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
     network = cli.config.model.init_args.get("network")
     if network and network.class_path.endswith("UNet") and not path.name.startswith("digits"):
         words.append("--model.network.channels=8")
+    if network and not path.name.startswith(("digits", "binary_digits")):
+        words += SMALL.get(network.class_path.rsplit(".")[-1], [])
     if "reflow" in config:
         teacher = ROOT / config["reflow"]["teacher"]
         run = commands.fit([f"--config={teacher}", *shrunk(teacher, root, data_root)])

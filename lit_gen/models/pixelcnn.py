@@ -54,7 +54,6 @@ class PixelCNNPlusPlus(Autoregressive):
         **kwargs: Any,
     ) -> None:
         super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
-        self.title = "PixelCNN++"
 
 
 class ImageTransformer(Autoregressive):
