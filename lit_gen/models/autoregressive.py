@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lit_gen.data import Batch, ImageDataModule
 from lit_gen.dequantisation import bits_per_dim
+from lit_gen.errors import UserError
 from lit_gen.methods import LikelihoodMethod, Sampler, Temperature
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
 from lit_gen.noise import Noise
@@ -96,7 +97,13 @@ class Autoregressive(GenerativeModel):
         return self.distribution.network
 
     def check_data(self, data: ImageDataModule) -> None:
-        self.distribution.likelihood.check_data(data)
+        likelihood = self.distribution.likelihood
+        if likelihood.dequantisation != "none":
+            raise UserError(
+                f"model.likelihood: {type(likelihood).__name__} is a density, and {type(self).__name__} gives masses "
+                "to values; choose Categorical, LogisticMixture, DiscretisedLogistic or Bernoulli"
+            )
+        likelihood.check_data(data)
 
     def initialise(self, images: Tensor) -> None:
         initialise = getattr(self.network, "initialise", None)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lit_gen.data import Batch
+from lit_gen.data import Batch, Digits, ImageDataModule
+from lit_gen.errors import UserError
 from lit_gen.methods import Temperature
 from lit_gen.models import ImageTransformer, PixelCNN, PixelCNNPlusPlus
 from lit_gen.models.autoregressive import Autoregressive
 from lit_gen.networks import CausalTransformer, GatedPixelCNN, ResidualPixelCNN
 from lit_gen.noise import Noise
-from lit_gen.pixel_likelihoods import Bernoulli, Categorical, LogisticMixture, PixelLikelihood
+from lit_gen.pixel_likelihoods import Bernoulli, Categorical, Gaussian, LogisticMixture, PixelLikelihood
 
 Shape = tuple[int, int, int]
 GATED = partial(GatedPixelCNN, channels=12, num_layers=2, first_kernel_size=5, head_channels=24, position_features=2)
@@ -168,6 +169,15 @@ def test_completions_keep_what_is_given(build: Builder) -> None:
     assert (tiles[:, 1:, :, :2] == images[:, None, :, :2]).all()
     assert (tiles[:, 1, :, 2:] == 0).all() and (tiles[:, 2:, :, 2:].abs() == 1).all()
     assert len({tuple(tile.flatten().tolist()) for tile in tiles[0, 2:]}) > 1
+
+
+def test_data_and_likelihood_that_do_not_suit_are_refused() -> None:
+    digits = ImageDataModule(Digits())
+    with pytest.raises(UserError, match="^model.likelihood: Gaussian is a density"):
+        pixelcnn((1, 8, 8), Gaussian).check_data(digits)
+    with pytest.raises(UserError, match="^model.likelihood: Bernoulli"):
+        pixelcnn((1, 8, 8), Bernoulli).check_data(digits)
+    pixelcnn((1, 8, 8), Categorical).check_data(digits)
 
 
 def test_the_loss_is_bits_per_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
