@@ -19,6 +19,7 @@ TINY_UNET = [
     "--model.network.channel_mult=[1]",
     "--model.network.num_blocks=1",
 ]
+TINY_COUPLING = ["--model.network=ConvCoupling", "--model.network.channels=8", "--model.network.num_blocks=1"]
 TINY = {
     "DDPM": ["--model=DDPM", *TINY_UNET],
     "EDM": ["--model=EDM", *TINY_UNET],
@@ -33,6 +34,10 @@ TINY = {
         *TINY_UNET,
     ],
     "ScoreSDE": ["--model=ScoreSDE", *TINY_UNET],
+    "NICE": ["--model=NICE", "--model.network=MLPCoupling", "--model.network.width=16"],
+    "RealNVP": ["--model=RealNVP", "--model.num_couplings=2", *TINY_COUPLING],
+    "Glow": ["--model=Glow", "--model.num_steps=2", *TINY_COUPLING],
+    "PointFlow": ["--model=PointFlow", "--model.num_layers=2"],
     "VAE": [
         "--model=VAE",
         "--model.latent_dim=4",
@@ -84,7 +89,9 @@ DIGITS = [
 ]
 
 
-OTHER_DATA: dict[str, list[str]] = {}
+OTHER_DATA: dict[str, list[str]] = {
+    "PointFlow": ["--data.source=TwoMoons", "--evaluation.feature_net=Points", "--evaluation.split=test"],
+}
 """What a family trains on where it is not digits as they are."""
 
 

@@ -5,9 +5,11 @@ from lit_gen.models.base import GenerativeModel
 from lit_gen.models.ddpm import DDPM, ImprovedDDPM
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.edm import EDM
+from lit_gen.models.flow import NICE, Glow, RealNVP
 from lit_gen.models.flow_matching import FlowMatching, RectifiedFlow
 from lit_gen.models.gan import WGAN
 from lit_gen.models.pixelcnn import ImageTransformer, PixelCNN, PixelCNNPlusPlus
+from lit_gen.models.point_flow import PointFlow
 from lit_gen.models.score_sde import ScoreSDE
 from lit_gen.models.vae import VAE
 
@@ -18,10 +20,14 @@ __all__ = [
     "EDM",
     "FlowMatching",
     "GenerativeModel",
+    "Glow",
     "ImageTransformer",
     "ImprovedDDPM",
+    "NICE",
     "PixelCNN",
     "PixelCNNPlusPlus",
+    "PointFlow",
+    "RealNVP",
     "RectifiedFlow",
     "ScoreSDE",
     "VAE",

@@ -1,5 +1,6 @@
 """Plain modules: networks without training, sampling or Lightning."""
 
+from lit_gen.networks.coupling import ConvCoupling, MLPCoupling
 from lit_gen.networks.dit import DiT
 from lit_gen.networks.gan import Critic, Generator
 from lit_gen.networks.image_transformer import CausalTransformer
@@ -11,12 +12,14 @@ from lit_gen.networks.vae import ConvDecoder, ConvEncoder
 
 __all__ = [
     "CausalTransformer",
+    "ConvCoupling",
     "ConvDecoder",
     "ConvEncoder",
     "Critic",
     "DiT",
     "GatedPixelCNN",
     "Generator",
+    "MLPCoupling",
     "ResidualMLP",
     "ResidualPixelCNN",
     "UNet",
