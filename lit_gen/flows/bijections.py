@@ -1,7 +1,7 @@
 r"""Invertible maps with tractable Jacobians: what a normalizing flow is composed of.
 
-A bijection f carries x to y = f(x), from data towards noise, and gives log |det df/dx| of each image; densities follow by
-the change of variables, log p(x) = log p(f(x)) + log |det df/dx|.
+A bijection f carries x to y = f(x), from data towards noise, and gives log |det df/dx| of each image; densities follow
+by the change of variables, log p(x) = log p(f(x)) + log |det df/dx|.
 
 Papers: NICE, Dinh et al. 2014, https://arxiv.org/abs/1410.8516; RealNVP, Dinh et al. 2016,
 https://arxiv.org/abs/1605.08803; Glow, Kingma and Dhariwal 2018, https://arxiv.org/abs/1807.03039
@@ -10,6 +10,7 @@ https://arxiv.org/abs/1605.08803; Glow, Kingma and Dhariwal 2018, https://arxiv.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,10 @@ Shape = tuple[int, ...]
 
 
 class Bijection(nn.Module, ABC):
-    """y = f(x), and back. Images are (N, C, H, W); a context (N, E, H, W) is what a conditional map depends on beside x."""
+    """y = f(x), and back.
+
+    Images are (N, C, H, W); a context (N, E, H, W) is what a conditional map depends on beside x.
+    """
 
     def out_shape(self, shape: Shape) -> Shape:
         """The shape of y for one image x of a shape; by default the same."""
@@ -53,24 +57,24 @@ class Compose(Bijection):
         self.parts = nn.ModuleList(parts)
 
     def out_shape(self, shape: Shape) -> Shape:
-        for part in self.parts:
+        for part in _of(self.parts):
             shape = part.out_shape(shape)
         return shape
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(len(x))
-        for part in self.parts:
+        for part in _of(self.parts):
             x, term = part(x, context)
             log_det = log_det + term
         return x, log_det
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        for part in reversed(self.parts):
+        for part in reversed(_of(self.parts)):
             y = part.inverse(y, context)
         return y
 
     def initialise(self, x: Tensor) -> Tensor:
-        for part in self.parts:
+        for part in _of(self.parts):
             x = part.initialise(x)
         return x
 
@@ -172,8 +176,8 @@ class ActNorm(Bijection):
 class InvertibleConv(Bijection):
     """y = W x at every pixel, a learned mixing of the channels, with W = P L (U + diag(s)).
 
-    P is a permutation and the signs of s are fixed; L is lower triangular with ones on its diagonal and U strictly upper
-    triangular, so log |det| = H W sum(log |s|) costs nothing and W never becomes singular. It begins as a random
+    P is a permutation and the signs of s are fixed; L is lower triangular with ones on its diagonal and U strictly
+    upper triangular, so log |det| = H W sum(log |s|) costs nothing and W never becomes singular. It begins as a random
     rotation. It is computed in the precision of x under autocast as well: in bfloat16 images would lose all but eight
     bits here.
 
@@ -262,7 +266,7 @@ class MultiScale(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         latents, log_det = [], x.new_zeros(len(x))
-        for level in self.levels:
+        for level in _of(self.levels):
             x, term = level(x, context)
             log_det = log_det + term
             x, z = (x, x) if level is self.levels[-1] else x.chunk(2, 1)
@@ -272,7 +276,7 @@ class MultiScale(Bijection):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         latents = y.split([math.prod(shape) for shape in self.left], 1)
         x = None
-        for level, z, shape in reversed(list(zip(self.levels, latents, self.left, strict=True))):
+        for level, z, shape in reversed(list(zip(_of(self.levels), latents, self.left, strict=True))):
             z = z.unflatten(1, shape)
             x = level.inverse(z if x is None else torch.cat([x, z], 1), context)
         assert x is not None
@@ -280,11 +284,15 @@ class MultiScale(Bijection):
 
     def initialise(self, x: Tensor) -> Tensor:
         latents = []
-        for level in self.levels:
+        for level in _of(self.levels):
             x = level.initialise(x)
             x, z = (x, x) if level is self.levels[-1] else x.chunk(2, 1)
             latents.append(z.flatten(1))
         return torch.cat(latents, 1)
+
+
+def _of(modules: nn.ModuleList) -> list[Bijection]:
+    return cast(list[Bijection], list(modules))
 
 
 def sum_over_image(x: Tensor) -> Tensor:

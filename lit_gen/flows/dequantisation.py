@@ -2,9 +2,9 @@ r"""From a density to 8-bit images: with x in the bin of u, drawn from a q(x | u
 
     log P(u) = log of the mass of p in the bin  >=  E_q [log p(x) - log q(x | u)].
 
-q is uniform (Theis et al. 2016, https://arxiv.org/abs/1511.01844) or a flow of its own that is trained for a tighter bound
-(Ho et al. 2019, Flow++, https://arxiv.org/abs/1902.00275). The logarithm of a mean over several x in place of the mean
-of logarithms is tighter again (Burda et al. 2015, https://arxiv.org/abs/1509.00519; Hoogeboom et al. 2020,
+q is uniform (Theis et al. 2016, https://arxiv.org/abs/1511.01844) or a flow of its own that is trained for a tighter
+bound (Ho et al. 2019, Flow++, https://arxiv.org/abs/1902.00275). The logarithm of a mean over several x in place of the
+mean of logarithms is tighter again (Burda et al. 2015, https://arxiv.org/abs/1509.00519; Hoogeboom et al. 2020,
 https://arxiv.org/abs/2001.11235).
 """
 

@@ -31,39 +31,41 @@ class Planar(Bijection):
         self.v = nn.Parameter(math.log(math.e - 1) * self.w.detach() / self.w.detach().square().sum())
         self.b = nn.Parameter(torch.randn(()))
 
-    @property
-    def u(self) -> Tensor:
-        along = self.w @ self.v
-        return self.v + (F.softplus(along) - 1 - along) * self.w / self.w.square().sum()
+    def push(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """w, u and w^T u, which is computed from v: as a product it would lose what keeps it above -1."""
+        w, v = self.w.to(dtype), self.v.to(dtype)
+        along = w @ v
+        slope = F.softplus(along) - 1
+        return w, v + (slope - along) * w / w.square().sum(), slope
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        flat, u = x.flatten(1), self.u
-        push = torch.tanh(flat @ self.w + self.b)
-        log_det = torch.log1p((1 - push.square()) * (self.w @ u))
-        return (flat + push[:, None] * u).view_as(x), log_det
+        flat, (w, u, slope) = x.flatten(1), self.push(x.dtype)
+        tanh = torch.tanh(flat @ w + self.b)
+        log_det = torch.log1p((1 - tanh.square()) * slope)
+        return (flat + tanh[:, None] * u).view_as(x), log_det
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         flat = y.flatten(1).double()
-        w, u, b = self.w.double(), self.u.double(), self.b.double()
-        along = flat @ w
-        a = _solve(along, float(w @ u), b)
+        (w, u, slope), b = self.push(torch.float64), self.b.double()
+        a = _solve(flat @ w, slope, b)
         return (flat - torch.tanh(a + b)[:, None] * u).view_as(y).to(y.dtype)
 
 
-def _solve(target: Tensor, slope: float, shift: Tensor) -> Tensor:
-    """a (N,) with a + slope tanh(a + shift) = target, for slope > -1: Newton's steps, halving where they leave the
-    bracket. In float64, to its precision."""
-    low, high = target - abs(slope), target + abs(slope)
-    a = target
-    for _ in range(80):
-        push = torch.tanh(a + shift)
-        excess = a + slope * push - target
-        low, high = torch.where(excess < 0, a, low), torch.where(excess < 0, high, a)
-        step = a - excess / (1 + slope * (1 - push.square()))
-        a_next = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
-        if bool((a_next == a).all()):
-            break
-        a = a_next
+def _solve(target: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
+    """a (N,) with a + slope tanh(a + shift) = target, for slope > -1, in float64 to its precision.
+
+    The left side rises, and lies between a - |slope| and a + |slope|: bisection, and Newton's steps at the end.
+    """
+    low, high = target - slope.abs(), target + slope.abs()
+    for _ in range(60):
+        a = (low + high) / 2
+        above = a + slope * torch.tanh(a + shift) > target
+        low, high = torch.where(above, low, a), torch.where(above, a, high)
+    a = (low + high) / 2
+    for _ in range(2):
+        tanh = torch.tanh(a + shift)
+        step = (a + slope * tanh - target) / (1 + slope * (1 - tanh.square()))
+        a = torch.where(step.abs() < 1e-6, a - step, a)  # at an inflection the slope may vanish, and with it the use
     return a
 
 

@@ -174,9 +174,9 @@ class RealNVP(NormalizingFlow):
     """Affine couplings at several scales (Dinh et al. 2016, https://arxiv.org/abs/1605.08803).
 
     At each scale `num_couplings` with checkerboard masks, then, with every 2x2 pixels as one, as many with channel
-    masks, after which half of the channels leave; at the last scale one more checkerboard coupling and no channel masks.
-    In place of the paper's batch normalisation each coupling follows an `ActNorm`, so that an image's density does not
-    depend on the others of its batch.
+    masks, after which half of the channels leave; at the last scale one more checkerboard coupling and no channel
+    masks. In place of the paper's batch normalisation each coupling follows an `ActNorm`, so that an image's density
+    does not depend on the others of its batch.
 
     Args:
         num_levels: Number of scales.
