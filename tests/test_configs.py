@@ -15,10 +15,11 @@ from lit_gen import commands
 from lit_gen.config import ExperimentCLI
 from lit_gen.runs import Run
 from lit_gen.sweeps import load_sweep
-from tests.conftest import DIGITS, ROOT, TINY, TINY_UNET
+from tests.conftest import DIGITS, OTHER_DATA, ROOT, TINY, TINY_UNET
 
 CONF = ROOT / "conf"
 SMALL = {
+    "ConvCoupling": ["--model.network.channels=8", "--model.network.num_blocks=1"],
     "GatedPixelCNN": ["--model.network.channels=12", "--model.network.num_layers=1"],
     "ResidualPixelCNN": ["--model.network.channels=8", "--model.network.num_blocks=1"],
     "CausalTransformer": ["--model.network.width=16", "--model.network.depth=1", "--model.network.num_heads=2"],
@@ -90,7 +91,8 @@ def test_model_trains_a_step(name: str, tmp_path: Path) -> None:
     path = CONF / "model" / f"{name}.yaml"
     model = yaml.safe_load(path.read_text())["class_path"]
     small = [word for word in TINY[model] if word != f"--model={model}"]
-    run = commands.fit([f"--model={path}", *small, *DIGITS, f"--run.root={tmp_path}", "--budget.num_images=64"])
+    words = [*small, *DIGITS, *OTHER_DATA.get(model, []), f"--run.root={tmp_path}", "--budget.num_images=64"]
+    run = commands.fit([f"--model={path}", *words])
     assert run.finished
 
 
