@@ -297,6 +297,8 @@ class Evaluation:
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Bits per dimension of test images with their standard error, and the record of how they were computed.
 
+        Of binary images there is -log P in nats per image, too.
+
         They depend on no sampler, so they are computed once for a run and kept in a file of their own. Batches are
         shared among the processes as those of the samples are.
         """
@@ -327,9 +329,9 @@ class Evaluation:
                     progress.update(min(first + self.batch_size * world_size, num_images))
         gathered = gather((part, seconds, nfe))
         log_p = torch.cat([value for _, value in sorted(pair for part, _, _ in gathered for pair in part.items())])
-        bits = bits_per_dim(log_p, math.prod(data.image_shape))
-        stderr = float(bits.std()) / math.sqrt(num_images) if num_images > 1 else math.nan
-        metrics = {"bits_per_dim": float(bits.mean()), "bits_per_dim_stderr": stderr}
+        metrics = mean_and_stderr("bits_per_dim", bits_per_dim(log_p, math.prod(data.image_shape)))
+        if data.source.num_levels == 2:  # as papers have it
+            metrics |= mean_and_stderr("nll_nats", -log_p)
         record = {
             "protocol": protocol,
             "nfe": max(part[2] for part in gathered),
@@ -342,6 +344,12 @@ class Evaluation:
         if world_size > 1:
             distributed.barrier()
         return metrics, record
+
+
+def mean_and_stderr(name: str, values: Tensor) -> dict[str, float]:
+    """The mean of values (N,) and its standard error, which is not known of one."""
+    stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {name: float(values.mean()), f"{name}_stderr": stderr}
 
 
 def _save_samples(path: Path, images: np.ndarray) -> None:

@@ -63,8 +63,11 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
         "--grid.num_samples=0",
         "--wandb.mode=disabled",
     ]
-    if cli.config.data.source.class_path.rsplit(".")[-1] in ("FashionMNIST", "CIFAR10"):
-        words += [f"--data.source.root={data_root}", "--data.source.checksum=false"]
+    source, key = cli.config.data.source, "data.source"
+    while "source" in source.init_args:
+        source, key = source.init_args.source, f"{key}.source"
+    if source.class_path.rsplit(".")[-1] in ("MNIST", "FashionMNIST", "CIFAR10"):
+        words += [f"--{key}.root={data_root}", f"--{key}.checksum=false"]
     network = cli.config.model.init_args.get("network")
     if network and network.class_path.endswith("UNet") and not path.name.startswith("digits"):
         words.append("--model.network.channels=8")

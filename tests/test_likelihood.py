@@ -113,6 +113,15 @@ def test_the_vaes_bound_of_all_test_images(vae: Run) -> None:
     assert result["likelihood"]["nfe"] == 1
 
 
+def test_binary_images_have_nats_too(tmp_path: Path) -> None:
+    source = ["--data.source=Binarised", "--data.source.source=Digits"]
+    run = commands.fit([*arguments("VAE", tmp_path, 128), *source])
+    metrics = evaluate(run, "--evaluation.likelihood=30")["metrics"]
+    for suffix in ("", "_stderr"):
+        assert metrics[f"nll_nats{suffix}"] == pytest.approx(metrics[f"bits_per_dim{suffix}"] * 64 * math.log(2))
+        assert metrics[f"nll_nats{suffix}"] > 0
+
+
 def test_a_conditional_model_is_given_the_classes(tmp_path: Path) -> None:
     run = commands.fit(arguments("RectifiedFlow", tmp_path, 128, "--model.class_conditional=true"))
     result = evaluate(run, "--evaluation.likelihood=6", *FLOW)

@@ -5,6 +5,7 @@ plane are float32 images (2, 1, 1) everywhere.
 """
 
 from lit_gen.data.batches import Batch
+from lit_gen.data.binarised import Binarised
 from lit_gen.data.cifar import CIFAR10, CIFAR100
 from lit_gen.data.folder import Folder
 from lit_gen.data.idx import MNIST, FashionMNIST
@@ -17,6 +18,7 @@ __all__ = [
     "CIFAR100",
     "MNIST",
     "Batch",
+    "Binarised",
     "Checkerboard",
     "Digits",
     "FashionMNIST",

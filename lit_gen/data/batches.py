@@ -66,19 +66,33 @@ class BatchDataset(Dataset[Batch]):
     """Gathers whole batches by index, and flips images if asked.
 
     Image i of epoch e is flipped left to right if the top bit of hash_bits(seed, e, FLIP, i) is set.
+
+    Args:
+        data: All images.
+        seed: Seed of the flips.
+        flip: Flip half of the images.
+        redraw: Gives images by (index, epoch) where they change from epoch to epoch, or None where they do not.
     """
 
-    def __init__(self, data: ImageSet, seed: int = 0, flip: bool = False) -> None:
+    def __init__(
+        self,
+        data: ImageSet,
+        seed: int = 0,
+        flip: bool = False,
+        redraw: Callable[[np.ndarray, int], np.ndarray | None] | None = None,
+    ) -> None:
         self.images, self.labels = data
         self.seed = seed
         self.flip = flip
+        self.redraw = redraw
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: BatchKey) -> Batch:
         epoch, index, stand_in = key
-        images = np.asarray(self.images[index])
+        redrawn = self.redraw(index, epoch) if self.redraw is not None else None
+        images = np.asarray(self.images[index]) if redrawn is None else redrawn
         if self.flip:
             flipped = hash_bits(self.seed, epoch, FLIP, index) >> np.uint64(63) == 1
             images[flipped] = images[flipped, :, :, ::-1]

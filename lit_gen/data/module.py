@@ -178,7 +178,8 @@ class ImageDataModule(LightningDataModule):
             num_ranks=num_ranks,
             position=self._position if training else None,
         )
-        dataset = BatchDataset(data, self.seed, self.flip and training)
+        redraw = self.source.redraw if training and not self._pairs else None
+        dataset = BatchDataset(data, self.seed, self.flip and training, redraw)
         return BatchLoader(dataset, sampler, self.num_workers, pin_memory=self._on_cuda())
 
     def _position(self) -> tuple[int, int] | None:

@@ -45,9 +45,11 @@ class ImageSource(ABC):
 
     Attributes:
         quantised: Whether its images are uint8, and so is what is drawn of it; else they are float32 as they are.
+        num_levels: Number of different values: 256 of 8-bit images, 2 of binary ones, which are 0 and 255.
     """
 
     quantised: bool = True
+    num_levels: int = 256
 
     @property
     @abstractmethod
@@ -74,6 +76,10 @@ class ImageSource(ABC):
         Raises:
             UserError: A file is missing or bad, or the data set has no such part.
         """
+
+    def redraw(self, index: np.ndarray, epoch: int) -> np.ndarray | None:
+        """Training images as they are in one epoch, a pure function of (index, epoch); None: as they were loaded."""
+        return None
 
     def fingerprint(self, loaded: ImageSet, part: Part, start: int, stop: int) -> str:
         """`ImageSet.fingerprint` of images start .. stop - 1 of a part that was loaded; a source may keep it."""

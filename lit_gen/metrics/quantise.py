@@ -10,10 +10,15 @@ from lit_gen.errors import UserError
 def as_stored(samples: Tensor, source: ImageSource) -> Tensor:
     """Samples in the form of a data set's images: uint8 by `quantise`, or the float32 points of one that has points.
 
+    Samples of binary images become 0 or 255, whichever is nearer.
+
     Raises:
         UserError: Some value is not finite.
     """
-    return quantise(samples) if source.quantised else _finite(samples).float()
+    if not source.quantised:
+        return _finite(samples).float()
+    images = quantise(samples)
+    return images if source.num_levels > 2 else (images >= 128).to(torch.uint8) * 255
 
 
 def quantise(images: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from lit_gen.errors import UserError
 from lit_gen.report.results import Result, select
 
+LIKELIHOODS = ("bits_per_dim", "nll_nats")
+"""Metrics that come from the likelihood, and have a protocol of their own."""
+
 _HIGHER_IS_BETTER = {"inception_score", "precision", "recall", "density", "coverage"}
 
 
@@ -143,7 +146,7 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
     for result in chosen:
         if by not in result.metrics:
             raise UserError(f"{result.path}: no metric {by}; it has {', '.join(result.metrics) or 'none'}")
-    if by.startswith("bits_per_dim"):
+    if by.startswith(LIKELIHOODS):
         refuse_unlike(chosen, "likelihood.protocol")
     names = dict.fromkeys(name for result in chosen for name in result.metrics)
     metrics = [by, *(name for name in names if name != by and not name.endswith(("_std", "_stderr", "_floor")))]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_gen.errors import UserError
-from lit_gen.report.leaderboard import Leaderboard, Row, better
+from lit_gen.report.leaderboard import LIKELIHOODS, Leaderboard, Row, better
 
 _ALWAYS_SHOWN = {"#", "model", "sampler", "NFE"}
 
@@ -183,8 +183,9 @@ def _columns(board: Leaderboard) -> list[tuple[str, Callable[[Row], str], Any]]:
     for name in board.metrics:
         arrow = "↑" if better(name) == "higher" else "↓"
         cell = functools.partial(_with_spread, metric=name)
-        if name == "bits_per_dim" and board.likelihood is None:
-            cell = functools.partial(_with_its_kind, num_images=_unlike(board, "likelihood.protocol.num_images"))
+        if name in LIKELIHOODS and board.likelihood is None:
+            num_images = _unlike(board, "likelihood.protocol.num_images")
+            cell = functools.partial(_with_its_kind, metric=name, num_images=num_images)
         columns.append((f"{name} {arrow}", cell, "right"))
     columns += [
         ("images/s", lambda row: _significant(row.mean("timing.images_per_second"), 3), "right"),
@@ -200,9 +201,9 @@ def _unlike(board: Leaderboard, key: str) -> bool:
     return len({row.first.get(key) for row in board.rows} - {None}) > 1
 
 
-def _with_its_kind(row: Row, num_images: bool) -> str:
-    """Bits per dimension among unlike ones."""
-    text = _with_spread(row, "bits_per_dim")
+def _with_its_kind(row: Row, metric: str, num_images: bool) -> str:
+    """A likelihood among unlike ones."""
+    text = _with_spread(row, metric)
     if text == "-":
         return text
     protocol = row.first.get("likelihood.protocol") or {}

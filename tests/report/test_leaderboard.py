@@ -225,6 +225,22 @@ def test_likelihoods_of_one_protocol_are_a_column_and_rank():
         rank(found, by="bits_per_dim")
 
 
+def test_nats_of_binary_images_are_ranked_as_bits_are():
+    found = results(*(with_likelihood(content(name), bits) for name, bits in (("A", 0.5), ("B", 0.25))))
+    for result, nats in zip(found, (22.2, 11.1), strict=True):
+        result.metrics.update(nll_nats=nats, nll_nats_stderr=0.3)
+    board = rank(found, by="nll_nats")
+    assert board.metrics == ["nll_nats", "fd_digits", "inception_score", "bits_per_dim"]
+    assert [row.first.model for row in board.rows] == ["B", "A"]
+    assert " nll_nats ↓ " in to_markdown(board) and "11.10" in to_markdown(board)
+    unlike = results(with_likelihood(content("A"), 0.5), with_likelihood(content("B"), 0.25, kind="bound"))
+    for result in unlike:
+        result.metrics.update(nll_nats=22.2)
+    assert "22.20 bound" in to_markdown(rank(unlike))
+    with pytest.raises(UserError, match="likelihood.protocol.kind is"):
+        rank(unlike, by="nll_nats")
+
+
 def test_unlike_likelihoods_are_shown_but_not_ranked():
     bound = {"kind": "bound", "dequantisation": "none", "method": None}
     found = results(
