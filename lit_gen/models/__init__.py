@@ -1,6 +1,5 @@
 """The families, each a `GenerativeModel`."""
 
-from lit_gen.models.autoregressive import Autoregressive
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.ddpm import DDPM, ImprovedDDPM
 from lit_gen.models.diffusion import Diffusion
@@ -14,7 +13,6 @@ from lit_gen.models.score_sde import ScoreSDE
 from lit_gen.models.vae import VAE
 
 __all__ = [
-    "Autoregressive",
     "DDPM",
     "Diffusion",
     "EDM",
