@@ -288,7 +288,7 @@ class Evaluation:
             "data_fingerprint": data.fingerprint("test"),
             "num_images": num_images,
             "conditional": bool(model.num_classes),
-            "dequantisation": method.dequantisation if method else model.dequantisation,
+            "dequantisation": (method and method.dequantisation) or model.dequantisation,
             "method": None if method is None else method.to_dict(),
         }
 

@@ -73,11 +73,12 @@ class LikelihoodMethod(ABC):  # noqa: B024  (what it does is between it and the 
 
     Attributes:
         kind: what its number is of the log-likelihood that the model defines: itself, an estimate, or a lower bound.
-        dequantisation: how 8-bit values become points of a density; none where they are given masses.
+        dequantisation: how 8-bit values become points of a density; "none" where they are given masses, and None where
+            that is up to the model.
     """
 
     kind: ClassVar[Literal["exact", "estimate", "bound"]]
-    dequantisation: ClassVar[Literal["uniform", "variational", "none"]] = "none"
+    dequantisation: ClassVar[Literal["uniform", "variational", "none"] | None] = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as {"name": "ProbabilityFlow", "steps": 32, "grid": {...}, ...}."""

@@ -45,6 +45,10 @@ class PixelLikelihood(nn.Module, ABC):
     def mean(self, params: Tensor) -> Tensor:
         """E[image], (N, C, H, W)."""
 
+    def centre(self, params: Tensor) -> Tensor:
+        """The image without the noise of its pixels (N, C, H, W), for the eye: by default the mean."""
+        return self.mean(params)
+
     @abstractmethod
     def sample(self, params: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
         """Images (N, C, H, W) of 8-bit values u / 127.5 - 1.
@@ -166,6 +170,10 @@ class DiscretisedLogistic(PixelLikelihood):
     def mean(self, params: Tensor) -> Tensor:
         """That of the logistic clipped to [-1, 1], which rounding to 8-bit values moves by half a bin at most."""
         return clipped_logistic_mean(*_mean_and_log_scale(params, self.log_scale))
+
+    def centre(self, params: Tensor) -> Tensor:
+        """The medians: black stays black, where the mean of what is clipped at black is not."""
+        return _mean_and_log_scale(params, self.log_scale)[0].clamp(-1, 1)
 
     def sample(self, params: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
         mean, log_scale = _mean_and_log_scale(params, self.log_scale)

@@ -107,7 +107,7 @@ def test_the_vaes_bound_of_all_test_images(vae: Run) -> None:
     model, images, _ = load(vae)
     assert result["likelihood"]["protocol"]["num_images"] == len(images)
     assert result["likelihood"]["protocol"]["kind"] == "bound"
-    assert result["likelihood"]["protocol"]["method"] is None
+    assert result["likelihood"]["protocol"]["method"] == {"name": "ELBO", "num_draws": 1}
     log_p = model.log_likelihood(images, Noise(0, range(len(images))))
     assert result["metrics"]["bits_per_dim"] == pytest.approx(float(bits_per_dim(log_p, 64).mean()), abs=1e-5)
     assert result["likelihood"]["nfe"] == 1
@@ -152,7 +152,7 @@ def test_the_likelihood_leaves_the_model_as_it_was(edm: Run) -> None:
     ("model", "words", "named"),
     [
         ("WGAN", ["--evaluation.likelihood=4"], "WGAN has no likelihood"),
-        ("VAE", ["--evaluation.likelihood=4", *FLOW], "takes no method"),
+        ("VAE", ["--evaluation.likelihood=4", *FLOW], "choose one of ELBO, ImportanceWeighted"),
         ("VAE", ["--evaluation.likelihood=999"], "digits has 355 test images"),
         ("VAE", ["--evaluation.likelihood=1"], "evaluation.likelihood: 1 is too few"),
         ("VAE", ["--evaluation.likelihood=-3"], "evaluation.likelihood: -3 is too few"),

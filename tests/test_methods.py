@@ -23,7 +23,7 @@ from tests.interrupt import KILL_AT, CrashError
 class Halved(VAE):
     """Notes what it is given, and shows images at half their brightness."""
 
-    pictures = ("halves",)
+    pictures = ("halves",)  # type: ignore[assignment]
     calls: list[Tensor] = []
 
     def initialise(self, images: Tensor) -> None:

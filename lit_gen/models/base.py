@@ -33,7 +33,7 @@ class GenerativeModel(LightningModule, ABC):
         compile: Compile the network with torch.compile; the checkpoint's keys stay as they are.
     """
 
-    sampler_type: ClassVar[type[Sampler] | None] = None
+    sampler_type: ClassVar[type[Sampler] | tuple[type[Sampler], ...] | None] = None
     """What samplers `sample` takes; None for a family that has one way to draw."""
 
     likelihood_method_type: ClassVar[type[LikelihoodMethod] | None] = None
@@ -46,7 +46,7 @@ class GenerativeModel(LightningModule, ABC):
     """What `log_likelihood` gives of the log-density or log-mass that the model defines: itself, an estimate, or a
     lower bound; None for a family that has no likelihood. Where there is a method, the kind is that of the method."""
 
-    dequantisation: ClassVar[Literal["uniform", "variational", "none"]] = "none"
+    dequantisation: Literal["uniform", "variational", "none"] = "none"
     """How 8-bit values become points of a density, which makes of it a lower bound; none for masses of the values."""
 
     def __init__(
@@ -325,9 +325,10 @@ class GenerativeModel(LightningModule, ABC):
         self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")
 
 
-def _one_of(base: type) -> str:
+def _one_of(bases: type | tuple[type, ...]) -> str:
     """The remedy that names the classes that can be chosen."""
-    return f"choose one of {', '.join(class_names(base))}, or leave it out"
+    names = {name for base in (bases if isinstance(bases, tuple) else (bases,)) for name in class_names(base)}
+    return f"choose one of {', '.join(sorted(names))}, or leave it out"
 
 
 def step_seed(seed: int, stream: int | str, step: int) -> int:
