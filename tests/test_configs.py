@@ -64,7 +64,7 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
         "--wandb.mode=disabled",
     ]
     source, key = cli.config.data.source, "data.source"
-    while "source" in source.init_args:
+    while "source" in source.get("init_args", {}):
         source, key = source.init_args.source, f"{key}.source"
     if source.class_path.rsplit(".")[-1] in ("MNIST", "FashionMNIST", "CIFAR10"):
         words += [f"--{key}.root={data_root}", f"--{key}.checksum=false"]
