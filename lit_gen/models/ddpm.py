@@ -67,6 +67,8 @@ class ImprovedDDPM(Diffusion):
         optimizer: Optimizer of the network's parameters.
     """
 
+    learns_variance = True
+
     def __init__(
         self,
         betas: Literal["linear", "cosine"] = "cosine",

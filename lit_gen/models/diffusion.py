@@ -7,7 +7,7 @@ with. So any sampler draws from any of them.
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,19 @@ from lit_gen.networks.unet import UNet
 from lit_gen.noise import Noise
 
 NetworkFactory = Callable[[tuple[int, int, int], int], nn.Module]
+
+
+class _Rehearsal(GaussianMixtureDenoiser):
+    """The exact denoiser of N(0, 1), in the place of a network, with a variance if that has one."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__(torch.zeros(1, 1), torch.ones(1))
+        self.learned = learned
+
+    def denoise_with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.denoise(x, alpha, sigma, labels), torch.zeros_like(x) if self.learned else None
 
 
 class Diffusion(GenerativeModel):
@@ -55,6 +68,9 @@ class Diffusion(GenerativeModel):
     """
 
     sampler_type = DiffusionSampler
+    learns_variance: ClassVar[bool] = False
+    """Whether the network predicts the variance of an ancestral step beside the denoised image."""
+
     likelihood_method_type = DiffusionLikelihood
     likelihood_kind = "estimate"
     dequantisation = "uniform"
@@ -187,10 +203,9 @@ class Diffusion(GenerativeModel):
     def rehearse(self, sampler: Sampler | None) -> None:
         super().rehearse(sampler)
         if isinstance(sampler, DiffusionSampler):
-            exact = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1))
             unguided = copy.copy(sampler)
             unguided.guidance = None
-            unguided.sample(exact, self.schedule, Noise(0, range(1)), (1,))
+            unguided.sample(_Rehearsal(self.learns_variance), self.schedule, Noise(0, range(1)), (1,))
             self.check_guidance(sampler.guidance)
 
     def check_guidance(self, guidance: Guidance | None) -> None:

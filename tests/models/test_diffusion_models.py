@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen import commands
+from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
 from lit_gen.data import Batch
 from lit_gen.diffusion import (
@@ -390,3 +391,14 @@ def test_importance_sampling_counts_the_losses_of_all_processes(tmp_path: Path, 
     assert done.returncode == 0, done.stderr
     counts = contents(tmp_path)["state_dict.importance.counts"]
     assert isinstance(counts, Tensor) and counts.sum() == 64 * 10
+
+
+def test_a_learned_variance_can_be_asked_for_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the default's settings by name the default's images; and a model that has none is refused untrained."""
+    named = ["--sampler=DDPM", "--sampler.variance=learned", "--sampler.steps=50"]
+    words = arguments("ImprovedDDPM", tmp_path, 64, "--evaluation.num_samples=2")
+    own = commands.run(words)
+    assert commands.run([*words, *named]) == own, "the same evaluation"
+    assert main(["run", *arguments("DDPM", tmp_path / "other", 64, *named)]) == 2
+    assert "sampler.variance: this model has no learned variance" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
