@@ -38,6 +38,15 @@ TINY = {
     "RealNVP": ["--model=RealNVP", "--model.num_couplings=2", *TINY_COUPLING],
     "Glow": ["--model=Glow", "--model.num_steps=2", *TINY_COUPLING],
     "PointFlow": ["--model=PointFlow", "--model.num_layers=2"],
+    "FVSBN": ["--model=FVSBN"],
+    "NADE": ["--model=NADE", "--model.network=NADENetwork", "--model.network.hidden=8"],
+    "MADE": [
+        "--model=MADE",
+        "--model.network=MaskedMLP",
+        "--model.network.hidden=[8]",
+        "--model.network.num_masks=2",
+        "--model.network.random_orders=true",
+    ],
     "VAE": [
         "--model=VAE",
         "--model.latent_dim=4",
@@ -89,7 +98,11 @@ DIGITS = [
 ]
 
 
+BINARY_DIGITS = ["--data.source=Binarised", "--data.source.source=Digits"]
 OTHER_DATA: dict[str, list[str]] = {
+    "FVSBN": BINARY_DIGITS,
+    "NADE": BINARY_DIGITS,
+    "MADE": BINARY_DIGITS,
     "PointFlow": ["--data.source=TwoMoons", "--evaluation.feature_net=Points", "--evaluation.split=test"],
 }
 """What a family trains on where it is not digits as they are."""

@@ -1,5 +1,6 @@
 """The families, each a `GenerativeModel`."""
 
+from lit_gen.models.autoregressive import FVSBN, MADE, NADE
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.ddpm import DDPM, ImprovedDDPM
 from lit_gen.models.diffusion import Diffusion
@@ -16,11 +17,14 @@ __all__ = [
     "DDPM",
     "Diffusion",
     "EDM",
+    "FVSBN",
     "FlowMatching",
     "GenerativeModel",
     "Glow",
     "ImageTransformer",
     "ImprovedDDPM",
+    "MADE",
+    "NADE",
     "NICE",
     "PixelCNN",
     "PixelCNNPlusPlus",

@@ -1,7 +1,8 @@
-"""What autoregressive models share: an exact likelihood in one evaluation, and images drawn pixel by pixel."""
+"""Autoregressive models: an exact likelihood, and images drawn pixel by pixel. FVSBN, NADE and MADE."""
 
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from lit_gen.dequantisation import bits_per_dim
 from lit_gen.errors import UserError
 from lit_gen.methods import LikelihoodMethod, Sampler, Temperature
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
+from lit_gen.networks.masked import LogisticRegressions, MaskedMLP, NADENetwork
 from lit_gen.noise import Noise
-from lit_gen.pixel_likelihoods import LogisticMixture, PixelLikelihood
+from lit_gen.pixel_likelihoods import Bernoulli, LogisticMixture, PixelLikelihood
 
 NetworkFactory = Callable[[tuple[int, int, int], int, int, bool], nn.Module]
 LikelihoodFactory = Callable[[], PixelLikelihood]
@@ -72,6 +74,8 @@ class Autoregressive(GenerativeModel):
     likelihood_kind = "exact"
     pictures = ("completions",)
 
+    distribution_type: ClassVar[type[CausalDistribution]] = CausalDistribution
+
     def __init__(
         self,
         network: NetworkFactory,
@@ -84,7 +88,7 @@ class Autoregressive(GenerativeModel):
         channels = self.image_shape[0]
         channelwise = not isinstance(pixel_likelihood, LogisticMixture)
         built = network(self.image_shape, pixel_likelihood.num_params(channels), self.num_classes, channelwise)
-        self.distribution = CausalDistribution(built, pixel_likelihood)
+        self.distribution = self.distribution_type(built, pixel_likelihood)
         self.optimizer = optimizer
 
     @property
@@ -145,19 +149,40 @@ class Autoregressive(GenerativeModel):
             labels: (N,) classes for a conditional model.
             sampler: A temperature; 1 if not given.
         """
+        network = cast(CausalNetwork, self.network)
+        state = network.start(len(images), labels)
+        tokens = range(self.image_shape[1] * self.image_shape[2] * network.num_groups)
+        return self.go_on(state, tokens, images, num_given, noise, sampler)
+
+    def go_on(
+        self,
+        state: Any,
+        tokens: Iterable[int],
+        images: Tensor,
+        num_given: int,
+        noise: Noise,
+        sampler: Sampler | None = None,
+    ) -> Tensor:
+        """As `complete`, from the state of a network at its first step.
+
+        Args:
+            state: What the network's `start` gave.
+            tokens: What its steps are of, in order: g + num_groups p is group g of the channels of pixel p.
+            images: As there, and so are the others.
+        """
         temperature = sampler.temperature if isinstance(sampler, Temperature) else 1.0
         network = cast(CausalNetwork, self.network)
         groups = images.flatten(2).unflatten(1, (network.num_groups, -1)).clone()  # (N, G, C / G, H W)
-        state, values = network.start(len(images), labels), None
+        values = None
         self.nfe = 0.0
-        for pixel in range(groups.shape[3]):
-            for group in range(network.num_groups):
-                params = network.step(state, values)
-                self.nfe += 1
-                if pixel >= num_given:
-                    drawn = self.distribution.likelihood.sample(params[:, :, None, None], noise, temperature)
-                    groups[:, group, :, pixel] = drawn[:, :, 0, 0]
-                values = groups[:, group, :, pixel]
+        for token in tokens:
+            pixel, group = divmod(token, network.num_groups)
+            params = network.step(state, values)
+            self.nfe += 1
+            if pixel >= num_given:
+                drawn = self.distribution.likelihood.sample(params[:, :, None, None], noise, temperature)
+                groups[:, group, :, pixel] = drawn[:, :, 0, 0]
+            values = groups[:, group, :, pixel]
         return groups.flatten(1, 2).unflatten(2, self.image_shape[1:])
 
     def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
@@ -168,3 +193,97 @@ class Autoregressive(GenerativeModel):
         half.flatten(2)[:, :, num_given:] = 0
         completions = [self.complete(images, num_given, noise, labels) for _ in range(4)]
         return torch.stack([images, half, *completions], 1)
+
+
+class FVSBN(Autoregressive):
+    """The fully visible sigmoid belief network (Frey et al. 1996): a logistic regression for each pixel.
+
+    Args:
+        network: The network.
+        likelihood: What the parameters of a pixel are of.
+        optimizer: Optimizer of all parameters.
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory = LogisticRegressions,
+        likelihood: LikelihoodFactory = Bernoulli,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
+
+
+class NADE(Autoregressive):
+    """The neural autoregressive distribution estimator (Larochelle and Murray 2011).
+
+    A perceptron with one hidden layer for each pixel, all of which share their first weights.
+
+    Args:
+        network: The network.
+        likelihood: What the parameters of a pixel are of.
+        optimizer: Optimizer of all parameters.
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory = NADENetwork,
+        likelihood: LikelihoodFactory = Bernoulli,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
+
+
+class MaskMixture(CausalDistribution):
+    """p(x) = 1/M sum_m p(x | mask m); in training log p(x | mask m) of one mask, which is drawn."""
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """log p (N,), in nats."""
+        num_masks = cast(MaskedMLP, self.network).num_masks
+        masks = [int(torch.randint(num_masks, ()))] if self.training else range(num_masks)
+        log_p = [self.likelihood.log_prob(images, self.network(images, labels, mask)) for mask in masks]
+        return torch.stack(log_p).logsumexp(0) - math.log(len(log_p))
+
+
+class MADE(Autoregressive):
+    """The masked autoencoder for distribution estimation (Germain et al. 2015, https://arxiv.org/abs/1502.03509).
+
+    With several masks, each training step is of one that is drawn (the paper takes them in turn). The model is then
+    their mixture, 1/M sum_m p_m: that is what the likelihood is of, in M evaluations, and an image is drawn under a
+    mask of its own, in the order of that mask. An image is completed under the first mask, whose order is the raster.
+
+    Args:
+        network: The network.
+        likelihood: What the parameters of a pixel are of.
+        optimizer: Optimizer of all parameters.
+    """
+
+    distribution_type = MaskMixture
+
+    def __init__(
+        self,
+        network: Callable[[tuple[int, int, int], int, int, bool], MaskedMLP] = MaskedMLP,
+        likelihood: LikelihoodFactory = Bernoulli,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
+
+    def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
+        log_p = super().log_prob(images, noise, labels, method)
+        self.nfe = float(cast(MaskedMLP, self.network).num_masks)
+        return log_p
+
+    def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
+        network = cast(MaskedMLP, self.network)
+        images = network.bias.new_zeros(len(noise), *self.image_shape)
+        chosen = (noise.uniform(()) * network.num_masks).long()
+        for mask in chosen.unique().tolist():
+            rows = (chosen == mask).nonzero()[:, 0]
+            own = Noise(noise.seed, noise.index[rows], noise.device)
+            own.draws = noise.draws
+            state = network.start(len(rows), None if labels is None else labels[rows], mask)
+            order = network.orders[mask].tolist()
+            images[rows] = self.go_on(state, order, images[rows], 0, own, sampler)
+        return images

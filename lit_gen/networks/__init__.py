@@ -4,6 +4,7 @@ from lit_gen.networks.coupling import ConvCoupling, MLPCoupling
 from lit_gen.networks.dit import DiT
 from lit_gen.networks.gan import Critic, Generator
 from lit_gen.networks.image_transformer import CausalTransformer
+from lit_gen.networks.masked import LogisticRegressions, MaskedMLP, NADENetwork
 from lit_gen.networks.mlp import ResidualMLP
 from lit_gen.networks.pixelcnn import GatedPixelCNN
 from lit_gen.networks.pixelcnn_pp import ResidualPixelCNN
@@ -19,7 +20,10 @@ __all__ = [
     "DiT",
     "GatedPixelCNN",
     "Generator",
+    "LogisticRegressions",
     "MLPCoupling",
+    "MaskedMLP",
+    "NADENetwork",
     "ResidualMLP",
     "ResidualPixelCNN",
     "UNet",
