@@ -198,7 +198,7 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
     model.check_data(data)
     fingerprint = data.training_fingerprint
     identity = training_identity(config, fingerprint)
-    trainer = _trainer(cli)
+    trainer = _trainer(cli, model)
     run = Run.of(objects.run, f"{data.name}_{model.title.lower()}", identity)
     with processes.turn(run, trainer) as unfinished:
         if unfinished and processes.is_first():
@@ -285,7 +285,7 @@ def _teacher(cli: ExperimentCLI, teacher: str) -> Run:
     return _fit(first, first.objects())
 
 
-def _trainer(cli: ExperimentCLI) -> Trainer:
+def _trainer(cli: ExperimentCLI, model: GenerativeModel) -> Trainer:
     _quieten()
     settings = cli.config.trainer
     for key in ("max_epochs", "max_steps", "limit_train_batches"):
@@ -302,7 +302,7 @@ def _trainer(cli: ExperimentCLI) -> Trainer:
         trainer = cli.instantiate_trainer(
             logger=False, enable_progress_bar=False, accelerator=processes.accelerator(settings.accelerator)
         )
-        use_network_precision(trainer)
+        use_network_precision(trainer, model)
         return trainer
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None

@@ -4,7 +4,7 @@ The weights, the optimizer and the inside of each network have the chosen type. 
 float32: in bfloat16 neighbouring times, and the likelihoods of neighbouring values of an 8-bit image, would be one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, Precision
 from torch import Tensor, nn
+
+from lit_gen.errors import UserError
+from lit_gen.models.base import GenerativeModel
 
 
 class NetworkPrecision(Precision):
@@ -38,7 +41,7 @@ class NetworkPrecision(Precision):
                 return tuple(_converted(output, outside) for output in outputs)
             return _converted(outputs, outside)
 
-        for network in module.children():
+        for network in _networks(module):
             network.register_forward_pre_hook(enter)
             network.register_forward_hook(leave)
         return module.to(self.dtype)
@@ -51,13 +54,29 @@ class NetworkPrecision(Precision):
         yield
 
 
+def _networks(module: nn.Module) -> Iterator[nn.Module]:
+    """The networks of a model; of a part that computes likelihoods around its networks, those."""
+    for child in module.children():
+        inside: Callable[[], Iterable[nn.Module]] | None = getattr(child, "networks", None)
+        yield from [child] if inside is None else inside()
+
+
 def _converted(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def use_network_precision(trainer: Trainer) -> None:
-    """Puts `NetworkPrecision` in the place of Lightning's plugins, which leave the images of a data module float32."""
+def use_network_precision(trainer: Trainer, model: GenerativeModel) -> None:
+    """Puts `NetworkPrecision` in the place of Lightning's plugins, which leave the images of a data module float32.
+
+    Raises:
+        UserError: the family does not train with weights of another type than float32.
+    """
     plugin = trainer.precision_plugin
     dtypes = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
     if type(plugin) in (HalfPrecision, DoublePrecision):
+        if not model.takes_other_weights:
+            raise UserError(
+                f"trainer.precision: {type(model).__name__} keeps float32 weights, which its likelihood needs, and "
+                f"does not train with {plugin.precision}; use 32-true or bf16-mixed"
+            )
         trainer.strategy.precision_plugin = NetworkPrecision(plugin.precision, dtypes[plugin.precision])

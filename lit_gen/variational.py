@@ -209,6 +209,10 @@ class Autoencoder(nn.Module):
         self.prior = prior
         self.num_classes = num_classes
 
+    def networks(self) -> list[nn.Module]:
+        """Those between which the likelihood is computed, in float32."""
+        return [self.encoder, self.decoder]
+
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x), each (N, d), in float32 at least."""
         if labels is not None:

@@ -163,7 +163,10 @@ def test_sample_draws_trajectories(trained: Run, tmp_path: Path, capsys, sampler
         (["leaderboard", "nowhere"], "nowhere"),
         (["sweep", "nowhere.yaml"], "nowhere.yaml"),
         ([*FIT, "--budget.num_images=0"], "budget.num_images"),
-        (["run", "--model=WGAN", "--data.source=Digits", "--sampler=DDIM"], "WGAN draws an image in one evaluation"),
+        (
+            ["run", "--model=WGAN", "--data.source=Digits", "--sampler=DDIM"],
+            "WGAN draws an image in one evaluation",
+        ),
         (["run", "--model=VAE", "--data.source=Digits", "--sampler=DDIM"], "of GaussianMixturePrior, Temperature"),
         ([*FIT, "--evaluation.num_samples=1"], "evaluation.num_samples"),
         ([*FIT, "--data.batch_size=9999"], "data.batch_size"),

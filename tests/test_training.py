@@ -11,6 +11,7 @@ import torch
 
 from lit_gen import commands
 from lit_gen.callbacks import EMA
+from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
 from lit_gen.errors import UserError
 from tests.conftest import ROOT, arguments
@@ -50,7 +51,7 @@ def test_clipping_two_optimizers_is_refused_in_one_line(tmp_path: Path) -> None:
         commands.fit(arguments("WGAN", tmp_path, 64, "--trainer.gradient_clip_val=1"))
 
 
-@pytest.mark.parametrize("model", ["DDPM", "WGAN", "VAE"])
+@pytest.mark.parametrize("model", ["DDPM", "WGAN", "VAE", "Glow", "PixelCNN"])
 def test_bf16_trains_and_keeps_float32_weights(model: str, tmp_path: Path) -> None:
     run = commands.run(arguments(model, tmp_path, 640, "--trainer.precision=bf16-mixed"))
     checkpoint = torch.load(run.parents[2] / "checkpoints/last.ckpt", weights_only=True)
@@ -71,6 +72,15 @@ def test_bf16_true_trains_draws_and_scores(model: str, tmp_path: Path) -> None:
     assert {value.dtype for value in average.values() if value.is_floating_point()} == {torch.float32}
     images = [path.name for path in (run / "samples").iterdir()]
     assert "images-000000640.png" in images and "images-000000320.png" in images
+
+
+@pytest.mark.parametrize("model", ["Glow", "PixelCNN", "PointFlow"])
+def test_families_that_need_float32_weights_say_so(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *arguments(model, tmp_path, 128, "--trainer.precision=bf16-true")]) == 2
+    assert f"trainer.precision: {model} keeps float32 weights" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_bf16_true_computes_outside_the_network_in_float32(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ class Autoregressive(GenerativeModel):
 
     sampler_type = Temperature
     likelihood_kind = "exact"
+    takes_other_weights = False
     pictures = ("completions",)
 
     distribution_type: ClassVar[type[CausalDistribution]] = CausalDistribution

@@ -39,6 +39,9 @@ class GenerativeModel(LightningModule, ABC):
     likelihood_method_type: ClassVar[type[LikelihoodMethod] | None] = None
     """What methods `log_likelihood` takes; None for a family that has one way to compute it."""
 
+    takes_other_weights: ClassVar[bool] = True
+    """Whether it trains with weights that are not float32, as in the precision bf16-true."""
+
     pictures: ClassVar[tuple[str, ...]] = ()
     """What the family can show of given images: the names that `picture` takes."""
 

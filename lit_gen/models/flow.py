@@ -69,6 +69,7 @@ class NormalizingFlow(GenerativeModel):
     likelihood_method_type = Dequantisation
     likelihood_kind = "bound"
     dequantisation = "uniform"
+    takes_other_weights = False
 
     def __init__(
         self,

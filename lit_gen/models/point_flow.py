@@ -41,6 +41,7 @@ class PointFlow(GenerativeModel):
 
     sampler_type = Temperature
     likelihood_kind = "exact"
+    takes_other_weights = False
     pictures = ("density",)
 
     def __init__(
