@@ -216,8 +216,8 @@ def test_choices_are_what_users_may_choose() -> None:
     with pytest.raises(UserError, match="there is no class Heunn") as error:
         ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Heunn"])
     assert str(error.value).endswith(
-        "one of AnnealedLangevin, DDIM, DDPM, DPMSolver, Euler, EulerMaruyama, Heun, PredictorCorrector, RK45, "
-        "Temperature, UniPC"
+        "one of AnnealedLangevin, DDIM, DDPM, DPMSolver, Euler, EulerMaruyama, GaussianMixturePrior, Heun, "
+        "PredictorCorrector, RK45, Temperature, UniPC"
     )
 
 

@@ -193,7 +193,8 @@ def test_config_files(path: Path) -> None:
     parser.add_class_arguments(ImageDataModule, "data", sub_configs=True)
     data = parser.instantiate(parser.parse_args([f"--data={path}"])).data
     assert isinstance(data, ImageDataModule)
-    assert data.name == {"folder": "images", "npz": "images"}.get(path.stem, path.stem)
+    names = {"folder": "images", "npz": "images", "binary_digits": "digits_binary"}
+    assert data.name == names.get(path.stem, path.stem)
 
 
 def test_fashion_mnist_is_not_flipped() -> None:
