@@ -1,6 +1,7 @@
 """Time of drawing images from autoregressive networks: one step for each pixel, against a forward pass for each.
 
     python benchmarks/autoregressive_sampling.py [--size 28] [--batch 16] [--repeats 3] [--threads 2] [--cpu-time]
+                                                 [--only binary]
 
 The pixels of an image are drawn by cached steps; then come as many whole forward passes as `--forwards`, whose mean
 time is multiplied by the number of pixels: that is what an image costs without the cache. The networks take turns.
@@ -13,7 +14,14 @@ import time
 import torch
 from torch import Tensor, nn
 
-from lit_gen.networks import CausalTransformer, GatedPixelCNN, ResidualPixelCNN
+from lit_gen.networks import (
+    CausalTransformer,
+    GatedPixelCNN,
+    LogisticRegressions,
+    MaskedMLP,
+    NADENetwork,
+    ResidualPixelCNN,
+)
 
 
 @torch.inference_mode()
@@ -39,17 +47,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="networks whose name holds this")
     parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape, num_pixels = (1, args.size, args.size), args.size**2
     images = (torch.rand(args.batch, *shape) * 2 - 1).to(args.device)
-    networks = {
+    networks: dict[str, nn.Module] = {
+        "FVSBN, binary": LogisticRegressions(shape, 1),
+        "NADE, binary": NADENetwork(shape, 1),
+        "MADE, binary": MaskedMLP(shape, 1, hidden=[2000]),
         "gated PixelCNN": GatedPixelCNN(shape, 256),
         "PixelCNN++": ResidualPixelCNN(shape, 30),
         "ImageTransformer": CausalTransformer(shape, 256),
     }
+    networks = {name: network for name, network in networks.items() if args.only in name}
     clock = time.process_time if args.cpu_time else time.perf_counter
 
     def timed(work: str, network: nn.Module) -> float:

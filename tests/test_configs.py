@@ -20,6 +20,8 @@ from tests.conftest import DIGITS, OTHER_DATA, ROOT, TINY, TINY_UNET
 CONF = ROOT / "conf"
 SMALL = {
     "ConvCoupling": ["--model.network.channels=8", "--model.network.num_blocks=1"],
+    "NADENetwork": ["--model.network.hidden=8"],
+    "MaskedMLP": ["--model.network.hidden=[8]"],
     "GatedPixelCNN": ["--model.network.channels=12", "--model.network.num_layers=1"],
     "ResidualPixelCNN": ["--model.network.channels=8", "--model.network.num_blocks=1"],
     "CausalTransformer": ["--model.network.width=16", "--model.network.depth=1", "--model.network.num_heads=2"],
