@@ -225,7 +225,7 @@ class Evaluation:
                     kept[first] = images[: self.num_kept - first].cpu()
                 if progress is not None:
                     progress.update(min(first + self.batch_size * world_size, self.num_samples))
-        metrics = scores.compute()
+        metrics = scores.compute() | self.further_scores(model, data, net)
         gathered = gather((kept, seconds, evaluations))
         images = torch.cat([tile for _, tile in sorted(pair for part, _, _ in gathered for pair in part.items())])
         seconds = max(part[1] for part in gathered)
@@ -264,6 +264,11 @@ class Evaluation:
         if world_size > 1:
             distributed.barrier()
         return result, path, True
+
+    def further_scores(self, model: GenerativeModel, data: ImageDataModule, net: FeatureNet) -> dict[str, float]:
+        """What the family has beside the scores of samples, in evaluation mode."""
+        with torch.inference_mode():
+            return model.eval().further_scores(data, net)
 
     def likelihood_protocol(self, model: GenerativeModel, data: ImageDataModule) -> dict[str, Any]:
         """Everything that two likelihoods must share to be compared, and the method.

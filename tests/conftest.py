@@ -41,6 +41,14 @@ TINY = {
         "--model.decoder=ConvDecoder",
         "--model.decoder.channels=8",
     ],
+    "VQVAE": [
+        "--model=VQVAE",
+        "--model.latent_dim=8",
+        "--model.network=ConvAutoencoder",
+        "--model.network.channels=8",
+        "--model.quantiser=VectorQuantiser",
+        "--model.quantiser.num_codes=32",
+    ],
     "WGAN": [
         "--model=WGAN",
         "--model.latent_dim=4",

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_gen.data import Batch, ImageDataModule
 from lit_gen.errors import UserError, class_names
 from lit_gen.methods import LikelihoodMethod, Sampler
+from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.noise import Noise
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -87,6 +88,15 @@ class GenerativeModel(LightningModule, ABC):
 
     def diagnostics(self, noise: Noise) -> dict[str, float]:
         """Numbers that are logged beside each grid of samples, with the averaged weights; by default none."""
+        return {}
+
+    def further_scores(self, data: ImageDataModule, net: FeatureNet) -> dict[str, float]:
+        """Metrics of an evaluation beside those of the samples; by default none. Every process calls it.
+
+        Args:
+            data: The data.
+            net: Feature net of the evaluation, on the device of the model.
+        """
         return {}
 
     def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:

@@ -5,5 +5,16 @@ from lit_gen.networks.gan import Critic, Generator
 from lit_gen.networks.mlp import ResidualMLP
 from lit_gen.networks.unet import UNet
 from lit_gen.networks.vae import ConvDecoder, ConvEncoder
+from lit_gen.networks.vqgan import ConvAutoencoder, PatchDiscriminator
 
-__all__ = ["ConvDecoder", "ConvEncoder", "Critic", "DiT", "Generator", "ResidualMLP", "UNet"]
+__all__ = [
+    "ConvAutoencoder",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Critic",
+    "DiT",
+    "Generator",
+    "PatchDiscriminator",
+    "ResidualMLP",
+    "UNet",
+]

@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from lit_gen.errors import UserError
 from lit_gen.report.results import Result, select
 
-_HIGHER_IS_BETTER = {"inception_score", "precision", "recall", "density", "coverage"}
+_HIGHER_IS_BETTER = {
+    *("inception_score", "precision", "recall", "density", "coverage"),
+    *("psnr", "ssim", "codebook_usage", "codebook_perplexity"),
+}
 
 
 @dataclass(frozen=True)
