@@ -29,9 +29,9 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     The window is a Gaussian of standard deviation 1.5 pixels (11x11), or 0.5 (5x5) for images smaller than 16x16.
     """
     sigma = 1.5 if min(images.shape[2:]) >= 16 else 0.5
-    value = structural_similarity_index_measure(
-        images.clamp(-1, 1).float(), others.clamp(-1, 1).float(), sigma=sigma, data_range=2.0, reduction="none"
-    )
+    # its comparison of means is of brightness, which is not negative
+    one, other = ((x.float().clamp(-1, 1) + 1) / 2 for x in (images, others))
+    value = structural_similarity_index_measure(one, other, sigma=sigma, data_range=1.0, reduction="none")
     return cast(Tensor, value)
 
 

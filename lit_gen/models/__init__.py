@@ -8,7 +8,7 @@ from lit_gen.models.flow_matching import FlowMatching, RectifiedFlow
 from lit_gen.models.gan import WGAN
 from lit_gen.models.score_sde import ScoreSDE
 from lit_gen.models.vae import VAE
-from lit_gen.models.vqgan import VQVAE
+from lit_gen.models.vqgan import VQGAN, VQVAE
 
 __all__ = [
     "DDPM",
@@ -20,6 +20,7 @@ __all__ = [
     "RectifiedFlow",
     "ScoreSDE",
     "VAE",
+    "VQGAN",
     "VQVAE",
     "WGAN",
 ]

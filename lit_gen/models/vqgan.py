@@ -1,22 +1,27 @@
 """Stage one of two-stage models: images as a small grid of codes (van den Oord et al. 2017; Esser et al. 2021)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_gen.data import Batch, ImageDataModule
+from lit_gen.errors import UserError
 from lit_gen.methods import Sampler
 from lit_gen.metrics import FeatureNet, psnr, reconstruction_scores, ssim
+from lit_gen.metrics.perceptual import PerceptualKind, perceptual_loss
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
 from lit_gen.networks.quantisers import Quantised, Quantiser, VectorQuantiser, perplexity, usage
-from lit_gen.networks.vqgan import ConvAutoencoder, QuantisedAutoencoder
+from lit_gen.networks.vqgan import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
 from lit_gen.noise import Noise
 
 NetworkFactory = Callable[[tuple[int, int, int], int], ConvAutoencoder]
 QuantiserFactory = Callable[[int], Quantiser]
+DiscriminatorFactory = Callable[[tuple[int, int, int]], nn.Module]
 
 
 class VQVAE(GenerativeModel):
@@ -169,3 +174,134 @@ class VQVAE(GenerativeModel):
         scores = reconstruction_scores(reconstruct, data, net, self.device)
         share = counts / counts.sum()
         return scores | {"codebook_usage": float(usage(share)), "codebook_perplexity": float(perplexity(share))}
+
+
+class VQGAN(VQVAE):
+    """VQVAE that also learns from a discriminator of patches (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
+
+    nll    = |x - x_hat| + perceptual_weight d(x, x_hat)                                 averaged over pixels
+    loss   = nll + loss of the quantiser + discriminator_weight lambda g,    g = -E D(x_hat)
+    lambda = |grad nll| / (|grad g| + 1e-4), at most 1e4, the gradients being those of the decoder's last layer
+    loss of D = (E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2
+
+    Every batch is a step of the autoencoder, and once the discriminator has started, also one of the discriminator. The
+    name of the run's model says which perceptual distance d it was trained with.
+
+    Args:
+        image_shape: (C, H, W) of one image; comes from the data.
+        num_classes: Number of classes of the data; comes from the data.
+        latent_dim: Width of the latents, between encoder, quantiser and decoder.
+        network: Encoder and decoder.
+        quantiser: Called with the width of the latents.
+        perceptual: lpips; features, those of a classifier of the data; none; or auto: the first of these there is.
+        perceptual_weight: Weight of the perceptual distance.
+        discriminator: Called with images, gives the logits (N, h, w) of their patches.
+        discriminator_weight: Weight of the discriminator's verdict.
+        discriminator_start: Images after which the discriminator begins to learn.
+        discriminator_warmup: Images for which it learns before the autoencoder heeds it.
+        optimizer: Optimizer of the autoencoder's parameters.
+        discriminator_optimizer: Optimizer of the discriminator's parameters.
+        warmup: Images over which the autoencoder's learning rate rises linearly from zero.
+        compile: Compile the autoencoder with torch.compile.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        latent_dim: int = 64,
+        network: NetworkFactory = ConvAutoencoder,
+        quantiser: QuantiserFactory = VectorQuantiser,
+        perceptual: PerceptualKind = "auto",
+        perceptual_weight: float = 1.0,
+        discriminator: DiscriminatorFactory = PatchDiscriminator,
+        discriminator_weight: float = 0.8,
+        discriminator_start: int = 100_000,
+        discriminator_warmup: int = 10_000,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=5e-4, betas=(0.5, 0.9)),
+        discriminator_optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=5e-4, betas=(0.5, 0.9)),
+        warmup: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(image_shape, num_classes, latent_dim, network, quantiser, optimizer, warmup, compile)
+        for key, value in {"start": discriminator_start, "warmup": discriminator_warmup}.items():
+            if value < 0:
+                raise UserError(f"model.discriminator_{key}: {value} is not a number of images; 0 is none")
+        self.automatic_optimization = False
+        self.perceptual_weight = perceptual_weight
+        self.discriminator = discriminator(self.image_shape)
+        self.discriminator_weight = discriminator_weight
+        self.discriminator_start = discriminator_start
+        self.discriminator_warmup = discriminator_warmup
+        self.discriminator_optimizer = discriminator_optimizer
+        # in a list, so that it is no part of the model
+        self._perceptual = [loss] if (loss := perceptual_loss(perceptual, self.image_shape)) is not None else []
+        self.title += "".join(f", {loss.name}" for loss in self._perceptual)
+
+    def configure_optimizers(self) -> Any:
+        schedule = self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))
+        return [schedule, {"optimizer": self.discriminator_optimizer(self.discriminator.parameters())}]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizer, discriminator_optimizer = cast(list[Optimizer], self.optimizers())
+        images = batch.images
+        reconstructions, quantised = self.autoencoder(images)
+        nll = self.nll(reconstructions, images)
+        loss = nll + quantised.loss
+        judged = self.images_seen > self.discriminator_start
+        if judged and self.images_seen > self.discriminator_start + self.discriminator_warmup:
+            g = -self.discriminator(reconstructions).mean()
+            weight = adaptive_weight(nll, g, self.autoencoder.network.last_layer.weight)
+            loss = loss + self.discriminator_weight * weight * g
+            self.log_training(generator_loss=g.detach(), adaptive_weight=weight)
+        self.descend(optimizer, loss, self.autoencoder.parameters())
+        cast(LRScheduler, self.lr_schedulers()).step()
+        self.log_codes(reconstructions, images, quantised)
+        self.log_training(loss=loss.detach(), nll=nll.detach())
+        if judged:
+            real, fake = self.discriminator(images), self.discriminator(reconstructions.detach())
+            discriminator_loss = hinge(real, fake)
+            self.descend(discriminator_optimizer, discriminator_loss, self.discriminator.parameters())
+            self.log_training(
+                discriminator_loss=discriminator_loss.detach(),
+                logits_real=real.detach().mean(),
+                logits_fake=fake.detach().mean(),
+            )
+
+    def nll(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """Reconstruction error and perceptual distance, a scalar."""
+        value = functional.l1_loss(reconstructions, images)
+        for loss in self._perceptual:
+            value = value + self.perceptual_weight * loss.to(images.device)(reconstructions, images)
+        return value
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["title"] = self.title
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another perceptual loss: `auto` depends on the weights that are there."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["title"] != self.title:
+            raise UserError(
+                f"model.perceptual: the run was trained as {checkpoint['title']}, and this is {self.title}: the "
+                "weights that auto found are not those of then; bring them back, or name a new run with --run.name"
+            )
+
+
+def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor) -> Tensor:
+    """lambda = |grad nll| / (|grad g| + 1e-4), at most 1e4, without a graph.
+
+    Args:
+        nll: Reconstruction loss, a scalar.
+        g: Adversarial loss of the autoencoder, a scalar.
+        last_layer: Weight of the last layer, by which both are differentiated.
+    """
+    (by_nll,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
+    (by_g,) = torch.autograd.grad(g, last_layer, retain_graph=True)
+    return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=1e4).detach()
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """(E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2: 1 for logits of 0."""
+    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())

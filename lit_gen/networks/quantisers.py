@@ -16,7 +16,7 @@ coordinates is bounded and rounded, and the codes are the points of a grid.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -263,8 +263,9 @@ class FSQ(Quantiser):
 
     def vectors(self, z: Tensor) -> Tensor:
         y = super().vectors(z).movedim(1, -1)
-        reach = (self.levels - 1) * (1 + 1e-3) / 2
-        offset = (1 - self.levels % 2) / 2
+        levels = self.levels.to(self.steps)
+        reach = (levels - 1) * (1 + 1e-3) / 2
+        offset = (1 - levels % 2) / 2
         shift = torch.atanh(offset / reach)
         return ((torch.tanh(y + shift) * reach - offset) / self.steps).movedim(-1, 1)
 
@@ -298,11 +299,13 @@ def usage(share: Tensor) -> Tensor:
     return (share > 0).float().mean()
 
 
-def k_means(x: Tensor, num: int, project: nn.Module | object = None, iterations: int = 10, seed: int = 0) -> Tensor:
+def k_means(
+    x: Tensor, num: int, project: Callable[[Tensor], Tensor] | None = None, iterations: int = 10, seed: int = 0
+) -> Tensor:
     """Centres (num, d) of vectors (M, d), by Lloyd's iterations.
 
     They start from vectors that are drawn with a probability in proportion to the squared distance to the centres there
-    are, as many at a time as there are (k-means++ would draw them one by one). The draws have a generator of their own.
+    are, an eighth as many at a time as there are (k-means++ draws one by one). The draws have a generator of their own.
 
     Args:
         x: Vectors.
@@ -316,7 +319,8 @@ def k_means(x: Tensor, num: int, project: nn.Module | object = None, iterations:
     while len(centres) < num:
         distance = (x - centres[nearest(x, centres)]).square().sum(1)
         keys = distance.new_empty(len(x)).exponential_(generator=generator) / distance
-        drawn = keys.topk(min(len(centres), num - len(centres), len(x)), largest=False).indices
+        more = min(max(len(centres) // 8, 1), num - len(centres), len(x))
+        drawn = keys.topk(more, largest=False).indices
         noise = torch.randn(len(drawn), x.shape[1], generator=generator, device=x.device, dtype=x.dtype)
         centres = torch.cat([centres, x[drawn] + 1e-6 * noise])
     for _ in range(iterations):
@@ -324,7 +328,7 @@ def k_means(x: Tensor, num: int, project: nn.Module | object = None, iterations:
         counts = torch.bincount(chosen, minlength=num).to(x)[:, None]
         sums = torch.zeros_like(centres).index_add_(0, chosen, x)
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
-        centres = project(centres) if callable(project) else centres
+        centres = project(centres) if project is not None else centres
     return centres
 
 

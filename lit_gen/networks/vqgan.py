@@ -111,7 +111,8 @@ class QuantisedAutoencoder(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """What the encoder gives of images, before it is quantised: (N, code_dim, h, w)."""
-        return self.quantiser.vectors(self.network.encoder(images).float())
+        z = self.network.encoder(images)
+        return self.quantiser.vectors(z.to(torch.promote_types(z.dtype, torch.float32)))
 
     def encode(self, images: Tensor) -> Tensor:
         """The indices (N, h, w) of the codes of images (N, C, H, W)."""
