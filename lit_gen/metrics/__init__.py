@@ -1,5 +1,6 @@
 """Scores of generated images: one quantisation, feature nets, and metrics."""
 
+from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
 from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception, Points
 from lit_gen.metrics.frechet import FrechetDistance, Moments, frechet_distance
 from lit_gen.metrics.inception_score import InceptionScore
@@ -23,6 +24,8 @@ __all__ = [
     "Scores",
     "WassersteinDistance",
     "as_stored",
+    "density_and_coverage",
+    "duplicate_rate",
     "frechet_distance",
     "psnr",
     "quantise",

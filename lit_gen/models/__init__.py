@@ -5,7 +5,7 @@ from lit_gen.models.ddpm import DDPM, ImprovedDDPM
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.edm import EDM
 from lit_gen.models.flow_matching import FlowMatching, RectifiedFlow
-from lit_gen.models.gan import WGAN
+from lit_gen.models.gan import GAN, WGAN
 from lit_gen.models.score_sde import ScoreSDE
 from lit_gen.models.vae import VAE
 from lit_gen.models.vqgan import VQGAN, VQVAE
@@ -15,6 +15,7 @@ __all__ = [
     "Diffusion",
     "EDM",
     "FlowMatching",
+    "GAN",
     "GenerativeModel",
     "ImprovedDDPM",
     "RectifiedFlow",
