@@ -77,6 +77,13 @@ TINY = {
         "--model.discriminator=DCGANDiscriminator",
         "--model.discriminator.channels=8",
     ],
+    "TokenPrior": [
+        "--model=TokenPrior",
+        "--model.network=TokenTransformer",
+        "--model.network.width=16",
+        "--model.network.depth=1",
+    ],
+    "LatentEDM": ["--model=EDM", *TINY_UNET],
     "WGAN": [
         "--model=WGAN",
         "--model.latent_dim=4",
@@ -99,7 +106,8 @@ DIGITS = [
 ]
 
 
-OTHER_DATA: dict[str, list[str]] = {}
+TINY_FIRST_STAGE = [f"--first_stage.run={ROOT / 'tests' / 'tiny_vqvae.yaml'}"]
+OTHER_DATA: dict[str, list[str]] = {"TokenPrior": TINY_FIRST_STAGE, "LatentEDM": TINY_FIRST_STAGE}
 """What a family trains on where it is not digits as they are."""
 
 

@@ -15,7 +15,7 @@ from lit_gen import commands
 from lit_gen.config import ExperimentCLI
 from lit_gen.runs import Run
 from lit_gen.sweeps import load_sweep
-from tests.conftest import DIGITS, ROOT, TINY, TINY_UNET
+from tests.conftest import DIGITS, OTHER_DATA, ROOT, TINY, TINY_UNET
 
 CONF = ROOT / "conf"
 
@@ -67,6 +67,10 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
         run = commands.fit([f"--config={teacher}", *shrunk(teacher, root, data_root)])
         words += [f"--reflow.teacher={run.directory}", "--reflow.num_pairs=16", "--reflow.sampler=Euler"]
         words.append("--reflow.sampler.steps=1")
+    if "first_stage" in config:
+        first = ROOT / config["first_stage"]["run"]
+        run = commands.fit([f"--config={first}", *shrunk(first, root, data_root)])
+        words.append(f"--first_stage.run={run.directory}")
     return words
 
 
@@ -82,7 +86,7 @@ def test_experiment_trains_a_step(name: str, tmp_path: Path, data_root: Path) ->
 def test_model_trains_a_step(name: str, tmp_path: Path) -> None:
     path = CONF / "model" / f"{name}.yaml"
     model = yaml.safe_load(path.read_text())["class_path"]
-    small = [word for word in TINY[model] if word != f"--model={model}"]
+    small = [word for word in [*TINY[model], *OTHER_DATA.get(model, [])] if word != f"--model={model}"]
     run = commands.fit([f"--model={path}", *small, *DIGITS, f"--run.root={tmp_path}", "--budget.num_images=64"])
     assert run.finished
 

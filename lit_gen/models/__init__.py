@@ -7,6 +7,7 @@ from lit_gen.models.edm import EDM
 from lit_gen.models.flow_matching import FlowMatching, RectifiedFlow
 from lit_gen.models.gan import GAN, WGAN
 from lit_gen.models.score_sde import ScoreSDE
+from lit_gen.models.token_prior import TokenPrior
 from lit_gen.models.vae import VAE
 from lit_gen.models.vqgan import VQGAN, VQVAE
 
@@ -20,6 +21,7 @@ __all__ = [
     "ImprovedDDPM",
     "RectifiedFlow",
     "ScoreSDE",
+    "TokenPrior",
     "VAE",
     "VQGAN",
     "VQVAE",

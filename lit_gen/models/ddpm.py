@@ -67,6 +67,8 @@ class ImprovedDDPM(Diffusion):
         optimizer: Optimizer of the network's parameters.
     """
 
+    learns = "images"  # the last term of the bound is of 8-bit values
+
     def __init__(
         self,
         betas: Literal["linear", "cosine"] = "cosine",
