@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,20 @@ class ExperimentCLI(LightningCLI):
 
         The global generators are seeded first, so that the initial weights are those of `seed_everything`.
         """
+        first_stage = self.config.first_stage.run
+        if first_stage is not None:
+            module, _, name = self.config.model.class_path.rpartition(".")
+            if getattr(import_module(module), name).learns == "images":
+                raise UserError(
+                    f"first_stage.run: {name} learns images and follows no first stage; leave it out, or use "
+                    "TokenPrior or a diffusion model"
+                )
         seed_everything(self.config.seed_everything, verbose=False)
         try:
             self.config_init = self.parser.instantiate(self.config)
         except (ArgumentError, ValueError) as error:
             raise UserError(_one_line(error)) from None
-        if self.config_init.first_stage.run is not None:
+        if first_stage is not None:
             self.config_init.model.follow(self.config_init.first_stage)
         return self.config_init
 

@@ -139,9 +139,11 @@ class FirstStage:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the run.json of its training says."""
-        assert self.directory is not None
-        metadata: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
+        """What the run.json of its training says; nothing before it is trained."""
+        place = self.directory or Path(str(self.run))
+        if not (place / "run.json").is_file():
+            return {}
+        metadata: dict[str, Any] = json.loads((place / "run.json").read_text())
         return metadata
 
     @property

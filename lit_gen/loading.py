@@ -91,5 +91,14 @@ def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device
             "same data with the same model.class_conditional"
         )
     load_model(run, weaker, "ema").to(device)
+    if _first_stage(weaker) != _first_stage(model):
+        raise UserError(
+            f"sampler.guidance.run: the latents of {run.directory} are not those of the model to be guided; name a run "
+            "with the same first stage"
+        )
     guidance.weaker = weaker.denoiser
     guidance.run = run.directory.resolve().name  # its name says what it is wherever it lies
+
+
+def _first_stage(model: GenerativeModel) -> str | None:
+    return None if model.first_stage is None else model.first_stage.metadata.get("identity")

@@ -96,16 +96,7 @@ class GenerativeModel(LightningModule, ABC):
         """Draws one image (C, H, W) for each index of `noise`, or what a first stage decodes, and sets `nfe`."""
 
     def follow(self, first_stage: "FirstStage") -> None:
-        """Makes the model the second of two stages; a likelihood of codes or latents is none of images.
-
-        Raises:
-            UserError: the family learns images alone.
-        """
-        if self.learns == "images":
-            raise UserError(
-                f"first_stage.run: {type(self).__name__} learns images and follows no first stage; leave it out, or "
-                "use TokenPrior or a diffusion model"
-            )
+        """Makes the model the second of two stages; a likelihood of codes or latents is none of images."""
         self.first_stage = first_stage
         self.likelihood_kind = None  # type: ignore[misc]
         self.title = f"{first_stage.title} + {self.title}"
