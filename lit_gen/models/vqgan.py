@@ -1,6 +1,6 @@
 """Stage one of two-stage models: images as a small grid of codes (van den Oord et al. 2017; Esser et al. 2021)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -176,12 +176,27 @@ class VQVAE(GenerativeModel):
         return scores | {"codebook_usage": float(usage(share)), "codebook_perplexity": float(perplexity(share))}
 
 
+class LessMomentumAdam(torch.optim.Adam):
+    """Adam with beta_1 = 0.5 and beta_2 = 0.9, the setting of VQGAN.
+
+    Args:
+        params: Parameters to optimise.
+        lr: Learning rate.
+        betas: Decay rates of the averages of gradient and squared gradient.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float = 5e-4, betas: tuple[float, float] = (0.5, 0.9)
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas)
+
+
 class VQGAN(VQVAE):
     """VQVAE that also learns from a discriminator of patches (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
 
     nll    = |x - x_hat| + perceptual_weight d(x, x_hat)                                 averaged over pixels
     loss   = nll + loss of the quantiser + discriminator_weight lambda g,    g = -E D(x_hat)
-    lambda = |grad nll| / (|grad g| + 1e-4), at most 1e4, the gradients being those of the decoder's last layer
+    lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight, the gradients being those of the decoder's last layer
     loss of D = (E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2
 
     Every batch is a step of the autoencoder, and once the discriminator has started, also one of the discriminator. The
@@ -197,6 +212,8 @@ class VQGAN(VQVAE):
         perceptual_weight: Weight of the perceptual distance.
         discriminator: Called with images, gives the logits (N, h, w) of their patches.
         discriminator_weight: Weight of the discriminator's verdict.
+        max_weight: Limit of lambda. Where the discriminator cannot tell images from reconstructions, its gradient is
+            next to none, and a large lambda would make much of it.
         discriminator_start: Images after which the discriminator begins to learn.
         discriminator_warmup: Images for which it learns before the autoencoder heeds it.
         optimizer: Optimizer of the autoencoder's parameters.
@@ -216,10 +233,11 @@ class VQGAN(VQVAE):
         perceptual_weight: float = 1.0,
         discriminator: DiscriminatorFactory = PatchDiscriminator,
         discriminator_weight: float = 0.8,
+        max_weight: float = 1e4,
         discriminator_start: int = 100_000,
         discriminator_warmup: int = 10_000,
-        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=5e-4, betas=(0.5, 0.9)),
-        discriminator_optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=5e-4, betas=(0.5, 0.9)),
+        optimizer: OptimizerFactory = LessMomentumAdam,
+        discriminator_optimizer: OptimizerFactory = LessMomentumAdam,
         warmup: int = 0,
         compile: bool = False,
     ) -> None:
@@ -231,6 +249,7 @@ class VQGAN(VQVAE):
         self.perceptual_weight = perceptual_weight
         self.discriminator = discriminator(self.image_shape)
         self.discriminator_weight = discriminator_weight
+        self.max_weight = max_weight
         self.discriminator_start = discriminator_start
         self.discriminator_warmup = discriminator_warmup
         self.discriminator_optimizer = discriminator_optimizer
@@ -251,7 +270,7 @@ class VQGAN(VQVAE):
         judged = self.images_seen > self.discriminator_start
         if judged and self.images_seen > self.discriminator_start + self.discriminator_warmup:
             g = -self.discriminator(reconstructions).mean()
-            weight = adaptive_weight(nll, g, self.autoencoder.network.last_layer.weight)
+            weight = adaptive_weight(nll, g, self.autoencoder.network.last_layer.weight, self.max_weight)
             loss = loss + self.discriminator_weight * weight * g
             self.log_training(generator_loss=g.detach(), adaptive_weight=weight)
         self.descend(optimizer, loss, self.autoencoder.parameters())
@@ -289,17 +308,18 @@ class VQGAN(VQVAE):
             )
 
 
-def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor) -> Tensor:
-    """lambda = |grad nll| / (|grad g| + 1e-4), at most 1e4, without a graph.
+def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, max_weight: float = 1e4) -> Tensor:
+    """lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight, without a graph.
 
     Args:
         nll: Reconstruction loss, a scalar.
         g: Adversarial loss of the autoencoder, a scalar.
         last_layer: Weight of the last layer, by which both are differentiated.
+        max_weight: The limit.
     """
     (by_nll,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
     (by_g,) = torch.autograd.grad(g, last_layer, retain_graph=True)
-    return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=1e4).detach()
+    return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight).detach()
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
-from lit_gen.networks.blocks import ResBlock, check_width, group_norm
+from lit_gen.networks.blocks import ResBlock, check_width, group_norm, initialise
 from lit_gen.networks.quantisers import Quantised, Quantiser, of_all_processes
 from lit_gen.networks.unet import Attention
 
@@ -165,6 +165,7 @@ class PatchDiscriminator(nn.Module):
             layers += [nn.Conv2d(before, wide, 4 if stride == 2 else 3, stride=stride, padding=1)]
             layers += [group_norm(wide), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels * 2**num_halvings, 1, 3, padding=1))
+        initialise(self.layers)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.layers(images)
