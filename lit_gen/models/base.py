@@ -327,19 +327,6 @@ class GenerativeModel(LightningModule, ABC):
         scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def descend(self, optimizer: Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-        """With manual optimization, one step on these parameters alone; gradients are averaged over processes.
-
-        Gradients are asked for by name, not accumulated by a backward pass, so other networks get none.
-        """
-        parameters = list(parameters)
-        gradients = torch.autograd.grad(loss, parameters)
-        if self.trainer.world_size > 1:
-            gradients = tuple(self.trainer.strategy.reduce(g, reduce_op="mean") for g in gradients)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-
     def log_training(self, **values: Tensor | float) -> None:
         """Takes values of this step, to be logged under `train/` against images seen if this is a logging step.
 

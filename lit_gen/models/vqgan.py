@@ -287,6 +287,19 @@ class VQGAN(VQVAE):
                 logits_fake=fake.detach().mean(),
             )
 
+    def descend(self, optimizer: Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+        """One step on these parameters alone; gradients are averaged over processes.
+
+        Gradients are asked for by name, not accumulated by a backward pass, so the other network gets none.
+        """
+        parameters = list(parameters)
+        gradients = torch.autograd.grad(loss, parameters)
+        if self.trainer.world_size > 1:
+            gradients = tuple(self.trainer.strategy.reduce(g, reduce_op="mean") for g in gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
     def nll(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """Reconstruction error and perceptual distance, a scalar."""
         value = functional.l1_loss(reconstructions, images)
