@@ -141,7 +141,8 @@ def test_gradients_are_averaged_over_processes_once() -> None:
 
     one, two = gan("none"), gan("none")
     alone, together = Recorded(one), Recorded(two, world_size=2, reduce=reduce)
-    alone.step(), together.step()
+    alone.step()
+    together.step()
     for own, other in zip(alone.gradients[1], together.gradients[1], strict=True):
         torch.testing.assert_close(0.25 * own, other)
     # the gradients of two networks, and mean and variance of two normalised layers
