@@ -142,7 +142,8 @@ class VQVAE(GenerativeModel):
         assert self._validated is not None
         counts = self.trainer.strategy.reduce(self._validated, reduce_op="sum")
         share = counts / counts.sum()
-        self.log_dict({"val/codebook_usage": usage(share), "val/codebook_perplexity": perplexity(share)})
+        values = {"val/codebook_usage": usage(share), "val/codebook_perplexity": perplexity(share)}
+        self.log_dict(values, sync_dist=True)
         self.log("step", float(self.images_seen))
 
     # --- drawing and looking ---
