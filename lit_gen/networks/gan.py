@@ -356,7 +356,7 @@ class SNGANDiscriminator(nn.Module):
         image_shape: (C, H, W) of the images.
         num_classes: Classes to condition on; 0 for none.
         channels: Width, a multiple of 8.
-        num_blocks: Residual blocks.
+        depth: Number of residual blocks.
         num_halvings: Of the blocks, how many halve the resolution, the first ones.
         spectral: Normalise all weights.
 
@@ -369,21 +369,21 @@ class SNGANDiscriminator(nn.Module):
         image_shape: tuple[int, int, int],
         num_classes: int = 0,
         channels: int = 128,
-        num_blocks: int = 4,
+        depth: int = 4,
         num_halvings: int = 2,
         spectral: bool = True,
     ) -> None:
         super().__init__()
         check_width("channels", channels)
-        if not 0 <= num_halvings <= num_blocks or any(size % 2**num_halvings for size in image_shape[1:]):
+        if not 0 <= num_halvings <= depth or any(size % 2**num_halvings for size in image_shape[1:]):
             raise UserError(
                 f"num_halvings: images of {image_shape[1]}x{image_shape[2]} cannot be halved {num_halvings} times in "
-                f"{num_blocks} blocks; set a smaller number"
+                f"{depth} blocks; set a smaller number"
             )
         self.blocks = nn.Sequential(
             *(
                 DownBlock(channels if i else image_shape[0], channels, pool=i < num_halvings, first=i == 0)
-                for i in range(num_blocks)
+                for i in range(depth)
             )
         )
         self.head = Projection(channels, num_classes)

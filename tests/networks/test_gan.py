@@ -27,7 +27,7 @@ def discriminators(shape: tuple[int, int, int], num_classes: int) -> dict[str, n
         "Critic": Critic(shape, num_classes, channels=8),
         "DCGAN": DCGANDiscriminator(shape, num_classes, channels=8),
         "DCGAN batch": DCGANDiscriminator(shape, num_classes, channels=8, norm="batch"),
-        "SNGAN": SNGANDiscriminator(shape, num_classes, channels=8, num_blocks=3, num_halvings=1),
+        "SNGAN": SNGANDiscriminator(shape, num_classes, channels=8, depth=3, num_halvings=1),
     }
 
 
