@@ -4,6 +4,7 @@ Data flows one way: config -> data -> model -> samples -> metrics -> result file
 """
 
 import argparse
+import json
 import time
 import warnings
 from pathlib import Path
@@ -27,8 +28,9 @@ from lit_gen.diffusion.samplers import DiffusionSampler
 from lit_gen.ema import gamma_of
 from lit_gen.errors import UserError
 from lit_gen.evaluation import device_name
+from lit_gen.first_stage import FOLDER, FirstStage
 from lit_gen.images import check_ending, save_images, save_tiles
-from lit_gen.loading import load_model, load_weaker, read_checkpoint
+from lit_gen.loading import load_model, load_weaker, open_finished, read_checkpoint
 from lit_gen.metrics import as_stored
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
@@ -76,6 +78,8 @@ def _checked(cli: ExperimentCLI) -> Namespace:
             "--ema.stds '[0.05, 0.1]' to keep them"
         )
     objects.model.check_data(objects.data)
+    if objects.first_stage.run is not None:
+        objects.first_stage.check(objects.data)
     objects.evaluation.check(objects.data)
     return objects
 
@@ -132,6 +136,8 @@ def sample(arguments: list[str]) -> None:
     if own.trajectory is not None:
         if not isinstance(sampler, DiffusionSampler):
             raise UserError(f"--trajectory: {type(model).__name__} carries no noise to images in steps; leave it out")
+        if model.first_stage is not None:
+            raise UserError(f"--trajectory: {model.title} carries noise to latents, which are no images; leave it out")
         trajectories = Trajectories(sampler, 8 if source.quantised else 40)
         sampler = trajectories.sampler
     parts = []
@@ -194,9 +200,16 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
     config = cli.resolved()
     data: ImageDataModule = objects.data
     model: GenerativeModel = objects.model
-    flow = 1 if objects.reflow.teacher is None else _learn_pairs(cli, objects)
+    stage: FirstStage | None = model.first_stage
+    if stage is not None and objects.reflow.teacher is not None:
+        raise UserError("reflow.teacher: flows of latents are not trained on pairs; leave it or first_stage out")
     model.check_data(data)
+    if stage is not None:
+        _learn_encoded(cli, objects)
+        config["first_stage"]["run"] = FOLDER  # beside the configuration that is saved
+    flow = 1 if objects.reflow.teacher is None else _learn_pairs(cli, objects)
     fingerprint = data.training_fingerprint
+    of_recipe = fingerprint if stage is None else stage.key(data, "train", model.learns, "recipe")
     identity = training_identity(config, fingerprint)
     trainer = _trainer(cli, model)
     run = Run.of(objects.run, f"{data.name}_{model.title.lower()}", identity)
@@ -205,13 +218,15 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
             run.create(
                 config | {"sampler": None},  # of an evaluation: a run must not depend on which of them came first
                 identity=identity,
-                recipe=recipe_identity(config, fingerprint),
+                recipe=recipe_identity(config, of_recipe),
                 training=training_config(config),
                 title=model.title,
                 flow=flow,
                 seed=config["seed_everything"],
                 data={"name": data.name, "fingerprint": fingerprint},
             )
+            if stage is not None:
+                stage.save(run.directory / FOLDER)
             tracking.announce(objects.wandb)
         if unfinished:
             try:
@@ -238,7 +253,7 @@ def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
     if not isinstance(model, FlowMatching):
         raise UserError(f"reflow: {type(model).__name__} cannot learn from pairs; use --model RectifiedFlow")
     assert settings.teacher is not None
-    run = _teacher(cli, settings.teacher)
+    run = _named_run(cli, "reflow.teacher", settings.teacher)
     teacher: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
     if not isinstance(teacher, Diffusion):
         raise UserError(
@@ -268,20 +283,41 @@ def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
     return number
 
 
-def _teacher(cli: ExperimentCLI, teacher: str) -> Run:
-    """The teacher's run, trained first if its experiment is named."""
-    path = Path(teacher)
+def _learn_encoded(cli: ExperimentCLI, objects: Namespace) -> None:
+    """Puts what the first stage makes of the training images in their place; the first stage is trained if needed.
+
+    Raises:
+        UserError: the first stage is not of this data, or not finished.
+    """
+    stage: FirstStage = objects.first_stage
+    assert stage.run is not None
+    stage.check(objects.data)
+    if Path(stage.run).is_dir():
+        stage.load(Path(stage.run))
+    else:
+        stage.load(_named_run(cli, "first_stage.run", stage.run, "data.num_val").directory)
+    stage.model.to(processes.device(cli.config.trainer))
+    objects.data.train_on_encoded(stage.encode(objects.data, objects.model.learns))
+
+
+def _named_run(cli: ExperimentCLI, key: str, name: str, *more: str) -> Run:
+    """A finished run that a key names. If it names an experiment, that is trained first.
+
+    It is trained on the same machine and with the same seed, and with the values of more keys of this configuration.
+    """
+    path = Path(name)
     if path.is_dir():
-        run = Run.open(path)
-        if not run.finished:
-            raise UserError(f"reflow.teacher: the training of {run.directory} is not finished; go on with lit-gen fit")
-        return run
+        return open_finished(path, key)
     if not path.is_file():
-        raise UserError(f"reflow.teacher: {teacher} is neither a run directory nor the file of an experiment")
+        raise UserError(f"{key}: {name} is neither a run directory nor the file of an experiment")
     config = cli.resolved()
     of_all = {"seed_everything": config["seed_everything"], "run.root": config["run"]["root"]}
     of_all |= {f"wandb.{key}": value for key, value in config["wandb"].items() if value is not None}
-    first = ExperimentCLI(["--config", teacher, *(f"--{key}={value}" for key, value in of_all.items())])
+    for other in (*(key for key in KEYS_OF_THE_MACHINE if key.startswith("trainer")), *more):
+        section, _, setting = other.partition(".")
+        value = config[section][setting]
+        of_all[other] = value if isinstance(value, (str, int)) else json.dumps(value)
+    first = ExperimentCLI(["--config", name, *(f"--{key}={value}" for key, value in of_all.items())])
     return _fit(first, first.objects())
 
 

@@ -1,7 +1,8 @@
 """What an experiment is made of: one typed parser, built on LightningCLI, for every verb that takes a configuration.
 
 The keys are the arguments of the classes: `model`, `data`, `trainer`, and the callbacks `budget`, `checkpoint`, `ema`,
-`grid`; `reflow` puts pairs that another run draws in the place of the training images. Beside them stand `sampler` and
+`grid`; `reflow` puts pairs that another run draws in the place of the training images, `first_stage` what another run
+makes of them. Beside them stand `sampler` and
 `evaluation`, which change no weight, and `run` and `wandb`, which only say where things are written.
 """
 
@@ -13,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
 from lit_gen.data import ImageDataModule, ImageSource
 from lit_gen.errors import UserError, class_names
 from lit_gen.evaluation import Evaluation
+from lit_gen.first_stage import FirstStage
 from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.metrics import FeatureNet
 from lit_gen.models.base import GenerativeModel
@@ -83,6 +86,7 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_class_arguments(Evaluation, "evaluation")
         parser.add_class_arguments(Reflow, "reflow")
+        parser.add_class_arguments(FirstStage, "first_stage")
         parser.add_class_arguments(RunSettings, "run")
         parser.add_class_arguments(WandbSettings, "wandb")
         parser.add_lightning_class_args(Budget, "budget")
@@ -90,7 +94,13 @@ class ExperimentCLI(LightningCLI):
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(SampleGrid, "grid")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+        parser.link_arguments(
+            ("data.image_shape", "first_stage"),
+            "model.init_args.image_shape",
+            compute_fn=lambda image_shape, first_stage: first_stage.shape(image_shape),
+            apply_on="instantiate",
+        )
+        parser.link_arguments("first_stage.num_codes", "model.init_args.num_codes", apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -103,6 +113,10 @@ class ExperimentCLI(LightningCLI):
                 self.config = parser.parse_args(words)
         except ArgumentError as error:
             raise UserError(_one_line(error)) from None
+        if self.config.first_stage.run is not None:  # a run keeps its first stage beside its configuration
+            for word in filter(_is_config, words):
+                beside = Path(word.partition("=")[2]).parent / self.config.first_stage.run
+                self.config.first_stage.run = str(beside) if beside.is_dir() else self.config.first_stage.run
 
     def _set_seed(self) -> None:
         """Deferred, as the objects are."""
@@ -115,11 +129,21 @@ class ExperimentCLI(LightningCLI):
 
         The global generators are seeded first, so that the initial weights are those of `seed_everything`.
         """
+        first_stage = self.config.first_stage.run
+        if first_stage is not None:
+            module, _, name = self.config.model.class_path.rpartition(".")
+            if getattr(import_module(module), name).learns == "images":
+                raise UserError(
+                    f"first_stage.run: {name} learns images and follows no first stage; leave it out, or use "
+                    "TokenPrior or a diffusion model"
+                )
         seed_everything(self.config.seed_everything, verbose=False)
         try:
             self.config_init = self.parser.instantiate(self.config)
         except (ArgumentError, ValueError) as error:
             raise UserError(_one_line(error)) from None
+        if first_stage is not None:
+            self.config_init.model.follow(self.config_init.first_stage)
         return self.config_init
 
     def resolved(self) -> dict[str, Any]:

@@ -216,6 +216,9 @@ class Evaluation:
                 noise = Noise(self.seed, range(first, min(first + self.batch_size, self.num_samples)), model.device)
                 begin = time.perf_counter()
                 images = as_stored(model.sample(noise, sampler=sampler), data.source)
+                if images.shape[1:] != data.image_shape:
+                    drawn = "x".join(map(str, images.shape[1:]))
+                    raise UserError(f"sampler.size: images of {drawn} are not those of {data.name}; leave it out")
                 if images.is_cuda:
                     torch.cuda.synchronize()
                 seconds += time.perf_counter() - begin
@@ -225,11 +228,11 @@ class Evaluation:
                     kept[first] = images[: self.num_kept - first].cpu()
                 if progress is not None:
                     progress.update(min(first + self.batch_size * world_size, self.num_samples))
-        metrics = scores.compute()
+        metrics = scores.compute() | self.further_scores(model, data, net)
         gathered = gather((kept, seconds, evaluations))
         images = torch.cat([tile for _, tile in sorted(pair for part, _, _ in gathered for pair in part.items())])
         seconds = max(part[1] for part in gathered)
-        metadata = run.metadata
+        metadata, stage = run.metadata, model.first_stage
         result = {
             "schema": 1,
             "run": {
@@ -239,7 +242,9 @@ class Evaluation:
                 "directory": run.directory.name,
             },
             "model": model.title,
-            "num_parameters": sum(parameter.numel() for parameter in model.generator.parameters()),
+            "num_parameters": sum(parameter.numel() for parameter in model.generator.parameters())
+            + (stage.num_parameters if stage is not None else 0),
+            "first_stage": None if stage is None else stage.describe(),
             "images_seen": model.images_seen,
             "training_seconds": metadata.get("training_seconds"),
             "training_seed": metadata["seed"],
@@ -264,6 +269,11 @@ class Evaluation:
         if world_size > 1:
             distributed.barrier()
         return result, path, True
+
+    def further_scores(self, model: GenerativeModel, data: ImageDataModule, net: FeatureNet) -> dict[str, float]:
+        """What the family has beside the scores of samples, in evaluation mode."""
+        with torch.inference_mode():
+            return model.eval().further_scores(data, net)
 
     def likelihood_protocol(self, model: GenerativeModel, data: ImageDataModule) -> dict[str, Any]:
         """Everything that two likelihoods must share to be compared, and the method.

@@ -1,5 +1,6 @@
 """Models out of run directories: the checkpoint, the weights that are asked for, and the weaker model of a guidance."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from lit_gen.callbacks.ema import load_weights
 from lit_gen.config import ExperimentCLI
 from lit_gen.diffusion.guidance import Guidance
 from lit_gen.errors import UserError
+from lit_gen.first_stage import FOLDER
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.runs import Run
@@ -28,8 +30,22 @@ def read_checkpoint(run: Run) -> dict[str, Any]:
     return checkpoint
 
 
+def open_finished(directory: Path, key: str) -> Run:
+    """A run whose training is done.
+
+    Raises:
+        UserError: there is no such run, or it is not; the key says what named it.
+    """
+    run = Run.open(directory)
+    if not run.finished:
+        raise UserError(f"{key}: the training of {run.directory} is not finished; go on with lit-gen fit")
+    return run
+
+
 def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
     """Loads a run's last checkpoint, or a power-function average, into a model, ready to be sampled.
+
+    With it comes the run's copy of the first stage, if there are two.
 
     Raises:
         UserError: the checkpoint is damaged, or was made by another network; or there is no such average.
@@ -48,6 +64,8 @@ def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeMode
             f"{run.checkpoint}: does not fit the model of {run.config} ({' '.join(str(error).split())[:200]}); "
             "restore the run's own config.yaml, or train again"
         ) from None
+    if model.first_stage is not None:
+        model.first_stage.load(run.directory / FOLDER)
     model.images_seen = images
     model.title = run.metadata.get("title", model.title)
     return model.eval()
@@ -73,5 +91,14 @@ def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device
             "same data with the same model.class_conditional"
         )
     load_model(run, weaker, "ema").to(device)
+    if _first_stage(weaker) != _first_stage(model):
+        raise UserError(
+            f"sampler.guidance.run: the latents of {run.directory} are not those of the model to be guided; name a run "
+            "with the same first stage"
+        )
     guidance.weaker = weaker.denoiser
     guidance.run = run.directory.resolve().name  # its name says what it is wherever it lies
+
+
+def _first_stage(model: GenerativeModel) -> str | None:
+    return None if model.first_stage is None else model.first_stage.metadata.get("identity")

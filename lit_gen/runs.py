@@ -7,6 +7,7 @@ ROOT/NAME-IDENTITY/
     metrics.csv      every logged number against images seen
     samples/         grids drawn during training
     wandb/           the files of W&B
+    first_stage/     of two stages: the first, with its own config.yaml and run.json
     evaluations/     one folder for each sampler setting and protocol, with result.json
 """
 

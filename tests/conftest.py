@@ -76,6 +76,49 @@ TINY = {
         "--model.network.depth=1",
         "--model.network.num_heads=2",
     ],
+    "VQGAN": [
+        "--model=VQGAN",
+        "--model.latent_dim=8",
+        "--model.network=ConvAutoencoder",
+        "--model.network.channels=8",
+        "--model.quantiser=VectorQuantiser",
+        "--model.quantiser.num_codes=32",
+        "--model.quantiser.ema=false",
+        "--model.discriminator=PatchDiscriminator",
+        "--model.discriminator.channels=8",
+        "--model.discriminator.num_halvings=1",
+        "--model.discriminator_start=64",
+        "--model.discriminator_warmup=64",
+    ],
+    "VQVAE": [
+        "--model=VQVAE",
+        "--model.latent_dim=8",
+        "--model.network=ConvAutoencoder",
+        "--model.network.channels=8",
+        "--model.quantiser=VectorQuantiser",
+        "--model.quantiser.num_codes=32",
+    ],
+    "GAN": [
+        "--model=GAN",
+        "--model.latent_dim=4",
+        "--model.discriminator_steps=2",
+        "--model.r1=0.1",
+        "--model.r1_every=3",
+        "--model.augment=AdaptiveAugment",
+        "--model.augment.images=1000",
+        "--model.class_conditional=true",
+        "--model.generator=DCGANGenerator",
+        "--model.generator.channels=8",
+        "--model.discriminator=DCGANDiscriminator",
+        "--model.discriminator.channels=8",
+    ],
+    "TokenPrior": [
+        "--model=TokenPrior",
+        "--model.network=TokenTransformer",
+        "--model.network.width=16",
+        "--model.network.depth=1",
+    ],
+    "LatentEDM": ["--model=EDM", *TINY_UNET],
     "WGAN": [
         "--model=WGAN",
         "--model.latent_dim=4",
@@ -99,11 +142,14 @@ DIGITS = [
 
 
 BINARY_DIGITS = ["--data.source=Binarised", "--data.source.source=Digits"]
+TINY_FIRST_STAGE = [f"--first_stage.run={ROOT / 'tests' / 'tiny_vqvae.yaml'}"]
 OTHER_DATA: dict[str, list[str]] = {
     "FVSBN": BINARY_DIGITS,
     "NADE": BINARY_DIGITS,
     "MADE": BINARY_DIGITS,
     "PointFlow": ["--data.source=TwoMoons", "--evaluation.feature_net=Points", "--evaluation.split=test"],
+    "TokenPrior": TINY_FIRST_STAGE,
+    "LatentEDM": TINY_FIRST_STAGE,
 }
 """What a family trains on where it is not digits as they are."""
 

@@ -80,6 +80,10 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
         run = commands.fit([f"--config={teacher}", *shrunk(teacher, root, data_root)])
         words += [f"--reflow.teacher={run.directory}", "--reflow.num_pairs=16", "--reflow.sampler=Euler"]
         words.append("--reflow.sampler.steps=1")
+    if "first_stage" in config:
+        first = ROOT / config["first_stage"]["run"]
+        run = commands.fit([f"--config={first}", *shrunk(first, root, data_root)])
+        words.append(f"--first_stage.run={run.directory}")
     return words
 
 

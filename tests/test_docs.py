@@ -69,7 +69,7 @@ def default_name(config: Path) -> str:
     """The first part of the name of the run that an experiment makes."""
     objects = ExperimentCLI(["--config", str(config)]).objects()
     flow = "2-" if objects.reflow.teacher is not None else ""
-    return f"runs/{objects.data.name}_{flow}{objects.model.title.lower()}".removeprefix("runs/")
+    return re.sub(r"[^\w.=-]+", "_", f"{objects.data.name}_{flow}{objects.model.title.lower()}")
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def training(model: str, root: Path, *more: str) -> list[str]:
 
 def contents(root: Path) -> dict[str, object]:
     """Everything in the last checkpoint that decides what comes next, flat."""
-    (path,) = root.glob("*/checkpoints/last.ckpt")
+    (path,) = root.rglob("checkpoints/last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
     keys = ("state_dict", "ema", "optimizer_states", "lr_schedulers", "images_seen", "batches_seen")
     flat: dict[str, object] = {}

@@ -45,14 +45,17 @@ class Monitor(Callback):
     ) -> None:
         if not trainer._logger_connector.should_update_logs:
             return
-        loss = pl_module.training_values.get("loss")
-        if isinstance(loss, Tensor):
+        clipping = "--trainer.gradient_clip_val" if pl_module.automatic_optimization else "--model.gradient_clip"
+        for name in ("loss", "generator_loss"):
+            loss = pl_module.training_values.get(name)
+            if not isinstance(loss, Tensor):
+                continue
             # over all processes: one that stopped alone would leave the others waiting
             value = trainer.strategy.reduce(loss.clone(), reduce_op="mean").item()
             if not math.isfinite(value):
                 raise UserError(
-                    f"the loss is {value} after {pl_module.images_seen} images; the last checkpoint is kept: lower "
-                    "the learning rate, set --trainer.gradient_clip_val, or use --trainer.precision 32-true"
+                    f"the {name.replace('_', ' ')} is {value} after {pl_module.images_seen} images; the last "
+                    f"checkpoint is kept: lower the learning rate, set {clipping}, or use --trainer.precision 32-true"
                 )
         now = time.perf_counter()
         pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lit_gen.data.batches import Batch, BatchDataset, BatchLoader, BatchSampler
+from lit_gen.data.encoded import Encoded
 from lit_gen.data.pairs import Pairs
 from lit_gen.data.sources import ImageSet, ImageSource
 from lit_gen.errors import UserError
@@ -55,7 +56,7 @@ class ImageDataModule(LightningDataModule):
         self.flip = flip
         self.num_val = num_val
         self.seed = seed
-        self._pairs: dict[str, Pairs] = {}
+        self._trained_on: dict[str, Pairs] | dict[str, Encoded] = {}
         self._parts: dict[str, ImageSet] = {}
         self._fingerprints: dict[str, str] = {}
 
@@ -119,12 +120,16 @@ class ImageDataModule(LightningDataModule):
                 f"data.num_val is {self.num_val}, but there are only {len(pairs.images)} pairs: draw more with "
                 "--reflow.num_pairs"
             )
-        self._pairs = {"train": pairs.slice(0, num_train), "val": pairs.slice(num_train, len(pairs.images))}
+        self._trained_on = {"train": pairs.slice(0, num_train), "val": pairs.slice(num_train, len(pairs.images))}
+
+    def train_on_encoded(self, encoded: dict[str, Encoded]) -> None:
+        """Trains and validates on what a first stage makes of the images; all splits stay as they are."""
+        self._trained_on = encoded
 
     @property
     def training_fingerprint(self) -> str:
-        """That of what is trained on: the training split, or the pairs in its place."""
-        return self._pairs["train"].fingerprint() if self._pairs else self.fingerprint("train")
+        """That of what is trained on: the training split, or what stands in its place."""
+        return self._trained_on["train"].fingerprint() if self._trained_on else self.fingerprint("train")
 
     def prepare_data(self) -> None:
         """Downloads, or builds caches; Lightning calls it on one process per node."""
@@ -156,12 +161,15 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test", training=False)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Converts the images: uint8 u -> float32 u / 127.5 - 1; points stay as they are. Pairs get their noise."""
-        if self._pairs and self.trainer is not None and not self.trainer.testing:
-            pairs = self._pairs["train" if self.trainer.training else "val"]
+        """Converts 8-bit images: u -> float32 u / 127.5 - 1; all else stays as it is. Pairs get their noise."""
+        if self._trained_on and self.trainer is not None and not self.trainer.testing:
+            pairs = self._trained_on["train" if self.trainer.training else "val"]
+        else:
+            pairs = None
+        if isinstance(pairs, Pairs):
             index = torch.from_numpy(pairs.index)[batch.index.cpu()].to(batch.images.device)
             batch = batch._replace(noise=Noise(pairs.seed, index).normal(self.image_shape))
-        if not self.source.quantised:
+        if batch.images.dtype != torch.uint8:
             return batch
         return batch._replace(images=batch.images.to(torch.float32).div_(127.5).sub_(1))
 
@@ -178,7 +186,7 @@ class ImageDataModule(LightningDataModule):
             num_ranks=num_ranks,
             position=self._position if training else None,
         )
-        redraw = self.source.redraw if training and not self._pairs else None
+        redraw = self.source.redraw if training and not self._trained_on else None
         dataset = BatchDataset(data, self.seed, self.flip and training, redraw)
         return BatchLoader(dataset, sampler, self.num_workers, pin_memory=self._on_cuda())
 
@@ -208,8 +216,8 @@ class ImageDataModule(LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _served(self, split: str) -> ImageSet:
-        """What batches of a split are made of: its images, or the pairs in their place."""
-        return self._pairs[split].image_set if split in self._pairs else self._load(split)
+        """What batches of a split are made of: its images, or what stands in their place."""
+        return self._trained_on[split].image_set if split in self._trained_on else self._load(split)
 
     def _load(self, split: str) -> ImageSet:
         part, start, stop = self._rows(split)

@@ -1,9 +1,11 @@
 """Scores of generated images: one quantisation, feature nets, and metrics."""
 
+from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
 from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception, Points
 from lit_gen.metrics.frechet import FrechetDistance, Moments, frechet_distance
 from lit_gen.metrics.inception_score import InceptionScore
 from lit_gen.metrics.quantise import as_stored, quantise
+from lit_gen.metrics.reconstruction import psnr, reconstruction_scores, ssim
 from lit_gen.metrics.reference import reference_moments
 from lit_gen.metrics.scores import ImageScores, PointScores, Scores
 from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein2
@@ -22,8 +24,13 @@ __all__ = [
     "Scores",
     "WassersteinDistance",
     "as_stored",
+    "density_and_coverage",
+    "duplicate_rate",
     "frechet_distance",
+    "psnr",
     "quantise",
+    "reconstruction_scores",
     "reference_moments",
+    "ssim",
     "wasserstein2",
 ]

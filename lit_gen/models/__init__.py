@@ -7,11 +7,13 @@ from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.edm import EDM
 from lit_gen.models.flow import NICE, Glow, RealNVP
 from lit_gen.models.flow_matching import FlowMatching, RectifiedFlow
-from lit_gen.models.gan import WGAN
+from lit_gen.models.gan import GAN, WGAN
 from lit_gen.models.pixelcnn import ImageTransformer, PixelCNN, PixelCNNPlusPlus
 from lit_gen.models.point_flow import PointFlow
 from lit_gen.models.score_sde import ScoreSDE
+from lit_gen.models.token_prior import TokenPrior
 from lit_gen.models.vae import VAE
+from lit_gen.models.vqgan import VQGAN, VQVAE
 
 __all__ = [
     "DDPM",
@@ -19,6 +21,7 @@ __all__ = [
     "EDM",
     "FVSBN",
     "FlowMatching",
+    "GAN",
     "GenerativeModel",
     "Glow",
     "ImageTransformer",
@@ -32,6 +35,9 @@ __all__ = [
     "RealNVP",
     "RectifiedFlow",
     "ScoreSDE",
+    "TokenPrior",
     "VAE",
+    "VQGAN",
+    "VQVAE",
     "WGAN",
 ]

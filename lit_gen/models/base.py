@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,7 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_gen.data import Batch, ImageDataModule
 from lit_gen.errors import UserError, class_names
 from lit_gen.methods import LikelihoodMethod, Sampler
+from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.noise import Noise
+
+if TYPE_CHECKING:
+    from lit_gen.first_stage import FirstStage
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -52,6 +56,12 @@ class GenerativeModel(LightningModule, ABC):
     dequantisation: Literal["uniform", "variational", "none"] = "none"
     """How 8-bit values become points of a density, which makes of it a lower bound; none for masses of the values."""
 
+    learns: ClassVar[Literal["images", "codes", "latents"]] = "images"
+    """What the family can be trained on: images alone, the codes of a first stage, or also its latents."""
+
+    first_stage: "FirstStage | None" = None
+    """What makes images of what the model draws; it is trained before, and no part of the model."""
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -86,10 +96,25 @@ class GenerativeModel(LightningModule, ABC):
 
     @abstractmethod
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
-        """Draws one image (C, H, W) for each index of `noise`, and sets `nfe`."""
+        """Draws one image (C, H, W) for each index of `noise`, or what a first stage decodes, and sets `nfe`."""
+
+    def follow(self, first_stage: "FirstStage") -> None:
+        """Makes the model the second of two stages; a likelihood of codes or latents is none of images."""
+        self.first_stage = first_stage
+        self.likelihood_kind = None  # type: ignore[misc]
+        self.title = f"{first_stage.title} + {self.title}"
 
     def diagnostics(self, noise: Noise) -> dict[str, float]:
         """Numbers that are logged beside each grid of samples, with the averaged weights; by default none."""
+        return {}
+
+    def further_scores(self, data: ImageDataModule, net: FeatureNet) -> dict[str, float]:
+        """Metrics of an evaluation beside those of the samples; by default none. Every process calls it.
+
+        Args:
+            data: The data.
+            net: Feature net of the evaluation, on the device of the model.
+        """
         return {}
 
     def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
@@ -201,6 +226,8 @@ class GenerativeModel(LightningModule, ABC):
             images = self.draw(noise, labels, sampler or self.default_sampler())
         finally:
             self.train(training)
+        if self.first_stage is not None:
+            images = self.first_stage.decode(images)
         return images.float()
 
     def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
@@ -219,7 +246,7 @@ class GenerativeModel(LightningModule, ABC):
         """
         family = type(self).__name__
         if self.likelihood_kind is None:
-            raise UserError(f"evaluation.likelihood: {family} has no likelihood; leave it at 0")
+            raise UserError(f"evaluation.likelihood: {self.title} has no likelihood; leave it at 0")
         if method is None or (self.likelihood_method_type and isinstance(method, self.likelihood_method_type)):
             return
         if self.likelihood_method_type is None:

@@ -68,6 +68,7 @@ class ImprovedDDPM(Diffusion):
     """
 
     learns_variance = True
+    learns = "images"  # the last term of the bound is of 8-bit values
 
     def __init__(
         self,

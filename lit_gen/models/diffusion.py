@@ -7,7 +7,7 @@ with. So any sampler draws from any of them.
 
 import copy
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.models.base import GenerativeModel, OptimizerFactory, step_seed
 from lit_gen.networks.unet import UNet
 from lit_gen.noise import Noise
+
+if TYPE_CHECKING:
+    from lit_gen.first_stage import FirstStage
 
 NetworkFactory = Callable[[tuple[int, int, int], int], nn.Module]
 
@@ -67,6 +70,7 @@ class Diffusion(GenerativeModel):
         augment: Train on transformed images as well, and tell the network how they were, so that it draws none such.
     """
 
+    learns: ClassVar[Literal["images", "codes", "latents"]] = "latents"
     sampler_type = DiffusionSampler
     learns_variance: ClassVar[bool] = False
     """Whether the network predicts the variance of an ancestral step beside the denoised image."""
@@ -109,6 +113,17 @@ class Diffusion(GenerativeModel):
     @property
     def generator(self) -> nn.Module:
         return self.network
+
+    def follow(self, first_stage: "FirstStage") -> None:
+        """As of every family; latents lie in no interval, so that none is clamped to when sampling.
+
+        Raises:
+            UserError: there is an augmentation, which transforms images.
+        """
+        if self.augment is not None:
+            raise UserError("model.augment: it transforms images, and not what is encoded of them; set it to null")
+        super().follow(first_stage)
+        self.denoiser.clip = None
 
     def configure_optimizers(self) -> Any:
         return self.warmup_schedule(self.optimizer(self.parameters()))

@@ -1,20 +1,43 @@
-"""Generative adversarial networks."""
+"""Generative adversarial networks: what all share of training two networks against each other, and two families."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from lit_gen.data import Batch
+from lit_gen.adversarial import (
+    LOSSES,
+    AdaptiveAugment,
+    Augmentation,
+    gradient_penalty,
+    r1_penalty,
+    wasserstein_of_gap,
+)
+from lit_gen.data import Batch, ImageDataModule
+from lit_gen.errors import UserError
 from lit_gen.methods import Sampler
+from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
-from lit_gen.networks.gan import Critic, Generator
+from lit_gen.networks.gan import (
+    Critic,
+    DCGANDiscriminator,
+    DCGANGenerator,
+    Generator,
+    has_batch_norm,
+    normalise_spectrally,
+    statistics_kept,
+)
 from lit_gen.noise import Noise
 
-GeneratorFactory = Callable[[tuple[int, int, int], int], nn.Module]
-CriticFactory = Callable[[tuple[int, int, int]], nn.Module]
+GeneratorFactory = Callable[[tuple[int, int, int], int, int], nn.Module]
+CriticFactory = Callable[[tuple[int, int, int], int], nn.Module]
+NUM_COMPARED = 256
+"""Generated and training images that diagnostics compare."""
 
 
 class AdversarialAdam(torch.optim.Adam):
@@ -32,47 +55,88 @@ class AdversarialAdam(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=betas)
 
 
-class WGAN(GenerativeModel):
-    """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028).
+class Truncation(Sampler):
+    """Latents of a truncated normal distribution: more typical images, and fewer kinds of them.
 
-    The critic maximises E D(x) - E D(G(z)) - lambda E (|grad D(x_hat)| - 1)^2 with x_hat uniform on the line between a
-    real and a generated image; the generator maximises E D(G(z)). Every batch is one critic step, and every
-    `critic_steps`-th batch is also a generator step. The critic's gap E D(x) - E D(G(z)) is logged: it estimates the
-    Wasserstein distance under the critic's class of functions.
+    Paper: Brock et al. 2018, https://arxiv.org/abs/1809.11096
+
+    Args:
+        threshold: Largest magnitude of a component of z.
+        method: resample, as in the paper: components beyond it are drawn again until they are within, which is the
+            normal distribution given |z| < threshold, drawn here by its inverse distribution function; or clip them.
+
+    Raises:
+        UserError: the threshold is not positive.
+    """
+
+    def __init__(self, threshold: float = 1.0, method: Literal["resample", "clip"] = "resample") -> None:
+        if not threshold > 0:
+            raise UserError(
+                f"sampler.threshold: {threshold} is not positive; leave the sampler out for the whole normal"
+            )
+        self.threshold = threshold
+        self.method = method
+
+    def latents(self, noise: Noise, dim: int) -> Tensor:
+        """z (N, dim), float32."""
+        if self.method == "clip":
+            return noise.normal((dim,)).clamp(-self.threshold, self.threshold)
+        u = noise.uniform((dim,), torch.float64)
+        below = torch.special.ndtr(torch.tensor(-self.threshold, dtype=torch.float64, device=u.device))
+        z = torch.special.ndtri(below + u * (1 - 2 * below))
+        return z.clamp(-self.threshold, self.threshold).float()
+
+
+class AdversarialModel(GenerativeModel):
+    """A generator and a critic, with an optimizer each, trained by turns.
+
+    Every batch is one step of the critic, on its real images and as many generated ones; every `critic_steps`-th batch
+    is then also a step of the generator. Each step changes one network: the other's parameters get no gradient, and
+    its running statistics and power iterations stay as they are. Learning rates may differ (two time scales: Heusel et
+    al. 2017, https://arxiv.org/abs/1706.08500).
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
         num_classes: Number of classes of the data; comes from the data.
+        class_conditional: Condition both networks on the class label.
         latent_dim: Dimension of z ~ N(0, I).
         critic_steps: Critic steps for each generator step.
-        penalty: lambda, the weight of the gradient penalty.
-        generator: Called with z (N, latent_dim), gives images in [-1, 1].
-        critic: Called with images, gives (N,) scores.
+        generator: Called with (image_shape, latent_dim, num_classes), gives the network (z, labels) -> images.
+        critic: Called with (image_shape, num_classes), gives the network (images, labels) -> scores (N,).
         optimizer: Optimizer of the generator's parameters.
         critic_optimizer: Optimizer of the critic's parameters.
+        gradient_clip: Largest norm of a network's gradient; null does not clip.
         compile: Compile the generator with torch.compile.
     """
+
+    sampler_type = Truncation
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        num_classes: int = 0,
-        latent_dim: int = 64,
-        critic_steps: int = 5,
-        penalty: float = 10.0,
-        generator: GeneratorFactory = Generator,
-        critic: CriticFactory = Critic,
-        optimizer: OptimizerFactory = AdversarialAdam,
-        critic_optimizer: OptimizerFactory = AdversarialAdam,
-        compile: bool = False,
+        num_classes: int,
+        class_conditional: bool,
+        latent_dim: int,
+        critic_steps: int,
+        generator: GeneratorFactory,
+        critic: CriticFactory,
+        optimizer: OptimizerFactory,
+        critic_optimizer: OptimizerFactory,
+        gradient_clip: float | None,
+        compile: bool,
     ) -> None:
-        super().__init__(image_shape, num_classes, compile=compile)
+        super().__init__(image_shape, num_classes, class_conditional, compile=compile)
+        for name, value in (("latent_dim", latent_dim), ("critic_steps", critic_steps)):
+            if value < 1:
+                raise UserError(f"model.{name}: {value} is too few; give at least 1")
+        if gradient_clip is not None and not gradient_clip > 0:
+            raise UserError(f"model.gradient_clip: {gradient_clip} is not positive; null does not clip")
         self.automatic_optimization = False
         self.latent_dim = latent_dim
         self.critic_steps = critic_steps
-        self.penalty = penalty
-        self.generating_network = generator(self.image_shape, latent_dim)
-        self.critic = critic(self.image_shape)
+        self.gradient_clip = gradient_clip
+        self.generating_network = generator(self.image_shape, latent_dim, self.num_classes)
+        self.critic = critic(self.image_shape, self.num_classes)
         self.optimizer = optimizer
         self.critic_optimizer = critic_optimizer
 
@@ -80,59 +144,323 @@ class WGAN(GenerativeModel):
     def generator(self) -> nn.Module:
         return self.generating_network
 
+    @abstractmethod
+    def critic_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
+        """What the critic minimises, and logs its parts; `fake` has no graph."""
+
+    @abstractmethod
+    def generator_loss(self, fake: Tensor, labels: Tensor | None) -> Tensor:
+        """What the generator minimises."""
+
+    def constrain(self) -> None:
+        """Brings the critic back into its class of functions after a step; by default nothing."""
+
     def configure_optimizers(self) -> Any:
         return [
             self.optimizer(self.generating_network.parameters()),
             self.critic_optimizer(self.critic.parameters()),
         ]
 
+    def on_fit_start(self) -> None:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise UserError("trainer.precision: 16-mixed cannot scale the losses of two networks; use bf16-mixed")
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, critic_optimizer = cast(list[Optimizer], self.optimizers())
-        real = batch.images
-        z = torch.randn(len(real), self.latent_dim, device=real.device)
-        with torch.no_grad():
-            fake = self.generating_network(z)
-        gap = self.critic(real).mean() - self.critic(fake).mean()
-        penalty = gradient_penalty(self.critic, real, fake)
-        critic_loss = self.penalty * penalty - gap
-        self.descend(critic_optimizer, critic_loss, self.critic.parameters())
-        self.log_training(loss=critic_loss.detach(), critic_gap=gap.detach(), gradient_penalty=penalty.detach())
+        real, labels = batch.images, self.conditioning(batch)
+        with statistics_kept(self.generating_network), torch.no_grad():
+            fake = self.generate(len(real), labels)
+        # within `cached` a normalised weight is computed once: one step of power iteration for each step of training
+        with parametrize.cached():
+            critic_loss = self.critic_loss(real, fake, labels)
+            gradients = self.gradients(critic_loss, self.critic)
+        self.descend(critic_optimizer, self.critic, gradients)
+        self.constrain()
+        self.log_training(loss=critic_loss.detach())
         if self._batches_seen % self.critic_steps == 0:
-            z = torch.randn(len(real), self.latent_dim, device=real.device)
-            loss = -self.critic(self.generating_network(z)).mean()
-            self.descend(generator_optimizer, loss, self.generating_network.parameters())
+            with statistics_kept(self.critic), parametrize.cached():
+                loss = self.generator_loss(self.generate(len(real), labels), labels)
+                gradients = self.gradients(loss, self.generating_network)
+            self.descend(generator_optimizer, self.generating_network, gradients)
             self.log_training(generator_loss=loss.detach())
+        self.share_statistics()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        z = Noise(0, batch.index).normal((self.latent_dim,)).to(self.device)
-        gap = self.critic(batch.images).mean() - self.critic(self.generating_network(z)).mean()
-        self.log_validation(batch, critic_gap=gap)
+    def generate(self, num: int, labels: Tensor | None) -> Tensor:
+        """Images for training, from the global generator."""
+        z = torch.randn(num, self.latent_dim, device=self.device)
+        images: Tensor = self.generating_network(z, labels)
+        return images
 
-    def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
-        z = noise.normal((self.latent_dim,)).to(self.device)
-        self.nfe = 1.0
-        return self.generating_network(z)
+    def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """The critic's scores (N,), float32: losses and their means are computed outside of half precision."""
+        return self.critic(images, labels).float()
 
-    def descend(self, optimizer: Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-        """One optimizer step on these parameters alone; gradients are averaged over processes.
+    def gradients(self, loss: Tensor, network: nn.Module) -> tuple[Tensor, ...]:
+        """Gradients of the parameters of one network, averaged over processes.
 
-        Gradients are asked for by name, not accumulated by a backward pass, so the other network gets none.
+        They are asked for by name, not accumulated by a backward pass, so the other network gets none, and no
+        process waits for another's parameters.
         """
-        parameters = list(parameters)
-        gradients = torch.autograd.grad(loss, parameters)
-        if self.trainer.world_size > 1:
-            gradients = tuple(self.trainer.strategy.reduce(g, reduce_op="mean") for g in gradients)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        # under autocast, weights in half precision are kept from one pass to the next, though they have moved
+        torch.clear_autocast_cache()
+        if self.trainer.world_size == 1:
+            return gradients
+        flat = self.trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
+        parts = flat.split([g.numel() for g in gradients])
+        return tuple(part.view_as(g) for part, g in zip(parts, gradients, strict=True))
+
+    def descend(self, optimizer: Optimizer, network: nn.Module, gradients: Iterable[Tensor]) -> None:
+        """One step of an optimizer on one network."""
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips, after callbacks have logged the norm."""
+        if self.gradient_clip is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
 
-def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """E (|grad D(x_hat)|_2 - 1)^2 with x_hat = u x + (1 - u) G(z), u uniform for each image; a scalar.
+    @torch.no_grad()
+    def share_statistics(self) -> None:
+        """Averages running means and variances over processes, so that all draw the same images."""
+        if self.trainer.world_size == 1:
+            return
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        for statistic in (s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None):
+            statistic.copy_(self.trainer.strategy.reduce(statistic.clone(), reduce_op="mean"))
 
-    The norm is over all pixels and channels of an image.
+    def validation_fakes(self, batch: Batch, labels: Tensor | None) -> Tensor:
+        """As many generated images as the batch has real ones, the same at each validation."""
+        z = Noise(0, batch.index).normal((self.latent_dim,)).to(self.device)
+        images: Tensor = self.generating_network(z, labels)
+        return images
+
+    def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
+        if isinstance(sampler, Truncation):
+            z = sampler.latents(noise, self.latent_dim)
+        else:
+            z = noise.normal((self.latent_dim,))
+        self.nfe = 1.0
+        images: Tensor = self.generating_network(z.to(self.device), labels)
+        return images
+
+    def diagnostics(self, noise: Noise) -> dict[str, float]:
+        """Whether the generator has collapsed: duplicates, density and coverage of 256 samples, by pixels."""
+        data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        real = data.examples("train", NUM_COMPARED).images.flatten(1)
+        fake = self.sample(Noise(noise.seed, range(len(real)), self.device)).flatten(1).cpu()
+        density, coverage = density_and_coverage(real, fake)
+        return {"duplicate_rate": duplicate_rate(real, fake), "density": density, "coverage": coverage}
+
+
+class GAN(AdversarialModel):
+    """Generative adversarial network (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661).
+
+    The discriminator learns to tell real from generated images, the generator to be taken for real; `loss` says by
+    which functions of the discriminator's scores (see `lit_gen.adversarial`). R1, r1 / 2 E |grad D(x)|^2, is added to
+    the discriminator's loss at every `r1_every`-th step with `r1_every` times the weight. An augmentation transforms
+    all images that the discriminator sees, in the steps of both networks.
+
+    Logged are the mean scores of real and generated images and the share of each that the discriminator is right about:
+    both near 1 where it has won, near 1/2 where it has lost.
+
+    Args:
+        image_shape: (C, H, W) of one image; comes from the data.
+        num_classes: Number of classes of the data; comes from the data.
+        class_conditional: Condition the generator by scale and shift and the discriminator by projection.
+        latent_dim: Dimension of z ~ N(0, I).
+        loss: minimax, non_saturating, hinge, least_squares or wasserstein.
+        r1: gamma, the weight of R1; 0 for none.
+        r1_every: Discriminator steps from one R1 to the next.
+        discriminator_steps: Discriminator steps for each generator step.
+        augment: What the discriminator sees instead of the images; null: the images.
+        generator: Called with z (N, latent_dim) and labels, gives images in [-1, 1].
+        discriminator: Called with images and labels, gives (N,) scores.
+        optimizer: Optimizer of the generator's parameters.
+        discriminator_optimizer: Optimizer of the discriminator's parameters.
+        gradient_clip: Largest norm of a network's gradient; null does not clip.
+        compile: Compile the generator with torch.compile.
     """
-    u = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
-    between = (u * real + (1 - u) * fake).requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        class_conditional: bool = False,
+        latent_dim: int = 64,
+        loss: Literal["minimax", "non_saturating", "hinge", "least_squares", "wasserstein"] = "non_saturating",
+        r1: float = 0.0,
+        r1_every: int = 16,
+        discriminator_steps: int = 1,
+        augment: Augmentation | None = None,
+        generator: GeneratorFactory = DCGANGenerator,
+        discriminator: CriticFactory = DCGANDiscriminator,
+        optimizer: OptimizerFactory = AdversarialAdam,
+        discriminator_optimizer: OptimizerFactory = AdversarialAdam,
+        gradient_clip: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            image_shape,
+            num_classes,
+            class_conditional,
+            latent_dim,
+            discriminator_steps,
+            generator,
+            discriminator,
+            optimizer,
+            discriminator_optimizer,
+            gradient_clip,
+            compile,
+        )
+        if r1 < 0 or r1_every < 1:
+            raise UserError(f"model.r1: the weight ({r1}) must be at least 0 and r1_every ({r1_every}) at least 1")
+        self.loss = loss
+        self.r1 = r1
+        self.r1_every = r1_every
+        self.augment = augment
+        self.title = {"hinge": "Hinge-GAN", "least_squares": "LS-GAN", "minimax": "Minimax-GAN"}.get(loss, "GAN")
+
+    def critic_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
+        regularised = self.r1 > 0 and self._batches_seen % self.r1_every == 0
+        real = real.detach().requires_grad_(regularised)
+        of_real, of_fake = self.scores(self.seen(real), labels), self.scores(self.seen(fake), labels)
+        loss = LOSSES[self.loss][0](of_real, of_fake)
+        if regularised:
+            penalty = r1_penalty(of_real, real, self.r1)
+            loss = loss + self.r1_every * penalty
+            self.log_training(r1_penalty=penalty.detach())
+        if self.augment is not None:
+            self.augment.observe(of_real.detach(), lambda counts: self.trainer.strategy.reduce(counts, reduce_op="sum"))
+            if isinstance(self.augment, AdaptiveAugment):
+                self.log_training(augment_p=self.augment.p)
+        threshold = 0.5 if self.loss == "least_squares" else 0.0
+        self.log_training(
+            real_score=of_real.detach().mean(),
+            fake_score=of_fake.detach().mean(),
+            real_accuracy=(of_real.detach() > threshold).float().mean(),
+            fake_accuracy=(of_fake.detach() < threshold).float().mean(),
+        )
+        return loss
+
+    def generator_loss(self, fake: Tensor, labels: Tensor | None) -> Tensor:
+        return LOSSES[self.loss][1](self.scores(self.seen(fake), labels))
+
+    def seen(self, images: Tensor) -> Tensor:
+        """What the discriminator sees of images."""
+        return images if self.augment is None else self.augment(images)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        labels = self.conditioning(batch)
+        of_real, of_fake = (self.scores(x, labels) for x in (batch.images, self.validation_fakes(batch, labels)))
+        self.log_validation(batch, loss=LOSSES[self.loss][0](of_real, of_fake), real_score=of_real.mean())
+
+
+class WGAN(AdversarialModel):
+    """Wasserstein GAN (Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875).
+
+    The critic maximises the gap E D(x) - E D(G(z)), which over all 1-Lipschitz functions D has the Wasserstein distance
+    as its maximum; the generator maximises E D(G(z)). What keeps D from growing steep is the `constraint`:
+
+    - penalty: - lambda E (|grad D(x_hat)| - 1)^2, x_hat uniform on the line between a real and a generated image
+      (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028);
+    - clipping, the original: all parameters of the critic are clamped to [-clip, clip] after each step, so that D is
+      K-Lipschitz for a K that nobody knows, and the gap an estimate of K times the distance;
+    - spectral: each weight matrix is divided by its largest singular value (Miyato et al. 2018,
+      https://arxiv.org/abs/1802.05957), which bounds the slope of each layer but for how a kernel overlaps itself.
+
+    The critic's estimate of the distance is logged as `wasserstein`, under its class of functions: of the gap under a
+    penalty, the solution W of gap = W + W^2 / (2 lambda); else the gap itself.
+
+    Args:
+        image_shape: (C, H, W) of one image; comes from the data.
+        num_classes: Number of classes of the data; comes from the data.
+        class_conditional: Condition both networks on the class label.
+        latent_dim: Dimension of z ~ N(0, I).
+        critic_steps: Critic steps for each generator step.
+        constraint: penalty, clipping or spectral.
+        penalty: lambda, the weight of the gradient penalty.
+        clip: Largest magnitude of a clipped parameter.
+        generator: Called with z (N, latent_dim) and labels, gives images in [-1, 1].
+        critic: Called with images and labels, gives (N,) scores.
+        optimizer: Optimizer of the generator's parameters.
+        critic_optimizer: Optimizer of the critic's parameters.
+        gradient_clip: Largest norm of a network's gradient; null does not clip.
+        compile: Compile the generator with torch.compile.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        class_conditional: bool = False,
+        latent_dim: int = 64,
+        critic_steps: int = 5,
+        constraint: Literal["penalty", "clipping", "spectral"] = "penalty",
+        penalty: float = 10.0,
+        clip: float = 0.01,
+        generator: GeneratorFactory = Generator,
+        critic: CriticFactory = Critic,
+        optimizer: OptimizerFactory = AdversarialAdam,
+        critic_optimizer: OptimizerFactory = AdversarialAdam,
+        gradient_clip: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            image_shape,
+            num_classes,
+            class_conditional,
+            latent_dim,
+            critic_steps,
+            generator,
+            critic,
+            optimizer,
+            critic_optimizer,
+            gradient_clip,
+            compile,
+        )
+        if not penalty > 0 or not clip > 0:
+            raise UserError(f"model.penalty: penalty ({penalty}) and clip ({clip}) must be positive")
+        if constraint == "penalty" and has_batch_norm(self.critic):
+            raise UserError(
+                "model.critic: a gradient penalty is of single images, which batch normalisation mixes; use a critic "
+                "without, or another model.constraint"
+            )
+        self.constraint = constraint
+        self.penalty = penalty
+        self.clip = clip
+        self.title = {"clipping": "Clipping-WGAN", "spectral": "Spectral-WGAN"}.get(constraint, "WGAN")
+        if constraint == "spectral":
+            normalise_spectrally(self.critic)
+        self.constrain()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        if self.constraint == "clipping":
+            torch._foreach_clamp_min_(list(self.critic.parameters()), -self.clip)
+            torch._foreach_clamp_max_(list(self.critic.parameters()), self.clip)
+
+    def gap(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
+        """E D(x) - E D(G(z))."""
+        return self.scores(real, labels).mean() - self.scores(fake, labels).mean()
+
+    def critic_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
+        gap = self.gap(real, fake, labels)
+        distance = gap.detach()
+        self.log_training(critic_gap=distance)
+        if self.constraint != "penalty":
+            self.log_training(wasserstein=distance)
+            return -gap
+        penalty = gradient_penalty(self.critic, real, fake, labels)
+        self.log_training(gradient_penalty=penalty.detach(), wasserstein=wasserstein_of_gap(distance, self.penalty))
+        return self.penalty * penalty - gap
+
+    def generator_loss(self, fake: Tensor, labels: Tensor | None) -> Tensor:
+        return -self.scores(fake, labels).mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        labels = self.conditioning(batch)
+        gap = self.gap(batch.images, self.validation_fakes(batch, labels), labels)
+        self.log_validation(batch, critic_gap=gap)

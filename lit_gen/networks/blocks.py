@@ -115,7 +115,7 @@ class Contraction(nn.Module):
             layers += [ResBlock(before if i == 0 else width, width, norm) for i in range(num_blocks)]
         layers += [group_norm(widths[-1]) if norm else nn.Identity(), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers)
-        _initialise(self.layers)
+        initialise(self.layers)
         self.out = nn.Linear(widths[-1] * math.prod(sizes[-1]), features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class Expansion(nn.Module):
                 layers.append(nn.Upsample(scale_factor=2))
         layers += [group_norm(before), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers)
-        _initialise(self.layers)
+        initialise(self.layers)
         self.out = nn.Conv2d(before, image_shape[0], 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def _levels(
     return sizes, [min(channels * 2**level, max_channels) for level in range(len(sizes))]
 
 
-def _initialise(layers: nn.Module) -> None:
+def initialise(layers: nn.Module) -> None:
     """He initialisation of all convolutions, zero biases."""
     for module in layers.modules():
         if isinstance(module, nn.Conv2d):

@@ -21,7 +21,10 @@ from lit_gen.report.results import Result, select
 LIKELIHOODS = ("bits_per_dim", "nll_nats")
 """Metrics that come from the likelihood, and have a protocol of their own."""
 
-_HIGHER_IS_BETTER = {"inception_score", "precision", "recall", "density", "coverage"}
+_HIGHER_IS_BETTER = {
+    *("inception_score", "precision", "recall", "density", "coverage"),
+    *("psnr", "ssim", "codebook_usage", "codebook_perplexity"),
+}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lit_gen import commands
-from lit_gen.models.gan import gradient_penalty
+from lit_gen.adversarial import gradient_penalty
 from tests.conftest import arguments
 
 

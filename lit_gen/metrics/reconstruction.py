@@ -1,0 +1,74 @@
+"""How near reconstructions are to their images: PSNR, SSIM, and the distance between the features of both."""
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from lit_gen.data import ImageDataModule
+from lit_gen.metrics.feature_nets import FeatureNet
+from lit_gen.metrics.frechet import Moments, frechet_distance
+from lit_gen.metrics.quantise import quantise
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio 10 log10(2^2 / mean((x - y)^2)) of images in [-1, 1]: (N, C, H, W) twice to (N,) dB.
+
+    What leaves that range is clamped. No error counts as one grey level in one pixel, which keeps means finite.
+    """
+    error = (images.clamp(-1, 1) - others.clamp(-1, 1)).square().flatten(1)
+    return 10 * torch.log10(4 / error.mean(1).clamp(min=(2 / 255) ** 2 / error.shape[1]))
+
+
+def ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of images in [-1, 1]: (N, C, H, W) twice to (N,), 1 for equal images.
+
+    The window is a Gaussian of standard deviation 1.5 pixels (11x11), or 0.5 (5x5) for images smaller than 16x16.
+    """
+    sigma = 1.5 if min(images.shape[2:]) >= 16 else 0.5
+    # its comparison of means is of brightness, which is not negative
+    one, other = ((x.float().clamp(-1, 1) + 1) / 2 for x in (images, others))
+    value = structural_similarity_index_measure(one, other, sigma=sigma, data_range=1.0, reduction="none")
+    return cast(Tensor, value)
+
+
+@torch.inference_mode()
+def reconstruction_scores(
+    reconstruct: Callable[[Tensor], Tensor],
+    data: ImageDataModule,
+    net: FeatureNet,
+    device: torch.device,
+    batch_size: int = 256,
+) -> dict[str, float]:
+    """Scores of the reconstructions of all test images.
+
+    Every process computes the same; nothing in it is collective.
+
+    Args:
+        reconstruct: Images (N, C, H, W) in [-1, 1] to images.
+        data: The data.
+        net: Feature net, on the device.
+        device: Where to compute.
+        batch_size: Images at once.
+
+    Returns:
+        `psnr`, `ssim`, and the Frechet distance between the features of the reconstructions and those of the images:
+        `rfid` for Inception, `rfd_digits` for the digits net.
+    """
+    images = data.images("test")
+    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "features": [], "reconstructed": []}
+    for first in range(0, len(images), batch_size):
+        stored = torch.from_numpy(np.array(images[first : first + batch_size])).to(device)
+        batch = stored.float() / 127.5 - 1
+        reconstructions = reconstruct(batch).float()
+        values["psnr"].append(psnr(reconstructions, batch))
+        values["ssim"].append(ssim(reconstructions, batch).reshape(-1))
+        values["features"].append(net(stored)[0])
+        values["reconstructed"].append(net(quantise(reconstructions))[0])
+    parts = {name: torch.cat(parts).double().cpu() for name, parts in values.items()}
+    distance = frechet_distance(Moments.of(parts["reconstructed"]), Moments.of(parts["features"]))
+    means = {name: float(parts[name].mean()) for name in ("psnr", "ssim")}
+    return {f"r{net.distance_name}": distance} | means

@@ -1,0 +1,341 @@
+"""Stage one of two-stage models: images as a small grid of codes (van den Oord et al. 2017; Esser et al. 2021)."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_gen.data import Batch, ImageDataModule
+from lit_gen.errors import UserError
+from lit_gen.methods import Sampler
+from lit_gen.metrics import FeatureNet, psnr, reconstruction_scores, ssim
+from lit_gen.metrics.perceptual import PerceptualKind, perceptual_loss
+from lit_gen.models.base import GenerativeModel, OptimizerFactory
+from lit_gen.networks.quantisers import Quantised, Quantiser, VectorQuantiser, perplexity, usage
+from lit_gen.networks.vqgan import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
+from lit_gen.noise import Noise
+
+NetworkFactory = Callable[[tuple[int, int, int], int], ConvAutoencoder]
+QuantiserFactory = Callable[[int], Quantiser]
+DiscriminatorFactory = Callable[[tuple[int, int, int]], nn.Module]
+
+
+class VQVAE(GenerativeModel):
+    """Vector-quantised autoencoder (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937).
+
+    Training minimises |x - decoder(z_q)|^2, averaged over pixels, + the loss of the quantiser, z_q being the codes of
+    encoder(x). It learns no distribution of codes: images are drawn with every code from its frequencies at its place,
+    independently of all others, which is a distribution, but a poor one. A second stage learns a better one, with
+    `encode`, `decode`, `num_codes`, or of continuous latents with `latents`, `decode_latents`, `latent_shape`.
+
+    Args:
+        image_shape: (C, H, W) of one image; comes from the data.
+        num_classes: Number of classes of the data; comes from the data.
+        latent_dim: Width of the latents, between encoder, quantiser and decoder.
+        network: Encoder and decoder.
+        quantiser: Called with the width of the latents.
+        optimizer: Optimizer of all parameters.
+        warmup: Images over which the learning rate rises linearly from zero.
+        compile: Compile the autoencoder with torch.compile.
+    """
+
+    pictures = ("reconstructions",)
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        latent_dim: int = 64,
+        network: NetworkFactory = ConvAutoencoder,
+        quantiser: QuantiserFactory = VectorQuantiser,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
+        warmup: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(image_shape, num_classes, warmup=warmup, compile=compile)
+        self.autoencoder = QuantisedAutoencoder(network(self.image_shape, latent_dim), quantiser(latent_dim))
+        self.optimizer = optimizer
+        self._validated: Tensor | None = None
+
+    @property
+    def generator(self) -> nn.Module:
+        return self.autoencoder
+
+    # --- what a second stage needs ---
+
+    @property
+    def num_codes(self) -> int:
+        """K."""
+        return self.autoencoder.quantiser.num_codes
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(code_dim, h, w): what the quantiser compares with its codes, and how they are laid out."""
+        return (self.autoencoder.quantiser.code_dim, *self.autoencoder.network.size)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The indices (N, h, w) of the codes of images (N, C, H, W), int64."""
+        return self.autoencoder.encode(images)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The images of indices (N, h, w)."""
+        return self.autoencoder.decode(indices)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """What the encoder gives of images before it is quantised, (N, *latent_shape)."""
+        return self.autoencoder.latents(images)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """The images of latents (N, *latent_shape), which are quantised first."""
+        return self.autoencoder.decode_latents(latents)
+
+    # --- training ---
+
+    @torch.no_grad()
+    def initialise(self, images: Tensor) -> None:
+        """k-means of what the fresh encoder gives, from as many images as have 16 vectors for each code."""
+        _, height, width = self.latent_shape
+        num = min(len(images), -(-16 * self.num_codes // (height * width)))
+        chosen = images[torch.arange(num) * len(images) // num]
+        z = torch.cat([self.autoencoder.network.encoder(part) for part in chosen.split(64)])
+        self.autoencoder.quantiser.start(z)
+
+    def configure_optimizers(self) -> Any:
+        return self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        images = batch.images
+        reconstructions, quantised = self.autoencoder(images)
+        error = functional.mse_loss(reconstructions, images)
+        loss = error + quantised.loss
+        self.log_codes(reconstructions, images, quantised)
+        self.log_training(loss=loss.detach())
+        return loss
+
+    def log_codes(self, reconstructions: Tensor, images: Tensor, quantised: Quantised) -> None:
+        """Logs the terms of a training step that all of these families have."""
+        error = functional.mse_loss(reconstructions.detach(), images)
+        values = quantised.stats | {"quantiser_loss": quantised.loss.detach(), "reconstruction_error": error}
+        self.log_training(psnr=10 * torch.log10(4 / error), **values)
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = torch.zeros(self.num_codes, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        indices = self.encode(batch.images)
+        reconstructions = self.decode(indices)
+        if not batch.stand_in and self._validated is not None:
+            self._validated += torch.bincount(indices.flatten(), minlength=self.num_codes)
+        self.log_validation(
+            batch,
+            reconstruction_error=functional.mse_loss(reconstructions, batch.images),
+            psnr=psnr(reconstructions, batch.images).mean(),
+            ssim=ssim(reconstructions, batch.images).mean(),
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs how the validation images together use the codebook."""
+        assert self._validated is not None
+        counts = self.trainer.strategy.reduce(self._validated, reduce_op="sum")
+        share = counts / counts.sum()
+        values = {"val/codebook_usage": usage(share), "val/codebook_perplexity": perplexity(share)}
+        self.log_dict(values, sync_dist=True)
+        self.log("step", float(self.images_seen))
+
+    # --- drawing and looking ---
+
+    def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
+        uniform = noise.uniform(self.autoencoder.network.size, torch.float64).to(self.device)
+        self.nfe = 1.0
+        return self.decode(self.autoencoder.place(uniform))
+
+    def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """Images above their reconstructions."""
+        return torch.stack([images, self.decode(self.encode(images)).clamp(-1, 1)])
+
+    def diagnostics(self, noise: Noise) -> dict[str, float]:
+        """How the latest training images used the codebook."""
+        share = self.autoencoder.overall()
+        used = (share > 0.01 / self.num_codes).float().mean()  # a share that is averaged never falls to 0
+        return {"codebook_usage": float(used), "codebook_perplexity": float(perplexity(share))}
+
+    def further_scores(self, data: ImageDataModule, net: FeatureNet) -> dict[str, float]:
+        """How well test images are reconstructed, and how they use the codebook."""
+        counts = torch.zeros(self.num_codes, device=self.device)
+
+        def reconstruct(images: Tensor) -> Tensor:
+            indices = self.encode(images)
+            counts.add_(torch.bincount(indices.flatten(), minlength=self.num_codes))
+            return self.decode(indices)
+
+        scores = reconstruction_scores(reconstruct, data, net, self.device)
+        share = counts / counts.sum()
+        return scores | {"codebook_usage": float(usage(share)), "codebook_perplexity": float(perplexity(share))}
+
+
+class LessMomentumAdam(torch.optim.Adam):
+    """Adam with beta_1 = 0.5 and beta_2 = 0.9, the setting of VQGAN.
+
+    Args:
+        params: Parameters to optimise.
+        lr: Learning rate.
+        betas: Decay rates of the averages of gradient and squared gradient.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float = 5e-4, betas: tuple[float, float] = (0.5, 0.9)
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas)
+
+
+class VQGAN(VQVAE):
+    """VQVAE that also learns from a discriminator of patches (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
+
+    nll    = |x - x_hat| + perceptual_weight d(x, x_hat)                                 averaged over pixels
+    loss   = nll + loss of the quantiser + discriminator_weight lambda g,    g = -E D(x_hat)
+    lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight, the gradients being those of the decoder's last layer
+    loss of D = (E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2
+
+    Every batch is a step of the autoencoder, and once the discriminator has started, also one of the discriminator. The
+    name of the run's model says which perceptual distance d it was trained with.
+
+    Args:
+        image_shape: (C, H, W) of one image; comes from the data.
+        num_classes: Number of classes of the data; comes from the data.
+        latent_dim: Width of the latents, between encoder, quantiser and decoder.
+        network: Encoder and decoder.
+        quantiser: Called with the width of the latents.
+        perceptual: lpips; features, those of a classifier of the data; none; or auto: the first of these there is.
+        perceptual_weight: Weight of the perceptual distance.
+        discriminator: Called with images, gives the logits (N, h, w) of their patches.
+        discriminator_weight: Weight of the discriminator's verdict.
+        max_weight: Limit of lambda. Where the discriminator cannot tell images from reconstructions, its gradient is
+            next to none, and a large lambda would make much of it.
+        discriminator_start: Images after which the discriminator begins to learn.
+        discriminator_warmup: Images for which it learns before the autoencoder heeds it.
+        optimizer: Optimizer of the autoencoder's parameters.
+        discriminator_optimizer: Optimizer of the discriminator's parameters.
+        warmup: Images over which the autoencoder's learning rate rises linearly from zero.
+        compile: Compile the autoencoder with torch.compile.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        latent_dim: int = 64,
+        network: NetworkFactory = ConvAutoencoder,
+        quantiser: QuantiserFactory = VectorQuantiser,
+        perceptual: PerceptualKind = "auto",
+        perceptual_weight: float = 1.0,
+        discriminator: DiscriminatorFactory = PatchDiscriminator,
+        discriminator_weight: float = 0.8,
+        max_weight: float = 1e4,
+        discriminator_start: int = 100_000,
+        discriminator_warmup: int = 10_000,
+        optimizer: OptimizerFactory = LessMomentumAdam,
+        discriminator_optimizer: OptimizerFactory = LessMomentumAdam,
+        warmup: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(image_shape, num_classes, latent_dim, network, quantiser, optimizer, warmup, compile)
+        for key, value in {"start": discriminator_start, "warmup": discriminator_warmup}.items():
+            if value < 0:
+                raise UserError(f"model.discriminator_{key}: {value} is not a number of images; 0 is none")
+        self.automatic_optimization = False
+        self.perceptual_weight = perceptual_weight
+        self.discriminator = discriminator(self.image_shape)
+        self.discriminator_weight = discriminator_weight
+        self.max_weight = max_weight
+        self.discriminator_start = discriminator_start
+        self.discriminator_warmup = discriminator_warmup
+        self.discriminator_optimizer = discriminator_optimizer
+        # in a list, so that it is no part of the model
+        self._perceptual = [loss] if (loss := perceptual_loss(perceptual, self.image_shape)) is not None else []
+        self.title += "".join(f", {loss.name}" for loss in self._perceptual)
+
+    def configure_optimizers(self) -> Any:
+        schedule = self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))
+        return [schedule, {"optimizer": self.discriminator_optimizer(self.discriminator.parameters())}]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizer, discriminator_optimizer = cast(list[Optimizer], self.optimizers())
+        images = batch.images
+        reconstructions, quantised = self.autoencoder(images)
+        nll = self.nll(reconstructions, images)
+        loss = nll + quantised.loss
+        judged = self.images_seen > self.discriminator_start
+        if judged and self.images_seen > self.discriminator_start + self.discriminator_warmup:
+            g = -self.discriminator(reconstructions).mean()
+            weight = adaptive_weight(nll, g, self.autoencoder.network.last_layer.weight, self.max_weight)
+            loss = loss + self.discriminator_weight * weight * g
+            self.log_training(generator_loss=g.detach(), adaptive_weight=weight)
+        self.descend(optimizer, loss, self.autoencoder.parameters())
+        cast(LRScheduler, self.lr_schedulers()).step()
+        self.log_codes(reconstructions, images, quantised)
+        self.log_training(loss=loss.detach(), nll=nll.detach())
+        if judged:
+            real, fake = self.discriminator(images), self.discriminator(reconstructions.detach())
+            discriminator_loss = hinge(real, fake)
+            self.descend(discriminator_optimizer, discriminator_loss, self.discriminator.parameters())
+            self.log_training(
+                discriminator_loss=discriminator_loss.detach(),
+                logits_real=real.detach().mean(),
+                logits_fake=fake.detach().mean(),
+            )
+
+    def descend(self, optimizer: Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+        """One step on these parameters alone; gradients are averaged over processes.
+
+        Gradients are asked for by name, not accumulated by a backward pass, so the other network gets none.
+        """
+        parameters = list(parameters)
+        gradients = torch.autograd.grad(loss, parameters)
+        if self.trainer.world_size > 1:
+            gradients = tuple(self.trainer.strategy.reduce(g, reduce_op="mean") for g in gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    def nll(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """Reconstruction error and perceptual distance, a scalar."""
+        value = functional.l1_loss(reconstructions, images)
+        for loss in self._perceptual:
+            value = value + self.perceptual_weight * loss.to(images.device)(reconstructions, images)
+        return value
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["title"] = self.title
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another perceptual loss: `auto` depends on the weights that are there."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["title"] != self.title:
+            raise UserError(
+                f"model.perceptual: the run was trained as {checkpoint['title']}, and this is {self.title}: the "
+                "weights that auto found are not those of then; bring them back, or name a new run with --run.name"
+            )
+
+
+def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, max_weight: float = 1e4) -> Tensor:
+    """lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight, without a graph.
+
+    Args:
+        nll: Reconstruction loss, a scalar.
+        g: Adversarial loss of the autoencoder, a scalar.
+        last_layer: Weight of the last layer, by which both are differentiated.
+        max_weight: The limit.
+    """
+    (by_nll,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
+    (by_g,) = torch.autograd.grad(g, last_layer, retain_graph=True)
+    return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight).detach()
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """(E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2: 1 for logits of 0."""
+    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())

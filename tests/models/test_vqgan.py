@@ -1,0 +1,145 @@
+"""VQVAE and VQGAN: the adaptive weight, the discriminator's delay, what is saved, what is scored."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gen import commands
+from lit_gen.config import ExperimentCLI
+from lit_gen.data import Digits, ImageDataModule
+from lit_gen.errors import UserError
+from lit_gen.loading import load_model
+from lit_gen.models.vqgan import VQGAN, VQVAE, adaptive_weight, hinge
+from lit_gen.networks.quantisers import VectorQuantiser
+from lit_gen.networks.vqgan import ConvAutoencoder
+from lit_gen.runs import Run
+from tests.conftest import arguments
+
+
+@pytest.mark.parametrize("scale", [1e-9, 0.3, 1.0, 40.0])
+def test_the_adaptive_weight_of_a_linear_layer_is_the_ratio_of_its_gradients(scale: float) -> None:
+    """nll = |W h - x|^2 / 2 and g = scale v . W h have the gradients (W h - x) h^T and scale v h^T."""
+    torch.manual_seed(0)
+    w, h = torch.randn(5, 3).double().requires_grad_(), torch.randn(3).double()
+    x, v = torch.randn(5).double(), torch.randn(5).double()
+    weight = adaptive_weight(0.5 * (w @ h - x).square().sum(), scale * (v @ (w @ h)), w)
+    by_nll, by_g = (w.detach() @ h - x).norm() * h.norm(), scale * v.norm() * h.norm()
+    torch.testing.assert_close(weight, (by_nll / (by_g + 1e-4)).clamp(max=1e4), rtol=1e-12, atol=0)
+    assert weight.requires_grad is False and (weight == 1e4) == (scale == 1e-9)
+
+
+def test_hinge_of_known_logits() -> None:
+    zero = torch.zeros(3, 4, 4, requires_grad=True)
+    assert hinge(zero, zero) == 1
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
+    torch.testing.assert_close(hinge(real, fake), torch.tensor(0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3)))
+    (gradient,) = torch.autograd.grad(hinge(zero, zero.detach()), zero)
+    assert torch.equal(gradient, torch.full_like(zero, -0.5 / 48))
+
+
+def weights_after(num_batches: int, root: Path, *more: str) -> dict[str, torch.Tensor]:
+    words = arguments("VQGAN", root, 64 * num_batches, "--grid.num_samples=0", "--trainer.log_every_n_steps=1", *more)
+    checkpoint = torch.load(commands.fit(words).checkpoint, weights_only=True)
+    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return weights
+
+
+def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
+    """The networks that differ."""
+    return {name.split(".")[0] for name, value in one.items() if not torch.equal(value, other[name])}
+
+
+def test_the_discriminator_starts_after_its_delay_and_is_heeded_after_its_warmup(tmp_path: Path) -> None:
+    """Of three batches it learns in the second and third, and the autoencoder heeds it in the third."""
+    delayed = [weights_after(n, tmp_path / f"delayed{n}", "--model.discriminator_start=6400") for n in (1, 2, 3)]
+    started = [weights_after(n, tmp_path / f"started{n}") for n in (2, 3)]
+    assert differing(delayed[0], delayed[2]) == {"autoencoder"}
+    assert differing(delayed[1], started[0]) == {"discriminator"}
+    assert differing(delayed[2], started[1]) == {"discriminator", "autoencoder"}
+    (file,) = (tmp_path / "started3").glob("*/metrics.csv")
+    rows = list(csv.DictReader(file.open()))
+    judged = [bool(row["train/discriminator_loss"]) for row in rows if row["train/loss"]]
+    heeded = [bool(row["train/adaptive_weight"]) for row in rows if row["train/loss"]]
+    assert (judged, heeded) == ([False, True, True], [False, False, True])
+
+
+def test_the_checkpoint_holds_both_optimizers_the_averages_and_no_feature_net(tmp_path: Path) -> None:
+    words = arguments("VQGAN", tmp_path, 64 * 3, "--model.quantiser.ema=true", "--grid.num_samples=0")
+    checkpoint = torch.load(commands.fit(words).checkpoint, weights_only=True)
+    states = [optimizer["state"] for optimizer in checkpoint["optimizer_states"]]
+    assert len(states) == 2 and all(states), "the second has stepped as well"
+    names = set(checkpoint["state_dict"])
+    for name in ("quantiser.codes", "quantiser.total", "quantiser.share", "quantiser.revived", "frequencies"):
+        assert f"autoencoder.{name}" in names and name in checkpoint["ema"]["weights"]
+    assert {name.split(".")[0] for name in names} == {"autoencoder", "discriminator"}
+
+
+def test_the_run_says_its_perceptual_loss_and_goes_on_with_no_other(tmp_path: Path) -> None:
+    words = arguments("VQGAN", tmp_path, 128, "--checkpoint.every=64", "--grid.num_samples=0")
+    run = commands.fit(words)
+    assert run.metadata["title"] == "VQGAN, digits features"
+    run.update(status="training")
+    checkpoint = torch.load(run.checkpoint, weights_only=True)
+    torch.save(checkpoint | {"title": "VQGAN, LPIPS"}, run.checkpoint)
+    with pytest.raises(UserError, match="model.perceptual: the run was trained as VQGAN, LPIPS, and this is VQGAN"):
+        commands.fit(words)
+
+
+def test_codes_start_at_k_means_of_the_data() -> None:
+    torch.manual_seed(0)
+    model = VQVAE((1, 8, 8), quantiser=lambda dim: VectorQuantiser(dim, 64))
+    images = ImageDataModule(Digits()).examples("train", 512).images
+    before = model.autoencoder.eval()(images)[1]
+    model.initialise(images)
+    after = model.autoencoder(images)[1]
+    assert after.loss < 0.5 * before.loss and len(after.indices.unique()) > 60 > len(before.indices.unique())
+    codes = model.autoencoder.quantiser.codes
+    assert isinstance(codes, torch.Tensor)
+    again = codes.clone()
+    torch.rand(5)
+    model.initialise(images)
+    assert torch.equal(codes, again), "the same in every process"
+
+
+def test_what_a_second_stage_uses() -> None:
+    torch.manual_seed(0)
+    model = VQVAE(
+        (1, 8, 8),
+        network=lambda shape, dim: ConvAutoencoder(shape, dim, channels=8, channel_mult=(1, 1, 1)),
+        quantiser=lambda dim: VectorQuantiser(dim, 20, code_dim=3),
+    ).eval()
+    images = torch.rand(4, 1, 8, 8) * 2 - 1
+    assert model.num_codes == 20 and model.latent_shape == (3, 2, 2)
+    indices, latents = model.encode(images), model.latents(images)
+    assert indices.shape == (4, 2, 2) and latents.shape == (4, *model.latent_shape)
+    assert torch.equal(model.decode(indices), model.decode_latents(latents))
+    codes = model.autoencoder.quantiser.lookup(indices).movedim(-1, 1)
+    assert torch.equal(model.decode_latents(codes), model.decode(indices)), "a code is its own code"
+
+
+def test_it_is_scored_by_its_reconstructions_too(tmp_path: Path) -> None:
+    more = ("--data.num_val=100", "--trainer.val_check_interval=20", "--grid.num_samples=4", "--ema.decay=0.9")
+    words = arguments("VQVAE", tmp_path, 64 * 60, *more)
+    result = json.loads(commands.run(words).read_text())["metrics"]
+    assert {"fd_digits", "rfd_digits", "psnr", "ssim", "codebook_usage", "codebook_perplexity"} < result.keys()
+    assert 0 < result["rfd_digits"] < result["fd_digits"], "reconstructions are nearer than samples of single codes"
+    assert result["psnr"] > 10 and 0 < result["ssim"] < 1
+    assert 1 / 32 <= result["codebook_usage"] <= 1 and 1 <= result["codebook_perplexity"] <= 32
+    (directory,) = (path.parent for path in tmp_path.glob("*/run.json"))
+    run = Run(directory)
+    columns = next(csv.reader((directory / "metrics.csv").open()))
+    expected = ["train/psnr", "train/perplexity", "train/usage", "train/revived", "val/psnr", "val/ssim"]
+    expected += ["val/codebook_usage", "val/codebook_perplexity", "samples/codebook_usage"]
+    assert not [name for name in expected if name not in columns]
+    model = load_model(run, ExperimentCLI(["--config", str(run.config)]).objects().model, "ema")
+    assert isinstance(model, VQVAE)
+    torch.testing.assert_close(model.autoencoder.frequencies.sum(-1), torch.ones(4, 4))
+
+
+def test_delays_below_zero_are_named() -> None:
+    for key in ("discriminator_start", "discriminator_warmup"):
+        with pytest.raises(UserError, match=f"model.{key}: -1 is not a number of images"):
+            VQGAN((1, 8, 8), **{key: -1})  # type: ignore[arg-type]

@@ -1,0 +1,145 @@
+"""Generators and discriminators: sizes, classes, spectral normalisation against singular values, statistics."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lit_gen.errors import UserError
+from lit_gen.networks import (
+    Critic,
+    DCGANDiscriminator,
+    DCGANGenerator,
+    Generator,
+    MLPCritic,
+    MLPGenerator,
+    SNGANDiscriminator,
+    SNGANGenerator,
+)
+from lit_gen.networks.gan import Projection, normalise_spectrally, statistics_kept
+
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
+GENERATORS = {"Generator": Generator, "DCGANGenerator": DCGANGenerator, "SNGANGenerator": SNGANGenerator}
+
+
+def discriminators(shape: tuple[int, int, int], num_classes: int) -> dict[str, nn.Module]:
+    return {
+        "Critic": Critic(shape, num_classes, channels=8),
+        "DCGAN": DCGANDiscriminator(shape, num_classes, channels=8),
+        "DCGAN batch": DCGANDiscriminator(shape, num_classes, channels=8, norm="batch"),
+        "SNGAN": SNGANDiscriminator(shape, num_classes, channels=8, depth=3, num_halvings=1),
+    }
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def check_gradients(network: nn.Module, output: Tensor) -> None:
+    (output - torch.randn_like(output)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_networks_suit_the_size_and_depend_on_the_class(shape: tuple[int, int, int], num_classes: int) -> None:
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 2, 2]) if num_classes else None
+    others = torch.tensor([1, 1, 2, 0]) if num_classes else None
+    z, x = torch.randn(4, 5), torch.randn(4, *shape)
+    for name, factory in GENERATORS.items():
+        generator = randomised(factory(shape, 5, num_classes, channels=8))
+        images = generator(z, labels)
+        assert images.shape == (4, *shape) and images.abs().max() <= 1, name
+        check_gradients(generator, images)
+        generator.eval()
+        if num_classes:
+            changed = (generator(z, labels) - generator(z, others)).flatten(1).abs().amax(1) > 1e-4
+            assert changed.tolist() == [True, False, False, True], name
+    for name, network in discriminators(shape, num_classes).items():
+        discriminator = randomised(network)
+        scores = discriminator(x, labels)
+        assert scores.shape == (4,), name
+        check_gradients(discriminator, scores)
+        discriminator.eval()
+        if num_classes:
+            changed = (discriminator(x, labels) - discriminator(x, others)).abs() > 1e-5
+            assert changed.tolist() == [True, False, False, True], name
+
+
+def test_perceptrons_take_points() -> None:
+    torch.manual_seed(0)
+    generator, critic = MLPGenerator((2, 1, 1), 3, 4, width=16), MLPCritic((2, 1, 1), 4, width=16)
+    points = generator(torch.randn(4, 3), torch.arange(4))
+    assert points.shape == (4, 2, 1, 1)
+    scores = critic(points, torch.arange(4))
+    assert scores.shape == (4,)
+    check_gradients(critic, scores)
+
+
+def test_projection_adds_the_product_with_the_embedding() -> None:
+    torch.manual_seed(0)
+    head = randomised(Projection(6, 3)).double()
+    h, labels = torch.randn(4, 6).double(), torch.tensor([2, 0, 1, 2])
+    assert isinstance(head, Projection) and head.embedding is not None
+    expected = h @ head.score.weight[0] + head.score.bias + (head.embedding.weight[labels] * h).sum(1)
+    torch.testing.assert_close(head(h, labels), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("build", [DCGANDiscriminator, SNGANDiscriminator, Critic])
+def test_normalised_weights_have_singular_values_up_to_one(build: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = build((1, 8, 8), 3, 16)
+    normalise_spectrally(network)
+    network = randomised(network).double()
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
+    assert len(layers) >= 5 and all(map(parametrize.is_parametrized, layers))
+    for layer in 300 * layers:
+        layer.weight  # noqa: B018  (each use in training is a step of power iteration)
+    network.eval()
+    for layer in layers:
+        largest = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0].item()
+        assert largest == pytest.approx(1, abs=1e-3)
+
+
+def test_normalising_twice_is_normalising_once() -> None:
+    network = DCGANDiscriminator((1, 8, 8), channels=8)
+    before = list(network.state_dict())
+    normalise_spectrally(network)
+    assert list(network.state_dict()) == before
+    assert sum(name.endswith("._u") for name in before) == 4
+
+
+@pytest.mark.parametrize("norm", ["batch", "spectral"])
+def test_statistics_are_kept_and_batches_are_normalised_as_ever(norm: str) -> None:
+    torch.manual_seed(0)
+    network = randomised(DCGANDiscriminator((1, 8, 8), channels=8, norm=norm))  # type: ignore[arg-type]
+    x = 1 + torch.randn(5, 1, 8, 8)
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    assert before
+    with statistics_kept(network):
+        kept = network(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
+    network.eval()
+    evaluated = network(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
+    network.train()
+    trained = network(x)
+    changed = [name for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])]
+    assert len(changed) == len(before) - (norm == "spectral"), "u of a single row is 1"
+    if norm == "batch":
+        assert torch.equal(kept, trained) and not torch.allclose(kept, evaluated)
+    else:
+        assert torch.equal(kept, evaluated)
+
+
+def test_sizes_that_do_not_suit() -> None:
+    with pytest.raises(UserError, match="num_halvings: images of 28x28 cannot be halved 3 times in 4 blocks"):
+        SNGANDiscriminator((1, 28, 28), num_halvings=3)
+    for build in (DCGANGenerator, SNGANGenerator):
+        with pytest.raises(UserError, match="images of 6x8 do not suit"):
+            build((1, 6, 8), 4)
