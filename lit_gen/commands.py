@@ -207,6 +207,7 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
     if stage is not None:
         _learn_encoded(cli, objects)
         config["first_stage"]["run"] = FOLDER  # beside the configuration that is saved
+        objects.budget.spent = _cost(stage.metadata)
     flow = 1 if objects.reflow.teacher is None else _learn_pairs(cli, objects)
     fingerprint = data.training_fingerprint
     of_recipe = fingerprint if stage is None else stage.key(data, "train", model.learns, "recipe")
@@ -223,6 +224,7 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
                 title=model.title,
                 flow=flow,
                 seed=config["seed_everything"],
+                earlier_seconds=objects.budget.spent,
                 data={"name": data.name, "fingerprint": fingerprint},
             )
             if stage is not None:
@@ -277,10 +279,16 @@ def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
                 f"reflow.start: the network of {run.directory} is not that of the model ({error}); use the same "
                 "network, or --reflow.start false"
             ) from None
+    objects.budget.spent = _cost(run.metadata)
     number: int = run.metadata.get("flow", 1) + (not model.distilled)
     which, how = f"{number}-" if number > 1 else "", ", distilled" if model.distilled else ""
     model.title = f"{which}{type(model).__name__}{how}"
     return number
+
+
+def _cost(metadata: dict[str, Any]) -> float:
+    """Seconds that a training took, with those of the trainings that it builds on."""
+    return float(metadata.get("training_seconds", 0.0)) + float(metadata.get("earlier_seconds", 0.0))
 
 
 def _learn_encoded(cli: ExperimentCLI, objects: Namespace) -> None:

@@ -53,6 +53,12 @@ class Row:
         """The mean of a number over the evaluations; NaN if one lacks it."""
         return statistics.fmean(_number(result, key) for result in self.results)
 
+    @property
+    def training_seconds(self) -> float:
+        """The mean time of training, with that of what it builds on: a first stage or a teacher; NaN if unknown."""
+        earlier = [result.get("earlier_seconds") or 0.0 for result in self.results]
+        return self.mean("training_seconds") + statistics.fmean(earlier)
+
     def std(self, key: str) -> float | None:
         """The standard deviation over the evaluations; None if there is only one."""
         values = [_number(result, key) for result in self.results]
@@ -219,7 +225,9 @@ def group_seeds(results: Sequence[Result]) -> list[list[Result]]:
 def _setting(result: Result) -> list[object]:
     data = result.data
     training = result.get("run.recipe") or result.get("run.identity")
-    return [training, data["model"], data.get("sampler"), data["weights"], data["images_seen"], data["protocol"]]
+    # the recipe of a finished training says how long it is, in images or in seconds, in which seeds differ by a few
+    images_seen = None if result.get("run.finished") else data["images_seen"]
+    return [training, data["model"], data.get("sampler"), data["weights"], images_seen, data["protocol"]]
 
 
 def _rows(results: list[Result]) -> str:

@@ -191,6 +191,8 @@ def _columns(board: Leaderboard) -> list[tuple[str, Callable[[Row], str], Any]]:
         ("images/s", lambda row: _significant(row.mean("timing.images_per_second"), 3), "right"),
         ("parameters", lambda row: _count(row.mean("num_parameters")), "right"),
         ("images seen", lambda row: _count(row.mean("images_seen")), "right"),
+        ("training s", lambda row: _known(row.training_seconds), "right"),
+        ("trained/s", lambda row: _known(row.mean("images_seen") / row.mean("training_seconds")), "right"),
     ]
     if len({row.first.data["weights"] for row in board.rows}) > 1:
         columns.append(("weights", lambda row: row.first.data["weights"], "left"))
@@ -227,6 +229,10 @@ def _significant(value: float, digits: int = 4) -> str:
         return f"{value:g}"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
     return f"{value:.{max(0, decimals)}f}" if -5 <= decimals <= 7 else f"{value:.{digits - 1}e}"
+
+
+def _known(value: float) -> str:
+    return _significant(value, 3) if math.isfinite(value) else "-"
 
 
 def _count(value: float) -> str:
