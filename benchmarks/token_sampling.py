@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.models import TokenPrior
-from lit_gen.networks.transformer import TokenTransformer
+from lit_gen.networks.token_transformer import TokenTransformer
 from lit_gen.noise import Noise
 from lit_gen.token_sampling import TokenSampling
 

@@ -13,7 +13,7 @@ from lit_gen.data import Batch
 from lit_gen.errors import UserError
 from lit_gen.methods import Sampler
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
-from lit_gen.networks.transformer import TokenTransformer
+from lit_gen.networks.token_transformer import TokenTransformer
 from lit_gen.noise import Noise
 from lit_gen.token_sampling import TokenSampling
 

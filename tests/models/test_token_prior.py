@@ -10,7 +10,7 @@ from lit_gen.data import Batch
 from lit_gen.errors import UserError
 from lit_gen.methods import Temperature
 from lit_gen.models import TokenPrior
-from lit_gen.networks.transformer import TokenTransformer
+from lit_gen.networks.token_transformer import TokenTransformer
 from lit_gen.noise import Noise
 from lit_gen.token_sampling import TokenSampling
 

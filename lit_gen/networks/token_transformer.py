@@ -15,47 +15,10 @@ the grid, as in the paper. The place is then one of the window, and sees of it w
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
-
-
-class TransformerBlock(nn.Module):
-    """Tokens (N, T, D) -> (N, T, D), each seeing those up to itself.
-
-    Args:
-        width: D.
-        num_heads: Heads of the attention.
-        mlp_ratio: Width of the perceptron's hidden layer, in D.
-        dropout: Probability of dropping an output of attention or perceptron.
-    """
-
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        hidden = round(width * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, kept: Tensor | None = None, position: int = 0) -> Tensor:
-        """All tokens of a sequence; or that of one position, with the keys and values before it.
-
-        Args:
-            x: (N, T, D), or (N, 1, D).
-            kept: (2, N, heads, L, d), keys and values; those of x are written to it.
-            position: That of x.
-        """
-        # (N, T, 3D) -> 3 x (N, heads, T, d)
-        q, k, v = self.qkv(self.norm_1(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        if kept is not None:
-            kept[0, :, :, position], kept[1, :, :, position] = k[:, :, 0], v[:, :, 0]
-            k, v = kept[:, :, :, : position + 1]
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=kept is None).transpose(1, 2).flatten(2)
-        x = x + self.dropout(self.out(h))
-        return x + self.dropout(self.mlp(self.norm_2(x)))
+from lit_gen.networks.causal_attention import CausalBlock
 
 
 class Drawn:
@@ -110,7 +73,7 @@ class TokenTransformer(nn.Module):
         self.classes = nn.Embedding(max(num_classes, 1), width)
         self.codes = nn.Embedding(num_codes, width)
         self.positions = nn.Parameter(torch.empty(math.prod(grid), width))
-        blocks = [TransformerBlock(width, num_heads, mlp_ratio, dropout) for _ in range(depth)]
+        blocks = [CausalBlock(width, num_heads, mlp_ratio, dropout) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, num_codes)
@@ -134,7 +97,7 @@ class TokenTransformer(nn.Module):
     def start(self, num: int, labels: Tensor | None = None) -> Drawn:
         """As many empty sequences, to be drawn with `step`."""
         length, width = self.positions.shape
-        heads = [block.num_heads for block in self.blocks if isinstance(block, TransformerBlock)]
+        heads = [block.num_heads for block in self.blocks if isinstance(block, CausalBlock)]
         kept = [self.positions.new_empty(2, num, n, length, width // n) for n in heads]
         return Drawn(self._first(num, labels), kept)
 
