@@ -168,7 +168,7 @@ def test_a_trial_of_a_sweep_runs(name: str, tmp_path: Path, data_root: Path) -> 
         "--evaluation.num_samples=4",
         "--evaluation.inception_splits=1",
     ]
-    if "evaluation.likelihood" in trial.parameters:
+    if ExperimentCLI(in_repository(trial.arguments)).config.evaluation.likelihood:
         small.append("--evaluation.likelihood=2")
     result = commands.run([*in_repository(trial.arguments), *small])
     assert Run.open(result.parents[2]).finished
