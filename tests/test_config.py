@@ -217,7 +217,7 @@ def test_choices_are_what_users_may_choose() -> None:
         ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Heunn"])
     assert str(error.value).endswith(
         "one of AnnealedLangevin, DDIM, DDPM, DPMSolver, Euler, EulerMaruyama, GaussianMixturePrior, Heun, "
-        "PredictorCorrector, RK45, Temperature, UniPC"
+        "PredictorCorrector, RK45, Temperature, TokenSampling, Truncation, UniPC"
     )
 
 

@@ -16,7 +16,7 @@ from lit_gen.config import ExperimentCLI
 from lit_gen.data import TwoMoons
 from lit_gen.diffusion.likelihood import ProbabilityFlow
 from lit_gen.loading import load_model
-from lit_gen.metrics import wasserstein2
+from lit_gen.metrics import wasserstein
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise
 from lit_gen.report import leaderboard, plots
@@ -47,7 +47,7 @@ def result(trained: Run) -> dict:
 def test_training_brings_samples_near_the_data(trained: Run, result: dict) -> None:
     model = ExperimentCLI(["--config", str(trained.config)]).objects().model
     real = torch.from_numpy(TwoMoons().load("test").images[:500]).flatten(1)
-    untrained = wasserstein2(model.sample(Noise(0, range(500))).flatten(1), real)
+    untrained = wasserstein(model.sample(Noise(0, range(500))).flatten(1), real)
     assert untrained > 0.3
     assert result["metrics"]["w2_points"] < 0.4 * untrained
     assert result["metrics"]["w2_points"] < 0.12
@@ -59,9 +59,9 @@ def test_the_result_is_the_distance_of_what_was_kept(trained: Run, tmp_path: Pat
     metrics = json.loads(path.read_text())["metrics"]
     samples = torch.from_numpy(np.load(path.with_name("samples.npz"))["images"]).flatten(1)
     real, others = (torch.from_numpy(TwoMoons().load(part).images).flatten(1) for part in ("test", "train"))
-    floors = [wasserstein2(real[:100], others[first : first + 100]) for first in (0, 100, 200, 300)]
+    floors = [wasserstein(real[:100], others[first : first + 100]) for first in (0, 100, 200, 300)]
     assert metrics == {
-        "w2_points": pytest.approx(wasserstein2(samples, real[:100]), rel=1e-12),
+        "w2_points": pytest.approx(wasserstein(samples, real[:100]), rel=1e-12),
         "w2_points_floor": pytest.approx(sum(floors) / 4, rel=1e-12),
     }
 

@@ -22,7 +22,7 @@ from lit_gen.diffusion.schedules import EDMSchedule, LinearVP, Rectified, Schedu
 from lit_gen.diffusion.straightness import straightness
 from lit_gen.errors import UserError
 from lit_gen.loading import load_model
-from lit_gen.metrics import quantise, wasserstein2
+from lit_gen.metrics import quantise, wasserstein
 from lit_gen.models import FlowMatching
 from lit_gen.noise import Noise
 from lit_gen.reflow import Reflow
@@ -226,7 +226,7 @@ def test_the_second_flow_of_points_is_straighter_and_nearer_in_one_step(tmp_path
         model, noise = trained(run), Noise(3, range(500))
         bends.append(float(straightness(model.denoiser, noise, (2, 1, 1)).mean()))
         drawn = model.sample(Noise(4, range(500)), sampler=Euler(steps=1, grid=Uniform()))
-        distances.append(wasserstein2(drawn.flatten(1), real))
+        distances.append(wasserstein(drawn.flatten(1), real))
     assert bends[1] < bends[0] / 2
     assert distances[1] < distances[0] / 2
 

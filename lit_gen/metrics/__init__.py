@@ -8,7 +8,7 @@ from lit_gen.metrics.quantise import as_stored, quantise
 from lit_gen.metrics.reconstruction import psnr, reconstruction_scores, ssim
 from lit_gen.metrics.reference import reference_moments
 from lit_gen.metrics.scores import ImageScores, PointScores, Scores
-from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein2
+from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein
 
 __all__ = [
     "DigitsFeatures",
@@ -32,5 +32,5 @@ __all__ = [
     "reconstruction_scores",
     "reference_moments",
     "ssim",
-    "wasserstein2",
+    "wasserstein",
 ]

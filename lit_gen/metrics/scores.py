@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_gen.metrics.feature_nets import FeatureNet, Points
 from lit_gen.metrics.frechet import FrechetDistance, Moments
 from lit_gen.metrics.inception_score import InceptionScore
-from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein2
+from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein
 
 
 class Scores(ABC):
@@ -67,7 +67,7 @@ class PointScores(Scores):
         self.net = net
         self.distance = WassersteinDistance(net(real)[0]).to(device)
         sets = others[: len(others) // len(real) * len(real)].split(len(real))[:4]
-        self.floor = sum(wasserstein2(net(real)[0], net(other)[0]) for other in sets) / len(sets) if sets else math.nan
+        self.floor = sum(wasserstein(net(real)[0], net(other)[0]) for other in sets) / len(sets) if sets else math.nan
 
     def update(self, images: Tensor, index: Tensor) -> None:
         self.distance.update(self.net(images)[0], index)

@@ -1,6 +1,6 @@
-r"""The 2-Wasserstein distance between two sets of as many points, exactly.
+r"""The Wasserstein distances between two sets of as many points, exactly.
 
-    W_2(a, b)^2 = min over permutations pi of 1/n sum_i |a_i - b_pi(i)|^2
+    W_p(a, b)^p = min over permutations pi of 1/n sum_i |a_i - b_pi(i)|^p
 
 It is a distance between the sets and not between the distributions they are drawn from: two sets of one distribution
 are apart as well, by less the more points there are. So numbers compare only at equal n, and none can be expected
@@ -19,8 +19,8 @@ from lit_gen.errors import UserError
 MAX_POINTS = 5000
 
 
-def wasserstein2(a: Tensor, b: Tensor) -> float:
-    """W_2 between points a (n, d) and b (n, d); time of order n^3, about a second at n = 2000. Computed on the CPU.
+def wasserstein(a: Tensor, b: Tensor, order: int = 2) -> float:
+    """W_p, p = `order`, between points a (n, d) and b (n, d), on the CPU: of order n^3, about a second at n = 2000.
 
     Raises:
         ValueError: The shapes differ.
@@ -35,9 +35,9 @@ def wasserstein2(a: Tensor, b: Tensor) -> float:
         )
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise UserError(f"some of {len(a)} points are not finite, so they have no Wasserstein distance")
-    cost = (a.double()[:, None] - b.double()[None]).square().sum(-1).cpu().numpy()
+    cost = (a.double()[:, None] - b.double()[None]).square().sum(-1).cpu().numpy() ** (order / 2)
     rows, columns = linear_sum_assignment(cost)
-    return float(cost[rows, columns].mean() ** 0.5)
+    return float(cost[rows, columns].mean() ** (1 / order))
 
 
 class WassersteinDistance(Metric):
@@ -73,9 +73,9 @@ class WassersteinDistance(Metric):
         """The distance, a float64 scalar.
 
         Raises:
-            UserError: As `wasserstein2`; on every rank alike.
+            UserError: As `wasserstein`; on every rank alike.
             ValueError: The number of images seen is not that of the reference.
         """
         if int(self.count) != len(self.reference):
             raise ValueError(f"the distance is between {len(self.reference)} images, but saw {int(self.count)}")
-        return torch.tensor(wasserstein2(self.features, self.reference), dtype=torch.float64)
+        return torch.tensor(wasserstein(self.features, self.reference), dtype=torch.float64)

@@ -22,6 +22,7 @@ from lit_gen.data import Batch, ImageDataModule
 from lit_gen.errors import UserError
 from lit_gen.methods import Sampler
 from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
+from lit_gen.metrics.wasserstein import wasserstein
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
 from lit_gen.networks.gan import (
     Critic,
@@ -38,6 +39,8 @@ GeneratorFactory = Callable[[tuple[int, int, int], int, int], nn.Module]
 CriticFactory = Callable[[tuple[int, int, int], int], nn.Module]
 NUM_COMPARED = 256
 """Generated and training images that diagnostics compare."""
+NUM_POINTS = 1000
+"""Likewise points, by an exact distance."""
 
 
 class AdversarialAdam(torch.optim.Adam):
@@ -456,6 +459,16 @@ class WGAN(AdversarialModel):
         penalty = gradient_penalty(self.critic, real, fake, labels)
         self.log_training(gradient_penalty=penalty.detach(), wasserstein=wasserstein_of_gap(distance, self.penalty))
         return self.penalty * penalty - gap
+
+    def diagnostics(self, noise: Noise) -> dict[str, float]:
+        """As of any GAN; of points also the exact distance that the critic estimates, between 1000 and 1000."""
+        numbers = super().diagnostics(noise)
+        if self.image_shape[1:] == (1, 1):
+            data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+            real = data.examples("train", NUM_POINTS).images.flatten(1)
+            fake = self.sample(Noise(noise.seed, range(len(real)), self.device)).flatten(1).cpu()
+            numbers["wasserstein"] = wasserstein(real, fake, order=1)
+        return numbers
 
     def generator_loss(self, fake: Tensor, labels: Tensor | None) -> Tensor:
         return -self.scores(fake, labels).mean()

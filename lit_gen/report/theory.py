@@ -46,7 +46,7 @@ from lit_gen.diffusion import (
 )
 from lit_gen.diffusion.likelihood import ProbabilityFlow
 from lit_gen.errors import UserError
-from lit_gen.metrics import Points, PointScores, wasserstein2
+from lit_gen.metrics import Points, PointScores, wasserstein
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise
 from lit_gen.report.plots import new_figure, save_figure
@@ -160,8 +160,8 @@ def convergence(source: PointSource, out: Path, num_points: int = 1000) -> Path:
             ("EulerMaruyama", "C6x-", EulerMaruyama(nfe=budget, grid=UniformLogSNR())),
             ("PredictorCorrector", "C7+-", PredictorCorrector(nfe=budget, norm="level")),
         ]
-    _draw_curves(right, to_data, lambda x: wasserstein2(x.flatten(1), real), source, num_points)
-    floor = sum(wasserstein2(real, other) for other in others) / len(others)
+    _draw_curves(right, to_data, lambda x: wasserstein(x.flatten(1), real), source, num_points)
+    floor = sum(wasserstein(real, other) for other in others) / len(others)
     right.axhline(floor, color="0.4", linestyle=":", linewidth=1, label=f"two sets of data ({floor:.3f})")
     right.set(
         ylim=(0.02, 4),
