@@ -34,6 +34,15 @@ def test_on_a_line_points_are_joined_in_their_order() -> None:
     assert wasserstein(a, b) == pytest.approx(float(sorted_cost), rel=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_of_the_first_order_against_all_permutations(seed: int) -> None:
+    a, b = points(6, seed), points(6, 100 + seed)
+    orders = [list(order) for order in itertools.permutations(range(6))]
+    costs = [float((a - b[order]).square().sum(1).sqrt().mean()) for order in orders]
+    assert wasserstein(a, b, order=1) == pytest.approx(min(costs), rel=1e-12)
+    assert wasserstein(a, b, order=1) < wasserstein(a, b)
+
+
 def test_it_is_a_distance_of_sets() -> None:
     a, b, c = points(30, 0), points(30, 1), points(30, 2)
     assert wasserstein(a, a[torch.randperm(30)]) == 0

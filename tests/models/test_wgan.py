@@ -1,12 +1,20 @@
 """The gradient penalty and the two steps of a WGAN against exact answers."""
 
+import csv
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from lit_gen import commands
 from lit_gen.adversarial import gradient_penalty
+from lit_gen.config import ExperimentCLI
+from lit_gen.data import ImageDataModule
+from lit_gen.data.points import TwoMoons
+from lit_gen.loading import load_model
+from lit_gen.metrics import wasserstein
+from lit_gen.noise import Noise
 from tests.conftest import arguments
 
 
@@ -49,6 +57,22 @@ def test_penalty_is_taken_between_real_and_generated() -> None:
     torch.testing.assert_close(u, u[:, :1].expand_as(u))
     assert u.min() > 0 and u.max() < 1 and abs(u.mean() - 0.5) < 0.05
     torch.testing.assert_close(penalty, (between.flatten(1).norm(dim=1) - 1).square().mean())
+
+
+def test_of_points_the_exact_distance_is_logged(tmp_path: Path) -> None:
+    """That between a thousand samples and a thousand training points, to hold the critic's estimate against."""
+    words = ["--model=WGAN", "--model.latent_dim=2", "--model.generator=MLPGenerator", "--model.critic=MLPCritic"]
+    words += ["--data.source=TwoMoons", "--data.batch_size=32", "--trainer.accelerator=cpu", "--wandb.mode=disabled"]
+    words += ["--evaluation.feature_net=Points", "--evaluation.split=test", "--budget.num_images=64"]
+    run = commands.fit([*words, f"--run.root={tmp_path}"])
+    logged = [row["samples/wasserstein"] for row in csv.DictReader((run.directory / "metrics.csv").open())]
+    data = ImageDataModule(TwoMoons())
+    real = data.examples("train", 1000).images.flatten(1)
+    cli = ExperimentCLI([f"--config={run.config}"])
+    model = load_model(run, cli.objects().model, "ema")
+    fake = model.sample(Noise(0, range(1000), torch.device("cpu"))).flatten(1)
+    [number] = [float(value) for value in logged if value]
+    assert number == pytest.approx(wasserstein(real, fake, order=1), rel=1e-6)
 
 
 def test_each_step_moves_one_network_alone(tmp_path: Path) -> None:
