@@ -147,14 +147,36 @@ class Impulses(Noise):
         return z
 
 
+class LearnedVariance(Denoiser):
+    """A denoiser with the v of `DDPM` with a learned variance, a function of x, alpha and sigma."""
+
+    def __init__(self, denoiser: Denoiser, v: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        self.denoiser = denoiser
+        self.v = v
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return self.denoiser.denoise(x, alpha, sigma, labels)
+
+    def denoise_with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return self.denoise(x, alpha, sigma, labels), self.v(x, alpha, sigma)
+
+
 def moments_for_normal_data(
-    sampler: DiffusionSampler, schedule: Schedule, mean: float, std: float
+    sampler: DiffusionSampler,
+    schedule: Schedule,
+    mean: float,
+    std: float,
+    v: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
     """Mean and standard deviation of what a sampler makes of x_0 ~ N(mean, std^2), with no noise in the answer.
 
-    Every sampler is then a linear function of its draws: its variance is the sum of the squared responses to each.
+    Every sampler is then a linear function of its draws: its variance is the sum of the squared responses to each. So
+    it is with a learned variance, v, which must be the same for every x.
     """
-    data = GaussianMixtureDenoiser(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([std]).double())
+    data: Denoiser = GaussianMixtureDenoiser(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([std]).double())
+    data = data if v is None else LearnedVariance(data, v)
     noise = Noise(0, [0])
     sampler.sample(data, schedule, noise, (1,))
     x = sampler.sample(data, schedule, Impulses(noise.draws), (1,))[:, 0]

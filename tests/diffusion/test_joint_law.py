@@ -10,6 +10,7 @@ from lit_gen.diffusion import (
     DDIM,
     DDPM,
     AnnealedLangevin,
+    Denoiser,
     DiffusionSampler,
     DiscreteVP,
     DPMSolver,
@@ -25,7 +26,7 @@ from lit_gen.diffusion import (
     UniformLogSNR,
 )
 from lit_gen.noise import Noise
-from tests.diffusion.exact_answers import Turned, kolmogorov_smirnov
+from tests.diffusion.exact_answers import LearnedVariance, Turned, kolmogorov_smirnov
 
 NUM = 4000
 LEVEL = 0.1  # at which Langevin dynamics is stopped: below, it would take very many steps to come to rest
@@ -37,9 +38,24 @@ MIXTURE = GaussianMixtureDenoiser(
 )
 LAW = Turned(MIXTURE, 3 * math.pi / 8)
 
+
+def variance_of_each_pixel(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The v with which the variance of a short step of `DDPM` is that of x_s given x_t, pixel by pixel.
+
+    v = Var(x_0 | x_t) (alpha^2 + sigma^2) / sigma^2, and Var(x_0 | x_t) = (sigma^2 / alpha) dD/dx; at most that of data
+    from N(0, 1), which is the greatest that v can tell.
+    """
+    directions = torch.eye(2, dtype=x.dtype)
+    derivative = [
+        torch.func.jvp(lambda x: LAW.denoise(x, alpha, sigma, None), (x,), (e.expand_as(x),))[1] @ e for e in directions
+    ]
+    return ((alpha**2 + sigma**2) / alpha * torch.stack(derivative, 1)).clamp(0, 1)
+
+
 CASES: dict[str, tuple[DiffusionSampler, Schedule]] = {
     "ddpm-small": (DDPM(steps=200, variance="small", grid=GRID), EDMSchedule()),
     "ddpm-large": (DDPM(steps=200, variance="large", grid=GRID), DiscreteVP()),
+    "ddpm-learned": (DDPM(steps=50, variance="learned", grid=GRID), DiscreteVP("cosine")),
     "ddim-0.5": (DDIM(steps=150, eta=0.5, grid=GRID), Rectified()),
     "ddim-1": (DDIM(steps=200, eta=1.0, grid=GRID), LinearVP()),
     "heun-churn": (Heun(steps=40, S_churn=20, grid=GRID), EDMSchedule()),
@@ -91,6 +107,11 @@ def deviations(x: Tensor, sigma: float) -> tuple[Tensor, list[float]]:
     return (moments_of(x, mean).mean(0) - expected) / error, statistics
 
 
+def denoiser_of(sampler: DiffusionSampler) -> Denoiser:
+    learned = isinstance(sampler, DDPM) and sampler.variance == "learned"
+    return LearnedVariance(LAW, variance_of_each_pixel) if learned else LAW
+
+
 def level_of(sampler: DiffusionSampler) -> float:
     return LEVEL if isinstance(sampler, AnnealedLangevin) else 0.0
 
@@ -106,10 +127,18 @@ def test_the_law_is_correlated_and_its_own_exact_draws_keep_to_it():
 @cases
 def test_a_run_gives_the_joint_law(sampler: DiffusionSampler, schedule: Schedule):
     """Of exact points, 1 in 150,000 deviates by 4.5 standard errors and 1 in 10,000 by 0.0352 in a projection."""
-    x = sampler.sample(LAW, schedule, Noise(0, range(NUM)), (2,))
+    x = sampler.sample(denoiser_of(sampler), schedule, Noise(0, range(NUM)), (2,))
     moments, projections = deviations(x, level_of(sampler))
     assert moments.abs().max() < 4.5
     assert max(projections) < 0.0352
+
+
+def test_the_small_variance_would_be_seen_where_it_is_learned():
+    """In as few steps."""
+    _, schedule = CASES["ddpm-learned"]
+    x = DDPM(steps=50, variance="small", grid=GRID).sample(LAW, schedule, Noise(0, range(NUM)), (2,))
+    moments, projections = deviations(x, 0.0)
+    assert moments.abs().max() > 4.5 and max(projections) > 0.0352
 
 
 @pytest.mark.slow
@@ -117,7 +146,7 @@ def test_a_run_gives_the_joint_law(sampler: DiffusionSampler, schedule: Schedule
 @pytest.mark.parametrize("factor", [0.0, 2.0])
 def test_noise_forgotten_or_doubled_would_be_seen(sampler: DiffusionSampler, schedule: Schedule, factor: float):
     num = 500
-    x = sampler.sample(LAW, schedule, Scaled(factor, num), (2,))
+    x = sampler.sample(denoiser_of(sampler), schedule, Scaled(factor, num), (2,))
     moments, projections = deviations(x, level_of(sampler))
     assert moments.abs().max() > 4.5
     assert max(projections) > 0.0352 * (NUM / num) ** 0.5

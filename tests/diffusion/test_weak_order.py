@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import torch
 from torch import Tensor
 
 from lit_gen.diffusion import (
@@ -92,6 +93,40 @@ def exact_law(levels: Tensor, factor: float) -> tuple[float, float]:
     return MEAN * (1 - of_denoiser * factor), of_denoiser**2 * (variance - (factor * STD) ** 2)
 
 
+# The v of a learned variance, by the levels sigma / alpha of the grid.
+Learned = Callable[[Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]
+
+
+def constant(levels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Anywhere between small and large."""
+    return lambda x, alpha, sigma: torch.full_like(x, 0.3)
+
+
+def in_the_limit(levels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """That of many steps, with which the variance of a step is exact but for the square of its length.
+
+    With r = sigma / alpha, small, large and the variance of x_s given x_t are in proportion to r^2, 1 + r^2 and
+    STD^2 + r^2 at s over the same at t; v is that for which their logarithms have derivatives in that proportion.
+    """
+
+    def v(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        square = (sigma / alpha) ** 2
+        return torch.ones_like(x) * STD**2 * (1 + square) / (STD**2 + square)
+
+    return v
+
+
+def of_each_step(levels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """That with which the variance of every step is exact: what a network learns for the steps of its own chain."""
+    small, exact, large = ((c + levels[1:] ** 2).log() - (c + levels[:-1] ** 2).log() for c in (0, STD**2, 1))
+    each = torch.cat([(exact - small) / (large - small), torch.zeros(1)])  # none at the last level
+
+    def v(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.ones_like(x) * each[(levels.log() - (sigma / alpha).log()).abs().argmin()]
+
+    return v
+
+
 EXACT = math.inf
 
 # The orders are those of the mean and of the variance. Under the reverse SDE of eta = 1 the expectation of D stays what
@@ -136,11 +171,25 @@ CASES: dict[str, tuple[Callable[..., DiffusionSampler], Schedule, Grid, Factor, 
 def test_weak_order_of_mean_and_variance(
     sampler, schedule: Schedule, grid: Grid, factor: Factor, mean_order, variance_order
 ):
+    check_orders(sampler, schedule, grid, factor, mean_order, variance_order)
+
+
+@pytest.mark.parametrize(("schedule", "grid"), [(EDM, LOG_SNR), (VP, KARRAS), (DiscreteVP("cosine"), KARRAS)])
+@pytest.mark.parametrize(("learned", "variance_order"), [(constant, 1), (in_the_limit, 2), (of_each_step, EXACT)])
+def test_weak_order_with_a_learned_variance(schedule: Schedule, grid: Grid, learned: Learned, variance_order):
+    """Any v gives the right law in the limit; the right one with order 2, not 1, and that of each step at once."""
+    check_orders(partial(DDPM, variance="learned"), schedule, grid, sde(1), EXACT, variance_order, learned)
+
+
+def check_orders(
+    sampler, schedule: Schedule, grid: Grid, factor: Factor, mean_order, variance_order, learned: Learned | None = None
+):
     errors = []
     for steps in (60, 120):
         levels = schedule.ratio(grid(schedule, steps))[:-1]
         exact_mean, exact_variance = exact_law(levels, factor(levels))
-        mean, std = moments_for_normal_data(sampler(steps=steps, grid=grid), schedule, MEAN, STD)
+        v = None if learned is None else learned(levels)
+        mean, std = moments_for_normal_data(sampler(steps=steps, grid=grid), schedule, MEAN, STD, v)
         errors.append((mean - exact_mean, std**2 - exact_variance))
     for (coarse, fine), order in zip(zip(*errors, strict=True), (mean_order, variance_order), strict=True):
         if order == EXACT:
