@@ -75,8 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     for verb in VERBS_WITH_A_CONFIGURATION:
         verbs.add_parser(verb, add_help=False)
 
-    ema = verbs.add_parser("ema", help="make a power-function average of the weights of a run, of any width")
-    ema.add_argument("run", type=Path, metavar="RUN", help="a run that was trained with --ema.stds")
+    ema = verbs.add_parser(
+        "ema",
+        usage="lit-gen ema RUN --std STD [--at IMAGES]",
+        help="make a power-function average of the weights of a run, of any width",
+    )
+    ema.add_argument("run", nargs="+", metavar="RUN", help="a run that was trained with --ema.stds")
     ema.add_argument("--std", type=float, required=True, help="its relative standard deviation, for example 0.1")
     ema.add_argument("--at", type=int, default=None, metavar="IMAGES", help="images seen by then (default: all)")
     ema.set_defaults(command=_ema)
@@ -130,7 +134,8 @@ def _budgets(text: str) -> list[int]:
 def _ema(options: argparse.Namespace) -> int:
     from lit_gen import commands
 
-    commands.ema(options.run, options.std, options.at)
+    run, _ = commands.one_run(options.run, "ema")
+    commands.ema(run.directory, options.std, options.at)
     return 0
 
 

@@ -4,7 +4,7 @@ Data flows one way: config -> data -> model -> samples -> metrics -> result file
 """
 
 import argparse
-import json
+import itertools
 import time
 import warnings
 from pathlib import Path
@@ -22,7 +22,14 @@ from lit_gen.callbacks.checkpoint import Checkpoint, check_world_size
 from lit_gen.callbacks.ema import load_weights, named_weights
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.callbacks.sample_grid import SampleGrid
-from lit_gen.config import ExperimentCLI, recipe_identity, training_config, training_identity
+from lit_gen.config import (
+    ExperimentCLI,
+    as_arguments,
+    belonging_to,
+    recipe_identity,
+    training_config,
+    training_identity,
+)
 from lit_gen.data import ImageDataModule, ImageSource
 from lit_gen.diffusion.samplers import DiffusionSampler
 from lit_gen.ema import gamma_of
@@ -175,10 +182,11 @@ def reflow(arguments: list[str]) -> Run:
             "the keys of reflow"
         )
         raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
-    run, rest = Run.open(arguments[0]), arguments[1:]
+    run, rest = one_run(arguments, "reflow")
     if "--distill" in rest:
         rest = ["--model.density", "noise", *(word for word in rest if word != "--distill")]
-    cli = ExperimentCLI(["--config", str(run.config), "--reflow.teacher", str(run.directory), *rest])
+    teacher = ["--reflow.teacher", str(run.directory), "--reflow.teacher_overrides", "null"]
+    cli = ExperimentCLI(["--config", str(run.config), *teacher, *rest])
     return _fit(cli, cli.objects())
 
 
@@ -206,7 +214,7 @@ def _fit(cli: ExperimentCLI, objects: Namespace) -> Run:
     model.check_data(data)
     if stage is not None:
         _learn_encoded(cli, objects)
-        config["first_stage"]["run"] = FOLDER  # beside the configuration that is saved
+        config["first_stage"] |= {"run": FOLDER, "run_overrides": None}  # beside the configuration that is saved
         objects.budget.spent = _cost(stage.metadata)
     flow = 1 if objects.reflow.teacher is None else _learn_pairs(cli, objects)
     fingerprint = data.training_fingerprint
@@ -311,7 +319,8 @@ def _learn_encoded(cli: ExperimentCLI, objects: Namespace) -> None:
 def _named_run(cli: ExperimentCLI, key: str, name: str, *more: str) -> Run:
     """A finished run that a key names. If it names an experiment, that is trained first.
 
-    It is trained on the same machine and with the same seed, and with the values of more keys of this configuration.
+    It is trained on the same machine and with the same seed, and with the values of more keys of this configuration,
+    unless its overrides say otherwise. Its budget is its own.
     """
     path = Path(name)
     if path.is_dir():
@@ -323,10 +332,24 @@ def _named_run(cli: ExperimentCLI, key: str, name: str, *more: str) -> Run:
     of_all |= {f"wandb.{key}": value for key, value in config["wandb"].items() if value is not None}
     for other in (*(key for key in KEYS_OF_THE_MACHINE if key.startswith("trainer")), *more):
         section, _, setting = other.partition(".")
-        value = config[section][setting]
-        of_all[other] = value if isinstance(value, (str, int)) else json.dumps(value)
-    first = ExperimentCLI(["--config", name, *(f"--{key}={value}" for key, value in of_all.items())])
-    return _fit(first, first.objects())
+        of_all[other] = config[section][setting]
+    with belonging_to(key):
+        words = as_arguments(of_all | (cli.config[f"{key}_overrides"] or {}))
+        first = ExperimentCLI(["--config", name, *words])
+        objects = first.objects()
+    if processes.is_first():
+        print(
+            f"first {name}: {_length(first)} (--{key}.budget.num_images), "
+            f"then what follows it: {_length(cli)} (--budget.num_images)",
+            flush=True,
+        )
+    return _fit(first, objects)
+
+
+def _length(cli: ExperimentCLI) -> str:
+    """The budget of a training."""
+    budget = cli.config.budget
+    return f"{budget.num_images:,} images" + (f" or {budget.seconds:g} s" if budget.seconds is not None else "")
 
 
 def _trainer(cli: ExperimentCLI, model: GenerativeModel) -> Trainer:
@@ -445,14 +468,30 @@ def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
     )
 
 
+def one_run(arguments: list[str], verb: str) -> tuple[Run, list[str]]:
+    """The run that the first argument names, and the arguments after it.
+
+    Raises:
+        UserError: it is no run; or more than one is named, as by a pattern that the shell has filled in.
+    """
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    if len(names) > 1:
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        raise UserError(
+            f"RUN: lit-gen {verb} takes one run at a time, not {names[0]} and {names[1]}{more}; do several one after "
+            f'another: for run in {names[0]} {names[1]}; do lit-gen {verb} "$run" ...; done'
+        )
+    return Run.open(names[0]), arguments[1:]
+
+
 def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI]:
     """The run that the first argument names, with its configuration and the changes that the others ask for."""
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"usage: lit-gen {verb} RUN [--sampler Heun --sampler.steps 18 ...]; RUN is a run directory")
-    run = Run.open(arguments[0])
+    run, rest = one_run(arguments, verb)
     own = ["--config", str(run.config)]
     saved = ExperimentCLI(own).resolved()
-    cli = ExperimentCLI([*own, *arguments[1:]])
+    cli = ExperimentCLI([*own, *rest])
     asked = cli.resolved()
     changed = [
         key

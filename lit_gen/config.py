@@ -13,7 +13,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.metrics import FeatureNet
 from lit_gen.models.base import GenerativeModel
 from lit_gen.reflow import Reflow
-from lit_gen.runs import RunSettings
+from lit_gen.runs import TRAINED_FIRST, RunSettings
 from lit_gen.tracking import WandbSettings
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -108,11 +108,16 @@ class ExperimentCLI(LightningCLI):
         words = normalise_arguments(args)
         for word in filter(_is_config, words):
             _check_groups(Path(word.partition("=")[2]))
+        overrides = {key: [word for word in words if word.startswith(f"--{key}.")] for key in TRAINED_FIRST}
+        own = [word for word in words if not any(word in part for part in overrides.values())]
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                self.config = parser.parse_args(words)
+                self.config = parser.parse_args(own)
         except ArgumentError as error:
             raise UserError(_one_line(error)) from None
+        for key, part in overrides.items():  # settings of another experiment, which this parser does not know
+            settings = dict(word.removeprefix(f"--{key}.").partition("=")[::2] for word in part)
+            self.config[f"{key}_overrides"] = (self.config[f"{key}_overrides"] or {}) | settings or None
         if self.config.first_stage.run is not None:  # a run keeps its first stage beside its configuration
             for word in filter(_is_config, words):
                 beside = Path(word.partition("=")[2]).parent / self.config.first_stage.run
@@ -129,6 +134,13 @@ class ExperimentCLI(LightningCLI):
 
         The global generators are seeded first, so that the initial weights are those of `seed_everything`.
         """
+        for key in TRAINED_FIRST:
+            name, overrides = self.config[key], self.config[f"{key}_overrides"]
+            if overrides and (name is None or Path(name).is_dir()):
+                why = "there is none to be trained" if name is None else f"{name} is trained already"
+                raise UserError(
+                    f"{key}.{next(iter(overrides))}: {why}; leave it out, or name the file of an experiment as --{key}"
+                )
         first_stage = self.config.first_stage.run
         if first_stage is not None:
             module, _, name = self.config.model.class_path.rpartition(".")
@@ -175,6 +187,20 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
         return not _is_config(pair), pair.partition("=")[0].count(".")
 
     return sorted(pairs, key=depth)
+
+
+def as_arguments(settings: dict[str, Any]) -> list[str]:
+    """The arguments that set keys to values; texts are as they are given on the command line."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+@contextlib.contextmanager
+def belonging_to(key: str) -> Iterator[None]:
+    """Says of a mistake that it is one of the experiment which a key names."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def _with_null(pair: str) -> str:

@@ -50,13 +50,22 @@ class FirstStage:
         run: Its run, or the file of its experiment, which is then trained first. null: none.
         weights: Its weights: ema, raw, or a width such as ema:0.1.
         batch_size: Images encoded at once.
+        run_overrides: Settings of its experiment that differ from its file, `{budget.num_images: 1000}`; on the command
+            line `--first_stage.run.budget.num_images 1000`.
     """
 
-    def __init__(self, run: str | None = None, weights: str = "ema", batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        run: str | None = None,
+        weights: str = "ema",
+        batch_size: int = 256,
+        run_overrides: dict[str, Any] | None = None,
+    ) -> None:
         if batch_size < 1:
             raise UserError(f"first_stage.batch_size: {batch_size} is not a positive number of images")
         parse_weights(weights, "first_stage.weights")
         self.run = run
+        self.run_overrides = run_overrides or {}
         self.weights = weights
         self.batch_size = batch_size
         self.directory: Path | None = None
@@ -68,15 +77,15 @@ class FirstStage:
 
     @cached_property
     def _objects(self) -> Namespace:
-        from lit_gen.config import ExperimentCLI  # which has this class among its settings
+        from lit_gen.config import ExperimentCLI, as_arguments, belonging_to  # which has this class among its settings
 
         assert self.run is not None
         path = Path(self.run)
         config = path / "config.yaml" if path.is_dir() else path
         if not config.is_file():
             raise UserError(f"first_stage.run: {self.run} is neither a run directory nor the file of an experiment")
-        with isolate_rng():  # the weights of the second stage are drawn as if there were no first
-            objects = ExperimentCLI(["--config", str(config)]).objects()
+        with isolate_rng(), belonging_to("first_stage.run"):  # the second's weights are drawn as if there were no first
+            objects = ExperimentCLI(["--config", str(config), *as_arguments(self.run_overrides)]).objects()
         if not isinstance(objects.model, VQVAE):
             raise UserError(
                 f"first_stage.run: {self.run} holds a {type(objects.model).__name__}, which has no codes; name a VQVAE "
@@ -108,7 +117,7 @@ class FirstStage:
         if data.flip:
             raise UserError("data.flip: what is encoded cannot be flipped; set it to false, or flip in the first stage")
         other: ImageDataModule = self._objects.data
-        if Path(str(self.run)).is_file():
+        if Path(str(self.run)).is_file() and "data.num_val" not in self.run_overrides:
             other.num_val = data.num_val  # with which it will be trained
         theirs, ours = ((d.name, d.image_shape, d.num_val, d.fingerprint("train")) for d in (other, data))
         if theirs != ours:

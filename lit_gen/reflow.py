@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ class Reflow:
         weights: The teacher's weights: ema, raw, or a width such as ema:0.1.
         start: Start from the teacher's weights rather than from random ones.
         batch_size: Pairs drawn at once.
+        teacher_overrides: Settings of the teacher's experiment that differ from its file, `{budget.num_images: 1000}`;
+            on the command line `--reflow.teacher.budget.num_images 1000`.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class Reflow:
         weights: str = "ema",
         start: bool = True,
         batch_size: int = 256,
+        teacher_overrides: dict[str, Any] | None = None,
     ) -> None:
         for name, value in {"num_pairs": num_pairs, "batch_size": batch_size}.items():
             if value < 1:
                 raise UserError(f"reflow.{name}: {value} is not a positive number of pairs")
         self.teacher = teacher
+        self.teacher_overrides = teacher_overrides
         self.num_pairs = num_pairs
         self.sampler = Heun(steps=20, grid=Uniform(), coordinates="rectified") if sampler is None else sampler
         self.seed = seed

@@ -34,6 +34,9 @@ VERSIONED_PACKAGES = (
     *("numpy", "scikit-learn", "jsonargparse", "wandb"),
 )
 
+TRAINED_FIRST = ("reflow.teacher", "first_stage.run")
+"""Keys that name a run, or an experiment that is trained first: `KEY.budget.num_images` is a setting of that one."""
+
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 30.0
 
 

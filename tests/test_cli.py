@@ -118,6 +118,19 @@ def test_batch_size_changes_no_image(trained: Run) -> None:
     assert json.loads(other.read_text())["metrics"]["fd_digits"] == pytest.approx(first, rel=1e-3)
 
 
+@pytest.mark.parametrize("words", [["evaluate"], ["sample", "-n", "4"], ["reflow"], ["ema", "--std=0.1"]], ids=" ".join)
+def test_a_pattern_that_matches_several_runs_is_refused_in_one_line(words: list[str], capsys) -> None:
+    """As the shell fills in runs/*: the first two are named, and how to do them all."""
+    verb, runs = words[0], ["runs/a", "runs/b", "runs/c"]
+    loop = f'for run in runs/a runs/b; do lit-gen {verb} "$run" ...; done'
+    for given, more in ((runs[:2], ""), (runs, " and 1 more")):
+        assert said(capsys, *words, *given) == (
+            f"lit-gen: error: RUN: lit-gen {verb} takes one run at a time, not runs/a and runs/b{more}; "
+            f"do several one after another: {loop}"
+        )
+    assert "runs/a: not a run directory" in said(capsys, *words, "runs/a")
+
+
 def test_sample_writes_grid_archive_and_folder(trained: Run, tmp_path: Path) -> None:
     run = str(trained.directory)
     more = ["--seed", "3", "--sampler=DDIM", "--sampler.steps=3"]

@@ -192,6 +192,31 @@ def test_latents_are_standardised_and_decoded_to_the_reconstructions(latent: Run
         torch.testing.assert_close(decoded, model.decode(model.encode(images)), rtol=1e-4, atol=1e-4)
 
 
+def test_the_settings_of_a_first_stage_have_keys_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second stage knows of them before the first is trained; its own budget is another."""
+    words = arguments("TokenPrior", tmp_path, 192)
+    overrides = ["--first_stage.run.budget.num_images=128", "--first_stage.run.model.quantiser.num_codes=16"]
+    run = commands.fit([*words, *overrides])
+    images = (run.metadata["images_seen"], first(run).metadata["images_seen"])
+    assert images == (192, 128) and opened(run)[0].num_codes == encoder(first(run)).num_codes == 16
+    assert (
+        "tiny_vqvae.yaml: 128 images (--first_stage.run.budget.num_images), "
+        "then what follows it: 192 images (--budget.num_images)\n"
+    ) in capsys.readouterr().out
+    assert commands.fit([f"--config={run.config}"]) == run
+    for wrong, says in {
+        "--first_stage.run.budget.nothing=1": "first_stage.run: --budget.nothing=1: no such key",
+        "--first_stage.run.data.num_val=50": "has other training images",
+    }.items():
+        assert main(["run", *words, wrong]) == 2
+        assert says in capsys.readouterr().err
+    again = [*words, f"--first_stage.run={first(run).directory}", *overrides]
+    assert main(["fit", *again]) == 2
+    assert "first_stage.run.budget.num_images: " in (error := capsys.readouterr().err) and "is trained already" in error
+
+
 def test_no_latent_is_clamped(prior: Run) -> None:
     stage = f"--first_stage.run={first(prior).directory}"
     words = arguments("DDPM", prior.directory.parent, 64, "--data.num_val=100")

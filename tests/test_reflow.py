@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from lit_gen import commands
 from lit_gen.cli import main
@@ -134,6 +135,33 @@ def test_an_experiment_can_be_the_teacher_and_a_third_flow_follows(first: Run, s
     fresh = [*arguments("RectifiedFlow", tmp_path, 128), f"--reflow.teacher={teacher}", *QUICK]
     run = commands.fit(fresh)
     assert run.metadata["flow"] == 2 and len(list(tmp_path.glob("digits_rectifiedflow-*"))) == 1
+
+
+def test_the_budget_of_a_teacher_has_a_key_of_its_own(
+    first: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line wins over the file, both over the teacher's own; the budget of the flow itself is another."""
+    config = tmp_path / "second.yaml"
+    overrides = {"budget.num_images": 64, "ema.decay": 0.5}
+    config.write_text(json.dumps({"reflow": {"teacher": str(first.config), "teacher_overrides": overrides}}))
+    words = [f"--config={config}", *arguments("RectifiedFlow", tmp_path, 192), *QUICK]
+    run = commands.fit([*words, "--reflow.teacher.budget.num_images=128"])
+    (teacher,) = (Run.open(path) for path in tmp_path.glob("digits_rectifiedflow-*"))
+    assert (run.metadata["images_seen"], teacher.metadata["images_seen"]) == (192, 128)
+    assert yaml.safe_load(teacher.config.read_text())["ema"]["decay"] == 0.5
+    assert (
+        f"first {first.config}: 128 images (--reflow.teacher.budget.num_images), "
+        "then what follows it: 192 images (--budget.num_images)\n"
+    ) in capsys.readouterr().out
+    assert commands.fit([f"--config={run.config}"]) == run  # what was overridden is in the saved configuration
+    assert len(list(tmp_path.glob("digits_*"))) == 2
+    with pytest.raises(UserError, match=r"reflow\.teacher: .*budget\.nothing=1: no such key"):
+        commands.fit([*words, "--reflow.teacher.budget.nothing=1"])
+    with pytest.raises(UserError, match=r"reflow\.teacher\.budget\.num_images: there is none to be trained; leave"):
+        commands.fit([*arguments("RectifiedFlow", tmp_path), "--reflow.teacher.budget.num_images=1"])
+    third = [str(run.directory), *QUICK, "--reflow.teacher.budget.num_images=1"]
+    with pytest.raises(UserError, match=r"reflow\.teacher\.budget\.num_images: .*2-rectifiedflow-.* is trained"):
+        commands.reflow(third)
 
 
 def test_distilling_trains_at_pure_noise_alone(distilled: Run) -> None:

@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from lit_gen.errors import UserError
+from lit_gen.runs import TRAINED_FIRST
 from lit_gen.sweeps.distributions import Distribution, parse_distribution
 
 # W&B's top-level keys; those of the second set ask for services that only W&B's own programs have.
@@ -70,7 +71,7 @@ class Sweep:
         name: Name of the sweep's folder and of the group in W&B: `name` of the first file, or the name of that file.
         files: The files read.
         trials: The trials of all files in order, each once.
-        notes: What the files ask for and a local sweep does not do.
+        notes: What the files ask for and a local sweep does not do, and what is trained before a trial.
     """
 
     name: str
@@ -104,6 +105,7 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
             trials.setdefault(trial.id, trial)
         if "early_terminate" in config:
             notes.append(f"{path}: early_terminate is left to W&B; every trial runs to its end here")
+    notes += dict.fromkeys(note for trial in trials.values() for note in _trained_first(trial))
     return Sweep(_folder_name(name or configs[0].get("name") or paths[0].stem), paths, list(trials.values()), notes)
 
 
@@ -116,6 +118,35 @@ def option(arguments: Sequence[str], key: str) -> str | None:
         elif argument == f"--{key}" and index + 1 < len(arguments):
             value = arguments[index + 1]
     return value
+
+
+def _trained_first(trial: Trial) -> Iterator[str]:
+    """Which experiments a trial trains first, and on how many images those and itself are trained."""
+    file, budget, default = option(trial.arguments, "config"), "budget.num_images", "the default number of"
+    config = _settings_of(file)
+    for key in TRAINED_FIRST:
+        first = str(option(trial.arguments, key) or config.get(key))
+        if first.endswith(_ENDINGS):
+            of_first = option(trial.arguments, f"{key}.{budget}") or config.get(f"{key}_overrides.{budget}")
+            of_first = of_first or _settings_of(first).get(budget, default)
+            own = option(trial.arguments, budget) or config.get(budget, default)
+            yield f"{file}: first {first}: {of_first} images ({key}.{budget}), then itself: {own} images ({budget})"
+
+
+def _settings_of(file: str | None) -> dict[str, Any]:
+    """The values of a configuration file by their dotted keys; none if it cannot be read, as the trial will say."""
+    try:
+        return dict(_leaves(yaml.safe_load(Path(str(file)).read_text()), ""))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _leaves(part, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
 
 
 def _folder_name(name: str) -> str:

@@ -250,6 +250,31 @@ def test_an_edited_file_that_a_configuration_names_makes_another_trial(tmp_path:
         assert len(seen) == number + 1, name
 
 
+def test_a_note_says_which_training_comes_first_and_the_budget_of_each(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("first.yaml").write_text("budget: {num_images: 500}\n")
+    Path("plain.yaml").write_text("reflow: {teacher: runs/first}\nbudget: {num_images: 3}\n")
+    Path("second.yaml").write_text("reflow: {teacher: first.yaml}\nbudget: {num_images: 200}\n")
+    overridden = "reflow: {teacher: first.yaml, teacher_overrides: {budget.num_images: 400}}\n"
+    Path("third.yaml").write_text(overridden)
+    configs = {"config": {"values": ["first.yaml", "plain.yaml", "second.yaml", "third.yaml", "nowhere.yaml"]}}
+
+    def notes(**parameters) -> list[str]:
+        return load_sweep([write(tmp_path, method="grid", parameters=configs | parameters)]).notes
+
+    note = (
+        "{}.yaml: first first.yaml: {} images (reflow.teacher.budget.num_images), "
+        "then itself: {} images (budget.num_images)"
+    )
+    third = "the default number of"
+    assert notes() == [note.format("second", 500, 200), note.format("third", 400, third)]
+    assert notes(seed={"values": [1, 2]}) == notes()
+    own = {"budget.num_images": {"value": 100}}
+    assert notes(**own) == [note.format("second", 500, 100), note.format("third", 400, 100)]
+    both = own | {"reflow.teacher.budget.num_images": {"value": 50}}
+    assert notes(**both) == [note.format("second", 50, 100), note.format("third", 50, 100)]
+
+
 def test_ids_are_the_hash_of_command_parameters_and_files(tmp_path: Path, monkeypatch) -> None:
     """Another rule would make every finished trial a new one."""
     monkeypatch.chdir(tmp_path)
