@@ -9,6 +9,7 @@ makes of them. Beside them stand `sampler` and
 import ast
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import re
@@ -288,7 +289,10 @@ def _one_line(error: Exception) -> str:
             return f"{unknown.group(1)}: no such key; lit-gen fit --help lists the keys"
         return " ".join(text.split())
     key, reason = found.group(1), found.group(2)
-    if nested := re.search(r"NestedArg\(key='([^']+)', val='?(.*?)'?\)", reason):
+    nested = re.search(r"NestedArg\(key='([^']+)', val='?(.*?)'?\)", reason)
+    if wrong := _of_a_name(reason):
+        return f"{key}.{nested.group(1)}: {wrong}" if nested else f"{key}: {wrong}"
+    if nested:
         return _of_a_part(key, nested.group(1), nested.group(2), reason)
     if unknown := re.search(r"dot import path string: (\S+)|Import path (\S+)", reason):
         return f"{key}: there is no class {unknown.group(1) or unknown.group(2)}{_choices(BASES.get(key))}"
@@ -300,6 +304,25 @@ def _one_line(error: Exception) -> str:
         kind = re.sub(r"<class '(\w+)'>", r"\1", value.group(1)).replace("typing.", "")
         return f"{key}: {value.group(2).strip()} is not accepted; expected {kind}"
     return f"{key}: {' '.join(reason.split())}"
+
+
+def _of_a_name(reason: str) -> str | None:
+    """What is wrong with the import path of a class, or with a file of settings, if that is what is wrong."""
+    if file := re.search(r"Expected a path but (\S+\.ya?ml) either", reason):
+        return f"there is no file {file.group(1)}"
+    named = r"(?:Expected (?:a path but |')|given class_path '|Got value: )([a-zA-Z_][\w.]*\.\w+)\b"
+    for path in re.findall(named, reason):
+        module, _, name = path.rpartition(".")
+        try:
+            getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            where = "; modules are searched in the current folder and in PYTHONPATH" if error.name == module else ""
+            return f"{path} cannot be imported: {error}{where}"
+        except (ImportError, AttributeError, SyntaxError) as error:
+            return f"{path} cannot be imported: {error}"
+        if base := re.search(r"subclass of (?:<class ')?(\w+)", reason):
+            return f"{path} is no {base.group(1)}"
+    return None
 
 
 def _of_a_part(key: str, part: str, value: str, reason: str) -> str:

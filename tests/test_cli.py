@@ -1,6 +1,7 @@
 """The verbs as a user meets them: what they print, what they write, and what they say of bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from lit_gen import commands
 from lit_gen.cli import main
 from lit_gen.runs import Run
-from tests.conftest import arguments
+from tests.conftest import ROOT, arguments
 from tests.interrupt import KILL_AT
 
 FIT = ["fit", "--model=DDPM", "--data.source=Digits"]
@@ -52,6 +53,25 @@ def test_help_imports_neither_torch_nor_lightning() -> None:
 def test_python_m_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "lit_gen", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("lit-gen ")
+
+
+def test_the_current_folder_is_searched_last(tmp_path: Path) -> None:
+    """The command, unlike `python -m`, does not begin with it; a file there must hide no installed module."""
+    (tmp_path / "theirs.py").write_text("")
+    (tmp_path / "yaml.py").write_text("raise SystemExit('hidden')")
+    code = (
+        "import sys; sys.path[:] = [p for p in sys.path if p]; from lit_gen.cli import main; main([]); "
+        "import theirs, yaml; print(theirs.__file__, yaml.__version__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{tmp_path / 'theirs.py'} {yaml.__version__}"
 
 
 def test_a_run_holds_everything(trained: Run) -> None:

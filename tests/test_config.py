@@ -210,6 +210,48 @@ def test_errors_name_the_whole_key_and_its_choices(words: list[str], message: st
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--sampler=theirs.Heunn"],
+            "sampler: theirs.Heunn cannot be imported: module 'theirs' has no attribute 'Heunn'",
+        ),
+        (
+            ["--sampler=thiers.Heun"],
+            "sampler: thiers.Heun cannot be imported: No module named 'thiers'; modules are searched in the current "
+            "folder and in PYTHONPATH",
+        ),
+        (["--sampler=theirs.Thing"], "sampler: theirs.Thing is no Sampler"),
+        (["--model=theirs.Thing"], "model: theirs.Thing is no GenerativeModel"),
+        (
+            ["--sampler=needs_more.Heun"],
+            "sampler: needs_more.Heun cannot be imported: No module named 'no_such_module'",
+        ),
+        (["--sampler=typo.Heun"], "sampler: typo.Heun cannot be imported: invalid syntax (typo.py, line 1)"),
+        (
+            ["--model.network=theirs.Net"],
+            "model.network: theirs.Net cannot be imported: module 'theirs' has no attribute",
+        ),
+        (["--data.source=theirs.Set"], "data.source: theirs.Set cannot be imported: module 'theirs' has no attribute"),
+        (["--evaluation.feature_net=theirs.Thing"], "evaluation.feature_net: theirs.Thing is no FeatureNet"),
+        (["--sampler=missing.yaml"], "sampler: there is no file missing.yaml"),
+        (["--sampler=conf/missing.yaml"], "sampler: there is no file conf/missing.yaml"),
+    ],
+)
+def test_a_class_of_the_users_own_that_is_wrong(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.py").write_text("class Thing: pass\n")
+    (tmp_path / "needs_more.py").write_text("import no_such_module\n")
+    (tmp_path / "typo.py").write_text("x = = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as error:
+        ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", *words])
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
 def test_choices_are_what_users_may_choose() -> None:
     import lit_gen.report.trajectories  # noqa: F401  (defines a sampler for its own use)
 
