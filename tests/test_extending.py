@@ -1,0 +1,160 @@
+"""docs/extending.md, from its own blocks: the files as it names them, the commands as a user gives them."""
+
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
+from lit_gen.cli import main
+from lit_gen.config import ExperimentCLI
+from lit_gen.dequantisation import dequantise
+from lit_gen.methods import Temperature
+from lit_gen.models import GenerativeModel
+from lit_gen.noise import Noise
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs/extending.md").read_text()
+FILES = dict(re.findall(r"^\*\*([\w.]+)\*\*\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+SCRIPT = "".join(re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+COMMANDS = [shlex.split(line)[1:] for line in SCRIPT.splitlines() if line.startswith("lit-gen ")]
+DIGITS = ["--where", "protocol.data=digits", "--where", "protocol.feature_net=digits"]
+MIDPOINT = {"name": "RungeKutta2", "fraction": 0.5}
+
+REFUSED = re.findall(r"^\$ lit-gen (.*)\n(lit-gen: error: .*)$", PAGE, re.MULTILINE)
+
+RUNS_ALL = """
+import contextlib, glob, io, json, shlex, sys
+from lit_gen.cli import main
+
+def run(words):
+    return main([path for word in words for path in (sorted(glob.glob(word)) if "*" in word else [word])])
+
+commands, refused = json.load(sys.stdin)
+for words in commands:
+    assert run(words) == 0, words
+for line, message in refused:
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert run(shlex.split(line)) == 2, line
+    assert said.getvalue().splitlines()[-1] == message, (said.getvalue(), message)
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    """A folder with the files of the page, in what looks like a checkout."""
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def mfa(lab: Path, monkeypatch: pytest.MonkeyPatch) -> GenerativeModel:
+    """The family, with values as a training might leave them."""
+    monkeypatch.syspath_prepend(lab)
+    monkeypatch.delitem(sys.modules, "mfa", raising=False)
+    model: GenerativeModel = (
+        ExperimentCLI([f"--config={lab}/digits_mfa.yaml", "--model.num_components=3"]).objects().model
+    )
+    model.initialise(2 * torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 1)
+    mixture: Any = model.generator.flow
+    with torch.no_grad():
+        mixture.logits.copy_(torch.tensor([0.2, -1.0, 0.5]))
+    return model
+
+
+def python(lab: Path, *words: str, given: str = "", timeout: int = 600) -> str:
+    """What a process of its own prints, in the folder, with the lit_gen of this checkout."""
+    programs = Path(sys.executable).parent
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(words, cwd=lab, env=environment, input=given, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(lab: Path, capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    capsys.readouterr()
+    assert main(["leaderboard", str(lab / "runs"), "--json", *DIGITS]) == 0
+    board: list[dict] = json.loads(capsys.readouterr().out)["rows"]
+    return board
+
+
+def check(board: list[dict]) -> None:
+    """Every sampler and both families are there, with finite numbers and the evaluations that the page tells."""
+    settings = [row["sampler_settings"] or {"name": row["model"]} for row in board]
+    found = {(said["name"], said.get("fraction")): row for said, row in zip(settings, board, strict=True)}
+    assert found.keys() == {("Heun", None), ("RungeKutta2", 2 / 3), ("RungeKutta2", 0.5), ("MFA", None), ("NICE", None)}
+    assert [row["nfe"] for (name, _), row in found.items() if name in ("Heun", "RungeKutta2")] == [9, 9, 9]
+    assert [row["nfe"] for (name, _), row in found.items() if name in ("MFA", "NICE")] == [1, 1]
+    assert all(math.isfinite(row["fd_digits"]) and row["fd_digits"] > 0 for row in board)
+    assert all(row["bits_per_dim"] > 0 for (name, _), row in found.items() if name in ("MFA", "NICE"))
+
+
+def test_the_files_are_as_short_as_it_says() -> None:
+    assert list(FILES) == ["rk2.py", "test_rk2.py", "midpoint.yaml", "mfa.py", "digits_mfa.yaml", "extras.py"]
+    assert len(FILES["rk2.py"].splitlines()) <= 36
+    assert not re.search(r"RungeKutta2|MFA|rk2|mfa", "".join(p.read_text() for p in (ROOT / "lit_gen").rglob("*.py")))
+
+
+def test_small_budgets_of_its_commands_fill_the_leaderboard(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {
+        "run": ["--budget.num_images=128", "--evaluation.num_samples=24", "--wandb.mode=disabled"],
+        "evaluate": ["--evaluation.num_samples=24", "--wandb.mode=disabled"],
+    }
+    words = [[*command, *small.get(command[0], [])] for command in COMMANDS]
+    python(lab, sys.executable, "-c", RUNS_ALL, given=json.dumps([words, REFUSED]))
+    assert len(REFUSED) == 5
+    check(rows(lab, capsys))
+
+
+@pytest.mark.slow
+def test_its_script_does_what_it_shows(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    python(lab.parent, "bash", "-euo", "pipefail", "-c", SCRIPT)
+    board = rows(lab, capsys)
+    check(board)
+    shown = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if re.match(r"\| \d", line)]
+    assert len(shown) == len(board)
+    for row, (_, model, _, nfe, distance, _, bits, *_) in zip(board, shown, strict=True):
+        assert (row["model"], row["nfe"]) == (model, float(nfe))
+        assert row["fd_digits"] == pytest.approx(float(distance), rel=0.2)
+        assert bits == "-" or row["bits_per_dim"] == pytest.approx(float(bits.split()[0]), abs=0.1)
+
+
+def test_the_density_of_the_family_is_that_of_dense_normals(mfa: GenerativeModel) -> None:
+    mixture: Any = mfa.generator.requires_grad_(False).flow
+    dense = mixture.factors @ mixture.factors.mT + torch.diag_embed((2 * mixture.log_std).exp())
+    exact = MixtureSameFamily(
+        Categorical(logits=mixture.logits.double()),
+        MultivariateNormal(mixture.mean.double(), covariance_matrix=dense.double()),
+    )
+    images = mfa.sample(Noise(1, range(7))).clamp(-1, 1)
+    points = dequantise(images, Noise(0, range(7))).flatten(1)
+    log_p = mfa.log_likelihood(images, Noise(0, range(7)))
+    torch.testing.assert_close(log_p, exact.log_prob(points) - 64 * math.log(127.5), rtol=0, atol=0.02)
+
+
+def test_what_the_family_draws_has_the_moments_of_its_density(mfa: GenerativeModel) -> None:
+    num = 20_000
+    mixture: Any = mfa.generator.requires_grad_(False).flow
+    x = mfa.sample(Noise(0, range(num))).flatten(1)
+    weights, mean = mixture.logits.softmax(0), mixture.mean
+    within = mixture.factors @ mixture.factors.mT + torch.diag_embed((2 * mixture.log_std).exp())
+    centre = weights @ mean
+    covariance = (weights[:, None, None] * (within + (mean - centre)[:, :, None] * (mean - centre)[:, None])).sum(0)
+    error = (x.mean(0) - centre) / covariance.diagonal().div(num).sqrt()
+    assert 0.7 < float(error.square().mean()) < 1.4
+    assert float((x.T.cov() - covariance).norm() / covariance.norm()) < 0.08
+    cold = mfa.sample(Noise(0, range(50)), sampler=Temperature(1e-6)).flatten(1)
+    assert float(torch.cdist(cold, mean).amin(1).max()) < 1e-3
+    torch.testing.assert_close(mfa.sample(Noise(0, [4, 1])).flatten(1), x[[4, 1]], rtol=0, atol=1e-5)
