@@ -200,7 +200,8 @@ def test_the_settings_of_a_first_stage_have_keys_of_their_own(
     overrides = ["--first_stage.run.budget.num_images=128", "--first_stage.run.model.quantiser.num_codes=16"]
     run = commands.fit([*words, *overrides])
     images = (run.metadata["images_seen"], first(run).metadata["images_seen"])
-    assert images == (192, 128) and opened(run)[0].num_codes == encoder(first(run)).num_codes == 16
+    stage = opened(run)[0].first_stage
+    assert images == (192, 128) and stage.num_codes == encoder(first(run)).num_codes == 16  # type: ignore[union-attr]
     assert (
         "tiny_vqvae.yaml: 128 images (--first_stage.run.budget.num_images), "
         "then what follows it: 192 images (--budget.num_images)\n"
