@@ -74,7 +74,7 @@ def mfa(lab: Path, monkeypatch: pytest.MonkeyPatch) -> GenerativeModel:
     return model
 
 
-def python(lab: Path, *words: str, given: str = "", timeout: int = 600) -> str:
+def python(lab: Path, *words: str, given: str = "", timeout: int = 850) -> str:
     """What a process of its own prints, in the folder, with the lit_gen of this checkout."""
     programs = Path(sys.executable).parent
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
