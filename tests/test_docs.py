@@ -30,6 +30,7 @@ def commands_of(page: str) -> list[list[str]]:
 
 EVERY_COMMAND = [(page, words) for page in PAGES for words in commands_of(page)]
 IN_THE_CHECKOUT = [words for page, words in EVERY_COMMAND if page != "extending"]  # test_extending.py runs the others
+SWEEPS = [yaml.safe_load(path.read_text())["name"] for path in (ROOT / "sweeps").glob("*.yaml")]
 FIGURES = [words[3:] for _, words in EVERY_COMMAND if words[:3] == ["python", "-m", "lit_gen.report.theory"]]
 
 
@@ -47,8 +48,9 @@ def test_links_and_pictures_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_picture_is_made_by_a_command_of_a_page(page: str) -> None:
     made = {words[words.index("--out") + 1].removeprefix("../") for _, words in EVERY_COMMAND if "--out" in words}
-    sweeps = "|".join(load_sweep([path]).name for path in (ROOT / "sweeps").glob("*.yaml"))
-    of_sweep = re.compile(rf"images/({sweeps})(_(digits|digits_binary))?\.png")  # the second where it has several data
+    of_sweep = re.compile(
+        rf"images/({'|'.join(SWEEPS)})(_(digits|digits_binary))?\.png"
+    )  # the second where it has several data
     shown = re.findall(r"!\[[^\]]*\]\((images/[^)]+)\)", (DOCS / f"{page}.md").read_text())
     assert [image for image in shown if f"docs/{image}" not in made and not of_sweep.fullmatch(image)] == []
 
@@ -62,7 +64,7 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
             patterns = [word for word in words[2:] if word.startswith("sweeps/")]
             assert load_sweep([path for pattern in patterns for path in sorted(ROOT.glob(pattern))]).trials
         case "leaderboard":
-            assert Path(words[2]).name in {load_sweep([path]).name for path in (ROOT / "sweeps").glob("*.yaml")}
+            assert Path(words[2]).name in SWEEPS
         case "sample":
             name = words[2].removesuffix("-*").removeprefix("runs/")
             configs = dict.fromkeys(w[w.index("--config") + 1] for w in IN_THE_CHECKOUT if "--config" in w)
