@@ -135,7 +135,7 @@ def sample(arguments: list[str]) -> None:
     model = load_model(run, objects.model, own.weights).to(processes.device(cli.config.trainer))
     source: ImageSource = objects.data.source
     if own.picture is not None:
-        _show(model, objects.data, own.picture, own.n, own.seed, own.out)
+        _show(model, objects, own)
         return
     if objects.sampler is not None:
         objects.sampler.prepare(model, objects.data)
@@ -164,12 +164,12 @@ def sample(arguments: list[str]) -> None:
         print(f"trajectories of the first, at the noise levels sigma / alpha = {levels} -> {own.trajectory}")
 
 
-def _show(model: GenerativeModel, data: ImageDataModule, name: str, num: int, seed: int, out: Path) -> None:
+def _show(model: GenerativeModel, objects: Namespace, own: argparse.Namespace) -> None:
     """Saves one of the pictures that a family makes of images of the data."""
-    if out.suffix != ".png":
-        raise UserError(f"--out: {out} must end in .png for --picture")
-    save_tiles(model.show(name, data, num, seed), out)
-    print(f"{name} of {num} images of {data.name} -> {out}")
+    if own.out.suffix != ".png":
+        raise UserError(f"--out: {own.out} must end in .png for --picture")
+    save_tiles(model.show(own.picture, objects.data, own.n, own.seed, objects.sampler), own.out)
+    print(f"{own.picture} of {own.n} images of {objects.data.name} -> {own.out}")
 
 
 def reflow(arguments: list[str]) -> Run:

@@ -31,7 +31,9 @@ class Halved(VAE):
         with torch.no_grad():
             next(self.parameters()).zero_()
 
-    def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def picture(
+        self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
+    ) -> Tensor:
         return torch.stack([images, images / 2])
 
 
@@ -81,6 +83,11 @@ def test_a_picture_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Halved has no picture thirds; it has one of halves" in capsys.readouterr().err
     assert main(["sample", str(run.directory), "--picture", "halves", "--out", str(tmp_path / "x.npz")]) == 2
     assert "must end in .png" in capsys.readouterr().err
+    sampler = ["--sampler", "Temperature", "--out", str(tmp_path / "x.png")]
+    assert main(["sample", str(run.directory), "--picture", "halves", *sampler]) == 2
+    error = "lit-gen: error: sampler: the picture halves of Halved is not drawn and takes none; leave --sampler out\n"
+    assert capsys.readouterr().err == error
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_data_that_does_not_suit_is_said_before_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ class Autoregressive(GenerativeModel):
     sampler_type = Temperature
     likelihood_kind = "exact"
     takes_other_weights = False
-    pictures = ("completions",)
+    pictures = drawn_pictures = ("completions",)
 
     distribution_type: ClassVar[type[CausalDistribution]] = CausalDistribution
 
@@ -186,13 +186,15 @@ class Autoregressive(GenerativeModel):
             values = groups[:, group, :, pixel]
         return groups.flatten(1, 2).unflatten(2, self.image_shape[1:])
 
-    def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def picture(
+        self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
+    ) -> Tensor:
         """Rows of an image, its upper half, and four ways to go on from there."""
         _, height, width = self.image_shape
         num_given = height // 2 * width
         half = images.clone()
         half.flatten(2)[:, :, num_given:] = 0
-        completions = [self.complete(images, num_given, noise, labels) for _ in range(4)]
+        completions = [self.complete(images, num_given, noise, labels, sampler) for _ in range(4)]
         return torch.stack([images, half, *completions], 1)
 
 

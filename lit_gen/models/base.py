@@ -49,6 +49,9 @@ class GenerativeModel(LightningModule, ABC):
     pictures: ClassVar[tuple[str, ...]] = ()
     """What the family can show of given images: the names that `picture` takes."""
 
+    drawn_pictures: ClassVar[tuple[str, ...]] = ()
+    """Those of them that are drawn, by a sampler if one is named."""
+
     likelihood_kind: ClassVar[Literal["exact", "estimate", "bound"] | None] = None
     """What `log_likelihood` gives of the log-density or log-mass that the model defines: itself, an estimate, or a
     lower bound; None for a family that has no likelihood. Where there is a method, the kind is that of the method."""
@@ -117,7 +120,9 @@ class GenerativeModel(LightningModule, ABC):
         """
         return {}
 
-    def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def picture(
+        self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
+    ) -> Tensor:
         """One of `pictures`, made of images of the data.
 
         Args:
@@ -125,6 +130,7 @@ class GenerativeModel(LightningModule, ABC):
             images: (N, C, H, W) in [-1, 1].
             labels: (N,) classes for a conditional model.
             noise: Random numbers keyed by the index of the image.
+            sampler: How to draw what is drawn; the model's own if not given.
 
         Returns:
             Tiles (rows, columns, C, H, W) in [-1, 1].
@@ -132,7 +138,7 @@ class GenerativeModel(LightningModule, ABC):
         raise NotImplementedError
 
     @torch.inference_mode()
-    def show(self, name: str, data: ImageDataModule, num: int, seed: int) -> Tensor:
+    def show(self, name: str, data: ImageDataModule, num: int, seed: int, sampler: Sampler | None = None) -> Tensor:
         """One of `pictures`, made of evenly spaced test images, or training images where the data has no test part.
 
         Args:
@@ -140,16 +146,22 @@ class GenerativeModel(LightningModule, ABC):
             data: The data.
             num: Number of images.
             seed: Seed of the noise.
+            sampler: How to draw; the model's own if not given.
 
         Returns:
             Tiles (rows, columns, C, H, W) in [-1, 1].
 
         Raises:
-            UserError: the family has no such picture.
+            UserError: the family has no such picture, or a sampler is given for one that is not drawn.
         """
         if name not in self.pictures:
             choices = f"one of {', '.join(self.pictures)}" if self.pictures else "none"
             raise UserError(f"--picture: {type(self).__name__} has no picture {name}; it has {choices}")
+        if sampler is not None and name not in self.drawn_pictures:
+            raise UserError(
+                f"sampler: the picture {name} of {type(self).__name__} is not drawn and takes none; leave --sampler out"
+            )
+        self.check_sampler(sampler)
         try:
             batch = data.examples("test", num)
         except UserError:
@@ -159,7 +171,7 @@ class GenerativeModel(LightningModule, ABC):
         self.eval()
         try:
             labels = labels.to(self.device) if labels is not None else None
-            return self.picture(name, images, labels, Noise(seed, batch.index, self.device))
+            return self.picture(name, images, labels, Noise(seed, batch.index, self.device), sampler)
         finally:
             self.train(training)
 

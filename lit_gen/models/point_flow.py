@@ -104,15 +104,17 @@ class PointFlow(GenerativeModel):
         self.nfe = 1.0
         return self.flow(images, labels)
 
-    def show(self, name: str, data: ImageDataModule, num: int, seed: int) -> Tensor:
+    def show(self, name: str, data: ImageDataModule, num: int, seed: int, sampler: Sampler | None = None) -> Tensor:
         """The learned density beside the true one, each as dark as it is dense, the darkest at its maximum."""
-        learned = super().show(name, data, num, seed)
+        learned = super().show(name, data, num, seed, sampler)
         assert isinstance(data.source, PointSource)
         one = torch.ones((), dtype=torch.float64)
         exact = torch.cat([data.source.exact.log_density(part, one, 0 * one) for part in _grid().split(4096)])
         return torch.cat([learned.cpu(), _heat_map(exact)], 1)
 
-    def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def picture(
+        self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
+    ) -> Tensor:
         x = _grid().float().to(self.device)[:, :, None, None]
         if not self.num_classes:
             return _heat_map(self.flow(x).cpu())

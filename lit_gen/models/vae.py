@@ -313,7 +313,9 @@ class VAE(GenerativeModel):
             return likelihood.sample(params, noise)
         return likelihood.centre(params)
 
-    def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def picture(
+        self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
+    ) -> Tensor:
         """Images above the centres of p(x | z) at their mean codes; or such centres between the codes of pairs."""
         z, _ = self.generator.encode(images, labels)
         if name == "reconstructions":

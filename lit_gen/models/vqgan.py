@@ -153,7 +153,9 @@ class VQVAE(GenerativeModel):
         self.nfe = 1.0
         return self.decode(self.autoencoder.place(uniform))
 
-    def picture(self, name: str, images: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+    def picture(
+        self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
+    ) -> Tensor:
         """Images above their reconstructions."""
         return torch.stack([images, self.decode(self.encode(images)).clamp(-1, 1)])
 

@@ -3,13 +3,18 @@
 import itertools
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from lit_gen import commands
+from lit_gen.cli import main
 from lit_gen.data import Binarised, Digits, ImageDataModule
 from lit_gen.errors import UserError
 from lit_gen.methods import Temperature
@@ -18,6 +23,7 @@ from lit_gen.models.autoregressive import Autoregressive
 from lit_gen.networks import MaskedMLP, NADENetwork
 from lit_gen.noise import Noise
 from lit_gen.pixel_likelihoods import Bernoulli, Categorical, LogisticMixture, PixelLikelihood
+from tests.conftest import arguments
 from tests.networks.random_networks import randomise
 
 Shape = tuple[int, int, int]
@@ -169,6 +175,20 @@ def test_completions_are_drawn_given_the_upper_half(build: Builder) -> None:
     chi_square = ((counts - expected).square() / expected).sum()
     assert chi_square < 17.7, "3 degrees of freedom: 0.05 %"
     assert ((counts - 500).square() / 500).sum() > 25
+
+
+def test_the_command_completes_with_the_sampler(tmp_path: Path) -> None:
+    """A temperature near 0 takes the likelier value of each pixel, so that all four completions are one."""
+    run = commands.fit(arguments("FVSBN", tmp_path, 64, "--grid.num_samples=0"))
+    drawn = {}
+    for temperature in ("1", "0.8", "1e-6"):
+        words = ["--sampler=Temperature", f"--sampler.temperature={temperature}", f"--out={tmp_path / 'picture.png'}"]
+        assert main(["sample", str(run.directory), "--picture=completions", "-n=2", *words]) == 0
+        drawn[temperature] = np.asarray(Image.open(tmp_path / "picture.png"))
+    assert not np.array_equal(drawn["1"], drawn["0.8"])
+    columns = [[picture[2:, 2 + 34 * i :][:, :32] for i in range(2, 6)] for picture in drawn.values()]
+    assert [np.array_equal(column[0], column[1]) for column in columns] == [False, False, True]
+    assert all(np.array_equal(columns[2][0], column) for column in columns[2])
 
 
 def test_a_training_step_of_several_masks_is_of_one_of_them() -> None:
