@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -326,6 +327,31 @@ def test_values_that_cannot_be_are_refused(
 ) -> None:
     assert named in said(capsys, "run", *arguments("EDM", tmp_path, 64, word))
     assert not list(tmp_path.glob("*/run.json"))
+
+
+SPLINE = "--model.coupling=Spline"
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("MADE", ["--model.network.dropout=2"]),
+        ("VAE", ["--model.latent_dim=0"]),
+        ("VQVAE", ["--model.latent_dim=-3"]),
+        ("RealNVP", [SPLINE, "--model.coupling.num_bins=0"]),
+        ("Glow", [SPLINE, "--model.coupling.num_bins=1000"]),
+        ("RealNVP", [SPLINE, "--model.coupling.reach=-1"]),
+        ("Glow", ["--model.coupling=Affine", "--model.coupling.bound=0"]),
+    ],
+    ids=lambda words: words if isinstance(words, str) else words[-1],
+)
+def test_settings_of_a_likelihood_are_named_in_one_line(
+    family: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, value = words[-1].removeprefix("--").split("=")
+    error = said(capsys, "fit", *arguments(family, tmp_path, 64, *words))
+    assert re.match(rf"lit-gen: error: {key}: {value}(\.0)? is not ", error)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_trial_batch_is_not_taken_for_the_training(tmp_path: Path) -> None:

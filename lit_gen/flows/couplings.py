@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_gen.errors import UserError
 from lit_gen.flows.bijections import Bijection, sum_over_image
 
 NetworkFactory = Callable[[tuple[int, int, int], int], nn.Module]
@@ -117,12 +118,15 @@ class Affine(Transform):
 
     Args:
         bound: Of s, which is bound tanh(. / bound) of what the network gives.
+
+    Raises:
+        UserError: bound is not positive.
     """
 
     num_params = 2
 
     def __init__(self, bound: float = 2.0) -> None:
-        self.bound = bound
+        self.bound = _positive("bound", bound, 2)
 
     def log_scale(self, theta: Tensor) -> Tensor:
         return self.bound * torch.tanh(theta[:, 1] / self.bound)
@@ -148,14 +152,19 @@ class Spline(Transform):
     Args:
         num_bins: K.
         reach: B.
+
+    Raises:
+        UserError: there are no bins, or more than have room, or reach is not positive.
     """
 
     smallest = 1e-3
     """Of widths and heights as a share of 2B, and of slopes."""
 
     def __init__(self, num_bins: int = 8, reach: float = 4.0) -> None:
+        if not 0 < num_bins * self.smallest < 1:
+            raise UserError(f"model.coupling.num_bins: {num_bins} is not in 1..{1 / self.smallest - 1:.0f}; 8 is usual")
         self.num_bins = num_bins
-        self.reach = reach
+        self.reach = _positive("reach", reach, 4)
         self.num_params = 3 * num_bins - 1
 
     def __call__(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,6 +207,12 @@ class Spline(Transform):
     def _knots(self, logits: Tensor) -> Tensor:
         shares = self.smallest + (1 - self.smallest * self.num_bins) * logits.softmax(-1)
         return F.pad(2 * shares.cumsum(-1) - 1, (1, 0), value=-1.0) * self.reach
+
+
+def _positive(name: str, value: float, usual: float) -> float:
+    if not 0 < value < math.inf:
+        raise UserError(f"model.coupling.{name}: {value} is not a positive number; {usual:g} is usual")
+    return value
 
 
 class Coupling(Bijection):

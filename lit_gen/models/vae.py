@@ -176,7 +176,7 @@ class VAE(GenerativeModel):
         for key, value in (("beta", beta), ("kl_warmup", kl_warmup), ("free_bits", free_bits)):
             if not 0 <= value < math.inf:
                 raise UserError(f"model.{key}: {value} is negative or infinite")
-        self.latent_dim = latent_dim
+        self.latent_dim = _positive("model.latent_dim", latent_dim)
         self.beta = beta
         self.kl_warmup = kl_warmup
         self.free_bits = free_bits

@@ -57,6 +57,8 @@ class VQVAE(GenerativeModel):
         compile: bool = False,
     ) -> None:
         super().__init__(image_shape, num_classes, warmup=warmup, compile=compile)
+        if latent_dim < 1:
+            raise UserError(f"model.latent_dim: {latent_dim} is not positive")
         self.autoencoder = QuantisedAutoencoder(network(self.image_shape, latent_dim), quantiser(latent_dim))
         self.optimizer = optimizer
         self._validated: Tensor | None = None

@@ -27,6 +27,12 @@ def check_width(name: str, channels: int) -> None:
         raise UserError(f"{name} must be a positive multiple of 8, got {channels}")
 
 
+def check_dropout(dropout: float) -> None:
+    """Raise `UserError` unless a network's `dropout` is a probability below 1."""
+    if not 0 <= dropout < 1:
+        raise UserError(f"model.network.dropout: {dropout} is not a probability below 1; 0 drops nothing")
+
+
 def multihead_attention(qkv: Tensor, num_heads: int) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of every head: tokens (N, T, 3C), q, k and v side by side, -> (N, T, C)."""
     # (N, T, 3C) -> 3 x (N, heads, T, d)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
-from lit_gen.networks.blocks import check_width, group_norm, zeros
+from lit_gen.networks.blocks import check_dropout, check_width, group_norm, zeros
 
 
 class CouplingBlock(nn.Module):
@@ -41,7 +41,7 @@ class ConvCoupling(nn.Module):
         dropout: Probability of dropping a value in training.
 
     Raises:
-        UserError: if the width does not suit.
+        UserError: if the width or dropout does not suit.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class ConvCoupling(nn.Module):
     ) -> None:
         super().__init__()
         check_width("channels", channels)
+        check_dropout(dropout)
         self.stem = nn.Conv2d(shape[0], channels, 3, padding=1)
         self.blocks = nn.Sequential(*(CouplingBlock(channels, dropout) for _ in range(num_blocks)))
         self.norm = group_norm(channels)
@@ -74,7 +75,7 @@ class MLPCoupling(nn.Module):
         dropout: Probability of dropping a hidden value in training.
 
     Raises:
-        UserError: if width or depth does not suit.
+        UserError: if width, depth or dropout does not suit.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class MLPCoupling(nn.Module):
         super().__init__()
         if width < 1 or depth < 1:
             raise UserError(f"width and depth of a coupling network must be positive, got {width} and {depth}")
+        check_dropout(dropout)
         self.out_shape = (out_channels, *shape[1:])
         layers: list[nn.Module] = []
         before = math.prod(shape)

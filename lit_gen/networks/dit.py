@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
-from lit_gen.networks.blocks import multihead_attention, zeros
+from lit_gen.networks.blocks import check_dropout, multihead_attention, zeros
 from lit_gen.networks.embeddings import ConditionalNetwork, TimeEmbedding, sinusoids
 
 NUM_FEATURES = 256
@@ -77,7 +77,7 @@ class DiT(ConditionalNetwork):
         augment_dim: Length of the augmentation labels that the network is conditioned on; set by the model.
 
     Raises:
-        UserError: if the image size does not suit the patches, or the width the heads.
+        UserError: if the image size does not suit the patches, the width the heads, or dropout is no probability.
     """
 
     positions: Tensor
@@ -106,6 +106,7 @@ class DiT(ConditionalNetwork):
             )
         if width % num_heads or width % 4:
             raise UserError(f"width must be a multiple of 4 and of the {num_heads} heads, got {width}")
+        check_dropout(dropout)
         super().__init__(NUM_FEATURES, width, num_classes, time_embedding, augment_dim)
         self.patch_size = patch_size
         self.grid = (size[0] // patch_size, size[1] // patch_size)

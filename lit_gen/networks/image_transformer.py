@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
+from lit_gen.networks.blocks import check_dropout
 from lit_gen.networks.causal_attention import CausalBlock
 
 NUM_VALUES = 256
@@ -37,7 +38,7 @@ class CausalTransformer(nn.Module):
         dropout: Probability of dropping an embedding, or an output of attention or perceptron.
 
     Raises:
-        UserError: if the sizes do not suit.
+        UserError: if the sizes or dropout do not suit.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class CausalTransformer(nn.Module):
                 f"width, depth, num_heads and mlp_ratio must be positive, and width a multiple of num_heads, got "
                 f"{width}, {depth}, {num_heads} and {mlp_ratio}"
             )
+        check_dropout(dropout)
         channels, height, columns = image_shape
         self.image_shape = image_shape
         self.num_params = num_params

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
+from lit_gen.networks.blocks import check_dropout
 
 
 class TokenNetwork(nn.Module):
@@ -78,7 +79,7 @@ class NADENetwork(TokenNetwork):
         dropout: Probability of dropping a hidden unit.
 
     Raises:
-        UserError: there are no hidden units.
+        UserError: there are no hidden units, or dropout is no probability.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class NADENetwork(TokenNetwork):
         super().__init__(image_shape, num_params, num_classes, channelwise)
         if hidden < 1:
             raise UserError(f"model.network.hidden: {hidden} is too few; give at least 1")
+        check_dropout(dropout)
         tokens, size = self.num_tokens, self.params_per_token
         self.inputs = nn.Parameter(torch.randn(tokens, self.token_size, hidden) / math.sqrt(tokens * self.token_size))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
@@ -159,7 +161,7 @@ class MaskedMLP(TokenNetwork):
         mask_seed: Seed of the orders and degrees.
 
     Raises:
-        UserError: the sizes do not suit, or nothing connects one token to another.
+        UserError: the sizes do not suit, nothing connects one token to another, or dropout is no probability.
     """
 
     orders: Tensor
@@ -188,6 +190,7 @@ class MaskedMLP(TokenNetwork):
             )
         if not hidden and not direct:
             raise UserError("model.network.direct: without hidden units it must be true, or pixels see nothing")
+        check_dropout(dropout)
         tokens, generator = self.num_tokens, torch.Generator().manual_seed(mask_seed)
         self.num_masks = num_masks
         self.dropout = dropout

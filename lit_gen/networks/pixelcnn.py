@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
+from lit_gen.networks.blocks import check_dropout
 from lit_gen.networks.causal import HorizontalConv, Place, Pointwise, TwoStacks, VerticalConv
 
 
@@ -107,7 +108,7 @@ class GatedPixelCNN(TwoStacks):
         dropout: Probability of dropping a feature behind a gate.
 
     Raises:
-        UserError: if a size does not suit.
+        UserError: if a size or dropout does not suit.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class GatedPixelCNN(TwoStacks):
                 "kernel_size and first_kernel_size must be odd and at least 3, got "
                 f"{kernel_size} and {first_kernel_size}"
             )
+        check_dropout(dropout)
         self.layers = nn.ModuleList()
         for i in range(num_layers + 1):
             size, in_channels = (kernel_size, channels) if i else (first_kernel_size, image_shape[0] + 1)

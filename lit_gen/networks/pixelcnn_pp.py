@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
+from lit_gen.networks.blocks import check_dropout
 from lit_gen.networks.causal import CausalConv, HorizontalConv, Place, Pointwise, Stack, TwoStacks, VerticalConv
 
 STACKS: tuple[Stack, Stack] = ("vertical", "horizontal")
@@ -187,7 +188,7 @@ class ResidualPixelCNN(TwoStacks):
         dropout: Probability of dropping a feature.
 
     Raises:
-        UserError: if a size does not suit, or the parameters are those of one channel after the other.
+        UserError: if a size or dropout does not suit, or the parameters are those of one channel after the other.
     """
 
     def __init__(
@@ -208,6 +209,7 @@ class ResidualPixelCNN(TwoStacks):
             )
         if min(channels, num_blocks, num_levels) < 1:
             raise UserError("channels, num_blocks and num_levels must be positive")
+        check_dropout(dropout)
         values = image_shape[0] + 1
         self.above = VerticalConv(values, channels, (2, 3), scale=1.0)
         self.link = VerticalConv(values, channels, (1, 3), scale=1.0)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
+from lit_gen.networks.blocks import check_dropout
 from lit_gen.networks.causal_attention import CausalBlock
 
 
@@ -49,7 +50,7 @@ class TokenTransformer(nn.Module):
         dropout: Probability of dropping an embedding, or an output of attention or perceptron.
 
     Raises:
-        UserError: if the sizes do not suit.
+        UserError: if the sizes or dropout do not suit.
     """
 
     def __init__(
@@ -64,11 +65,12 @@ class TokenTransformer(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if min(width, depth, num_heads) < 1 or mlp_ratio <= 0 or width % num_heads or not 0 <= dropout < 1:
+        if min(width, depth, num_heads) < 1 or mlp_ratio <= 0 or width % num_heads:
             raise UserError(
-                "model.network: width, depth, num_heads and mlp_ratio must be positive, width a multiple of num_heads "
-                f"and dropout a probability below 1, got {width}, {depth}, {num_heads}, {mlp_ratio} and {dropout}"
+                "model.network: width, depth, num_heads and mlp_ratio must be positive, and width a multiple of "
+                f"num_heads, got {width}, {depth}, {num_heads} and {mlp_ratio}"
             )
+        check_dropout(dropout)
         self.grid = grid
         self.classes = nn.Embedding(max(num_classes, 1), width)
         self.codes = nn.Embedding(num_codes, width)

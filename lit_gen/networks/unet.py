@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
-from lit_gen.networks.blocks import MIN_SIZE, check_width, group_norm, multihead_attention, zeros
+from lit_gen.networks.blocks import MIN_SIZE, check_dropout, check_width, group_norm, multihead_attention, zeros
 from lit_gen.networks.embeddings import ConditionalNetwork, TimeEmbedding
 
 
@@ -172,7 +172,8 @@ class UNet(ConditionalNetwork):
 
     Raises:
         UserError: if the image size does not suit the number of levels, attention is asked for at a height that no
-            level has, `channels` is no multiple of 8, or the resampling filter does not exist.
+            level has, `channels` is no multiple of 8, the resampling filter does not exist, or dropout is no
+            probability.
     """
 
     def __init__(
@@ -194,6 +195,7 @@ class UNet(ConditionalNetwork):
         augment_dim: int = 0,
     ) -> None:
         check_width("channels", channels)
+        check_dropout(dropout)
         _check_levels(image_shape, channel_mult, num_blocks, attention_resolutions)
         if progressive_input and not resample_filter:
             raise UserError("progressive_input: the image needs a filter on its way down; set resample_filter")
