@@ -33,6 +33,8 @@ class GatedLayer(nn.Module):
     Args:
         in_channels: Features that come in, F but for the first layer.
         channels: F, features of each stack.
+        first: Whether it is the first layer, fed the image one row and one column late: all of a pixel before may be
+            seen.
         kernel: Rows and columns that the vertical stack sees.
         columns: Columns that the horizontal stack sees.
         num_classes: Number of classes.
@@ -45,6 +47,7 @@ class GatedLayer(nn.Module):
         self,
         in_channels: int,
         channels: int,
+        first: bool,
         kernel: tuple[int, int],
         columns: int,
         num_classes: int,
@@ -53,7 +56,6 @@ class GatedLayer(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        first = in_channels != channels
         of = groups(channels, num_groups)
         mask = None if num_groups == 1 or first else of[:, None] >= of
         gate_mask = None if mask is None else mask.repeat(2, 1)
@@ -142,6 +144,7 @@ class GatedPixelCNN(TwoStacks):
             layer = GatedLayer(
                 in_channels,
                 channels,
+                i == 0,
                 (rows, size),
                 columns,
                 num_classes,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_gen.errors import UserError
 from lit_gen.networks import CausalTransformer, GatedPixelCNN, ResidualPixelCNN
 from lit_gen.networks.causal import CausalConv
+from lit_gen.networks.pixelcnn import GatedLayer
 
 Network = GatedPixelCNN | ResidualPixelCNN | CausalTransformer
 Shape = tuple[int, int, int]
@@ -27,6 +28,16 @@ def gated(shape: Shape, num_params: int, num_classes: int = 0, channelwise: bool
         head_channels=40,
         position_features=2,
     )
+
+
+def narrow(shape: Shape, num_params: int, num_classes: int = 0, channelwise: bool = False) -> Network:
+    """As many features as channels come in, with that of `mark`: no width tells the first layer from the others."""
+    width = shape[0] + 1
+    network = GatedPixelCNN(shape, num_params, num_classes, channelwise, width, num_layers=4, first_kernel_size=5)
+    first = network.layers[0]
+    assert isinstance(first, GatedLayer)
+    nn.init.constant_(first.h_out.bias, 2)  # so that the rectifier of a group of one feature is open
+    return network
 
 
 def residual(shape: Shape, num_params: int, num_classes: int = 0, channelwise: bool = False) -> Network:
@@ -100,7 +111,7 @@ def order(shape: Shape, num_groups: int) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 5)])
-@pytest.mark.parametrize(("build", "channelwise"), CHANNELWISE[:3])
+@pytest.mark.parametrize(("build", "channelwise"), [*CHANNELWISE[:3], (narrow, True)])
 def test_each_parameter_sees_all_that_comes_before_and_nothing_else(
     build: Builder, channelwise: bool, shape: Shape
 ) -> None:
