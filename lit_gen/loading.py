@@ -24,9 +24,10 @@ def read_checkpoint(run: Run) -> dict[str, Any]:
     """
     try:
         checkpoint: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises any of half a dozen
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{run.checkpoint}: not a readable checkpoint ({reason}); delete it and train again") from None
+    except Exception:  # a damaged file raises any of half a dozen, some with advice to load whatever is in it
+        raise UserError(
+            f"{run.checkpoint}: not a readable checkpoint (damaged, or not of lit-gen); delete it and train again"
+        ) from None
     return checkpoint
 
 

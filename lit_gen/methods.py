@@ -53,7 +53,8 @@ class Sampler(ABC):  # noqa: B024  (what it does is between it and the family th
 class Temperature(Sampler):
     """Draws from a distribution that is sharper than the model's, for T < 1, or broader, for T > 1.
 
-    A normalizing flow multiplies the noise of its base by T; an autoregressive model divides its logits by T.
+    A normalizing flow multiplies the noise of its base by T, a VAE that of its prior, within each Gaussian if it is a
+    mixture; an autoregressive model divides its logits by T.
 
     Args:
         temperature: T. 1 is the model itself.

@@ -21,8 +21,9 @@ class Step(NamedTuple):
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until all are done at that speed; infinite before the first images."""
-        return (self.total - self.completed) / self.images_per_second if self.images_per_second else float("inf")
+        """Seconds until all are done at that speed; infinite before the first images, 0 behind the last one."""
+        left = max(self.total - self.completed, 0)
+        return left / self.images_per_second if self.images_per_second else float("inf")
 
 
 listeners: list[Callable[[Step], object]] = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -236,8 +237,13 @@ def test_a_damaged_checkpoint_is_named(trained_vae: Run, tmp_path: Path, capsys:
     (damaged / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "run.json"):
         (damaged / name).write_bytes((trained_vae.directory / name).read_bytes())
-    (damaged / "checkpoints/last.ckpt").write_bytes(trained_vae.checkpoint.read_bytes()[:5000])
-    assert "last.ckpt: not a readable checkpoint" in said(capsys, "evaluate", str(damaged))
+    whole = trained_vae.checkpoint.read_bytes()
+    for content in (whole[:5000], b"not a checkpoint", pickle.dumps(damaged), b""):
+        (damaged / "checkpoints/last.ckpt").write_bytes(content)
+        assert said(capsys, "evaluate", str(damaged)) == (
+            f"lit-gen: error: {damaged}/checkpoints/last.ckpt: not a readable checkpoint (damaged, or not of lit-gen); "
+            "delete it and train again"
+        )
 
 
 def test_a_checkpoint_of_another_network_is_named(

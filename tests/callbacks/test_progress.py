@@ -50,6 +50,19 @@ def test_a_line_now_and_then_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_no_time_is_left_once_the_last_batch_has_gone_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget of 1,000 images in batches of 300."""
+    output = StringIO()
+    progress = ImageProgress("training", 1000, seconds=1.5, console=Console(file=output, force_terminal=False))
+    now = time.monotonic()
+    for seconds in range(1, 5):
+        monkeypatch.setattr(module.time, "monotonic", lambda now=now + seconds: now)
+        progress.add(300)
+    lines = output.getvalue().splitlines()
+    assert lines[-1].startswith("training: 1,200/1,000 images, ") and lines[-1].endswith(" images/s, 0 s left")
+    assert Step("training", 1200, 1000, 300).seconds_left == 0
+
+
 def test_nothing_before_the_first_update() -> None:
     output = StringIO()
     progress = ImageProgress("drawing", 10, console=Console(file=output, force_terminal=True))

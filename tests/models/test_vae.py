@@ -208,6 +208,24 @@ def test_the_fitted_mixture_is_that_of_scikit_learn(monkeypatch: pytest.MonkeyPa
     }  # fmt: skip
 
 
+def test_temperature_scales_the_deviations_within_each_gaussian_of_the_mixture() -> None:
+    """z_T = mean + T (z_1 - mean) of the same component, so that variances are T^2 of those at 1, and no mean moves."""
+    model, data = randomised(latent_dim=3), ImageDataModule(Digits())
+    z = {}
+    for temperature in (1.0, 0.5, 3.0):
+        sampler = GaussianMixturePrior(num_components=3, temperature=temperature, max_images=200)
+        sampler.prepare(model, data)
+        z[temperature] = sampler.codes(Noise(1, range(50))).double()
+    assert sampler._mixture is not None
+    means = sampler._mixture[1]
+    distances = torch.cdist(2 * z[0.5] - z[1.0], means)
+    nearest = distances.argmin(1)
+    assert distances.amin(1).max() < 1e-5 and len(nearest.unique()) == 3
+    deviations = z[1.0] - means[nearest]
+    assert deviations.square().mean() > 1e-3
+    torch.testing.assert_close(z[3.0] - means[nearest], 3 * deviations, rtol=0, atol=1e-5)
+
+
 def test_active_units_are_those_whose_mean_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomised()
     assert model.diagnostics(Noise(0, range(2))) == {}
