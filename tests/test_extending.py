@@ -107,6 +107,7 @@ def test_the_files_are_as_short_as_it_says() -> None:
     assert not re.search(r"RungeKutta2|MFA|rk2|mfa", "".join(p.read_text() for p in (ROOT / "lit_gen").rglob("*.py")))
 
 
+@pytest.mark.slow
 def test_small_budgets_of_its_commands_fill_the_leaderboard(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {
         "run": ["--budget.num_images=128", "--evaluation.num_samples=24", "--wandb.mode=disabled"],
