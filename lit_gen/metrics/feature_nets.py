@@ -240,9 +240,9 @@ class Inception(FeatureNet):
             self.network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
             )
-        except Exception as error:  # a broken file raises any of half a dozen
+        except Exception as error:  # a broken file raises any of half a dozen, some with advice to run what is in it
             raise UserError(
-                f"{path} is truncated or does not hold Inception's weights ({_first_line(error)}): delete it and get "
+                f"{path} is truncated or does not hold Inception's weights: delete it and get "
                 f"{URL_INCEPTION_V3} again, then name it with --evaluation.feature_net.weights PATH"
             ) from error
         self.version = _hash(path)
