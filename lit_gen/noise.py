@@ -24,6 +24,8 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_AHEAD = 2**14
+"""Counters that are computed at once of several draws: where philox costs little more than for one."""
 
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -74,6 +76,10 @@ class Noise:
         if self.index.ndim != 1 or bool((self.index < 0).any()):
             raise UserError("sample indices must be a flat sequence of integers >= 0")
         self.draws = 0
+        self.reads_ahead = False
+        """Whether the numbers of the draws to come are computed with those of one: the same numbers, sooner where many
+        small draws follow."""
+        self._kept: dict[int, tuple[int, list[Tensor]]] = {}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -87,7 +93,7 @@ class Noise:
         pairs = self._uniform(shape)
         values = []
         for u, v in (pairs[:2], pairs[2:]):
-            radius, angle = u.log_().mul_(-2).sqrt_(), v.mul_(2 * math.pi)
+            radius, angle = u.log().mul_(-2).sqrt_(), v * (2 * math.pi)
             values += [radius * angle.cos(), radius * angle.sin()]
         return self._gather(values, shape).to(dtype)
 
@@ -97,11 +103,23 @@ class Noise:
         return self._gather(self._uniform(shape), shape).to(dtype).clamp_(limits.tiny, 1 - limits.eps / 2)
 
     def _uniform(self, shape: Sequence[int]) -> list[Tensor]:
-        blocks = torch.arange(-(-math.prod(shape) // 4), device=self.device)
-        draw = torch.full_like(self.index[:, None], self.draws)
-        low, high = self.index[:, None] & _MASK, self.index[:, None] >> 32
+        """Four sets (N, num_blocks) of the next draw, float64."""
+        num_blocks = -(-math.prod(shape) // 4)
+        first, numbers = self._kept.get(num_blocks) or (0, None)
+        if numbers is None or not first <= self.draws < first + len(numbers[0]):
+            first, numbers = self.draws, self._next(num_blocks)
+        if self.reads_ahead:
+            self._kept[num_blocks] = first, numbers
         self.draws += 1
-        words = philox((blocks[None], draw, low, high), (self.seed & _MASK, self.seed >> 32))
+        return [part[self.draws - 1 - first] for part in numbers]
+
+    def _next(self, num_blocks: int) -> list[Tensor]:
+        """Four sets (D, N, num_blocks) of the next D draws, float64."""
+        num_draws = max(1, _AHEAD // max(1, len(self) * num_blocks)) if self.reads_ahead else 1
+        blocks = torch.arange(num_blocks, device=self.device)
+        draws = torch.arange(self.draws, self.draws + num_draws, device=self.device)[:, None, None]
+        low, high = self.index[:, None] & _MASK, self.index[:, None] >> 32
+        words = philox((blocks, draws, low, high), (self.seed & _MASK, self.seed >> 32))
         return [word.double().add_(0.5).mul_(2.0**-32) for word in words]
 
     def _gather(self, values: Sequence[Tensor], shape: Sequence[int]) -> Tensor:

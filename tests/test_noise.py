@@ -1,4 +1,5 @@
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -123,3 +124,26 @@ def test_devices_agree():
     torch.testing.assert_close(
         here.uniform((65,), torch.float64), there.uniform((65,), torch.float64).cpu(), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize(("num", "num_calls"), [(1, 4), (3, 4), (5000, 26)])
+def test_reading_ahead_changes_no_number(monkeypatch, num, num_calls):
+    """Draws of several sizes, normal and uniform, and again from the second on, in fewer calls of philox."""
+    counted = Mock(wraps=philox)
+    monkeypatch.setattr("lit_gen.noise.philox", counted)
+
+    def numbers(ahead):
+        counted.reset_mock()
+        noise = Noise(2**40 + 3, range(2**33, 2**33 + num))
+        drawn = [noise.uniform((2,))]
+        noise.reads_ahead = ahead
+        for shape in ((1,), (5,), (4,), (), (2, 3), (4,)) * 3:
+            drawn += [noise.uniform(shape, torch.float64), noise.normal(shape)]
+        noise.draws = 1
+        drawn.append(noise.normal((5,)))
+        assert noise.draws == 2
+        return drawn, counted.call_count
+
+    (plain, one_by_one), (ahead, together) = numbers(False), numbers(True)
+    assert all(map(torch.equal, plain, ahead))
+    assert (one_by_one, together) == (38, num_calls)

@@ -175,6 +175,7 @@ class Autoregressive(GenerativeModel):
         network = cast(CausalNetwork, self.network)
         groups = images.flatten(2).unflatten(1, (network.num_groups, -1)).clone()  # (N, G, C / G, H W)
         values = None
+        noise.reads_ahead = True  # the draws of single pixels take more time than the steps of a small network
         self.nfe = 0.0
         for token in tokens:
             pixel, group = divmod(token, network.num_groups)

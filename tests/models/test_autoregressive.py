@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lit_gen import commands
+from lit_gen import noise as noise_module
 from lit_gen.cli import main
 from lit_gen.data import Binarised, Digits, ImageDataModule
 from lit_gen.errors import UserError
@@ -134,6 +136,17 @@ def test_steps_draw_the_images_of_whole_forward_passes(
         image = without_steps(model, noise, labels[index : index + 1], masks[int(chosen[index])])
         assert torch.equal(drawn[index : index + 1].double(), image)
     assert torch.equal(drawn[[7, 2]], model.draw(Noise(5, [7, 2]), labels[[7, 2]], None)), "whatever else is drawn"
+
+
+@EACH
+def test_the_numbers_of_all_pixels_are_computed_together(build: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one they take longer than the steps of these networks."""
+    philox = Mock(wraps=noise_module.philox)
+    monkeypatch.setattr(noise_module, "philox", philox)
+    model = build_random(build, (1, 5, 6))
+    model.sample(Noise(5, range(4)))
+    masks = len(masks_of(model))
+    assert philox.call_count <= (1 + masks if isinstance(model, MADE) else 1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.8])
