@@ -21,7 +21,12 @@ SMALL = {
     "ConvCoupling": ["--model.network.channels=8", "--model.network.num_blocks=1"],
     "NADENetwork": ["--model.network.hidden=8"],
     "MaskedMLP": ["--model.network.hidden=[8]"],
-    "GatedPixelCNN": ["--model.network.channels=12", "--model.network.num_layers=1"],
+    "GatedPixelCNN": [
+        "--model.network.channels=12",
+        "--model.network.num_layers=1",
+        "--model.network.head_channels=12",
+    ],
+    "ConvEncoder": ["--model.encoder.channels=8", "--model.decoder.channels=8"],
     "ResidualPixelCNN": ["--model.network.channels=8", "--model.network.num_blocks=1"],
     "ConvAutoencoder": ["--model.network.channels=8", "--model.network.num_blocks=1"],
     "TokenTransformer": ["--model.network.width=16", "--model.network.depth=1", "--model.network.num_heads=2"],
@@ -53,16 +58,16 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
-    """The arguments that make an experiment one step on the CPU, in float32, with few images and a small network."""
+    """The arguments that make an experiment two steps on the CPU, in its own precision, of few images, with a small
+    network."""
     config = yaml.safe_load(path.read_text())
     cli = ExperimentCLI([f"--config={path}"])
-    batch_size = min(config["data"]["batch_size"], 16)
+    batch_size = min(config["data"]["batch_size"], 8)
     words = [
         f"--run.root={root}",
-        f"--budget.num_images={batch_size}",
+        f"--budget.num_images={2 * batch_size}",
         f"--data.batch_size={batch_size}",
         "--trainer.accelerator=cpu",
-        "--trainer.precision=32-true",
         "--grid.num_samples=0",
         "--wandb.mode=disabled",
     ]
@@ -71,7 +76,7 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
         source, key = source.init_args.source, f"{key}.source"
     if source.class_path.rsplit(".")[-1] in ("MNIST", "FashionMNIST", "CIFAR10"):
         words += [f"--{key}.root={data_root}", f"--{key}.checksum=false"]
-    network = cli.config.model.init_args.get("network")
+    network = cli.config.model.init_args.get("network") or cli.config.model.init_args.get("encoder")
     if network and network.class_path.endswith("UNet") and not path.name.startswith("digits"):
         words.append("--model.network.channels=8")
     if network and not path.name.startswith(("digits", "binary_digits")):
@@ -89,11 +94,13 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", files("conf/experiment"))
-def test_experiment_trains_a_step(name: str, tmp_path: Path, data_root: Path) -> None:
+def test_experiment_trains_two_steps(name: str, tmp_path: Path, data_root: Path) -> None:
     path = CONF / "experiment" / f"{name}.yaml"
     run = commands.fit([f"--config={path}", *shrunk(path, tmp_path, data_root)])
     assert run.finished
-    assert run.metadata["images_seen"] == min(yaml.safe_load(path.read_text())["data"]["batch_size"], 16)
+    config, saved = (yaml.safe_load(file.read_text()) for file in (path, run.config))
+    assert run.metadata["images_seen"] == 2 * min(config["data"]["batch_size"], 8)
+    assert saved["trainer"]["precision"] == config.get("trainer", {}).get("precision")
 
 
 @pytest.mark.parametrize("name", files("conf/model"))
