@@ -45,6 +45,7 @@ from lit_gen.models.flow_matching import FlowMatching
 from lit_gen.noise import Noise
 from lit_gen.precision import use_network_precision
 from lit_gen.reflow import Reflow
+from lit_gen.report.leaderboard import describe_likelihood
 from lit_gen.report.trajectories import Trajectories, check_path
 from lit_gen.runs import Run
 
@@ -128,6 +129,8 @@ def sample(arguments: list[str]) -> None:
     check_ending(own.out)
     if own.trajectory is not None:
         check_path(own.trajectory)
+        if own.picture is not None:
+            raise UserError("--trajectory: belongs to images that are drawn, not to a --picture; give one of the two")
     parse_weights(own.weights, "--weights")
     run, cli = _reopen(rest, "sample")
     objects = cli.objects()
@@ -184,7 +187,8 @@ def reflow(arguments: list[str]) -> Run:
         raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
     run, rest = one_run(arguments, "reflow")
     if "--distill" in rest:
-        rest = ["--model.density", "noise", *(word for word in rest if word != "--distill")]
+        words = (word for word in rest if word != "--distill")
+        rest = ["--model.density", "noise", "--evaluation.likelihood", "0", *words]
     teacher = ["--reflow.teacher", str(run.directory), "--reflow.teacher_overrides", "null"]
     cli = ExperimentCLI(["--config", str(run.config), *teacher, *rest])
     return _fit(cli, cli.objects())
@@ -458,11 +462,14 @@ def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
     if sampler is not None and "grid" in sampler:
         how += f", {sampler['grid']['name']} grid"
     values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    likelihood = result.get("likelihood")
+    bits = "" if likelihood is None else f"  likelihood {describe_likelihood(likelihood['protocol'])}\n"
     print(
         f"{result['model']} ({how}, NFE {result['nfe']:g}, {result['weights']} weights, seed {result['seed']}): "
         f"{values}\n"
         f"  {protocol['num_samples']} samples against {protocol['num_real']} images of {protocol['data']}/"
         f"{protocol['split']}, {protocol['feature_net']} features\n"
+        f"{bits}"
         f"  {path}{'' if computed else ' (computed before)'}",
         flush=True,
     )

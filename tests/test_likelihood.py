@@ -94,9 +94,16 @@ def test_it_is_computed_once_for_all_samplers(edm: Run) -> None:
         assert changed["metrics"]["bits_per_dim"] != one["metrics"]["bits_per_dim"]
 
 
-def test_the_bound_by_name(edm: Run) -> None:
+def test_the_bound_by_name(edm: Run, capsys: pytest.CaptureFixture[str]) -> None:
     bound = ["--evaluation.likelihood_method=VariationalBound", "--evaluation.likelihood_method.num_terms=2"]
+    other = evaluate(edm, "--evaluation.likelihood=3", *FLOW)
+    assert "of 3 test images: estimate by ProbabilityFlow, dequantisation uniform\n" in capsys.readouterr().out
     result = evaluate(edm, "--evaluation.likelihood=3", *bound)
+    assert "of 3 test images: bound by VariationalBound, dequantisation none\n" in capsys.readouterr().out
+    held = [json.loads(path.read_text()) for path in edm.evaluations.glob("likelihood-*.json")]
+    for one in (other, result):
+        metrics = {name: one["metrics"][name] for name in ("bits_per_dim", "bits_per_dim_stderr")}
+        assert {"metrics": metrics, "likelihood": one["likelihood"]} in held
     protocol = result["likelihood"]["protocol"]
     assert (protocol["kind"], protocol["dequantisation"]) == ("bound", "none")
     assert result["likelihood"]["nfe"] == 3

@@ -87,7 +87,10 @@ def test_a_picture_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["sample", str(run.directory), "--picture", "halves", *sampler]) == 2
     error = "lit-gen: error: sampler: the picture halves of Halved is not drawn and takes none; leave --sampler out\n"
     assert capsys.readouterr().err == error
-    assert not (tmp_path / "x.png").exists()
+    trajectory = ["--trajectory", str(tmp_path / "t.png"), "--out", str(tmp_path / "x.png")]
+    assert main(["sample", str(run.directory), "--picture", "halves", *trajectory]) == 2
+    assert "--trajectory: belongs to images that are drawn, not to a --picture" in capsys.readouterr().err
+    assert not list(tmp_path.glob("?.png"))
 
 
 def test_data_that_does_not_suit_is_said_before_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

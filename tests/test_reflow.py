@@ -173,6 +173,15 @@ def test_distilling_trains_at_pure_noise_alone(distilled: Run) -> None:
     assert result["sampler"]["grid"] == {"name": "Uniform"}
 
 
+def test_a_distilled_flow_has_no_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = commands.fit(arguments("RectifiedFlow", tmp_path, 64, "--evaluation.likelihood=4"))
+    run = commands.reflow([str(teacher.directory), "--distill", *QUICK])
+    assert main(["evaluate", str(run.directory)]) == 0, "that of the teacher is not asked of it"
+    assert main(["evaluate", str(run.directory), "--evaluation.likelihood=4"]) == 2
+    error = "evaluation.likelihood: RectifiedFlow was trained at pure noise alone"
+    assert error in capsys.readouterr().err
+
+
 def test_a_distilled_flow_keeps_the_number_of_its_teacher(first: Run, second: Run, distilled: Run) -> None:
     assert distilled.metadata["title"] == "RectifiedFlow, distilled" and distilled.metadata["flow"] == 1
     run = commands.reflow([str(second.directory), "--distill", *QUICK])

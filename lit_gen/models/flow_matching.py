@@ -13,6 +13,8 @@ from lit_gen.diffusion.grids import Uniform
 from lit_gen.diffusion.samplers import DiffusionSampler, Euler
 from lit_gen.diffusion.schedules import Rectified
 from lit_gen.diffusion.straightness import straightness
+from lit_gen.errors import UserError
+from lit_gen.methods import LikelihoodMethod
 from lit_gen.models.base import OptimizerFactory
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise
@@ -97,6 +99,14 @@ class FlowMatching(Diffusion):
         values = straightness(self.denoiser, noise, self.image_shape, labels=labels)
         self.train(training)
         return {"straightness": float(values.mean())}
+
+    def check_likelihood(self, method: LikelihoodMethod | None = None) -> None:
+        if self.distilled:
+            raise UserError(
+                f"evaluation.likelihood: {self.title} was trained at pure noise alone (model.density noise) and knows "
+                "no path by which to compute one; leave it at 0"
+            )
+        super().check_likelihood(method)
 
     def default_sampler(self) -> DiffusionSampler:
         return Euler(steps=1, grid=Uniform()) if self.distilled else Euler(steps=50)
