@@ -26,12 +26,12 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from lit_gen.callbacks import EMA, Budget, Checkpoint, Monitor, TrainingProgress
-from lit_gen.commands import _quieten
 from lit_gen.data import ImageDataModule, Npz
 from lit_gen.models import RectifiedFlow
 from lit_gen.networks import UNet
 from lit_gen.runs import Run
 from lit_gen.tracking import WandbSettings, training_loggers
+from lit_gen.training import quieten
 
 LOG_EVERY = 10
 SAVE_EVERY = 60
@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    _quieten()
+    quieten()
     shape = (1, args.size, args.size)
 
     def network(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -1,0 +1,299 @@
+"""How an experiment is trained: its run, what it builds on, and Lightning's trainer."""
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+
+from lit_gen import processes, tracking
+from lit_gen.callbacks import Monitor, TrainingProgress
+from lit_gen.callbacks.checkpoint import Checkpoint, check_world_size
+from lit_gen.callbacks.ema import load_weights, named_weights
+from lit_gen.callbacks.sample_grid import SampleGrid
+from lit_gen.config import (
+    ExperimentCLI,
+    as_arguments,
+    belonging_to,
+    recipe_identity,
+    training_config,
+    training_identity,
+)
+from lit_gen.data import ImageDataModule
+from lit_gen.errors import UserError
+from lit_gen.evaluation import device_name
+from lit_gen.first_stage import FOLDER, FirstStage
+from lit_gen.loading import load_model, load_weaker, open_finished, read_checkpoint
+from lit_gen.models.base import GenerativeModel
+from lit_gen.models.diffusion import Diffusion
+from lit_gen.models.flow_matching import FlowMatching
+from lit_gen.precision import use_network_precision
+from lit_gen.reflow import Reflow
+from lit_gen.runs import Run
+
+NUM_INITIAL = 512
+"""Training images by which a model may set its initial values."""
+KEYS_OF_THE_MACHINE = (
+    "data.num_workers",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+)
+
+
+def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
+    """Trains the model of an experiment in its run directory, and first its teacher or first stage if it needs one.
+
+    A run that is finished is left as it is, and one that is not goes on from its last checkpoint.
+
+    Raises:
+        UserError: a setting does not suit the model, the data, the machine or what the model builds on.
+    """
+    config = cli.resolved()
+    data: ImageDataModule = objects.data
+    model: GenerativeModel = objects.model
+    stage: FirstStage | None = model.first_stage
+    if stage is not None and objects.reflow.teacher is not None:
+        raise UserError("reflow.teacher: flows of latents are not trained on pairs; leave it or first_stage out")
+    model.check_data(data)
+    if stage is not None:
+        _learn_encoded(cli, objects)
+        config["first_stage"] |= {"run": FOLDER, "run_overrides": None}  # beside the configuration that is saved
+        objects.budget.spent = _cost(stage.metadata)
+    flow = 1 if objects.reflow.teacher is None else _learn_pairs(cli, objects)
+    fingerprint = data.training_fingerprint
+    of_recipe = fingerprint if stage is None else stage.key(data, "train", model.learns, "recipe")
+    identity = training_identity(config, fingerprint)
+    trainer = _trainer(cli, model)
+    run = Run.of(objects.run, f"{data.name}_{model.title.lower()}", identity)
+    with processes.turn(run, trainer) as unfinished:
+        if unfinished and processes.is_first():
+            run.create(
+                config | {"sampler": None},  # of an evaluation: a run must not depend on which of them came first
+                identity=identity,
+                recipe=recipe_identity(config, of_recipe),
+                training=training_config(config),
+                title=model.title,
+                flow=flow,
+                seed=config["seed_everything"],
+                earlier_seconds=objects.budget.spent,
+                data={"name": data.name, "fingerprint": fingerprint},
+            )
+            if stage is not None:
+                stage.save(run.directory / FOLDER)
+            tracking.announce(objects.wandb)
+        if unfinished:
+            try:
+                _train(trainer, objects, config, run)
+            finally:
+                objects.checkpoint.restore_threads()
+        elif processes.is_first():
+            print(f"{run.directory}: this training is finished", flush=True)
+    return run
+
+
+def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
+    """Puts the pairs of `reflow.teacher` in the place of the training images, and its weights into the model.
+
+    Returns:
+        Which flow it becomes: the second for a teacher that was trained on data, unless it is distilled, which makes
+        it the teacher's own in one step.
+
+    Raises:
+        UserError: the teacher or the model is no flow, or they do not fit; or the teacher was distilled itself.
+    """
+    settings: Reflow = objects.reflow
+    model: GenerativeModel = objects.model
+    if not isinstance(model, FlowMatching):
+        raise UserError(f"reflow: {type(model).__name__} cannot learn from pairs; use --model RectifiedFlow")
+    assert settings.teacher is not None
+    run = _named_run(cli, "reflow.teacher", settings.teacher)
+    teacher: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
+    if not isinstance(teacher, Diffusion):
+        raise UserError(
+            f"reflow.teacher: {run.directory} holds a {type(teacher).__name__}, which has no paths to learn"
+        )
+    if isinstance(teacher, FlowMatching) and teacher.distilled:
+        raise UserError(
+            f"reflow.teacher: {run.directory} was distilled to one step and has no paths to learn; name the run that "
+            "it was distilled from"
+        )
+    device = processes.device(cli.config.trainer)
+    load_model(run, teacher, settings.weights).to(device)
+    if settings.sampler.guidance is not None and settings.sampler.guidance.run is not None:
+        load_weaker(settings.sampler.guidance, teacher, device)
+    objects.data.train_on(settings.draw(run, teacher, objects.data.source.quantised))
+    if settings.start:
+        try:
+            load_weights(model.generator, {name: w.cpu() for name, w in named_weights(teacher.generator).items()})
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"reflow.start: the network of {run.directory} is not that of the model ({error}); use the same "
+                "network, or --reflow.start false"
+            ) from None
+    objects.budget.spent = _cost(run.metadata)
+    number: int = run.metadata.get("flow", 1) + (not model.distilled)
+    which, how = f"{number}-" if number > 1 else "", ", distilled" if model.distilled else ""
+    model.title = f"{which}{type(model).__name__}{how}"
+    return number
+
+
+def _cost(metadata: dict[str, Any]) -> float:
+    """Seconds that a training took, with those of the trainings that it builds on."""
+    return float(metadata.get("training_seconds", 0.0)) + float(metadata.get("earlier_seconds", 0.0))
+
+
+def _learn_encoded(cli: ExperimentCLI, objects: Namespace) -> None:
+    """Puts what the first stage makes of the training images in their place; the first stage is trained if needed.
+
+    Raises:
+        UserError: the first stage is not of this data, or not finished.
+    """
+    stage: FirstStage = objects.first_stage
+    assert stage.run is not None
+    stage.check(objects.data)
+    if Path(stage.run).is_dir():
+        stage.load(Path(stage.run))
+    else:
+        stage.load(_named_run(cli, "first_stage.run", stage.run, "data.num_val").directory)
+    stage.model.to(processes.device(cli.config.trainer))
+    objects.data.train_on_encoded(stage.encode(objects.data, objects.model.learns))
+
+
+def _named_run(cli: ExperimentCLI, key: str, name: str, *more: str) -> Run:
+    """A finished run that a key names. If it names an experiment, that is trained first.
+
+    It is trained on the same machine and with the same seed, and with the values of more keys of this configuration,
+    unless its overrides say otherwise. Its budget is its own.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return open_finished(path, key)
+    if not path.is_file():
+        raise UserError(f"{key}: {name} is neither a run directory nor the file of an experiment")
+    config = cli.resolved()
+    of_all = {"seed_everything": config["seed_everything"], "run.root": config["run"]["root"]}
+    of_all |= {f"wandb.{key}": value for key, value in config["wandb"].items() if value is not None}
+    for other in (*(key for key in KEYS_OF_THE_MACHINE if key.startswith("trainer")), *more):
+        section, _, setting = other.partition(".")
+        of_all[other] = config[section][setting]
+    with belonging_to(key):
+        words = as_arguments(of_all | (cli.config[f"{key}_overrides"] or {}))
+        first = ExperimentCLI(["--config", name, *words])
+        objects = first.objects()
+    if processes.is_first():
+        print(
+            f"first {name}: {_length(first)} (--{key}.budget.num_images), "
+            f"then what follows it: {_length(cli)} (--budget.num_images)",
+            flush=True,
+        )
+    return fit_run(first, objects)
+
+
+def _length(cli: ExperimentCLI) -> str:
+    """The budget of a training."""
+    budget = cli.config.budget
+    return f"{budget.num_images:,} images" + (f" or {budget.seconds:g} s" if budget.seconds is not None else "")
+
+
+def _trainer(cli: ExperimentCLI, model: GenerativeModel) -> Trainer:
+    quieten()
+    settings = cli.config.trainer
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if settings[key] == 0:
+            raise UserError(
+                f"trainer.{key}: 0 trains on nothing; leave it out (--budget.num_images is the length of a training)"
+            )
+    if settings.accumulate_grad_batches != 1:  # gradients of half a step are in no checkpoint
+        raise UserError(
+            f"trainer.accumulate_grad_batches: {settings.accumulate_grad_batches} is not supported; leave it out and "
+            "set data.batch_size, the images of one optimization step over all processes"
+        )
+    try:
+        trainer = cli.instantiate_trainer(
+            logger=False, enable_progress_bar=False, accelerator=processes.accelerator(settings.accelerator)
+        )
+        use_network_precision(trainer, model)
+        return trainer
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Run) -> None:
+    data, model = objects.data, objects.model
+    model.training_seed = config["seed_everything"]
+    objects.checkpoint.path = run.checkpoint
+    objects.grid.folder = run.samples
+    objects.ema.folder = run.snapshots
+    _order_callbacks(trainer, [Monitor(), TrainingProgress(objects.budget.num_images)])
+    resume = run.checkpoint.is_file()
+    if resume:
+        checkpoint = read_checkpoint(run)
+        check_world_size(checkpoint, trainer)
+        images = checkpoint["images_seen"]
+        del checkpoint  # as large as the model
+    else:
+        model.initialise(data.examples("train", NUM_INITIAL).images)
+    trainer.loggers = tracking.training_loggers(objects.wandb, run, config)
+    if resume:
+        for logger in trainer.loggers:
+            if isinstance(logger, tracking.MetricsFile):
+                logger.resume(images)
+        if trainer.is_global_zero:
+            print(f"{run.directory}: resuming after {images:,} images", flush=True)
+    begin = time.perf_counter()
+    before = run.metadata.get("training_seconds", 0.0)
+
+    def note_cost() -> None:
+        run.update(training_seconds=before + time.perf_counter() - begin)
+
+    objects.checkpoint.saved = note_cost
+    failed = True
+    try:
+        with objects.checkpoint.saved_when_interrupted(trainer):
+            trainer.fit(model, datamodule=data, ckpt_path=run.checkpoint if resume else None, weights_only=True)
+        failed = False
+    except SystemExit as error:
+        if not error.code:  # a process beside the first, stopped with it
+            raise
+        raise KeyboardInterrupt from None  # what Lightning makes of Ctrl-C
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+    finally:
+        if trainer.is_global_zero:
+            note_cost()
+            tracking.finish(failed)
+    if trainer.is_global_zero:
+        run.update(
+            status="finished",
+            images_seen=model.images_seen,
+            device=device_name(trainer.strategy.root_device, trainer.world_size),
+        )
+        print(f"{run.directory}: trained on {model.images_seen:,} images", flush=True)
+    trainer.strategy.barrier("finished")
+
+
+def _order_callbacks(trainer: Trainer, added: list[Any]) -> None:
+    """The average is updated before a checkpoint or a grid reads it, and numbers are checked before they are saved."""
+    callbacks = added + trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, (SampleGrid, Checkpoint)))  # type: ignore[attr-defined]
+
+
+def quieten() -> None:
+    """Keeps Lightning's notices about what is decided here on purpose out of the output."""
+    import logging
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*resuming from a checkpoint that ended before the epoch.*",
+        ".*The number of training batches.*",
+        ".*Total length of .* across ranks is zero.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+    ):
+        warnings.filterwarnings("ignore", message)
