@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 
 
-@pytest.mark.parametrize("model", ["RectifiedFlow", "WGAN", "VAE"])
+@pytest.mark.parametrize("model", ["RectifiedFlow", "WGAN"])
 def test_training_and_evaluation_in_two_processes(model: str, tmp_path: Path, lit_gen) -> None:
     words = [word for word in arguments(model, tmp_path / "runs", 640) if not word.startswith("--wandb")]
     words += ["--wandb.mode=offline", "--evaluation.num_samples=21"]
@@ -81,13 +81,10 @@ def test_processes_that_are_started_alike_agree_what_is_done(tmp_path: Path, tor
     assert run.finished and run.metadata["images_seen"] == 640
     assert "2 x" in json.loads(result.read_text())["timing"]["device"]
 
-    assert torchrun("run", *words).wait(300) == 0, log.read_text()
-    assert "this training is finished" in log.read_text() and "computed before" in log.read_text()
-
     # another command trains while they wait, and is done when they get their turn: neither may begin
     run.update(status="training")
     with run.lock():
-        waiting = torchrun("fit", *words)
+        waiting = torchrun("run", *words)
         deadline = time.monotonic() + 120
         while "waiting: another process" not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -96,6 +93,7 @@ def test_processes_that_are_started_alike_agree_what_is_done(tmp_path: Path, tor
         run.update(status="finished")
     assert waiting.wait(60) == 0, log.read_text()
     assert "this training is finished" in log.read_text() and "trained on" not in log.read_text()
+    assert "computed before" in log.read_text()
 
     result.unlink()
     alone = torchrun("evaluate", str(directory), "--trainer.devices=1")
