@@ -289,11 +289,14 @@ def _one_line(error: Exception) -> str:
             return f"{unknown.group(1)}: no such key; lit-gen fit --help lists the keys"
         return " ".join(text.split())
     key, reason = found.group(1), found.group(2)
-    nested = re.search(r"NestedArg\(key='([^']+)', val='?(.*?)'?\)", reason)
+    nested: list[tuple[str, str]] = re.findall(r"NestedArg\(key='([^']+)', val='?(.*?)'?\)", reason)
+    part, given = max(
+        nested, key=lambda argument: len(argument[0]), default=("", "")
+    )  # whole: a class within counts on
     if wrong := _of_a_name(reason):
-        return f"{key}.{nested.group(1)}: {wrong}" if nested else f"{key}: {wrong}"
-    if nested:
-        return _of_a_part(key, nested.group(1), nested.group(2), reason)
+        return f"{key}.{part}: {wrong}" if part else f"{key}: {wrong}"
+    if part:
+        return _of_a_part(key, part, given, reason)
     if unknown := re.search(r"dot import path string: (\S+)|Import path (\S+)", reason):
         return f"{key}: there is no class {unknown.group(1) or unknown.group(2)}{_choices(BASES.get(key))}"
     if value := re.search(r"Given value: (.*)", reason):
@@ -333,6 +336,10 @@ def _of_a_part(key: str, part: str, value: str, reason: str) -> str:
         return f"{key}.{part}: name the class with it, --{key} CLASS{choices}"
     if kinds := re.findall(r"Expected an? <class '(int|float|bool|str)'>", reason):
         return f"{key}.{part}: {value} is not accepted; expected {' or '.join(dict.fromkeys(kinds))}"
+    if literal := re.search(r"Literal\[([^\]]*)\]\S* Got value: ", reason):
+        return f"{key}.{part}: {value} is not accepted; choose one of {literal.group(1)}".replace("'", "")
+    if kind := re.search(r"Expected a <class '(?:\w+\.)*(?!NoneType)(\w+)'>\. Got value: ", reason):
+        return f"{key}.{part}: {value} is not accepted; expected a {kind.group(1).lower()}"
     if f"dot import path string: {value}" in reason:
         bases = re.findall(r"Subtypes: \[<class '(lit_gen[\w.]*)\.(\w+)'>", reason)[1:]
         base = getattr(sys.modules[bases[-1][0]], bases[-1][1]) if bases else None

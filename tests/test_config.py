@@ -200,6 +200,14 @@ def test_wrong_keys_and_values_are_named_in_one_line(words: list[str], named: st
         ),
         (["--sampler.steps=3"], "sampler.steps: name the class with it, --sampler CLASS (one of "),
         (["--data.batch_size=abc"], "data.batch_size: abc is not accepted; expected int"),
+        (
+            ["--model=GAN", "--model.loss=hing"],
+            "model.loss: hing is not accepted; choose one of minimax, non_saturating,",
+        ),
+        (
+            ["--model=GAN", "--model.augment=DiffAugment", "--model.augment.policy=cutout"],
+            "model.augment.policy: cutout is not accepted; expected a sequence",
+        ),
         (["--modl=EDM"], "--modl=EDM: no such key; lit-gen fit --help"),
     ],
 )

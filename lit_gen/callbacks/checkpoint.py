@@ -96,13 +96,8 @@ class Checkpoint(Callback):
         """Writes the checkpoint beside the old one, then renames it over that."""
         if self.path is None:
             return
-        finite = all(torch.isfinite(parameter).all() for parameter in pl_module.parameters())
-        if not finite:
-            kept = f"{self.path} keeps the last good ones" if self.path.is_file() else "nothing was saved yet"
-            raise UserError(
-                f"the weights are not finite after {pl_module.images_seen} images; {kept}: lower the learning rate or "
-                "set --trainer.gradient_clip_val"
-            )
+        if not all(torch.isfinite(parameter).all() for parameter in pl_module.parameters()):
+            raise diverged("the weights are not finite", trainer, pl_module)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         trainer.save_checkpoint(temporary)
@@ -148,3 +143,15 @@ def check_world_size(checkpoint: dict[str, Any], trainer: Trainer) -> None:
             f"trainer.devices: the checkpoint was saved by {saved} processes and cannot go on with "
             f"{trainer.world_size}; use {saved} again, or name a new run with --run.name"
         )
+
+
+def diverged(what: str, trainer: Trainer, pl_module: GenerativeModel) -> UserError:
+    """The error of a training that came to no numbers: what of it is kept, and what may help."""
+    paths = [callback.path for callback in trainer.callbacks if isinstance(callback, Checkpoint)]  # type: ignore[attr-defined]
+    saved = [f"{path} keeps the last good weights" for path in paths if path is not None and path.is_file()]
+    kept = saved[0] if saved else "nothing was saved yet (--checkpoint.every)"
+    clipping = "--trainer.gradient_clip_val" if pl_module.automatic_optimization else "--model.gradient_clip"
+    return UserError(
+        f"{what} after {pl_module.images_seen} images; {kept}: lower the learning rate, set {clipping}, or use "
+        "--trainer.precision 32-true"
+    )

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_gen.errors import UserError
+from lit_gen.callbacks.checkpoint import diverged
 from lit_gen.models.base import GenerativeModel
 
 
@@ -45,7 +45,6 @@ class Monitor(Callback):
     ) -> None:
         if not trainer._logger_connector.should_update_logs:
             return
-        clipping = "--trainer.gradient_clip_val" if pl_module.automatic_optimization else "--model.gradient_clip"
         for name in ("loss", "generator_loss"):
             loss = pl_module.training_values.get(name)
             if not isinstance(loss, Tensor):
@@ -53,10 +52,7 @@ class Monitor(Callback):
             # over all processes: one that stopped alone would leave the others waiting
             value = trainer.strategy.reduce(loss.clone(), reduce_op="mean").item()
             if not math.isfinite(value):
-                raise UserError(
-                    f"the {name.replace('_', ' ')} is {value} after {pl_module.images_seen} images; the last "
-                    f"checkpoint is kept: lower the learning rate, set {clipping}, or use --trainer.precision 32-true"
-                )
+                raise diverged(f"the {name.replace('_', ' ')} is {value}", trainer, pl_module)
         now = time.perf_counter()
         pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
         if self._since is not None:

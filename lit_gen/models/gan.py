@@ -59,7 +59,7 @@ class AdversarialAdam(torch.optim.Adam):
 
 
 class Truncation(Sampler):
-    """Latents of a truncated normal distribution: more typical images, and fewer kinds of them.
+    """Latents of a truncated normal distribution: nearer to the mean, so fewer kinds of images.
 
     Paper: Brock et al. 2018, https://arxiv.org/abs/1809.11096
 

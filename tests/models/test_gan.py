@@ -232,7 +232,10 @@ def test_a_loss_that_is_no_number_stops_the_run(network: str, tmp_path: Path, mo
     monkeypatch.setattr(GAN, f"{network}_loss", broken)
     named = "generator loss" if network == "generator" else "loss"
     words = ["--trainer.log_every_n_steps=1", "--checkpoint.every=64", "--run.name=broken"]
-    with pytest.raises(UserError, match=f"the {named} is nan after 256 images; .* kept: .*--model.gradient_clip"):
+    with pytest.raises(UserError, match=f"the {named} is nan after 256 images; nothing was saved yet .*gradient_clip"):
+        commands.fit(arguments("GAN", tmp_path / "unsaved", 64 * 8, *words, "--checkpoint.every=0"))
+    kept = r"\S*last.ckpt keeps the last good weights: .*--model.gradient_clip"
+    with pytest.raises(UserError, match=f"the {named} is nan after 256 images; {kept}"):
         commands.fit(arguments("GAN", tmp_path, 64 * 8, *words))
     (path,) = tmp_path.glob("*/checkpoints/last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
