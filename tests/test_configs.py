@@ -57,15 +57,23 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def num_batches(cli: ExperimentCLI) -> int:
+    """Two, or as many as it takes until each of two networks has had a step."""
+    settings = cli.config.model.init_args
+    return max(2, settings.get("critic_steps") or 0, settings.get("discriminator_steps") or 0)
+
+
 def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
-    """The arguments that make an experiment two steps on the CPU, in its own precision, of few images, with a small
-    network."""
+    """The arguments that make an experiment short, on the CPU, in its own precision, with a small network.
+
+    Two batches of few images, or as many as it takes until each of two networks has had a step.
+    """
     config = yaml.safe_load(path.read_text())
     cli = ExperimentCLI([f"--config={path}"])
     batch_size = min(config["data"]["batch_size"], 8)
     words = [
         f"--run.root={root}",
-        f"--budget.num_images={2 * batch_size}",
+        f"--budget.num_images={num_batches(cli) * batch_size}",
         f"--data.batch_size={batch_size}",
         "--trainer.accelerator=cpu",
         "--grid.num_samples=0",
@@ -94,23 +102,39 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", files("conf/experiment"))
-def test_experiment_trains_two_steps(name: str, tmp_path: Path, data_root: Path) -> None:
+def test_experiment_trains(name: str, tmp_path: Path, data_root: Path) -> None:
     path = CONF / "experiment" / f"{name}.yaml"
     run = commands.fit([f"--config={path}", *shrunk(path, tmp_path, data_root)])
     assert run.finished
     config, saved = (yaml.safe_load(file.read_text()) for file in (path, run.config))
-    assert run.metadata["images_seen"] == 2 * min(config["data"]["batch_size"], 8)
+    batches = num_batches(ExperimentCLI([f"--config={path}"]))
+    assert run.metadata["images_seen"] == batches * min(config["data"]["batch_size"], 8)
     assert saved["trainer"]["precision"] == config.get("trainer", {}).get("precision")
 
 
 @pytest.mark.parametrize("name", files("conf/model"))
 def test_model_trains_a_step(name: str, tmp_path: Path) -> None:
     path = CONF / "model" / f"{name}.yaml"
-    model = yaml.safe_load(path.read_text())["class_path"]
-    small = [word for word in TINY[model] if word != f"--model={model}"]
-    words = [*small, *DIGITS, *OTHER_DATA.get(model, []), f"--run.root={tmp_path}", "--budget.num_images=64"]
+    settings = yaml.safe_load(path.read_text())
+    model, own = settings["class_path"], settings.get("init_args", {})
+    # networks that the file names stay, with few channels
+    small = [
+        word
+        for word in TINY[model]
+        if word != f"--model={model}" and not any(word.startswith(f"--model.{key}=") for key in own)
+    ]
+    words = [*small, *DIGITS, *OTHER_DATA.get(model, []), f"--run.root={tmp_path}"]
+    words.append(f"--budget.num_images={64 * num_batches(ExperimentCLI([f'--model={path}', *words]))}")
     run = commands.fit([f"--model={path}", *words])
     assert run.finished
+    trained = ExperimentCLI(["--config", str(run.config)]).config.model.init_args
+    for key, value in own.items():
+        if isinstance(value, dict):
+            assert trained[key].class_path.endswith(value["class_path"]), key
+        elif isinstance(value, str) and hasattr(trained[key], "class_path"):
+            assert trained[key].class_path.endswith(value), key
+        else:
+            assert trained[key] == value, key
 
 
 @pytest.mark.parametrize("name", files("conf/sampler"))
