@@ -70,6 +70,11 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
             configs = dict.fromkeys(w[w.index("--config") + 1] for w in IN_THE_CHECKOUT if "--config" in w)
             alike = sorted(configs, key=lambda config: -SequenceMatcher(None, Path(config).stem, name).ratio())
             assert any(default_name(ROOT / config) == name for config in alike)
+        case "reflow" | "evaluate":
+            made = words[2].removesuffix("-*").removeprefix("runs/").replace("2-", "")
+            config = next(c for c in (ROOT / "conf/experiment").glob("*.yaml") if default_name(c) == made)
+            given = [word for word in words[3:] if word != "--distill"]
+            ExperimentCLI([f"--config={config}", *given])
         case verb:
             pytest.fail(f"no check of lit-gen {verb}")
 
