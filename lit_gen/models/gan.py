@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,9 @@ class AdversarialModel(GenerativeModel):
 
     sampler_type = Truncation
 
+    critic_name: ClassVar[Literal["critic", "discriminator"]] = "critic"
+    """What the keys of the family call the critic."""
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -129,7 +132,7 @@ class AdversarialModel(GenerativeModel):
         compile: bool,
     ) -> None:
         super().__init__(image_shape, num_classes, class_conditional, compile=compile)
-        for name, value in (("latent_dim", latent_dim), ("critic_steps", critic_steps)):
+        for name, value in (("latent_dim", latent_dim), (f"{self.critic_name}_steps", critic_steps)):
             if value < 1:
                 raise UserError(f"model.{name}: {value} is too few; give at least 1")
         if gradient_clip is not None and not gradient_clip > 0:
@@ -287,6 +290,8 @@ class GAN(AdversarialModel):
         compile: Compile the generator with torch.compile.
     """
 
+    critic_name = "discriminator"
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -424,8 +429,9 @@ class WGAN(AdversarialModel):
             gradient_clip,
             compile,
         )
-        if not penalty > 0 or not clip > 0:
-            raise UserError(f"model.penalty: penalty ({penalty}) and clip ({clip}) must be positive")
+        for name, value in (("penalty", penalty), ("clip", clip)):
+            if not value > 0:
+                raise UserError(f"model.{name}: {value} is not positive; leave it out for the default")
         if constraint == "penalty" and has_batch_norm(self.critic):
             raise UserError(
                 "model.critic: a gradient penalty is of single images, which batch normalisation mixes; use a critic "

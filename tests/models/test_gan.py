@@ -253,12 +253,23 @@ def test_a_collapse_shows_beside_the_grid(tmp_path: Path) -> None:
     assert float(rows[-1]["samples/duplicate_rate"]) > 0.5
 
 
-def test_bad_settings_name_their_key() -> None:
-    for settings, key in (
-        ({"latent_dim": 0}, "model.latent_dim"),
-        ({"discriminator_steps": 0}, "model.critic_steps"),
-        ({"gradient_clip": 0.0}, "model.gradient_clip"),
-        ({"r1": -1.0}, "model.r1"),
-    ):
-        with pytest.raises(UserError, match=key):
-            gan(**settings)
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        (GAN, {"latent_dim": 0}, "model.latent_dim: 0 is too few; give at least 1"),
+        (GAN, {"discriminator_steps": 0}, "model.discriminator_steps: 0 is too few; give at least 1"),
+        (WGAN, {"critic_steps": 0}, "model.critic_steps: 0 is too few; give at least 1"),
+        (GAN, {"gradient_clip": 0.0}, "model.gradient_clip: 0.0 is not positive; null does not clip"),
+        (GAN, {"r1": -1.0}, "model.r1: the weight (-1.0) must be at least 0 and r1_every (16) at least 1"),
+        (WGAN, {"penalty": 0.0}, "model.penalty: 0.0 is not positive; leave it out for the default"),
+        (
+            WGAN,
+            {"constraint": "clipping", "clip": 0.0},
+            "model.clip: 0.0 is not positive; leave it out for the default",
+        ),
+    ],
+)
+def test_bad_settings_name_their_key(family: type[AdversarialModel], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        family((1, 8, 8), **settings)
+    assert str(error.value) == message
