@@ -14,7 +14,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -193,15 +193,6 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
 def as_arguments(settings: dict[str, Any]) -> list[str]:
     """The arguments that set keys to values; texts are as they are given on the command line."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-
-
-@contextlib.contextmanager
-def belonging_to(key: str) -> Iterator[None]:
-    """Says of a mistake that it is one of the experiment which a key names."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from None
 
 
 def _with_null(pair: str) -> str:

@@ -2,6 +2,8 @@
 
 import inspect
 from abc import ABC
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -9,6 +11,15 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+@contextmanager
+def belonging_to(key: str) -> Iterator[None]:
+    """Says of a mistake that it is one of what a key names: of another experiment, or of a network."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def class_names(base: type) -> list[str]:

@@ -34,7 +34,7 @@ from lit_gen.callbacks.ema import load_weights, named_weights
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.data import ImageDataModule
 from lit_gen.data.encoded import Encoded, load_values, save_values
-from lit_gen.errors import UserError
+from lit_gen.errors import UserError, belonging_to
 from lit_gen.models.vqgan import VQVAE
 
 FOLDER = "first_stage"
@@ -77,7 +77,7 @@ class FirstStage:
 
     @cached_property
     def _objects(self) -> Namespace:
-        from lit_gen.config import ExperimentCLI, as_arguments, belonging_to  # which has this class among its settings
+        from lit_gen.config import ExperimentCLI, as_arguments  # which has this class among its settings
 
         assert self.run is not None
         path = Path(self.run)

@@ -17,13 +17,12 @@ from lit_gen.callbacks.sample_grid import SampleGrid
 from lit_gen.config import (
     ExperimentCLI,
     as_arguments,
-    belonging_to,
     recipe_identity,
     training_config,
     training_identity,
 )
 from lit_gen.data import ImageDataModule
-from lit_gen.errors import UserError
+from lit_gen.errors import UserError, belonging_to
 from lit_gen.evaluation import device_name
 from lit_gen.first_stage import FOLDER, FirstStage
 from lit_gen.loading import load_model, load_weaker, open_finished, read_checkpoint
@@ -60,6 +59,7 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
     if stage is not None and objects.reflow.teacher is not None:
         raise UserError("reflow.teacher: flows of latents are not trained on pairs; leave it or first_stage out")
     model.check_data(data)
+    model.check_optimizers()
     if stage is not None:
         _learn_encoded(cli, objects)
         config["first_stage"] |= {"run": FOLDER, "run_overrides": None}  # beside the configuration that is saved

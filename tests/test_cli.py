@@ -325,6 +325,7 @@ def test_what_is_missing_is_said_before_the_training(tmp_path: Path, capsys: pyt
         ("--evaluation.num_kept=0", "evaluation.num_kept"),
         ("--evaluation.inception_splits=0", "evaluation.inception_splits"),
         ("--model.warmup=-1", "model.warmup"),
+        ("--model.optimizer.lr=-1", "model.optimizer: Invalid learning rate: -1.0; choose another value"),
         ("--ema.decay=1.5", "ema.decay"),
     ],
 )

@@ -178,6 +178,22 @@ class GenerativeModel(LightningModule, ABC):
     def check_data(self, data: ImageDataModule) -> None:
         """Raises a UserError if the data is not what the model is of, before anything is trained; by default never."""
 
+    def optimizer_factories(self) -> dict[str, OptimizerFactory]:
+        """What makes the optimizers, by the keys of the model."""
+        return {name: value for name, value in vars(self).items() if name.endswith("optimizer")}
+
+    def check_optimizers(self) -> None:
+        """Nothing, if the optimizers take their settings.
+
+        Raises:
+            UserError: one of them does not.
+        """
+        for name, factory in self.optimizer_factories().items():
+            try:
+                factory([nn.Parameter(torch.zeros(1, 1))])
+            except ValueError as error:
+                raise UserError(f"model.{name}: {' '.join(str(error).split())}; choose another value") from None
+
     def initialise(self, images: Tensor) -> None:
         """Sets initial values by the data, before a training begins; by default none.
 

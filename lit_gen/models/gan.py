@@ -19,7 +19,7 @@ from lit_gen.adversarial import (
     wasserstein_of_gap,
 )
 from lit_gen.data import Batch, ImageDataModule
-from lit_gen.errors import UserError
+from lit_gen.errors import UserError, belonging_to
 from lit_gen.methods import Sampler
 from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
 from lit_gen.metrics.wasserstein import wasserstein
@@ -141,14 +141,35 @@ class AdversarialModel(GenerativeModel):
         self.latent_dim = latent_dim
         self.critic_steps = critic_steps
         self.gradient_clip = gradient_clip
-        self.generating_network = generator(self.image_shape, latent_dim, self.num_classes)
-        self.critic = critic(self.image_shape, self.num_classes)
+        with belonging_to("model.generator"):
+            self.generating_network = generator(self.image_shape, latent_dim, self.num_classes)
+            self._try(self.generating_network, torch.zeros(2, latent_dim), self.image_shape)
+        with belonging_to(f"model.{self.critic_name}"):
+            self.critic = critic(self.image_shape, self.num_classes)
+            self._try(self.critic, torch.zeros(2, *self.image_shape), ())
         self.optimizer = optimizer
         self.critic_optimizer = critic_optimizer
+
+    @torch.no_grad()
+    def _try(self, network: nn.Module, inputs: Tensor, shape: tuple[int, ...]) -> None:
+        """Raises a UserError unless a network gives an output of a shape for each of two inputs."""
+        name = type(network).__name__
+        labels = torch.zeros(2, dtype=torch.long) if self.num_classes else None
+        try:
+            found = tuple(network.eval()(inputs, labels).shape[1:])
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{name} does not take {tuple(inputs.shape)}: {reason}; choose another network") from error
+        if found != shape:
+            raise UserError(f"{name} gives an output of shape {found}, not {shape}; choose another network")
+        network.train()
 
     @property
     def generator(self) -> nn.Module:
         return self.generating_network
+
+    def optimizer_factories(self) -> dict[str, OptimizerFactory]:
+        return {"optimizer": self.optimizer, f"{self.critic_name}_optimizer": self.critic_optimizer}
 
     @abstractmethod
     def critic_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:

@@ -27,6 +27,12 @@ def check_width(name: str, channels: int) -> None:
         raise UserError(f"{name} must be a positive multiple of 8, got {channels}")
 
 
+def check_positive(name: str, value: int) -> None:
+    """Raise `UserError` unless `value`, that of the argument `name`, is at least 1."""
+    if value < 1:
+        raise UserError(f"{name} must be at least 1, got {value}")
+
+
 def check_dropout(dropout: float) -> None:
     """Raise `UserError` unless a network's `dropout` is a probability below 1."""
     if not 0 <= dropout < 1:
@@ -112,6 +118,7 @@ class Contraction(nn.Module):
         norm: bool,
     ) -> None:
         super().__init__()
+        check_positive("num_blocks", num_blocks)
         sizes, widths = _levels(image_shape, channels, max_channels)
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], widths[0], 3, padding=1)]
         for level, width in enumerate(widths):
@@ -143,6 +150,7 @@ class Expansion(nn.Module):
         self, image_shape: tuple[int, int, int], features: int, *, channels: int, max_channels: int, num_blocks: int
     ) -> None:
         super().__init__()
+        check_positive("num_blocks", num_blocks)
         sizes, widths = _levels(image_shape, channels, max_channels)
         self.start_shape = (widths[-1], *sizes[-1])
         self.start = nn.Linear(features, math.prod(self.start_shape))

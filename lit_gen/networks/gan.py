@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
 from lit_gen.errors import UserError
-from lit_gen.networks.blocks import Contraction, Expansion, _levels, check_width
+from lit_gen.networks.blocks import Contraction, Expansion, _levels, check_positive, check_width
 
 Normalisation = Literal["spectral", "batch", "none"]
 
@@ -361,7 +361,7 @@ class SNGANDiscriminator(nn.Module):
         spectral: Normalise all weights.
 
     Raises:
-        UserError: if the image size or the width does not suit.
+        UserError: if the image size, the width or a number of blocks does not suit.
     """
 
     def __init__(
@@ -375,6 +375,7 @@ class SNGANDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         check_width("channels", channels)
+        check_positive("depth", depth)
         if not 0 <= num_halvings <= depth or any(size % 2**num_halvings for size in image_shape[1:]):
             raise UserError(
                 f"num_halvings: images of {image_shape[1]}x{image_shape[2]} cannot be halved {num_halvings} times in "
@@ -408,6 +409,9 @@ class MLPGenerator(nn.Module):
         num_classes: Classes to condition on, by an embedding beside the latent; 0 for none.
         width: Of the hidden layers.
         depth: Number of hidden layers.
+
+    Raises:
+        UserError: if there is no hidden layer, or none of any width.
     """
 
     def __init__(
@@ -438,6 +442,9 @@ class MLPCritic(nn.Module):
         num_classes: Classes to condition on, by projection; 0 for none.
         width: Of the hidden layers.
         depth: Number of hidden layers.
+
+    Raises:
+        UserError: if there is no hidden layer, or none of any width.
     """
 
     def __init__(
@@ -453,6 +460,8 @@ class MLPCritic(nn.Module):
 
 
 def _hidden(features: int, width: int, depth: int) -> list[nn.Module]:
+    check_positive("width", width)
+    check_positive("depth", depth)
     sizes = [features, *[width] * depth]
     pairs = zip(sizes, sizes[1:], strict=False)
     return [layer for before, after in pairs for layer in (nn.Linear(before, after), nn.LeakyReLU(0.2))]

@@ -14,7 +14,7 @@ from lit_gen.config import ExperimentCLI
 from lit_gen.data import Batch
 from lit_gen.errors import UserError
 from lit_gen.models.gan import GAN, WGAN, AdversarialModel, Truncation
-from lit_gen.networks.gan import DCGANDiscriminator, DCGANGenerator
+from lit_gen.networks.gan import Critic, DCGANDiscriminator, DCGANGenerator, MLPCritic, MLPGenerator
 from lit_gen.noise import Noise
 from tests.conftest import arguments
 
@@ -273,3 +273,51 @@ def test_bad_settings_name_their_key(family: type[AdversarialModel], settings: d
     with pytest.raises(UserError) as error:
         family((1, 8, 8), **settings)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        (GAN, {"discriminator": DCGANGenerator}, "model.discriminator: DCGANGenerator does not take (2, 1, 8, 8): "),
+        (WGAN, {"critic": MLPGenerator}, "model.critic: MLPGenerator does not take (2, 1, 8, 8): "),
+        (WGAN, {"critic": lambda shape, _: nn.Flatten()}, "model.critic: Flatten does not take (2, 1, 8, 8): "),
+        (
+            GAN,
+            {"generator": lambda *_: MLPCritic((4, 1, 1))},
+            "model.generator: MLPCritic gives an output of shape (),",
+        ),
+        (WGAN, {"critic": lambda shape, _: Critic(shape, num_blocks=0)}, "model.critic: num_blocks must be at least 1"),
+    ],
+)
+def test_a_network_that_is_no_generator_or_critic_is_named(
+    family: type[AdversarialModel], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        family((1, 8, 8), latent_dim=4, **settings)  # type: ignore[call-arg]
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("family", "critic"), [("GAN", "discriminator"), ("WGAN", "critic")])
+def test_settings_that_an_optimizer_refuses_name_it_before_anything_is_written(
+    family: str, critic: str, tmp_path: Path
+) -> None:
+    for word, message in (
+        ("optimizer.lr=-1", "model.optimizer: Invalid learning rate: -1.0; choose another value"),
+        (f"{critic}_optimizer.betas=[1.5,0.9]", f"model.{critic}_optimizer: Invalid beta parameter at index 0: 1.5; "),
+    ):
+        with pytest.raises(UserError) as error:
+            commands.fit(arguments(family, tmp_path, 64, f"--model.{word}"))
+        assert str(error.value).startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_trying_the_networks_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    model = GAN((1, 8, 8), latent_dim=4, generator=generator, discriminator=discriminator("batch"))
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    parts = generator((1, 8, 8), 4, 0), discriminator("batch")((1, 8, 8), 0)
+    assert torch.equal(after, torch.get_rng_state())
+    for tried, fresh in zip((model.generating_network, model.critic), parts, strict=True):
+        assert not moved(fresh.state_dict(), tried.state_dict())
+        assert all(module.training for module in tried.modules())

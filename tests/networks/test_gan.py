@@ -1,5 +1,7 @@
 """Generators and discriminators: sizes, classes, spectral normalisation against singular values, statistics."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,6 +137,27 @@ def test_statistics_are_kept_and_batches_are_normalised_as_ever(norm: str) -> No
         assert torch.equal(kept, trained) and not torch.allclose(kept, evaluated)
     else:
         assert torch.equal(kept, evaluated)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "settings", "message"),
+    [
+        (MLPGenerator, (2, 1, 1), {"depth": 0}, "depth must be at least 1, got 0"),
+        (MLPCritic, (2, 1, 1), {"depth": -1}, "depth must be at least 1, got -1"),
+        (MLPCritic, (2, 1, 1), {"width": 0}, "width must be at least 1, got 0"),
+        (SNGANDiscriminator, (1, 8, 8), {"depth": 0, "num_halvings": 0}, "depth must be at least 1, got 0"),
+        (Critic, (1, 8, 8), {"num_blocks": 0}, "num_blocks must be at least 1, got 0"),
+        (Generator, (1, 8, 8), {"num_blocks": -1}, "num_blocks must be at least 1, got -1"),
+    ],
+)
+def test_a_network_of_nothing_is_refused(
+    build: Any, shape: tuple[int, int, int], settings: dict[str, int], message: str
+) -> None:
+    inputs = (shape, 4) if build in (Generator, MLPGenerator) else (shape,)
+    build(*inputs, **dict.fromkeys(settings, 1))
+    with pytest.raises(UserError) as error:
+        build(*inputs, **settings)
+    assert str(error.value) == message
 
 
 def test_sizes_that_do_not_suit() -> None:
