@@ -79,6 +79,9 @@ LOSSES: dict[str, tuple[DiscriminatorLoss, GeneratorLoss]] = {
 }
 """The loss of the discriminator, from the scores of real and generated images, and that of the generator."""
 
+BOUNDARIES = {"minimax": 0.0, "non_saturating": 0.0, "hinge": 0.0, "least_squares": 0.5}
+"""The score above which a discriminator takes an image for real; a critic's heights have none."""
+
 
 def gradient_penalty(critic: Callable[..., Tensor], real: Tensor, fake: Tensor, *conditions: Tensor | None) -> Tensor:
     """E (|grad D(x_hat)|_2 - 1)^2 with x_hat = u x + (1 - u) G(z), u uniform for each image; a scalar with a graph.
@@ -183,7 +186,7 @@ class Augmentation(nn.Module, ABC):
         """Learns of the scores of real images in one step; by default nothing.
 
         Args:
-            scores: (N,).
+            scores: (N,), less the boundary of the loss: positive where an image is taken for real.
             total: Adds up an integer tensor over processes.
         """
 
@@ -218,7 +221,8 @@ class AdaptiveAugment(DiffAugment):
     """Augmentation whose strength follows how much the discriminator overfits.
 
     Each transform of the policy is applied to each image with the probability p. Every few steps p moves up if
-    r = E sign(D(x)) over real images is above its target, else down, so fast that it crosses [0, 1] in `images` images.
+    r = E sign(D(x) - b) over real images is above its target, else down, so fast that it crosses [0, 1] in `images`
+    images. b is the boundary of the loss: 1/2 for least squares, else 0.
 
     Its state is whole numbers: the same in all processes, and exact in any precision of training. Paper: Karras et al.
     2020, https://arxiv.org/abs/2006.06676 (with other transforms)

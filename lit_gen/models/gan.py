@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from lit_gen.adversarial import (
+    BOUNDARIES,
     LOSSES,
     AdaptiveAugment,
     Augmentation,
@@ -291,7 +292,7 @@ class GAN(AdversarialModel):
     all images that the discriminator sees, in the steps of both networks.
 
     Logged are the mean scores of real and generated images and the share of each that the discriminator is right about:
-    both near 1 where it has won, near 1/2 where it has lost.
+    both near 1 where it has won, near 1/2 where it has lost. The Wasserstein loss knows no right and wrong.
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
@@ -346,6 +347,11 @@ class GAN(AdversarialModel):
         )
         if r1 < 0 or r1_every < 1:
             raise UserError(f"model.r1: the weight ({r1}) must be at least 0 and r1_every ({r1_every}) at least 1")
+        if isinstance(augment, AdaptiveAugment) and loss not in BOUNDARIES:
+            raise UserError(
+                f"model.augment: AdaptiveAugment follows how often D is right, which the {loss} loss does not say; use "
+                "DiffAugment, or another model.loss"
+            )
         self.loss = loss
         self.r1 = r1
         self.r1_every = r1_every
@@ -362,16 +368,18 @@ class GAN(AdversarialModel):
             loss = loss + self.r1_every * penalty
             self.log_training(r1_penalty=penalty.detach())
         if self.augment is not None:
-            self.augment.observe(of_real.detach(), lambda counts: self.trainer.strategy.reduce(counts, reduce_op="sum"))
+            self.augment.observe(
+                of_real.detach() - BOUNDARIES.get(self.loss, 0.0),
+                lambda counts: self.trainer.strategy.reduce(counts, reduce_op="sum"),
+            )
             if isinstance(self.augment, AdaptiveAugment):
                 self.log_training(augment_p=self.augment.p)
-        threshold = 0.5 if self.loss == "least_squares" else 0.0
-        self.log_training(
-            real_score=of_real.detach().mean(),
-            fake_score=of_fake.detach().mean(),
-            real_accuracy=(of_real.detach() > threshold).float().mean(),
-            fake_accuracy=(of_fake.detach() < threshold).float().mean(),
-        )
+        self.log_training(real_score=of_real.detach().mean(), fake_score=of_fake.detach().mean())
+        if self.loss in BOUNDARIES:
+            self.log_training(
+                real_accuracy=(of_real.detach() > BOUNDARIES[self.loss]).float().mean(),
+                fake_accuracy=(of_fake.detach() < BOUNDARIES[self.loss]).float().mean(),
+            )
         return loss
 
     def generator_loss(self, fake: Tensor, labels: Tensor | None) -> Tensor:
