@@ -356,7 +356,7 @@ class GAN(AdversarialModel):
         self.r1 = r1
         self.r1_every = r1_every
         self.augment = augment
-        self.title = {"hinge": "Hinge-GAN", "least_squares": "LS-GAN", "minimax": "Minimax-GAN"}.get(loss, "GAN")
+        self.title = {"hinge": "Hinge-GAN", "least_squares": "LSGAN", "minimax": "Minimax-GAN"}.get(loss, "GAN")
 
     def critic_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
         regularised = self.r1 > 0 and self._batches_seen % self.r1_every == 0

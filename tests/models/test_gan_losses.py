@@ -228,3 +228,10 @@ def test_a_loss_without_a_boundary_takes_no_adaptive_augmentation() -> None:
     linear(GAN, loss="wasserstein", augment=DiffAugment())
     with pytest.raises(UserError, match="^model.augment: AdaptiveAugment follows how often D is right, which the wass"):
         linear(GAN, loss="wasserstein", augment=AdaptiveAugment())
+
+
+def test_titles_are_those_of_the_losses() -> None:
+    """LS-GAN, with a hyphen, is another: the loss-sensitive GAN."""
+    titles = {loss: linear(GAN, loss=loss).title for loss in LOSSES}
+    expected = ("Minimax-GAN", "GAN", "Hinge-GAN", "LSGAN", "GAN")
+    assert titles == dict(zip(LOSSES, expected, strict=True))
