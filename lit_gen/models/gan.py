@@ -15,6 +15,7 @@ from lit_gen.adversarial import (
     LOSSES,
     AdaptiveAugment,
     Augmentation,
+    DiffAugment,
     gradient_penalty,
     r1_penalty,
     wasserstein_of_gap,
@@ -42,6 +43,10 @@ NUM_COMPARED = 256
 """Generated and training images that diagnostics compare."""
 NUM_POINTS = 1000
 """Likewise points, by an exact distance."""
+PENALTY = 10.0
+"""Weight of the gradient penalty, as published."""
+CLIP = 0.01
+"""Largest magnitude of a clipped parameter, as published."""
 
 
 class AdversarialAdam(torch.optim.Adam):
@@ -358,6 +363,13 @@ class GAN(AdversarialModel):
         self.augment = augment
         self.title = {"hinge": "Hinge-GAN", "least_squares": "LSGAN", "minimax": "Minimax-GAN"}.get(loss, "GAN")
 
+    def check_data(self, data: ImageDataModule) -> None:
+        if isinstance(self.augment, DiffAugment) and not data.source.quantised:
+            raise UserError(
+                f"model.augment: {type(self.augment).__name__} transforms images, but {data.name} holds points; leave "
+                "it out, or choose a data.source of images"
+            )
+
     def critic_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
         regularised = self.r1 > 0 and self._batches_seen % self.r1_every == 0
         real = real.detach().requires_grad_(regularised)
@@ -418,8 +430,8 @@ class WGAN(AdversarialModel):
         latent_dim: Dimension of z ~ N(0, I).
         critic_steps: Critic steps for each generator step.
         constraint: penalty, clipping or spectral.
-        penalty: lambda, the weight of the gradient penalty.
-        clip: Largest magnitude of a clipped parameter.
+        penalty: lambda, the weight of the gradient penalty; refused under another constraint.
+        clip: Largest magnitude of a clipped parameter; refused under another constraint.
         generator: Called with z (N, latent_dim) and labels, gives images in [-1, 1].
         critic: Called with images and labels, gives (N,) scores.
         optimizer: Optimizer of the generator's parameters.
@@ -436,8 +448,8 @@ class WGAN(AdversarialModel):
         latent_dim: int = 64,
         critic_steps: int = 5,
         constraint: Literal["penalty", "clipping", "spectral"] = "penalty",
-        penalty: float = 10.0,
-        clip: float = 0.01,
+        penalty: float = PENALTY,
+        clip: float = CLIP,
         generator: GeneratorFactory = Generator,
         critic: CriticFactory = Critic,
         optimizer: OptimizerFactory = AdversarialAdam,
@@ -458,9 +470,17 @@ class WGAN(AdversarialModel):
             gradient_clip,
             compile,
         )
-        for name, value in (("penalty", penalty), ("clip", clip)):
+        for name, value, default, user in (
+            ("penalty", penalty, PENALTY, "penalty"),
+            ("clip", clip, CLIP, "clipping"),
+        ):
             if not value > 0:
                 raise UserError(f"model.{name}: {value} is not positive; leave it out for the default")
+            if value != default and constraint != user:
+                raise UserError(
+                    f"model.{name}: {value} is not used by the constraint {constraint}; leave it out, or set "
+                    f"model.constraint to {user}"
+                )
         if constraint == "penalty" and has_batch_norm(self.critic):
             raise UserError(
                 "model.critic: a gradient penalty is of single images, which batch normalisation mixes; use a critic "

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen import commands
+from lit_gen.adversarial import AdaptiveAugment, DiffAugment
 from lit_gen.config import ExperimentCLI
-from lit_gen.data import Batch
+from lit_gen.data import Batch, Digits, ImageDataModule
+from lit_gen.data.points import TwoMoons
 from lit_gen.errors import UserError
 from lit_gen.models.gan import GAN, WGAN, AdversarialModel, Truncation
 from lit_gen.networks.gan import Critic, DCGANDiscriminator, DCGANGenerator, MLPCritic, MLPGenerator
@@ -267,6 +269,17 @@ def test_a_collapse_shows_beside_the_grid(tmp_path: Path) -> None:
             {"constraint": "clipping", "clip": 0.0},
             "model.clip: 0.0 is not positive; leave it out for the default",
         ),
+        (
+            WGAN,
+            {"constraint": "clipping", "penalty": 5.0},
+            "model.penalty: 5.0 is not used by the constraint clipping; leave it out, or set model.constraint to "
+            "penalty",
+        ),
+        (
+            WGAN,
+            {"constraint": "spectral", "clip": 0.1},
+            "model.clip: 0.1 is not used by the constraint spectral; leave it out, or set model.constraint to clipping",
+        ),
     ],
 )
 def test_bad_settings_name_their_key(family: type[AdversarialModel], settings: dict[str, Any], message: str) -> None:
@@ -321,3 +334,12 @@ def test_trying_the_networks_leaves_no_trace() -> None:
     for tried, fresh in zip((model.generating_network, model.critic), parts, strict=True):
         assert not moved(fresh.state_dict(), tried.state_dict())
         assert all(module.training for module in tried.modules())
+
+
+@pytest.mark.parametrize("augment", [DiffAugment, AdaptiveAugment])
+def test_points_are_not_augmented_as_images(augment: type[DiffAugment]) -> None:
+    model = GAN((1, 8, 8), latent_dim=4, augment=augment(), generator=generator, discriminator=discriminator("none"))
+    model.check_data(ImageDataModule(Digits()))
+    with pytest.raises(UserError, match=f"^model.augment: {augment.__name__} transforms images, but two_moons holds"):
+        model.check_data(ImageDataModule(TwoMoons()))
+    gan().check_data(ImageDataModule(TwoMoons()))
