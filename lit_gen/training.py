@@ -208,6 +208,11 @@ def _trainer(cli: ExperimentCLI, model: GenerativeModel) -> Trainer:
             raise UserError(
                 f"trainer.{key}: 0 trains on nothing; leave it out (--budget.num_images is the length of a training)"
             )
+    if not model.automatic_optimization and settings.max_steps not in (None, -1):
+        raise UserError(
+            f"trainer.max_steps: {settings.max_steps} would count the steps of both networks of {model.title}; "
+            "leave it out and set --budget.num_images"
+        )
     if settings.accumulate_grad_batches != 1:  # gradients of half a step are in no checkpoint
         raise UserError(
             f"trainer.accumulate_grad_batches: {settings.accumulate_grad_batches} is not supported; leave it out and "

@@ -142,6 +142,12 @@ def test_a_training_of_nothing_is_refused(key: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*/run.json"))
 
 
+def test_steps_of_two_optimizers_are_no_length(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer.max_steps: 30 would count .* WGAN; .* --budget.num_images"):
+        commands.fit(arguments("WGAN", tmp_path, 64, "--trainer.max_steps=30"))
+    assert not list(tmp_path.glob("*/run.json"))
+
+
 def test_validation_is_logged_against_images(tmp_path: Path) -> None:
     for model in ("RectifiedFlow", "VAE", "WGAN"):
         run = commands.fit(arguments(model, tmp_path, 64 * 23, "--data.num_val=90"))
