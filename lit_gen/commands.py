@@ -242,7 +242,7 @@ def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI]:
     asked = cli.resolved()
     changed = [
         key
-        for section in ("model", "data", "budget", "ema", "trainer")
+        for section in ("model", "data", "budget", "ema", "first_stage", "trainer")
         for key in _changed_keys(section, saved[section], asked[section])
         if not key.startswith(KEYS_OF_THE_MACHINE)
     ]

@@ -26,6 +26,7 @@ import torch
 from filelock import FileLock
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.seed import isolate_rng
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -138,7 +139,13 @@ class FirstStage:
         from lit_gen.loading import load_model, open_finished  # which make models with first stages of their own
 
         if (directory / WEIGHTS).is_file():
-            weights = load_file(directory / WEIGHTS)
+            try:
+                weights = load_file(directory / WEIGHTS)
+            except SafetensorError as error:
+                raise UserError(
+                    f"{directory / WEIGHTS}: not a readable safetensors file ({error}); restore it, or train again "
+                    "under another --run.name"
+                ) from None
             self.mean, self.std = weights.pop("latents.mean"), weights.pop("latents.std")
             load_weights(self.model.generator, weights)
         else:
@@ -214,7 +221,11 @@ class FirstStage:
 
     def _kept(self, data: ImageDataModule, split: str, form: str) -> np.ndarray:
         assert self.directory is not None
-        path = self.directory / "encoded" / f"{form}-{self.key(data, split, form, 'identity')[:10]}.npz"
+        # one that was trained again, in part of the time or on another machine, may have other weights
+        digest = hashlib.sha256(self.key(data, split, form, "identity").encode())
+        for _, weight in sorted(named_weights(self.model.generator).items()):
+            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        path = self.directory / "encoded" / f"{form}-{digest.hexdigest()[:10]}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.stem}.lock")):
             if not path.is_file():

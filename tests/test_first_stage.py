@@ -112,6 +112,38 @@ def test_what_is_encoded_by_what_is_in_the_key(prior: Run, tmp_path: Path) -> No
     assert prior.metadata["data"]["fingerprint"] == keys[0]
 
 
+def test_what_other_weights_encoded_is_not_taken(prior: Run, tmp_path: Path) -> None:
+    """A first stage that is trained again in the same place has the same identity, and may have other weights."""
+    _, data = opened(prior)
+    copy = tmp_path / "copy"
+    shutil.copytree(prior.directory / "first_stage", copy)
+    stage = FirstStage(str(copy))
+    stage.load(copy)
+    stage.encode(data, "codes")
+    before = set((copy / "encoded").glob("*.npz"))
+    with torch.no_grad():
+        for weight in stage.model.generator.parameters():
+            weight.mul_(1.5)
+    codes = stage.encode(data, "codes")["train"].values
+    assert len(set((copy / "encoded").glob("*.npz")) - before) == len(before) == 2
+    images = torch.from_numpy(np.asarray(data.images("train"))[:50]).float() / 127.5 - 1
+    assert np.array_equal(codes[:50], stage.model.encode(images).numpy())
+
+
+def test_a_first_stage_belongs_to_the_training(prior: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(prior.directory), "--first_stage.weights=raw"]) == 2
+    assert "first_stage.weights: belongs to the training of" in capsys.readouterr().err
+
+
+def test_a_truncated_copy_is_one_line(prior: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(prior.directory, copy)
+    weights = copy / "first_stage" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert main(["sample", str(copy), "-n", "4", "--out", str(tmp_path / "four.png")]) == 2
+    assert "weights.safetensors: not a readable safetensors file" in capsys.readouterr().err
+
+
 def test_another_seed_of_both_stages_is_the_same_recipe(prior: Run, tmp_path: Path) -> None:
     words = ["--data.num_val=100", "--model.class_conditional=true", "--seed_everything=1"]
     seeded = commands.fit(arguments("TokenPrior", tmp_path, 256, *words))

@@ -74,7 +74,7 @@ def test_bf16_true_trains_draws_and_scores(model: str, tmp_path: Path) -> None:
     assert "images-000000640.png" in images and "images-000000320.png" in images
 
 
-@pytest.mark.parametrize("model", ["Glow", "PixelCNN", "PointFlow"])
+@pytest.mark.parametrize("model", ["Glow", "PixelCNN", "PointFlow", "VQVAE", "VQGAN"])
 def test_families_that_need_float32_weights_say_so(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,8 +150,10 @@ def diverged(what: str, trainer: Trainer, pl_module: GenerativeModel) -> UserErr
     paths = [callback.path for callback in trainer.callbacks if isinstance(callback, Checkpoint)]  # type: ignore[attr-defined]
     saved = [f"{path} keeps the last good weights" for path in paths if path is not None and path.is_file()]
     kept = saved[0] if saved else "nothing was saved yet (--checkpoint.every)"
-    clipping = "--trainer.gradient_clip_val" if pl_module.automatic_optimization else "--model.gradient_clip"
+    clipping = "set --trainer.gradient_clip_val, " if pl_module.automatic_optimization else ""
+    if hasattr(pl_module, "gradient_clip"):
+        clipping = "set --model.gradient_clip, "
     return UserError(
-        f"{what} after {pl_module.images_seen} images; {kept}: lower the learning rate, set {clipping}, or use "
+        f"{what} after {pl_module.images_seen} images; {kept}: lower the learning rate, {clipping}or use "
         "--trainer.precision 32-true"
     )

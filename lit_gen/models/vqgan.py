@@ -44,6 +44,7 @@ class VQVAE(GenerativeModel):
     """
 
     pictures = ("reconstructions",)
+    takes_other_weights = False
 
     def __init__(
         self,
