@@ -20,8 +20,8 @@ from lit_gen.adversarial import (
 )
 from lit_gen.errors import UserError
 from lit_gen.metrics import density_and_coverage, duplicate_rate
-from lit_gen.models.gan import Truncation
 from lit_gen.noise import Noise
+from lit_gen.truncation import Truncation
 
 LN2 = math.log(2)
 AT_ZERO = {
@@ -246,3 +246,7 @@ def test_density_coverage_and_duplicates() -> None:
     assert duplicate_rate(line, line) == 0
     assert duplicate_rate(line, torch.tensor([[0.0], [0.4], [5.0], [7.0]])) == 0.5
     assert duplicate_rate(line, torch.zeros(6, 1)) == 1
+    # most of these repeat: the limit is half the distance of those that differ
+    repeated = torch.randn(3, 64).repeat(30, 1)
+    assert duplicate_rate(repeated, repeated) == 1 and duplicate_rate(repeated, torch.randn(90, 64)) == 0
+    assert duplicate_rate(repeated[::3], repeated[:1].expand(40, -1)) == 1

@@ -23,12 +23,17 @@ def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float,
 def duplicate_rate(real: Tensor, fake: Tensor) -> float:
     """Share of generated images whose nearest other generated image is a duplicate.
 
-    A duplicate is nearer than half the median distance between a real image and its nearest other real one.
+    A duplicate is nearer than half the median distance between a real image and its nearest different real one, or
+    the same. So the rate of real images is not 0 where they repeat, as binarised ones may.
     """
-    limit = _to_others(real).amin(1).median() / 2
-    return float((_to_others(fake).amin(1) < limit).float().mean())
+    different = _to_others(real)
+    nearest = different.masked_fill(different == 0, torch.inf).amin(1)
+    limit = nearest[nearest.isfinite()].median() / 2 if nearest.isfinite().any() else torch.tensor(0.0)
+    distance = _to_others(fake).amin(1)
+    return float(((distance < limit) | (distance == 0)).float().mean())
 
 
 def _to_others(points: Tensor) -> Tensor:
     """Distances (n, n) between points, infinite from each to itself."""
-    return torch.cdist(points, points).fill_diagonal_(torch.inf)
+    # not by products, whose rounding keeps equal points apart
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)

@@ -1,7 +1,7 @@
 """Generative adversarial networks: what all share of training two networks against each other, and two families."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -25,17 +25,20 @@ from lit_gen.errors import UserError, belonging_to
 from lit_gen.methods import Sampler
 from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
 from lit_gen.metrics.wasserstein import wasserstein
-from lit_gen.models.base import GenerativeModel, OptimizerFactory
+from lit_gen.models.base import OptimizerFactory
+from lit_gen.models.two_networks import TwoNetworks
 from lit_gen.networks.gan import (
     Critic,
     DCGANDiscriminator,
     DCGANGenerator,
     Generator,
+    SNGANDiscriminator,
     has_batch_norm,
     normalise_spectrally,
     statistics_kept,
 )
 from lit_gen.noise import Noise
+from lit_gen.truncation import Truncation
 
 GeneratorFactory = Callable[[tuple[int, int, int], int, int], nn.Module]
 CriticFactory = Callable[[tuple[int, int, int], int], nn.Module]
@@ -64,39 +67,7 @@ class AdversarialAdam(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=betas)
 
 
-class Truncation(Sampler):
-    """Latents of a truncated normal distribution: nearer to the mean, so fewer kinds of images.
-
-    Paper: Brock et al. 2018, https://arxiv.org/abs/1809.11096
-
-    Args:
-        threshold: Largest magnitude of a component of z.
-        method: resample, as in the paper: components beyond it are drawn again until they are within, which is the
-            normal distribution given |z| < threshold, drawn here by its inverse distribution function; or clip them.
-
-    Raises:
-        UserError: the threshold is not positive.
-    """
-
-    def __init__(self, threshold: float = 1.0, method: Literal["resample", "clip"] = "resample") -> None:
-        if not threshold > 0:
-            raise UserError(
-                f"sampler.threshold: {threshold} is not positive; leave the sampler out for the whole normal"
-            )
-        self.threshold = threshold
-        self.method = method
-
-    def latents(self, noise: Noise, dim: int) -> Tensor:
-        """z (N, dim), float32."""
-        if self.method == "clip":
-            return noise.normal((dim,)).clamp(-self.threshold, self.threshold)
-        u = noise.uniform((dim,), torch.float64)
-        below = torch.special.ndtr(torch.tensor(-self.threshold, dtype=torch.float64, device=u.device))
-        z = torch.special.ndtri(below + u * (1 - 2 * below))
-        return z.clamp(-self.threshold, self.threshold).float()
-
-
-class AdversarialModel(GenerativeModel):
+class AdversarialModel(TwoNetworks):
     """A generator and a critic, with an optimizer each, trained by turns.
 
     Every batch is one step of the critic, on its real images and as many generated ones; every `critic_steps`-th batch
@@ -141,12 +112,9 @@ class AdversarialModel(GenerativeModel):
         for name, value in (("latent_dim", latent_dim), (f"{self.critic_name}_steps", critic_steps)):
             if value < 1:
                 raise UserError(f"model.{name}: {value} is too few; give at least 1")
-        if gradient_clip is not None and not gradient_clip > 0:
-            raise UserError(f"model.gradient_clip: {gradient_clip} is not positive; null does not clip")
-        self.automatic_optimization = False
+        self.use_two_optimizers(gradient_clip)
         self.latent_dim = latent_dim
         self.critic_steps = critic_steps
-        self.gradient_clip = gradient_clip
         with belonging_to("model.generator"):
             self.generating_network = generator(self.image_shape, latent_dim, self.num_classes)
             self._try(self.generating_network, torch.zeros(2, latent_dim), self.image_shape)
@@ -194,66 +162,40 @@ class AdversarialModel(GenerativeModel):
             self.critic_optimizer(self.critic.parameters()),
         ]
 
-    def on_fit_start(self) -> None:
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            raise UserError("trainer.precision: 16-mixed cannot scale the losses of two networks; use bf16-mixed")
-
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, critic_optimizer = cast(list[Optimizer], self.optimizers())
-        real, labels = batch.images, self.conditioning(batch)
-        with statistics_kept(self.generating_network), torch.no_grad():
-            fake = self.generate(len(real), labels)
-        # within `cached` a normalised weight is computed once: one step of power iteration for each step of training
-        with parametrize.cached():
-            critic_loss = self.critic_loss(real, fake, labels)
-            gradients = self.gradients(critic_loss, self.critic)
-        self.descend(critic_optimizer, self.critic, gradients)
+        (descent,) = self.differentiate(self.critic_losses(batch), self.critic)
+        self.descend(critic_optimizer, self.critic, descent.gradients)
         self.constrain()
-        self.log_training(loss=critic_loss.detach())
+        self.log_training(loss=descent.loss)
         if self._batches_seen % self.critic_steps == 0:
-            with statistics_kept(self.critic), parametrize.cached():
-                loss = self.generator_loss(self.generate(len(real), labels), labels)
-                gradients = self.gradients(loss, self.generating_network)
-            self.descend(generator_optimizer, self.generating_network, gradients)
-            self.log_training(generator_loss=loss.detach())
+            (descent,) = self.differentiate(self.generator_losses(batch), self.generating_network)
+            self.descend(generator_optimizer, self.generating_network, descent.gradients)
+            self.log_training(generator_loss=descent.loss)
         self.share_statistics()
 
-    def generate(self, num: int, labels: Tensor | None) -> Tensor:
-        """Images for training, from the global generator."""
-        z = torch.randn(num, self.latent_dim, device=self.device)
-        images: Tensor = self.generating_network(z, labels)
-        return images
+    def critic_losses(self, batch: Batch) -> Iterator[tuple[Tensor]]:
+        """The critic's loss of each part of a batch."""
+        for real, labels, z in self.parts(batch.images, self.conditioning(batch), self.latents(len(batch.images))):
+            with statistics_kept(self.generating_network), torch.no_grad():
+                fake = self.generating_network(z, labels)
+            # within `cached` a normalised weight is computed once: one step of power iteration for each pass
+            with parametrize.cached():
+                yield (self.critic_loss(real, fake, labels),)
+
+    def generator_losses(self, batch: Batch) -> Iterator[tuple[Tensor]]:
+        """The generator's loss of each part of a batch."""
+        for labels, z in self.parts(self.conditioning(batch), self.latents(len(batch.images))):
+            with statistics_kept(self.critic), parametrize.cached():
+                yield (self.generator_loss(self.generating_network(z, labels), labels),)
+
+    def latents(self, num: int) -> Tensor:
+        """z (num, latent_dim) for training, from the global generator."""
+        return torch.randn(num, self.latent_dim, device=self.device)
 
     def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """The critic's scores (N,), float32: losses and their means are computed outside of half precision."""
         return self.critic(images, labels).float()
-
-    def gradients(self, loss: Tensor, network: nn.Module) -> tuple[Tensor, ...]:
-        """Gradients of the parameters of one network, averaged over processes.
-
-        They are asked for by name, not accumulated by a backward pass, so the other network gets none, and no
-        process waits for another's parameters.
-        """
-        gradients = torch.autograd.grad(loss, list(network.parameters()))
-        # under autocast, weights in half precision are kept from one pass to the next, though they have moved
-        torch.clear_autocast_cache()
-        if self.trainer.world_size == 1:
-            return gradients
-        flat = self.trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
-        parts = flat.split([g.numel() for g in gradients])
-        return tuple(part.view_as(g) for part, g in zip(parts, gradients, strict=True))
-
-    def descend(self, optimizer: Optimizer, network: nn.Module, gradients: Iterable[Tensor]) -> None:
-        """One step of an optimizer on one network."""
-        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips, after callbacks have logged the norm."""
-        if self.gradient_clip is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
 
     @torch.no_grad()
     def share_statistics(self) -> None:
@@ -362,6 +304,8 @@ class GAN(AdversarialModel):
         self.r1_every = r1_every
         self.augment = augment
         self.title = {"hinge": "Hinge-GAN", "least_squares": "LSGAN", "minimax": "Minimax-GAN"}.get(loss, "GAN")
+        if isinstance(self.critic, SNGANDiscriminator):
+            self.title = "SNGAN" if loss == "hinge" else f"SNGAN, {loss.replace('_', ' ')} loss"
 
     def check_data(self, data: ImageDataModule) -> None:
         if isinstance(self.augment, DiffAugment) and not data.source.quantised:

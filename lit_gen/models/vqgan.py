@@ -1,6 +1,6 @@
 """Stage one of two-stage models: images as a small grid of codes (van den Oord et al. 2017; Esser et al. 2021)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -9,12 +9,14 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_gen.adversarial import hinge_discriminator_loss, wasserstein_generator_loss
 from lit_gen.data import Batch, ImageDataModule
 from lit_gen.errors import UserError
 from lit_gen.methods import Sampler
 from lit_gen.metrics import FeatureNet, psnr, reconstruction_scores, ssim
 from lit_gen.metrics.perceptual import PerceptualKind, perceptual_loss
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
+from lit_gen.models.two_networks import TwoNetworks
 from lit_gen.networks.quantisers import Quantised, Quantiser, VectorQuantiser, perplexity, usage
 from lit_gen.networks.vqgan import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
 from lit_gen.noise import Noise
@@ -197,7 +199,7 @@ class LessMomentumAdam(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=betas)
 
 
-class VQGAN(VQVAE):
+class VQGAN(TwoNetworks, VQVAE):
     """VQVAE that also learns from a discriminator of patches (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
 
     nll    = |x - x_hat| + perceptual_weight d(x, x_hat)                                 averaged over pixels
@@ -225,6 +227,7 @@ class VQGAN(VQVAE):
         optimizer: Optimizer of the autoencoder's parameters.
         discriminator_optimizer: Optimizer of the discriminator's parameters.
         warmup: Images over which the autoencoder's learning rate rises linearly from zero.
+        gradient_clip: Largest norm of a network's gradient; null does not clip.
         compile: Compile the autoencoder with torch.compile.
     """
 
@@ -245,13 +248,14 @@ class VQGAN(VQVAE):
         optimizer: OptimizerFactory = LessMomentumAdam,
         discriminator_optimizer: OptimizerFactory = LessMomentumAdam,
         warmup: int = 0,
+        gradient_clip: float | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__(image_shape, num_classes, latent_dim, network, quantiser, optimizer, warmup, compile)
         for key, value in {"start": discriminator_start, "warmup": discriminator_warmup}.items():
             if value < 0:
                 raise UserError(f"model.discriminator_{key}: {value} is not a number of images; 0 is none")
-        self.automatic_optimization = False
+        self.use_two_optimizers(gradient_clip)
         self.perceptual_weight = perceptual_weight
         self.discriminator = discriminator(self.image_shape)
         self.discriminator_weight = discriminator_weight
@@ -269,42 +273,59 @@ class VQGAN(VQVAE):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer, discriminator_optimizer = cast(list[Optimizer], self.optimizers())
-        images = batch.images
-        reconstructions, quantised = self.autoencoder(images)
-        nll = self.nll(reconstructions, images)
-        loss = nll + quantised.loss
         judged = self.images_seen > self.discriminator_start
-        if judged and self.images_seen > self.discriminator_start + self.discriminator_warmup:
-            g = -self.discriminator(reconstructions).mean()
-            weight = adaptive_weight(nll, g, self.autoencoder.network.last_layer.weight, self.max_weight)
-            loss = loss + self.discriminator_weight * weight * g
-            self.log_training(generator_loss=g.detach(), adaptive_weight=weight)
-        self.descend(optimizer, loss, self.autoencoder.parameters())
+        heeded = judged and self.images_seen > self.discriminator_start + self.discriminator_warmup
+        reconstructed: list[Tensor] = []
+        own, *others = self.differentiate(self.losses(batch, heeded, reconstructed), self.autoencoder)
+        loss, gradients = own
+        for g, by_g in others:
+            weight = adaptive_weight(gradients[self.last], by_g[self.last], self.max_weight)
+            scale = self.discriminator_weight * weight
+            loss = loss + scale * g
+            gradients = [one + scale * other for one, other in zip(gradients, by_g, strict=True)]
+            self.log_training(generator_loss=g, adaptive_weight=weight)
+        self.descend(optimizer, self.autoencoder, gradients)
         cast(LRScheduler, self.lr_schedulers()).step()
-        self.log_codes(reconstructions, images, quantised)
-        self.log_training(loss=loss.detach(), nll=nll.detach())
+        self.log_training(loss=loss)
         if judged:
-            real, fake = self.discriminator(images), self.discriminator(reconstructions.detach())
-            discriminator_loss = hinge(real, fake)
-            self.descend(discriminator_optimizer, discriminator_loss, self.discriminator.parameters())
-            self.log_training(
-                discriminator_loss=discriminator_loss.detach(),
-                logits_real=real.detach().mean(),
-                logits_fake=fake.detach().mean(),
-            )
+            (descent,) = self.differentiate(self.discriminator_losses(batch, reconstructed), self.discriminator)
+            self.descend(discriminator_optimizer, self.discriminator, descent.gradients)
+            self.log_training(discriminator_loss=descent.loss)
 
-    def descend(self, optimizer: Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-        """One step on these parameters alone; gradients are averaged over processes.
+    @property
+    def last(self) -> int:
+        """Which of the autoencoder's parameters is the weight of the decoder's last layer."""
+        weight = self.autoencoder.network.last_layer.weight
+        return next(i for i, parameter in enumerate(self.autoencoder.parameters()) if parameter is weight)
 
-        Gradients are asked for by name, not accumulated by a backward pass, so the other network gets none.
+    def losses(self, batch: Batch, heeded: bool, reconstructed: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """nll + loss of the quantiser, and g if the discriminator is heeded, of each part of a batch.
+
+        Args:
+            batch: The batch.
+            heeded: Whether it is.
+            reconstructed: Takes the reconstructions, for the discriminator.
         """
-        parameters = list(parameters)
-        gradients = torch.autograd.grad(loss, parameters)
-        if self.trainer.world_size > 1:
-            gradients = tuple(self.trainer.strategy.reduce(g, reduce_op="mean") for g in gradients)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
+        for (images,) in self.parts(batch.images):
+            reconstructions, quantised = self.autoencoder(images)
+            nll = self.nll(reconstructions, images)
+            reconstructed.append(reconstructions.detach())
+            self.log_codes(reconstructions, images, quantised)
+            self.log_training(nll=nll.detach())
+            loss = nll + quantised.loss
+            yield (loss, wasserstein_generator_loss(self.logits(reconstructions))) if heeded else (loss,)
+
+    def discriminator_losses(self, batch: Batch, reconstructed: list[Tensor]) -> Iterator[tuple[Tensor]]:
+        """The discriminator's loss of each part of a batch."""
+        for (images,), reconstructions in zip(self.parts(batch.images), reconstructed, strict=True):
+            real, fake = self.logits(images), self.logits(reconstructions)
+            self.log_training(logits_real=real.detach().mean(), logits_fake=fake.detach().mean())
+            yield (hinge_discriminator_loss(real, fake) / 2,)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The discriminator's logits of patches; losses and their means are computed outside of half precision."""
+        logits: Tensor = self.discriminator(images)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def nll(self, reconstructions: Tensor, images: Tensor) -> Tensor:
         """Reconstruction error and perceptual distance, a scalar."""
@@ -327,20 +348,12 @@ class VQGAN(VQVAE):
             )
 
 
-def adaptive_weight(nll: Tensor, g: Tensor, last_layer: Tensor, max_weight: float = 1e4) -> Tensor:
-    """lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight, without a graph.
+def adaptive_weight(by_nll: Tensor, by_g: Tensor, max_weight: float = 1e4) -> Tensor:
+    """lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight.
 
     Args:
-        nll: Reconstruction loss, a scalar.
-        g: Adversarial loss of the autoencoder, a scalar.
-        last_layer: Weight of the last layer, by which both are differentiated.
+        by_nll: Gradient of the reconstruction loss by the weight of the last layer.
+        by_g: That of the adversarial loss of the autoencoder.
         max_weight: The limit.
     """
-    (by_nll,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
-    (by_g,) = torch.autograd.grad(g, last_layer, retain_graph=True)
-    return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight).detach()
-
-
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """(E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2: 1 for logits of 0."""
-    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
+    return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight)

@@ -15,16 +15,22 @@ from lit_gen.config import ExperimentCLI
 from lit_gen.data import Batch, Digits, ImageDataModule
 from lit_gen.data.points import TwoMoons
 from lit_gen.errors import UserError
-from lit_gen.models.gan import GAN, WGAN, AdversarialModel, Truncation
-from lit_gen.networks.gan import Critic, DCGANDiscriminator, DCGANGenerator, MLPCritic, MLPGenerator
+from lit_gen.models.gan import GAN, WGAN, AdversarialModel
+from lit_gen.networks.gan import Critic, DCGANDiscriminator, DCGANGenerator, Generator, MLPCritic, MLPGenerator
 from lit_gen.noise import Noise
+from lit_gen.truncation import Truncation
 from tests.conftest import arguments
+from tests.models.test_gan_losses import Halved
 
 State = dict[str, Tensor]
 
 
 def generator(shape: tuple[int, int, int], latent_dim: int, num_classes: int) -> nn.Module:
     return DCGANGenerator(shape, latent_dim, num_classes, channels=8)
+
+
+def residual(shape: tuple[int, int, int], latent_dim: int, num_classes: int) -> nn.Module:
+    return Generator(shape, latent_dim, num_classes, channels=8)
 
 
 def discriminator(norm: Any) -> Any:
@@ -126,7 +132,7 @@ def test_the_generator_learns_from_the_critic_that_was_just_updated_in_bf16_too(
     torch.set_rng_state(recorded.random[1])
     with torch.autocast("cpu", torch.bfloat16):
         labels = torch.arange(16) % 3
-        loss = expected.generator_loss(expected.generate(16, labels), labels)
+        loss = expected.generator_loss(expected.generating_network(expected.latents(16), labels), labels)
     gradients = torch.autograd.grad(loss, list(expected.generating_network.parameters()))
     for own, exact in zip(recorded.gradients[0], gradients, strict=True):
         torch.testing.assert_close(own, exact, rtol=1e-6, atol=1e-8)
@@ -149,6 +155,23 @@ def test_gradients_are_averaged_over_processes_once() -> None:
         torch.testing.assert_close(0.25 * own, other)
     # the gradients of two networks, and mean and variance of two normalised layers
     assert calls == ["mean"] * (2 + 2 * 2)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("settings", [{}, {"r1": 3.0, "r1_every": 1}, {"loss": "hinge", "augment": Halved()}])
+def test_a_step_in_parts_is_that_of_the_whole_batch(settings: dict[str, Any], parts: int) -> None:
+    """Gradients of both networks, and the losses that are logged."""
+    # batch normalisation is of each part, and left out
+    whole, split = (Recorded(gan("none", generator=residual, **settings)) for _ in range(2))
+    split.model.accumulate = parts
+    whole.step()
+    split.step()
+    for which in (0, 1):
+        assert sum(float(exact.norm()) for exact in whole.gradients[which]) > 0.1
+        for own, exact in zip(split.gradients[which], whole.gradients[which], strict=True):
+            torch.testing.assert_close(own, exact, rtol=1e-4, atol=1e-6)
+    for name in ("loss", "generator_loss"):
+        torch.testing.assert_close(split.model.training_values[name], whole.model.training_values[name])
 
 
 def test_clipping_bounds_the_norm_of_each_gradient() -> None:

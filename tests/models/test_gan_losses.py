@@ -12,6 +12,7 @@ from lit_gen.adversarial import AdaptiveAugment, Augmentation, DiffAugment
 from lit_gen.data import Batch
 from lit_gen.errors import UserError
 from lit_gen.models.gan import GAN, WGAN, AdversarialModel
+from lit_gen.networks.gan import SNGANDiscriminator
 from lit_gen.noise import Noise
 
 LABELS = torch.tensor([0, 2, 1, 1, 0])
@@ -231,7 +232,10 @@ def test_a_loss_without_a_boundary_takes_no_adaptive_augmentation() -> None:
 
 
 def test_titles_are_those_of_the_losses() -> None:
-    """LS-GAN, with a hyphen, is another: the loss-sensitive GAN."""
+    """LS-GAN, with a hyphen, is another: the loss-sensitive GAN. SNGAN has a network and a loss."""
     titles = {loss: linear(GAN, loss=loss).title for loss in LOSSES}
     expected = ("Minimax-GAN", "GAN", "Hinge-GAN", "LSGAN", "GAN")
     assert titles == dict(zip(LOSSES, expected, strict=True))
+    titles = {loss: GAN((1, 8, 8), loss=loss, discriminator=SNGANDiscriminator).title for loss in LOSSES}  # type: ignore[arg-type]
+    of_loss = {loss: f"SNGAN, {loss.replace('_', ' ')} loss" for loss in LOSSES}
+    assert titles == of_loss | {"hinge": "SNGAN"}
