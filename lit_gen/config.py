@@ -288,6 +288,12 @@ def _one_line(error: Exception) -> str:
         return f"{key}.{part}: {wrong}" if part else f"{key}: {wrong}"
     if part:
         return _of_a_part(key, part, given, reason)
+    otherwise = (
+        r"Parser key \"(\w+)\":\s*Type [^\n]* expects a function or a callable class: [^\n]*class_path='[\w.]*?(\w+)'"
+    )
+    if called := re.search(otherwise, reason):
+        part, name = called.groups()
+        return f"{key}.{part}: {name} is not called as a {part} is; choose another class"
     if unknown := re.search(r"dot import path string: (\S+)|Import path (\S+)", reason):
         return f"{key}: there is no class {unknown.group(1) or unknown.group(2)}{_choices(BASES.get(key))}"
     if value := re.search(r"Given value: (.*)", reason):

@@ -333,6 +333,13 @@ def test_a_network_that_is_no_generator_or_critic_is_named(
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+def test_a_network_of_another_kind_is_named_on_the_command_line() -> None:
+    with pytest.raises(UserError) as error:
+        ExperimentCLI(["--model=GAN", "--model.generator=DCGANDiscriminator", "--data.source=Digits"])
+    message = "model.generator: DCGANDiscriminator is not called as a generator is; choose another class"
+    assert str(error.value) == message
+
+
 @pytest.mark.parametrize(("family", "critic"), [("GAN", "discriminator"), ("WGAN", "critic")])
 def test_settings_that_an_optimizer_refuses_name_it_before_anything_is_written(
     family: str, critic: str, tmp_path: Path
