@@ -42,6 +42,27 @@ class Quantised(NamedTuple):
     stats: dict[str, Tensor]
 
 
+class SumOverParts(nn.Module):
+    """The sum of a tensor over the parts in which a step of training is computed, one pass each.
+
+    Attributes:
+        num_parts: How many there are; who splits the steps sets it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_parts = 1
+        self._done = 0
+        self._sum: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        """Takes the tensor of one part; gives the sum with the last of them, and None before."""
+        x = x if self._sum is None else self._sum + x
+        self._done = (self._done + 1) % self.num_parts
+        self._sum = x if self._done else None
+        return None if self._done else x
+
+
 class Quantiser(nn.Module, ABC):
     """Latents (N, dim, h, w) -> codes. In between, a linear map takes each vector to `code_dim` numbers and back.
 
@@ -114,6 +135,8 @@ class Quantiser(nn.Module, ABC):
 class VectorQuantiser(Quantiser):
     """A codebook; see the top of this module.
 
+    Averages, and codes that follow them, move once a step, also where it is computed in parts (`over_parts`).
+
     A code that is used less than `revive_below` of the time that all would have if used equally is dead: it is moved to
     a vector of the batch, which is drawn with a probability in proportion to the squared distance to its code, and its
     averages start anew. All processes use the sums over all of them, and end with the same codes.
@@ -171,6 +194,7 @@ class VectorQuantiser(Quantiser):
         else:
             self.register_parameter("codes", nn.Parameter(codes))
         self.register_buffer("share", torch.full((num_codes,), 1 / num_codes))
+        self.over_parts = SumOverParts()
 
     def on_sphere(self, x: Tensor) -> Tensor:
         """Vectors (..., code_dim) of length 1 for the cosine similarity; as they are for the Euclidean one."""
@@ -215,7 +239,10 @@ class VectorQuantiser(Quantiser):
         """Updates the averages over batches, and with `ema` the codes."""
         sums = x.new_zeros(self.num_codes, self.code_dim + 1)
         sums.index_add_(0, indices, torch.cat([x, torch.ones_like(x[:, :1])], 1))
-        sums = over_all_processes(sums)
+        of_step = self.over_parts(sums)
+        if of_step is None:
+            return
+        sums = over_all_processes(of_step)
         sums = sums / sums[:, -1].sum()
         self.share.lerp_(sums[:, -1], 1 - self.decay)
         if self.ema:

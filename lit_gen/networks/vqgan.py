@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_gen.errors import UserError
 from lit_gen.networks.blocks import ResBlock, check_width, group_norm, initialise
-from lit_gen.networks.quantisers import Quantised, Quantiser, of_all_processes
+from lit_gen.networks.quantisers import Quantised, Quantiser, SumOverParts, of_all_processes
 from lit_gen.networks.unet import Attention
 
 
@@ -78,7 +78,7 @@ def _middle(width: int, attention: bool) -> list[nn.Module]:
 class QuantisedAutoencoder(nn.Module):
     """Images -> codes -> images, with how often each code stands at each place.
 
-    Those frequencies are an average over batches of training, which forgets over about a hundred of them.
+    Those frequencies are an average over steps of training, which forgets over about a hundred of them.
 
     Args:
         network: Encoder and decoder.
@@ -93,6 +93,7 @@ class QuantisedAutoencoder(nn.Module):
         self.quantiser = quantiser
         uniform = torch.full((*network.size, quantiser.num_codes), 1 / quantiser.num_codes)
         self.register_buffer("frequencies", uniform)
+        self.over_parts = SumOverParts()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantised]:
         """The reconstructions, and what the quantiser gave."""
@@ -107,7 +108,9 @@ class QuantisedAutoencoder(nn.Module):
         indices = of_all_processes(indices).movedim(0, -1)
         counts = torch.zeros_like(self.frequencies)
         counts.scatter_add_(2, indices, torch.ones_like(indices, dtype=counts.dtype))
-        self.frequencies.lerp_(counts / indices.shape[-1], 0.01)
+        of_step = self.over_parts(counts)
+        if of_step is not None:
+            self.frequencies.lerp_(of_step / (indices.shape[-1] * self.over_parts.num_parts), 0.01)
 
     def latents(self, images: Tensor) -> Tensor:
         """What the encoder gives of images, before it is quantised: (N, code_dim, h, w)."""

@@ -173,6 +173,22 @@ def test_no_code_is_dead_when_all_are_used_and_a_dead_one_waits_for_its_share_to
         assert int(vq(z).stats["revived"]) == int(vq.revived)
 
 
+@pytest.mark.parametrize("ema", [True, False])
+def test_averages_move_once_for_all_parts_of_a_step(ema: bool) -> None:
+    whole, split, z = quantiser(ema=ema, decay=0.5), quantiser(ema=ema, decay=0.5), latents(num=6)
+    split.over_parts.num_parts = 3
+    for _ in range(2):
+        at_once, before = whole(z).indices, {name: value.clone() for name, value in split.state_dict().items()}
+        parts = []
+        for part in z.chunk(3):
+            assert all(torch.equal(value, before[name]) for name, value in split.state_dict().items())
+            parts.append(split(part).indices)
+        assert torch.equal(torch.cat(parts), at_once)
+        assert not torch.equal(split.share, before["share"])
+        for name, value in split.state_dict().items():
+            torch.testing.assert_close(value, whole.state_dict()[name], rtol=1e-12, atol=1e-12)
+
+
 def test_more_dead_codes_than_vectors_are_revived_in_turn() -> None:
     vq = quantiser(revive_below=0.1)
     vq.share.zero_()
