@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lit_gen import processes, tracking
 from lit_gen.callbacks import Monitor, TrainingProgress
@@ -29,6 +30,7 @@ from lit_gen.loading import load_model, load_weaker, open_finished, read_checkpo
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.flow_matching import FlowMatching
+from lit_gen.networks.quantisers import SumOverParts
 from lit_gen.precision import use_network_precision
 from lit_gen.reflow import Reflow
 from lit_gen.runs import Run
@@ -42,6 +44,8 @@ KEYS_OF_THE_MACHINE = (
     "trainer.num_nodes",
     "trainer.strategy",
 )
+COUNTED_IN_BATCHES = ("limit_train_batches", "val_check_interval", "overfit_batches", "fast_dev_run")
+"""Settings of the trainer that count training batches, of which each is a step."""
 
 
 def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
@@ -213,19 +217,53 @@ def _trainer(cli: ExperimentCLI, model: GenerativeModel) -> Trainer:
             f"trainer.max_steps: {settings.max_steps} would count the steps of both networks of {model.title}; "
             "leave it out and set --budget.num_images"
         )
-    if settings.accumulate_grad_batches != 1:  # gradients of half a step are in no checkpoint
-        raise UserError(
-            f"trainer.accumulate_grad_batches: {settings.accumulate_grad_batches} is not supported; leave it out and "
-            "set data.batch_size, the images of one optimization step over all processes"
-        )
+    of_parts = _split_steps(model, settings)
     try:
         trainer = cli.instantiate_trainer(
-            logger=False, enable_progress_bar=False, accelerator=processes.accelerator(settings.accelerator)
+            logger=False,
+            enable_progress_bar=False,
+            accelerator=processes.accelerator(settings.accelerator),
+            **of_parts,
         )
         use_network_precision(trainer, model)
-        return trainer
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise UserError(
+            "trainer.callbacks: GradientAccumulationScheduler would change the parts of a step; leave it out and set "
+            "trainer.accumulate_grad_batches"
+        )
+    return trainer
+
+
+def _split_steps(model: GenerativeModel, settings: Namespace) -> dict[str, Any]:
+    """Has each optimization step computed in `trainer.accumulate_grad_batches` parts.
+
+    A batch of Lightning's is then one part, so what the settings say of batches, it is told of parts. A model with
+    manual optimization splits its batches by itself, and Lightning hears of no parts.
+
+    Returns:
+        What Lightning is told in the place of the settings.
+
+    Raises:
+        UserError: there are no parts, or an epoch or a validation might come within a step.
+    """
+    parts = model.accumulate = settings.accumulate_grad_batches
+    if parts < 1:
+        raise UserError(f"trainer.accumulate_grad_batches: {parts} is no number of parts; 1 computes a step at once")
+    for module in model.modules():
+        if isinstance(module, SumOverParts):
+            module.num_parts = parts
+    if not model.automatic_optimization:
+        return {"accumulate_grad_batches": 1}
+    told: dict[str, Any] = {}
+    for key in COUNTED_IN_BATCHES if parts > 1 else ():
+        value = settings[key]
+        if isinstance(value, int):
+            told[key] = value * parts
+        elif value not in (None, 0.0, 1.0):
+            raise UserError(f"trainer.{key}: {value} may lie within a step of {parts} parts; give a number of steps")
+    return told
 
 
 def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Run) -> None:

@@ -127,6 +127,7 @@ def test_only_what_changes_the_weights_changes_the_identity() -> None:
         ["--checkpoint.every=64", "--grid.every=64"],
         ["--trainer.log_every_n_steps=1"],
         ["--trainer.devices=1"],
+        ["--trainer.accumulate_grad_batches=1"],
     ]
     other = [
         ["--seed_everything=1"],
@@ -139,6 +140,8 @@ def test_only_what_changes_the_weights_changes_the_identity() -> None:
         ["--trainer.precision=bf16-mixed"],
         ["--trainer.gradient_clip_val=1"],
         ["--trainer.devices=2"],
+        ["--trainer.accumulate_grad_batches=2"],
+        ["--trainer.accumulate_grad_batches=4"],
     ]
     expected = identity(*base)
     assert [identity(*base, *more) for more in same] == [expected] * len(same)

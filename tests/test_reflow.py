@@ -298,7 +298,7 @@ def test_a_batch_of_pairs_holds_the_noise_of_its_images(num_val: int, num_train:
     assert data.training_fingerprint != before == data.fingerprint("train")
     assert (data.training_fingerprint == pairs.fingerprint()) == (num_val == 0)
     assert len(data.images("train")) == 1442 - num_val
-    trainer: Any = SimpleNamespace(training=True, testing=False, global_rank=0, world_size=1)
+    trainer: Any = SimpleNamespace(training=True, testing=False, global_rank=0, world_size=1, accumulate_grad_batches=1)
     data.trainer = trainer
     data._position = lambda: None  # type: ignore[method-assign]
     data._on_cuda = lambda: False  # type: ignore[method-assign]

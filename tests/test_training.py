@@ -102,7 +102,7 @@ def test_the_average_of_bf16_weights_does_not_stand_still(tmp_path: Path) -> Non
     """w + (1 - d) (v - w) at d = 0.999 is w again in bfloat16; the average is kept in float32."""
     network = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     network.weight.data.fill_(1.0)
-    model: Any = SimpleNamespace(generator=network, images_seen=0)
+    model: Any = SimpleNamespace(generator=network, images_seen=0, whole_step=True)
     ema = EMA(0.999)
     ema.num_updates = 100_000  # past the warm-up
     trainer: Any = SimpleNamespace(is_global_zero=True)
@@ -121,7 +121,7 @@ def test_edm_is_averaged_over_half_a_million_images_after_a_ramp(name: str, imag
     settings = ExperimentCLI([f"--config={ROOT}/conf/experiment/{name}.yaml"]).config.ema
     network = torch.nn.Linear(1, 1, bias=False)
     network.weight.data.fill_(1.0)
-    model: Any = SimpleNamespace(generator=network, images_seen=images - 512)
+    model: Any = SimpleNamespace(generator=network, images_seen=images - 512, whole_step=True)
     trainer: Any = SimpleNamespace(is_global_zero=True)
     ema = EMA(**settings.as_dict())
     ema.num_updates = model.images_seen // 512

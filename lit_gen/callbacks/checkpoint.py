@@ -25,7 +25,8 @@ class Checkpoint(Callback):
     """Saves `checkpoints/last.ckpt` every so many images and at the end, whole or not at all.
 
     Lightning's ModelCheckpoint counts optimizer steps, which two optimizers count twice, and can leave a half-written
-    file when it is killed; this one counts images, writes beside the old file and renames.
+    file when it is killed; this one counts images, writes beside the old file and renames. It saves whole optimization
+    steps alone, never some of a step's parts.
 
     Args:
         every: Images between two checkpoints; 0 saves only the last.
@@ -48,6 +49,8 @@ class Checkpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not pl_module.whole_step:  # gradients of a part are in no checkpoint
+            return
         images = pl_module.images_seen
         # processes hear of Ctrl-C in different batches; to ask one another after each would cost time
         agree = trainer.world_size == 1 or pl_module._batches_seen % BATCHES_BETWEEN_AGREEMENTS == 0

@@ -16,11 +16,11 @@ from lit_gen.models.base import GenerativeModel
 
 
 class EMA(Callback):
-    """Averages of the generating network's weights, over batches: theta_ema <- beta theta_ema + (1 - beta) theta.
+    """Averages of the generating network's weights, over steps: theta_ema <- beta theta_ema + (1 - beta) theta.
 
     The average that models draw with is of one of two kinds:
 
-    - a fixed decay that warms up, beta = min(decay, (1 + n) / (10 + n)) after n batches, so that the first, random
+    - a fixed decay that warms up, beta = min(decay, (1 + n) / (10 + n)) after n steps, so that the first, random
       weights are soon forgotten;
     - a half-life in images, beta = 0.5^(batch / min(halflife, ramp images_seen)), as in EDM
       (Karras et al. 2022, https://arxiv.org/abs/2206.00364).
@@ -89,6 +89,8 @@ class EMA(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not pl_module.whole_step:
+            return
         images, before = pl_module.images_seen, self._images
         if self.halflife is None:
             beta = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))

@@ -43,7 +43,7 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer._logger_connector.should_update_logs:
+        if not (pl_module.whole_step and trainer._logger_connector.should_update_logs):
             return
         for name in ("loss", "generator_loss"):
             loss = pl_module.training_values.get(name)

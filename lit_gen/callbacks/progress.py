@@ -126,7 +126,7 @@ class TrainingProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._progress is not None:
+        if self._progress is not None and pl_module.whole_step:
             self._progress.update(pl_module.images_seen)
 
     def teardown(self, trainer: Trainer, pl_module: GenerativeModel, stage: str) -> None:

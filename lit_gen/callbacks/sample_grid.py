@@ -40,7 +40,8 @@ class SampleGrid(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every and pl_module.images_seen // self.every > self._drawn_at // self.every:
+        due = self.every and pl_module.images_seen // self.every > self._drawn_at // self.every
+        if due and pl_module.whole_step:
             self.draw(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: GenerativeModel) -> None:

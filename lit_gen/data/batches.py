@@ -1,9 +1,10 @@
 """Batches of images in an order that is a pure function of (seed, epoch), entered at any position.
 
 The order of an epoch sorts the images by a hash of (seed, epoch, index); global batch b is images b B .. (b + 1) B - 1
-of that order, and each rank takes its contiguous share of it. So a resumed run needs nothing but the position of the
-trainer, and the ranks together see the batches that one process would see. Nothing here reads or advances a global
-generator.
+of that order, and each rank takes its contiguous share of it. Where an optimization step is computed in parts, a global
+batch comes in as many, one after the other, and each rank takes its share of each. So a resumed run needs nothing but
+the position of the trainer, and the ranks together see the batches that one process would see. Nothing here reads or
+advances a global generator.
 """
 
 from collections.abc import Callable, Iterator
@@ -141,7 +142,8 @@ class BatchSampler(Sampler[BatchKey]):
         rank: This process.
         num_ranks: Number of processes that share each batch.
         position: Gives (epoch, batches already done in it) whenever an epoch begins, or None if nobody keeps a
-            position: then epochs begin at their start, and `set_epoch` says which.
+            position: then epochs begin at their start, and `set_epoch` says which. Each part counts as one.
+        parts: Into how many equal parts each global batch is split, in order.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class BatchSampler(Sampler[BatchKey]):
         rank: int = 0,
         num_ranks: int = 1,
         position: Callable[[], tuple[int, int] | None] | None = None,
+        parts: int = 1,
     ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
@@ -161,14 +164,15 @@ class BatchSampler(Sampler[BatchKey]):
         self.seed = seed
         self.rank = rank
         self.num_ranks = num_ranks
+        self.parts = parts
         self._position = position
         self._epoch = 0
         whole, rest = divmod(num_images, batch_size)
         self.num_global_batches = whole + (rest > 0 and not drop_last)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, wherever this one begins: Lightning counts from the restored position up to it."""
-        return self.num_global_batches
+        """Parts in a whole epoch, wherever this one begins: Lightning counts from the restored position up to it."""
+        return self.num_global_batches * self.parts
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch where no trainer keeps the position."""
@@ -192,8 +196,9 @@ class BatchSampler(Sampler[BatchKey]):
 
     def _batches(self, epoch: int, first: int) -> Iterator[BatchKey]:
         order = self.order(epoch)
-        for batch in range(first, len(self)):
-            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        for place in range(first, len(self)):
+            batch, part = divmod(place, self.parts)
+            whole = np.array_split(order[batch * self.batch_size : (batch + 1) * self.batch_size], self.parts)[part]
             share = np.array_split(whole, self.num_ranks)[self.rank]
             yield BatchKey(epoch, share) if len(share) else BatchKey(epoch, whole[:1], stand_in=True)
 
@@ -215,7 +220,8 @@ class BatchLoader(DataLoader[Batch]):
     def state_dict(self) -> dict[str, int]:
         """What must be unchanged for a run to go on."""
         sampler = self._order
-        return {"num_images": sampler.num_images, "batch_size": sampler.batch_size, "seed": sampler.seed}
+        state = {"num_images": sampler.num_images, "batch_size": sampler.batch_size, "seed": sampler.seed}
+        return state | {"accumulate_grad_batches": sampler.parts}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Checks it; Lightning calls this for a checkpoint that may lie within an epoch.
@@ -223,11 +229,12 @@ class BatchLoader(DataLoader[Batch]):
         Raises:
             UserError: The run would go on with another order of the images.
         """
+        state = {"accumulate_grad_batches": 1} | state  # older checkpoints do not name it
         changed = [f"{key} {state[key]} -> {now}" for key, now in self.state_dict().items() if state[key] != now]
         if changed:
             raise UserError(
                 f"the data of the checkpoint came in another order ({', '.join(changed)}): resume with the settings "
-                "under data that it was saved with, or start a new run"
+                "under data and trainer that it was saved with, or start a new run"
             )
 
     @property

@@ -28,7 +28,8 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         source: The data set.
-        batch_size: Images per optimization step, over all processes together.
+        batch_size: Images per optimization step, over all processes together, in however many parts a step is computed:
+            with `trainer.accumulate_grad_batches` k, a training batch is one k-th of them.
         num_workers: Processes that gather batches, per training process. In memory 0 is fastest; images of a folder
             that does not fit into memory gain from some.
         flip: Flip half of the training images left to right, anew in each epoch.
@@ -138,10 +139,12 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Batches of exactly `batch_size` images over all processes; the rest of an epoch's images is left out.
 
+        Where the trainer accumulates gradients over k batches, each comes in k equal parts, one after the other.
+
         Raises:
-            UserError: The batch size exceeds the data or is not divisible by the number of processes.
+            UserError: The batch size exceeds the data or is not divisible by the number of processes and parts.
         """
-        num_ranks = self._ranks()[1]
+        num_ranks, parts = self._ranks()[1], self._num_parts()
         num_images = len(self._served("train").images)
         if self.batch_size > num_images:
             raise UserError(f"data.batch_size is {self.batch_size}, but {self.name} has {num_images} training images")
@@ -149,6 +152,11 @@ class ImageDataModule(LightningDataModule):
             raise UserError(
                 f"data.batch_size is {self.batch_size} over all processes, which {num_ranks} processes cannot share "
                 f"equally: choose a multiple of {num_ranks}"
+            )
+        if self.batch_size % (num_ranks * parts):
+            raise UserError(
+                f"data.batch_size is {self.batch_size} over all processes, which trainer.accumulate_grad_batches = "
+                f"{parts} cannot split equally among {num_ranks}: choose a multiple of {num_ranks * parts}"
             )
         return self._loader("train", training=True)
 
@@ -185,6 +193,7 @@ class ImageDataModule(LightningDataModule):
             rank=rank,
             num_ranks=num_ranks,
             position=self._position if training else None,
+            parts=self._num_parts() if training else 1,
         )
         redraw = self.source.redraw if training and not self._trained_on else None
         dataset = BatchDataset(data, self.seed, self.flip and training, redraw)
@@ -211,6 +220,10 @@ class ImageDataModule(LightningDataModule):
         if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
             raise UserError("trainer.use_distributed_sampler must be false: the data module shares batches by itself")
         return self.trainer.global_rank, self.trainer.world_size
+
+    def _num_parts(self) -> int:
+        """Training batches in an optimization step."""
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -62,6 +62,10 @@ class GenerativeModel(LightningModule, ABC):
     learns: ClassVar[Literal["images", "codes", "latents"]] = "images"
     """What the family can be trained on: images alone, the codes of a first stage, or also its latents."""
 
+    accumulate: int = 1
+    """Parts in which each optimization step is computed, to save memory. With automatic optimization a batch is one
+    part, and Lightning adds up their gradients; otherwise it is the whole step, and the model splits it."""
+
     first_stage: "FirstStage | None" = None
     """What makes images of what the model draws; it is trained before, and no part of the model."""
 
@@ -89,6 +93,8 @@ class GenerativeModel(LightningModule, ABC):
         self.nfe = 0.0
         self.training_seed = 0
         self._batches_seen = 0
+        self._part = 0
+        self._stop_asked = False
         self.training_values: dict[str, Tensor | float] = {}
         """The latest of each value that `log_training` was given."""
 
@@ -327,9 +333,20 @@ class GenerativeModel(LightningModule, ABC):
 
     # --- the clock, and randomness that does not depend on what happened before ---
 
+    @property
+    def whole_step(self) -> bool:
+        """Whether all parts of the optimization step that the latest batch belongs to are done."""
+        return self._batches_seen % self.trainer.accumulate_grad_batches == 0
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Counts images and reseeds the global generator, so that a resumed training draws the same numbers."""
-        self.images_seen += len(batch.images) * self.trainer.world_size
+        """Counts the images of a step with its first part, and reseeds the global generator for each part.
+
+        So a resumed training draws the same numbers, and the clock stands still within a step.
+        """
+        parts = self.trainer.accumulate_grad_batches
+        self._part = self._batches_seen % parts
+        if self._part == 0:
+            self.images_seen += len(batch.images) * self.trainer.world_size * parts
         seed = step_seed(self.training_seed, self.global_rank, self._batches_seen)
         # As torch.manual_seed, which without a GPU formats stack traces to keep for one: half a millisecond.
         torch.default_generator.manual_seed(seed)
@@ -353,20 +370,31 @@ class GenerativeModel(LightningModule, ABC):
 
     def warmup_schedule(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer with its linear learning-rate warm-up, as Lightning takes it."""
-        images_per_step = self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]
-        steps = self.warmup / images_per_step
+        steps = self.warmup / self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def log_training(self, **values: Tensor | float) -> None:
         """Takes values of this step, to be logged under `train/` against images seen if this is a logging step.
 
-        Tensors must have no graph.
+        Tensors must have no graph. Of a step in parts the means over them are logged.
         """
+        if self._part:
+            means = {name: self.training_values.get(name, value) for name, value in values.items()}
+            values = {name: means[name] + (value - means[name]) / (self._part + 1) for name, value in values.items()}
         self.training_values |= values
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Logs the latest training values at logging steps alone: Lightning spends a millisecond on them."""
+        """Logs the latest training values at logging steps alone: Lightning spends a millisecond on them.
+
+        It comes after all callbacks, and a training that one of them stops within a step ends with the whole of it.
+        """
+        if not self.whole_step:
+            self._stop_asked |= self.trainer.should_stop
+            self.trainer.should_stop = False
+            return
+        self.trainer.should_stop |= self._stop_asked
+        self._stop_asked = False
         if self.trainer._logger_connector.should_update_logs:
             self.log_dict({f"train/{name}": value for name, value in self.training_values.items()})
             self.log("step", float(self.images_seen))

@@ -31,7 +31,7 @@ class Network(nn.Module):
 
 def stand_in(network: nn.Module) -> Any:
     """What an EMA needs of a model."""
-    return SimpleNamespace(generator=network, images_seen=0)
+    return SimpleNamespace(generator=network, images_seen=0, whole_step=True)
 
 
 class Walk:

@@ -94,6 +94,24 @@ def test_position_enters_the_epoch_in_the_middle(first: int) -> None:
     assert len(entered) == len(whole) == 4
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_parts_and_ranks_together_are_the_batches_in_order(parts: int, num_ranks: int) -> None:
+    size = 12 * num_ranks
+    settings: dict[str, Any] = {"num_images": 3 * size + 5, "batch_size": size, "seed": 2}
+    whole = [key.rows.tolist() for key in BatchSampler(**settings, position=lambda: (7, 0))]
+    assert len(whole) == 3
+    for first in range(3 * parts + 1):
+        ranks = [
+            BatchSampler(**settings, rank=rank, num_ranks=num_ranks, position=lambda: (7, first), parts=parts)  # noqa: B023
+            for rank in range(num_ranks)
+        ]
+        assert {len(sampler) for sampler in ranks} == {3 * parts}, "of a whole epoch, wherever it is entered"
+        keys = [key for part in zip(*ranks, strict=True) for key in part]
+        assert all(key.epoch == 7 and not key.stand_in and len(key.rows) == 12 // parts for key in keys)
+        assert [row for key in keys for row in key.rows.tolist()] == sum(whole, [])[first * size // parts :]
+
+
 def test_gather_without_flips_is_the_images() -> None:
     data = make_set()
     assert data.labels is not None

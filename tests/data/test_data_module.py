@@ -38,11 +38,12 @@ class Memory(ImageSource):
 
 
 def with_ranks(
-    data: ImageDataModule, rank: int, num_ranks: int, use_distributed_sampler: bool = False
+    data: ImageDataModule, rank: int, num_ranks: int, use_distributed_sampler: bool = False, parts: int = 1
 ) -> ImageDataModule:
     trainer: Any = SimpleNamespace(
         global_rank=rank,
         world_size=num_ranks,
+        accumulate_grad_batches=parts,
         training=False,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         _accelerator_connector=SimpleNamespace(use_distributed_sampler=use_distributed_sampler),
@@ -93,6 +94,21 @@ def test_ranks_validate_each_image_once_and_train_on_the_batches_of_one(num_rank
         assert sorted(seen) == list(range(7 if name == "val_dataloader" else 13))
     shares = [batches("train_dataloader", rank, num_ranks) for rank in range(num_ranks)]
     assert [sum(parts, []) for parts in zip(*shares, strict=True)] == batches("train_dataloader", 0, 1)
+
+
+def test_training_batches_come_in_parts_and_others_whole() -> None:
+    def batches(name: str, rank: int, ranks: int, parts: int) -> list[list[int]]:
+        data = with_ranks(ImageDataModule(Memory(), batch_size=8, num_val=7), rank, ranks, parts=parts)
+        return [batch.index.tolist() for batch in getattr(data, name)()]
+
+    for name in ("val_dataloader", "test_dataloader"):
+        assert batches(name, 0, 1, 4) == batches(name, 0, 1, 1)
+    whole = batches("train_dataloader", 0, 1, 1)
+    parts = batches("train_dataloader", 0, 1, 4)
+    assert [sum(parts[first : first + 4], []) for first in range(0, 16, 4)] == whole and len(parts) == 16
+    ranks = [batches("train_dataloader", rank, 2, 4) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*ranks, strict=True)] == parts
+    assert {len(part) for part in parts} == {2} and {len(share) for rank in ranks for share in rank} == {1}
 
 
 def test_no_validation_without_num_val() -> None:
@@ -168,6 +184,10 @@ def test_bad_settings() -> None:
         ImageDataModule(Memory(), batch_size=50).train_dataloader()
     with pytest.raises(UserError, match=r"data\.batch_size is 9 .* choose a multiple of 2"):
         with_ranks(ImageDataModule(Memory(), batch_size=9), 1, 2).train_dataloader()
+    message = r"data\.batch_size is 18 .* trainer\.accumulate_grad_batches = 4 .* among 3: choose a multiple of 12"
+    with pytest.raises(UserError, match=message):
+        with_ranks(ImageDataModule(Memory(), batch_size=18), 1, 3, parts=4).train_dataloader()
+    assert len(with_ranks(ImageDataModule(Memory(), batch_size=12), 1, 3, parts=4).train_dataloader()) == 3 * 4
     with pytest.raises(UserError, match=r"use_distributed_sampler must be false"):
         with_ranks(ImageDataModule(Memory(), batch_size=8), 1, 2, use_distributed_sampler=True).train_dataloader()
     with pytest.raises(UserError, match=r"data\.num_val is 40, but memory has only 40 training images"):

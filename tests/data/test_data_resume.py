@@ -117,6 +117,18 @@ def test_resume_from_every_step(tmp_path: Path, settings: dict[str, Any]) -> Non
         assert train_events(rest) == trained[step:], f"resumed after step {step}"
 
 
+def test_resume_from_every_step_in_parts(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_epochs": 3, "accumulate_grad_batches": 2}
+    trained = train_events(fit(tmp_path / "a", Recorder(), data(), **settings))
+    whole = train_events(fit(tmp_path / "whole", Recorder(), data(), max_epochs=3))
+    assert [one[2] + other[2] for one, other in zip(trained[::2], trained[1::2], strict=True)] == [e[2] for e in whole]
+    saved = checkpoints(tmp_path / "a")
+    assert [step for step, _ in saved] == list(range(1, len(whole) + 1))
+    for step, path in saved:
+        rest = fit(tmp_path / "b", Recorder(), data(), path, **settings)
+        assert train_events(rest) == trained[2 * step :], f"resumed after step {step}"
+
+
 @pytest.mark.parametrize(
     "when", [{"save_on_train_epoch_end": True, "every_n_epochs": 1}, {"save_on_train_epoch_end": False}]
 )
@@ -168,6 +180,16 @@ def test_another_batch_size_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, Recorder(), data(), max_epochs=1)
     with pytest.raises(UserError, match=r"batch_size 320 -> 160.*resume with the settings"):
         fit(tmp_path, Recorder(), data(batch_size=160), checkpoints(tmp_path)[1][1], max_epochs=2)
+
+
+def test_another_number_of_parts_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path, Recorder(), data(), max_epochs=1)
+    (_, path), *_ = checkpoints(tmp_path)
+    refused = r"accumulate_grad_batches 1 -> 2.*resume with the settings under data and trainer"
+    with pytest.raises(UserError, match=refused):
+        fit(tmp_path, Recorder(), data(), path, max_epochs=2, accumulate_grad_batches=2)
+    loader = data().train_dataloader()
+    loader.load_state_dict({key: value for key, value in loader.state_dict().items() if "accumulate" not in key})
 
 
 @pytest.mark.slow
