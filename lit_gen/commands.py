@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> Path:
 def _checked(cli: ExperimentCLI) -> Namespace:
     """The objects of an experiment; says that its evaluation cannot be made before minutes of training, not after."""
     objects = cli.objects()
-    _check_sampler(objects, processes.device(cli.config.trainer))
+    _check_scored(objects, processes.device(cli.config.trainer))
     if parse_weights(objects.evaluation.weights, "evaluation.weights") and not objects.ema.gammas:
         raise UserError(
             f"evaluation.weights: {objects.evaluation.weights} is made of power-function averages; add "
@@ -182,7 +182,7 @@ def ema(directory: Path, std: float, images: int | None = None) -> Path:
 def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
     """Scores a run with objects built anew: one that was trained may keep the precision of its training."""
     objects, device = cli.objects(), processes.device(cli.config.trainer)
-    _check_sampler(objects, device)
+    _check_scored(objects, device)
     processes.launch(cli.config.trainer)
     model = load_model(run, objects.model, objects.evaluation.weights).to(device)
     cache = run.directory.parent / ".reference"
@@ -265,6 +265,13 @@ def _check_sampler(objects: Namespace, device: torch.device) -> None:
         load_weaker(guidance, objects.model, device)
     if objects.evaluation.likelihood:
         objects.evaluation.likelihood_protocol(objects.model, objects.data)
+
+
+def _check_scored(objects: Namespace, device: torch.device) -> None:
+    """As `_check_sampler`, and that what is drawn can be scored."""
+    _check_sampler(objects, device)
+    if objects.sampler is not None:
+        objects.sampler.check_scored(objects.model, objects.data)
 
 
 def _changed_keys(key: str, saved: Any, asked: Any) -> list[str]:

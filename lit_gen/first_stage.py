@@ -113,12 +113,19 @@ class FirstStage:
         """Nothing, if it can encode the training images of the data.
 
         Raises:
-            UserError: it was, or would be, trained on other images; or they would be flipped once they are encoded.
+            UserError: it was, or would be, trained on other images; its training would not keep the weights that are
+                asked for; or the images would be flipped once they are encoded.
         """
         if data.flip:
             raise UserError("data.flip: what is encoded cannot be flipped; set it to false, or flip in the first stage")
         other: ImageDataModule = self._objects.data
-        if Path(str(self.run)).is_file() and "data.num_val" not in self.run_overrides:
+        to_be_trained = Path(str(self.run)).is_file()
+        if to_be_trained and parse_weights(self.weights, "first_stage.weights") and not self._objects.ema.gammas:
+            raise UserError(
+                f"first_stage.weights: {self.weights} is made of power-function averages; add "
+                "--first_stage.run.ema.stds '[0.05, 0.1]' to keep them"
+            )
+        if to_be_trained and "data.num_val" not in self.run_overrides:
             other.num_val = data.num_val  # with which it will be trained
         theirs, ours = ((d.name, d.image_shape, d.num_val, d.fingerprint("train")) for d in (other, data))
         if theirs != ours:

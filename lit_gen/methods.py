@@ -49,6 +49,13 @@ class Sampler(ABC):  # noqa: B024  (what it does is between it and the family th
     def prepare(self, model: "GenerativeModel", data: "ImageDataModule") -> None:  # noqa: B027  (most need nothing)
         """Learns from the training images what it needs to know, once the model is loaded; by default nothing."""
 
+    def check_scored(self, model: "GenerativeModel", data: "ImageDataModule") -> None:  # noqa: B027  (most can)
+        """Nothing, if what it draws can be compared with the images of the data, as by default it can.
+
+        Raises:
+            UserError: it draws images of another size.
+        """
+
 
 class Temperature(Sampler):
     """Draws from a distribution that is sharper than the model's, for T < 1, or broader, for T > 1.

@@ -6,12 +6,17 @@ what is kept is made 1. A code is drawn by the inverse of its distribution funct
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lit_gen.errors import UserError
 from lit_gen.methods import Sampler
+
+if TYPE_CHECKING:
+    from lit_gen.data import ImageDataModule
+    from lit_gen.models.base import GenerativeModel
 
 
 class TokenSampling(Sampler):
@@ -44,6 +49,17 @@ class TokenSampling(Sampler):
         self.top_k = top_k
         self.top_p = top_p
         self.size = size
+
+    def check_scored(self, model: "GenerativeModel", data: "ImageDataModule") -> None:
+        grid = model.image_shape[1:]
+        if self.size is None or tuple(self.size) == grid:
+            return
+        channels, *own = data.image_shape
+        drawn = (size * whole // codes for size, whole, codes in zip(self.size, own, grid, strict=True))
+        raise UserError(
+            f"sampler.size: images of {'x'.join(map(str, (channels, *drawn)))} are not those of {data.name}, "
+            f"{'x'.join(map(str, data.image_shape))}; leave it out (lit-gen sample draws them)"
+        )
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probabilities from which codes are drawn, float64: logits (..., K) -> (..., K)."""

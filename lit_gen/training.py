@@ -75,6 +75,9 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
     trainer = _trainer(cli, model)
     run = Run.of(objects.run, f"{data.name}_{model.title.lower()}", identity)
     with processes.turn(run, trainer) as unfinished:
+        if unfinished:  # what is amiss now must leave no run behind
+            objects.budget.setup(trainer, model, "fit")
+            model.check_training()
         if unfinished and processes.is_first():
             run.create(
                 config | {"sampler": None},  # of an evaluation: a run must not depend on which of them came first
@@ -160,6 +163,7 @@ def _learn_encoded(cli: ExperimentCLI, objects: Namespace) -> None:
     stage: FirstStage = objects.first_stage
     assert stage.run is not None
     stage.check(objects.data)
+    objects.data.train_dataloader()  # says that a batch is larger than the data before the first stage is trained
     if Path(stage.run).is_dir():
         stage.load(Path(stage.run))
     else:

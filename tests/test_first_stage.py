@@ -250,6 +250,14 @@ def test_the_settings_of_a_first_stage_have_keys_of_their_own(
     assert "first_stage.run.budget.num_images: " in (error := capsys.readouterr().err) and "is trained already" in error
 
 
+def test_a_first_stage_keeps_the_averages_that_are_asked_for(tmp_path: Path) -> None:
+    """The remedy of the error is one; and a grid of the size of training is scored."""
+    words = arguments("TokenPrior", tmp_path, 64, "--first_stage.weights=ema:0.1")
+    given = ["--first_stage.run.ema.stds", "[0.05, 0.1]", "--sampler=TokenSampling", "--sampler.size=[4,4]"]
+    result = json.loads(commands.run([*words, *given]).read_text())
+    assert result["first_stage"]["weights"] == "ema:0.1" and result["sampler"]["size"] == [4, 4]
+
+
 def test_no_latent_is_clamped(prior: Run) -> None:
     stage = f"--first_stage.run={first(prior).directory}"
     words = arguments("DDPM", prior.directory.parent, 64, "--data.num_val=100")
@@ -302,6 +310,14 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
         "first_stage.weights": [*token, stage, "--first_stage.weights=best"],
         "reflow.teacher": arguments("RectifiedFlow", root, 64, val, stage, f"--reflow.teacher={latent.directory}"),
         "VQVAE + EDM has no likelihood": [*edm, "--evaluation.likelihood=all"],
+        # these of a first stage that is yet to be trained
+        "sampler.size: images of 1x16x16 are not those of digits, 1x8x8": [
+            *(*token, "--sampler=TokenSampling", "--sampler.size=[8,8]")
+        ],
+        "first_stage.weights: ema:0.1 is made of power-function averages; add --first_stage.run.ema.stds": [
+            *(*token, "--first_stage.weights=ema:0.1")
+        ],
+        "data.batch_size is 2000, but digits has 1342": [*token, "--data.batch_size=2000"],
     }
     for message, words in cases.items():
         assert main(["run", *words]) == 2, message

@@ -184,6 +184,9 @@ class GenerativeModel(LightningModule, ABC):
     def check_data(self, data: ImageDataModule) -> None:
         """Raises a UserError if the data is not what the model is of, before anything is trained; by default never."""
 
+    def check_training(self) -> None:
+        """Raises a UserError if what training alone needs is missing, before a run is made; by default never."""
+
     def optimizer_factories(self) -> dict[str, OptimizerFactory]:
         """What makes the optimizers, by the keys of the model."""
         return {name: value for name, value in vars(self).items() if name.endswith("optimizer")}

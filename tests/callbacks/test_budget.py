@@ -58,6 +58,7 @@ def test_the_time_of_the_first_stage_counts(tmp_path: Path) -> None:
     assert run.metadata["earlier_seconds"] == spent
     with pytest.raises(UserError, match=rf"budget\.seconds: {re.escape(f'{spent / 2:g}')} s are less than the"):
         commands.fit([*tiny, f"--budget.seconds={spent / 2}"])
+    assert len([*tmp_path.glob("*/run.json")]) == 2, "no run is left of it"
     run = commands.fit([*tiny, f"--budget.seconds={spent + 1}", "--budget.num_images=1000000000"])
     elapsed = torch.load(run.checkpoint, weights_only=True)["callbacks"]["Budget"]["elapsed"]
     assert 1 <= elapsed < spent + 1 or spent < 1  # its own share, not all of it
