@@ -7,8 +7,9 @@ https://arxiv.org/abs/1801.03924) has VGG's layers and weights w that were fitte
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +108,20 @@ class LPIPS(PerceptualLoss):
         return cast(Tensor, self.net(images, others)).mean()
 
 
-def perceptual_loss(kind: PerceptualKind, image_shape: tuple[int, int, int]) -> PerceptualLoss | None:
-    """The perceptual loss of a kind, for images of a shape.
+class Perceptual(NamedTuple):
+    """A perceptual loss before it is built, which takes VGG's weights for LPIPS.
+
+    Attributes:
+        name: what a run calls it.
+        build: makes it.
+    """
+
+    name: str
+    build: Callable[[], PerceptualLoss]
+
+
+def perceptual_loss(kind: PerceptualKind, image_shape: tuple[int, int, int]) -> Perceptual | None:
+    """The perceptual loss of a kind, for images of a shape; None for none.
 
     `auto` is LPIPS where its weights are there and the images large enough, else the features of a classifier of digits
     (1x8x8) or of Fashion-MNIST (1x28x28, or padded), else none.
@@ -123,14 +136,18 @@ def perceptual_loss(kind: PerceptualKind, image_shape: tuple[int, int, int]) -> 
     if kind == "lpips" or (kind == "auto" and large and lpips_is_here()):
         if not large:
             raise UserError(f"model.perceptual: lpips takes images of at least 32x32, not {height}x{width}; use auto")
-        return LPIPS()
+        return Perceptual(LPIPS.name, LPIPS)
     if channels == 1 and height == width == 8:
-        return FeatureLoss(DigitsFeatures())
+        return _features(DigitsFeatures)
     if channels == 1 and height == width and height in (28, 30, 32):
-        return FeatureLoss(FashionFeatures())
+        return _features(FashionFeatures)
     if kind == "auto":
         return None
     raise UserError(f"model.perceptual: there are no features of {channels}x{height}x{width} images; use lpips or none")
+
+
+def _features(net: type[ClassifierFeatures]) -> Perceptual:
+    return Perceptual(f"{net.name} features", lambda: FeatureLoss(net()))
 
 
 def lpips_is_here() -> bool:

@@ -1,6 +1,7 @@
 """Stage one of two-stage models: images as a small grid of codes (van den Oord et al. 2017; Esser et al. 2021)."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -263,9 +264,18 @@ class VQGAN(TwoNetworks, VQVAE):
         self.discriminator_start = discriminator_start
         self.discriminator_warmup = discriminator_warmup
         self.discriminator_optimizer = discriminator_optimizer
-        # in a list, so that it is no part of the model
-        self._perceptual = [loss] if (loss := perceptual_loss(perceptual, self.image_shape)) is not None else []
-        self.title += "".join(f", {loss.name}" for loss in self._perceptual)
+        self.perceptual = perceptual_loss(perceptual, self.image_shape)
+        if self.perceptual is not None:
+            self.title += f", {self.perceptual.name}"
+
+    @cached_property
+    def _perceptual(self) -> list[PerceptualLoss]:
+        """The perceptual loss, if there is one, in a list, so that it is no part of the model; for training alone."""
+        return [] if self.perceptual is None else [self.perceptual.build()]
+
+    def check_training(self) -> None:
+        """Raises a UserError if the weights of the perceptual loss are missing."""
+        self._perceptual  # noqa: B018
 
     def configure_optimizers(self) -> Any:
         schedule = self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))

@@ -43,13 +43,15 @@ def test_the_kind_that_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     names = {(1, 8, 8): "digits features", (1, 28, 28): "fashion_mnist features", (1, 32, 32): "fashion_mnist features"}
     for shape, name in names.items():
         for kind in ("auto", "features"):
-            loss = perceptual_loss(kind, shape)  # type: ignore[arg-type]
-            assert loss is not None and loss.name == name
+            found = perceptual_loss(kind, shape)  # type: ignore[arg-type]
+            assert found is not None and found.name == name == found.build().name
     assert perceptual_loss("auto", (3, 32, 32)) is None and perceptual_loss("none", (1, 8, 8)) is None
     with pytest.raises(UserError, match="model.perceptual: there are no features of 3x32x32"):
         perceptual_loss("features", (3, 32, 32))
+    missing = perceptual_loss("lpips", (3, 32, 32))
+    assert missing is not None and missing.name == "LPIPS"
     with pytest.raises(UserError, match="model.perceptual: VGG's weights are not at .*get https"):
-        perceptual_loss("lpips", (3, 32, 32))
+        missing.build()
     with pytest.raises(UserError, match="model.perceptual: lpips takes images of at least 32x32"):
         perceptual_loss("lpips", (1, 8, 8))
 
@@ -65,7 +67,9 @@ def test_lpips_where_its_weights_are(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     path.touch()
     layers = vgg.make_layers(vgg.cfgs["D"], batch_norm=False)
     monkeypatch.setattr(lpips, "_get_tv_model_features", lambda net, pretrained: layers)
-    loss = perceptual_loss("auto", (1, 32, 32))
+    found = perceptual_loss("auto", (1, 32, 32))
+    assert found is not None and found.name == "LPIPS"
+    loss = found.build()
     assert isinstance(loss, LPIPS) and loss.name == "LPIPS" and perceptual.lpips_is_here()
     torch.manual_seed(0)
     images, others = torch.rand(2, 2, 1, 32, 32) * 2 - 1

@@ -81,6 +81,35 @@ def test_the_run_says_its_perceptual_loss_and_goes_on_with_no_other(tmp_path: Pa
         commands.fit(words)
 
 
+def test_lpips_is_needed_to_train_and_not_to_evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With random weights of the shape of VGG's, which are gone once it is trained."""
+    from torchmetrics.functional.image import lpips
+    from torchvision.models import vgg
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(
+        lpips, "_get_tv_model_features", lambda net, pretrained: vgg.make_layers(vgg.cfgs["D"], batch_norm=False)
+    )
+    np.savez(tmp_path / "grey.npz", images=np.random.default_rng(0).integers(0, 256, (8, 32, 32), np.uint8))
+    words = [word for word in arguments("VQGAN", tmp_path, 2) if "data." not in word and "feature_net" not in word]
+    words += ["--data.source=Npz", f"--data.source.path={tmp_path}/grey.npz", "--data.batch_size=2"]
+    words += ["--evaluation.feature_net=FashionFeatures", "--model.perceptual=lpips", "--grid.num_samples=0"]
+    for verb in ("fit", "run"):
+        assert main([verb, *words]) == 2
+        assert "error: model.perceptual: VGG's weights are not at " in capsys.readouterr().err
+    assert not [*tmp_path.glob("*/run.json")]
+    file = tmp_path / "checkpoints" / "vgg16-397923af.pth"
+    file.parent.mkdir()
+    file.touch()
+    run = commands.fit(words)
+    file.unlink()
+    result = json.loads(commands.run(words).read_text())
+    assert result["model"] == "VQGAN, LPIPS" and result["run"]["name"] == run.directory.name
+    assert main(["sample", str(run.directory), "-n", "2", "--out", str(tmp_path / "two.png")]) == 0
+
+
 def test_codes_start_at_k_means_of_the_data() -> None:
     torch.manual_seed(0)
     model = VQVAE((1, 8, 8), quantiser=lambda dim: VectorQuantiser(dim, 64))
