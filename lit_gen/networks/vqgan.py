@@ -113,17 +113,20 @@ class QuantisedAutoencoder(nn.Module):
             self.frequencies.lerp_(of_step / (indices.shape[-1] * self.over_parts.num_parts), 0.01)
 
     def latents(self, images: Tensor) -> Tensor:
-        """What the encoder gives of images, before it is quantised: (N, code_dim, h, w)."""
-        z = self.network.encoder(images)
-        return self.quantiser.vectors(z.to(torch.promote_types(z.dtype, torch.float32)))
+        """What the encoder gives of images, before it is quantised: (N, code_dim, h, w); in float32 under autocast."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.quantiser.vectors(self.network.encoder(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        """The indices (N, h, w) of the codes of images (N, C, H, W)."""
-        return self.quantiser.nearest(self.latents(images).movedim(1, -1))
+        """The indices (N, h, w) of the codes of images (N, C, H, W); in float32 under autocast."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.quantiser.nearest(self.latents(images).movedim(1, -1))
 
     def decode(self, indices: Tensor) -> Tensor:
-        """The images of indices (N, h, w)."""
-        images: Tensor = self.network.decoder(self.quantiser.restore(indices))
+        """The images of indices (N, h, w); their codes are in float32 under autocast."""
+        with torch.autocast(indices.device.type, enabled=False):
+            z_q = self.quantiser.restore(indices)
+        images: Tensor = self.network.decoder(z_q)
         return images
 
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -126,6 +126,48 @@ def test_codes_start_at_k_means_of_the_data() -> None:
     assert torch.equal(codes, again), "the same in every process"
 
 
+def test_k_means_has_vectors_enough_for_many_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 vectors for each code: a 4x4 grid takes as many images as there are codes, and no more than there are."""
+    given: list[int] = []
+    monkeypatch.setattr(VQVAE, "initialise", lambda self, images: given.append(len(images)))
+    for num_codes in (32, 1000, 2000):
+        words = arguments("VQVAE", tmp_path, 64, f"--model.quantiser.num_codes={num_codes}", "--grid.num_samples=0")
+        commands.fit(words)
+    assert given == [512, 1000, 1442]
+
+
+@pytest.mark.parametrize("quantiser", [partial(VectorQuantiser, num_codes=64, code_dim=3), FSQ])
+def test_codes_are_those_of_float32_under_autocast(quantiser: Callable[[int], Quantiser]) -> None:
+    torch.manual_seed(0)
+    model = VQVAE((1, 8, 8), network=lambda shape, dim: ConvAutoencoder(shape, dim, channels=8), quantiser=quantiser)
+    data = ImageDataModule(Digits(), num_val=100)
+    images = data.examples("train", 200).images
+    model.initialise(images)
+    model.eval()
+    with torch.no_grad():
+        codes, latents = model.encode(images), model.latents(images)
+        restored = model.autoencoder.quantiser.restore(codes)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model.encode(images), codes) and torch.equal(model.latents(images), latents)
+            rounded = model.autoencoder.network.encoder(images)
+            assert rounded.dtype == torch.bfloat16, "as in training"
+            assert not torch.equal(model.autoencoder.quantiser(rounded).indices, codes), "which is another code of some"
+            seen: list[torch.Tensor] = []
+            model.autoencoder.network.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            model.decode(codes)
+    assert torch.equal(seen[0], restored)
+
+    def validated(precision: Any) -> dict[str, float]:
+        plain: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = Trainer(accelerator="cpu", precision=precision, use_distributed_sampler=False, **plain)
+        return dict(trainer.validate(model, data, verbose=False)[0])
+
+    whole, mixed = validated("32-true"), validated("bf16-mixed")
+    assert whole["val/psnr"] != mixed["val/psnr"], "the decoder is in bfloat16"
+    for name in ("val/codebook_usage", "val/codebook_perplexity"):
+        assert whole[name] == mixed[name]
+
+
 def test_what_a_second_stage_uses() -> None:
     torch.manual_seed(0)
     model = VQVAE(
