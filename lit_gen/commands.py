@@ -202,8 +202,11 @@ def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
     if sampler is not None and "grid" in sampler:
         how += f", {sampler['grid']['name']} grid"
     values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    likelihood = result.get("likelihood")
+    likelihood, reconstruction = result.get("likelihood"), result.get("reconstruction")
     bits = "" if likelihood is None else f"  likelihood {describe_likelihood(likelihood['protocol'])}\n"
+    if reconstruction is not None:
+        facts = reconstruction["protocol"]
+        bits += f"  reconstructions of {facts['num_images']} images of {protocol['data']}/{facts['split']}\n"
     print(
         f"{result['model']} ({how}, NFE {result['nfe']:g}, {result['weights']} weights, seed {result['seed']}): "
         f"{values}\n"

@@ -253,6 +253,7 @@ class Evaluation:
             "seed": self.seed,
             "protocol": protocol,
             "metrics": metrics,
+            **model.further_protocol(data),
             "timing": {
                 "sampling_seconds": seconds,
                 "images_per_second": self.num_samples / seconds,

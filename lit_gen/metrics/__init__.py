@@ -5,7 +5,7 @@ from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, Featur
 from lit_gen.metrics.frechet import FrechetDistance, Moments, frechet_distance
 from lit_gen.metrics.inception_score import InceptionScore
 from lit_gen.metrics.quantise import as_stored, quantise
-from lit_gen.metrics.reconstruction import psnr, reconstruction_scores, ssim
+from lit_gen.metrics.reconstruction import psnr, reconstructed_split, reconstruction_scores, ssim
 from lit_gen.metrics.reference import reference_moments
 from lit_gen.metrics.scores import ImageScores, PointScores, Scores
 from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein
@@ -29,6 +29,7 @@ __all__ = [
     "frechet_distance",
     "psnr",
     "quantise",
+    "reconstructed_split",
     "reconstruction_scores",
     "reference_moments",
     "ssim",

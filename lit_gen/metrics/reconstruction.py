@@ -1,7 +1,7 @@
 """How near reconstructions are to their images: PSNR, SSIM, and the distance between the features of both."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lit_gen.data import ImageDataModule
+from lit_gen.errors import UserError
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.metrics.frechet import Moments, frechet_distance
 from lit_gen.metrics.quantise import quantise
@@ -35,6 +36,15 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     return cast(Tensor, value)
 
 
+def reconstructed_split(data: ImageDataModule) -> Literal["test", "train"]:
+    """The split whose images are reconstructed: test, or train where the data has no test part."""
+    try:
+        data.images("test")
+    except UserError:
+        return "train"
+    return "test"
+
+
 @torch.inference_mode()
 def reconstruction_scores(
     reconstruct: Callable[[Tensor], Tensor],
@@ -43,7 +53,7 @@ def reconstruction_scores(
     device: torch.device,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Scores of the reconstructions of all test images.
+    """Scores of the reconstructions of all images of `reconstructed_split`.
 
     Every process computes the same; nothing in it is collective.
 
@@ -58,7 +68,7 @@ def reconstruction_scores(
         `psnr`, `ssim`, and the Frechet distance between the features of the reconstructions and those of the images:
         `rfid` for Inception, `rfd_digits` for the digits net.
     """
-    images = data.images("test")
+    images = data.images(reconstructed_split(data))
     values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "features": [], "reconstructed": []}
     for first in range(0, len(images), batch_size):
         stored = torch.from_numpy(np.array(images[first : first + batch_size])).to(device)

@@ -126,6 +126,10 @@ class GenerativeModel(LightningModule, ABC):
         """
         return {}
 
+    def further_protocol(self, data: ImageDataModule) -> dict[str, Any]:
+        """What `further_scores` are measured on, by keys of their own in a result; by default nothing."""
+        return {}
+
     def picture(
         self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
     ) -> Tensor:

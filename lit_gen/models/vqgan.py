@@ -14,8 +14,8 @@ from lit_gen.adversarial import hinge_discriminator_loss, wasserstein_generator_
 from lit_gen.data import Batch, ImageDataModule
 from lit_gen.errors import UserError
 from lit_gen.methods import Sampler
-from lit_gen.metrics import FeatureNet, psnr, reconstruction_scores, ssim
-from lit_gen.metrics.perceptual import PerceptualKind, perceptual_loss
+from lit_gen.metrics import FeatureNet, psnr, reconstructed_split, reconstruction_scores, ssim
+from lit_gen.metrics.perceptual import PerceptualKind, PerceptualLoss, perceptual_loss
 from lit_gen.models.base import GenerativeModel, OptimizerFactory
 from lit_gen.models.two_networks import TwoNetworks
 from lit_gen.networks.quantisers import Quantised, Quantiser, VectorQuantiser, perplexity, usage
@@ -172,7 +172,7 @@ class VQVAE(GenerativeModel):
         return {"codebook_usage": float(used), "codebook_perplexity": float(perplexity(share))}
 
     def further_scores(self, data: ImageDataModule, net: FeatureNet) -> dict[str, float]:
-        """How well test images are reconstructed, and how they use the codebook."""
+        """How well the images of `reconstructed_split` are reconstructed, and how they use the codebook."""
         counts = torch.zeros(self.num_codes, device=self.device)
 
         def reconstruct(images: Tensor) -> Tensor:
@@ -183,6 +183,11 @@ class VQVAE(GenerativeModel):
         scores = reconstruction_scores(reconstruct, data, net, self.device)
         share = counts / counts.sum()
         return scores | {"codebook_usage": float(usage(share)), "codebook_perplexity": float(perplexity(share))}
+
+    def further_protocol(self, data: ImageDataModule) -> dict[str, Any]:
+        split = reconstructed_split(data)
+        facts = {"split": split, "data_fingerprint": data.fingerprint(split), "num_images": len(data.images(split))}
+        return {"reconstruction": {"protocol": facts}}
 
 
 class LessMomentumAdam(torch.optim.Adam):

@@ -5,7 +5,8 @@ net and its version, resize, quantisation); `rank` refuses others and says which
 nothing but seeds are one row, mean +- standard deviation (of n - 1) over n.
 
 Likelihoods have a protocol of their own (kind, images, dequantisation, method): rows are ranked by bits per dimension
-if and only if those are equal too. Beside another metric they are shown whatever they are, and say so.
+if and only if those are equal too. Beside another metric they are shown whatever they are, and say so. Scores of
+reconstructions have a protocol, too: the images, which are training images where the data has no others.
 """
 
 import json
@@ -20,6 +21,9 @@ from lit_gen.report.results import Result, select
 
 LIKELIHOODS = ("bits_per_dim", "nll_nats")
 """Metrics that come from the likelihood, and have a protocol of their own."""
+
+RECONSTRUCTIONS = ("rfd_", "rfid", "psnr", "ssim", "codebook_")
+"""How metrics of reconstructions begin, and have a protocol of their own."""
 
 _HIGHER_IS_BETTER = {
     *("inception_score", "precision", "recall", "density", "coverage"),
@@ -157,6 +161,8 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
             raise UserError(f"{result.path}: no metric {by}; it has {', '.join(result.metrics) or 'none'}")
     if by.startswith(LIKELIHOODS):
         refuse_unlike(chosen, "likelihood.protocol")
+    if by.startswith(RECONSTRUCTIONS):
+        refuse_unlike([result for result in chosen if result.get("reconstruction")], "reconstruction.protocol")
     names = dict.fromkeys(name for result in chosen for name in result.metrics)
     metrics = [by, *(name for name in names if name != by and not name.endswith(("_std", "_stderr", "_floor")))]
     sign = -1.0 if better(by) == "higher" else 1.0

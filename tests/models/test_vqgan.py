@@ -2,18 +2,26 @@
 
 import csv
 import json
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from lit_gen import commands
+from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
 from lit_gen.data import Digits, ImageDataModule
 from lit_gen.errors import UserError
 from lit_gen.loading import load_model
+from lit_gen.metrics import psnr
 from lit_gen.models.vqgan import VQGAN, VQVAE, adaptive_weight
-from lit_gen.networks.quantisers import VectorQuantiser
+from lit_gen.networks.quantisers import FSQ, Quantiser, VectorQuantiser
 from lit_gen.networks.vqgan import ConvAutoencoder
 from lit_gen.runs import Run
 from tests.conftest import arguments
@@ -184,10 +192,14 @@ def test_what_a_second_stage_uses() -> None:
     assert torch.equal(model.decode_latents(codes), model.decode(indices)), "a code is its own code"
 
 
-def test_it_is_scored_by_its_reconstructions_too(tmp_path: Path) -> None:
+def test_it_is_scored_by_its_reconstructions_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ("--data.num_val=100", "--trainer.val_check_interval=20", "--grid.num_samples=4", "--ema.decay=0.9")
     words = arguments("VQVAE", tmp_path, 64 * 60, *more)
-    result = json.loads(commands.run(words).read_text())["metrics"]
+    record = json.loads(commands.run(words).read_text())
+    protocol = record["reconstruction"]["protocol"]
+    assert (protocol["split"], protocol["num_images"]) == ("test", 355)
+    assert "  reconstructions of 355 images of digits/test\n" in capsys.readouterr().out
+    result = record["metrics"]
     assert {"fd_digits", "rfd_digits", "psnr", "ssim", "codebook_usage", "codebook_perplexity"} < result.keys()
     assert 0 < result["rfd_digits"] < result["fd_digits"], "reconstructions are nearer than samples of single codes"
     assert result["psnr"] > 10 and 0 < result["ssim"] < 1
@@ -201,6 +213,29 @@ def test_it_is_scored_by_its_reconstructions_too(tmp_path: Path) -> None:
     model = load_model(run, ExperimentCLI(["--config", str(run.config)]).objects().model, "ema")
     assert isinstance(model, VQVAE)
     torch.testing.assert_close(model.autoencoder.frequencies.sum(-1), torch.ones(4, 4))
+
+
+def test_without_test_images_training_images_are_reconstructed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they are shown; the result says so."""
+    images = ImageDataModule(Digits()).images("train")[:300]
+    np.savez(tmp_path / "few.npz", images=images)
+    words = [word for word in arguments("VQVAE", tmp_path, 64 * 4) if "data.source" not in word]
+    path = commands.run([*words, "--data.source=Npz", f"--data.source.path={tmp_path / 'few.npz'}"])
+    record = json.loads(path.read_text())
+    assert "  reconstructions of 300 images of few/train\n" in capsys.readouterr().out
+    run = Run(path.parents[2])
+    data = ExperimentCLI(["--config", str(run.config)]).objects().data
+    assert record["reconstruction"] == {
+        "protocol": {"split": "train", "data_fingerprint": data.fingerprint("train"), "num_images": 300}
+    }
+    model = load_model(run, ExperimentCLI(["--config", str(run.config)]).objects().model, "ema")
+    assert isinstance(model, VQVAE)
+    with torch.no_grad():
+        x = torch.from_numpy(images).float() / 127.5 - 1
+        expected = float(psnr(model.decode(model.encode(x)), x).mean())
+    assert record["metrics"]["psnr"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_delays_below_zero_are_named() -> None:

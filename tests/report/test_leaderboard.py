@@ -372,3 +372,19 @@ def test_a_budget_holds_the_evaluations_that_spent_most_of_it_and_the_best_of_ea
             to_budget_table(board, budgets)
     with pytest.raises(UserError, match="no evaluation took 5"):
         to_budget_table(rank(results(content("A", nfe=6))), [5])
+
+
+def test_unlike_reconstructions_are_shown_but_not_ranked():
+    def reconstructed(name: str, psnr: float, split: str | None) -> dict:
+        data = content(name, metrics={"fd_digits": psnr, "psnr": psnr})
+        record = {"protocol": {"split": split, "data_fingerprint": "ab", "num_images": 355}}
+        return data | ({} if split is None else {"reconstruction": record})
+
+    alike = results(*(reconstructed(name, psnr, "test") for name, psnr in (("A", 20.0), ("B", 25.0))))
+    assert [row.first.model for row in rank(alike, by="psnr").rows] == ["B", "A"]
+    older = results(reconstructed("A", 20.0, None), reconstructed("B", 25.0, "test"))
+    assert [row.first.model for row in rank(older, by="psnr").rows] == ["B", "A"]
+    unlike = results(reconstructed("A", 20.0, "test"), reconstructed("B", 25.0, "train"))
+    assert [row.first.model for row in rank(unlike).rows] == ["A", "B"]
+    with pytest.raises(UserError, match="reconstruction.protocol.split is test .* and train "):
+        rank(unlike, by="psnr")
