@@ -185,9 +185,18 @@ class FirstStage:
         """Of encoder, codes and decoder."""
         return sum(parameter.numel() for parameter in self.model.generator.parameters())
 
-    def key(self, data: ImageDataModule, split: str, form: str, training: Literal["identity", "recipe"]) -> str:
-        """Which images of the data are encoded by which training; the recipe is the same for every seed of it."""
-        facts = [data.fingerprint(split), split, self.metadata[training], self.weights, form]
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights: a training that is repeated, in a given time or on another machine, may end with others."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(named_weights(self.model.generator).items()):
+            digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def key(self, data: ImageDataModule, split: str, form: str, by: Literal["fingerprint", "recipe"]) -> str:
+        """Which images of the data are encoded, and by which weights, or which recipe, the same for all its seeds."""
+        who = self.fingerprint if by == "fingerprint" else self.metadata["recipe"]
+        facts = [data.fingerprint(split), split, who, self.weights, form]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def encode(self, data: ImageDataModule, form: Literal["codes", "latents"]) -> dict[str, Encoded]:
@@ -198,7 +207,7 @@ class FirstStage:
             self.mean, self.std = _moments(values["train"])
             values = {split: self._standardised(z) for split, z in values.items()}
         return {
-            split: Encoded(part, data.labels(split), self.key(data, split, form, "identity"))
+            split: Encoded(part, data.labels(split), self.key(data, split, form, "fingerprint"))
             for split, part in values.items()
         }
 
@@ -228,11 +237,7 @@ class FirstStage:
 
     def _kept(self, data: ImageDataModule, split: str, form: str) -> np.ndarray:
         assert self.directory is not None
-        # one that was trained again, in part of the time or on another machine, may have other weights
-        digest = hashlib.sha256(self.key(data, split, form, "identity").encode())
-        for _, weight in sorted(named_weights(self.model.generator).items()):
-            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
-        path = self.directory / "encoded" / f"{form}-{digest.hexdigest()[:10]}.npz"
+        path = self.directory / "encoded" / f"{form}-{self.key(data, split, form, 'fingerprint')[:10]}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.stem}.lock")):
             if not path.is_file():

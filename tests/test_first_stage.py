@@ -96,38 +96,38 @@ def test_images_are_encoded_once(prior: Run) -> None:
     assert [file.stat().st_mtime_ns for file in (*files, first(prior).checkpoint)] == stamps
 
 
-def test_what_is_encoded_by_what_is_in_the_key(prior: Run, tmp_path: Path) -> None:
+def test_what_is_encoded_by_what_is_in_the_key(prior: Run) -> None:
     _, data = opened(prior)
-    copy = tmp_path / "copy"
-    shutil.copytree(prior.directory / "first_stage", copy)
-    (copy / "run.json").write_text(json.dumps(first(prior).metadata | {"identity": "another"}))
-
-    trained = first(prior).directory
+    trained, copy = first(prior).directory, prior.directory / "first_stage"
 
     def key(directory: Path = trained, weights: str = "ema", split: str = "train", form: str = "codes") -> str:
-        return FirstStage(str(directory), weights).key(data, split, form, "identity")
+        stage = FirstStage(str(directory), weights)
+        stage.load(directory)
+        return stage.key(data, split, form, "fingerprint")
 
-    keys = [key(), key(copy), key(weights="raw"), key(split="val"), key(form="latents")]
-    assert len(set(keys)) == 5 and keys[0] == key(prior.directory / "first_stage")
+    keys = [key(), key(weights="raw"), key(split="val"), key(form="latents")]
+    assert len(set(keys)) == 4 and keys[0] == key(copy)
     assert prior.metadata["data"]["fingerprint"] == keys[0]
 
 
-def test_what_other_weights_encoded_is_not_taken(prior: Run, tmp_path: Path) -> None:
+def test_other_weights_are_another_training_of_the_same_recipe(prior: Run, tmp_path: Path) -> None:
     """A first stage that is trained again in the same place has the same identity, and may have other weights."""
     _, data = opened(prior)
     copy = tmp_path / "copy"
     shutil.copytree(prior.directory / "first_stage", copy)
     stage = FirstStage(str(copy))
     stage.load(copy)
-    stage.encode(data, "codes")
+    recipe, encoded = stage.key(data, "train", "codes", "recipe"), stage.encode(data, "codes")["train"]
     before = set((copy / "encoded").glob("*.npz"))
     with torch.no_grad():
         for weight in stage.model.generator.parameters():
             weight.mul_(1.5)
-    codes = stage.encode(data, "codes")["train"].values
+    other = stage.encode(data, "codes")["train"]
     assert len(set((copy / "encoded").glob("*.npz")) - before) == len(before) == 2
     images = torch.from_numpy(np.asarray(data.images("train"))[:50]).float() / 127.5 - 1
-    assert np.array_equal(codes[:50], stage.model.encode(images).numpy())
+    assert np.array_equal(other.values[:50], stage.model.encode(images).numpy())
+    assert other.fingerprint() != encoded.fingerprint(), "which is in the identity of what learns it"
+    assert stage.key(data, "train", "codes", "recipe") == recipe
 
 
 def test_a_first_stage_belongs_to_the_training(prior: Run, capsys: pytest.CaptureFixture[str]) -> None:
