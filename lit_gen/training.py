@@ -35,8 +35,6 @@ from lit_gen.precision import use_network_precision
 from lit_gen.reflow import Reflow
 from lit_gen.runs import Run
 
-NUM_INITIAL = 512
-"""Training images by which a model may set its initial values."""
 KEYS_OF_THE_MACHINE = (
     "data.num_workers",
     "trainer.accelerator",
@@ -284,7 +282,7 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
         images = checkpoint["images_seen"]
         del checkpoint  # as large as the model
     else:
-        model.initialise(data.examples("train", NUM_INITIAL).images)
+        model.initialise(data.examples("train", model.num_initial).images)
     trainer.loggers = tracking.training_loggers(objects.wandb, run, config)
     if resume:
         for logger in trainer.loggers:

@@ -207,6 +207,11 @@ class GenerativeModel(LightningModule, ABC):
             except ValueError as error:
                 raise UserError(f"model.{name}: {' '.join(str(error).split())}; choose another value") from None
 
+    @property
+    def num_initial(self) -> int:
+        """How many training images `initialise` is given, where there are as many."""
+        return 512
+
     def initialise(self, images: Tensor) -> None:
         """Sets initial values by the data, before a training begins; by default none.
 

@@ -101,11 +101,20 @@ class VQVAE(GenerativeModel):
 
     # --- training ---
 
+    @property
+    def num_initial(self) -> int:
+        return max(super().num_initial, self._num_for_k_means)
+
+    @property
+    def _num_for_k_means(self) -> int:
+        """As many images as have 16 vectors for each code."""
+        _, height, width = self.latent_shape
+        return -(-16 * self.num_codes // (height * width))
+
     @torch.no_grad()
     def initialise(self, images: Tensor) -> None:
         """k-means of what the fresh encoder gives, from as many images as have 16 vectors for each code."""
-        _, height, width = self.latent_shape
-        num = min(len(images), -(-16 * self.num_codes // (height * width)))
+        num = min(len(images), self._num_for_k_means)
         chosen = images[torch.arange(num) * len(images) // num]
         z = torch.cat([self.autoencoder.network.encoder(part) for part in chosen.split(64)])
         self.autoencoder.quantiser.start(z)
