@@ -294,6 +294,10 @@ def _one_line(error: Exception) -> str:
     if called := re.search(otherwise, reason):
         part, name = called.groups()
         return f"{key}.{part}: {name} is not called as a {part} is; choose another class"
+    inner = re.findall(r'Parser key "([^"]+)":', reason)  # of a class that a file names with its arguments
+    value = re.search(r"(?:Got|Given) value: ([^\n]*?)(?:\. Got|\n|$)", reason)
+    if inner and value and (wanted := _wanted(reason)):
+        return f"{key}.{'.'.join(inner)}: {value.group(1)} is not accepted; {wanted}"
     if unknown := re.search(r"dot import path string: (\S+)|Import path (\S+)", reason):
         return f"{key}: there is no class {unknown.group(1) or unknown.group(2)}{_choices(BASES.get(key))}"
     if value := re.search(r"Given value: (.*)", reason):
@@ -333,8 +337,8 @@ def _of_a_part(key: str, part: str, value: str, reason: str) -> str:
         return f"{key}.{part}: name the class with it, --{key} CLASS{choices}"
     if kinds := re.findall(r"Expected an? <class '(int|float|bool|str)'>", reason):
         return f"{key}.{part}: {value} is not accepted; expected {' or '.join(dict.fromkeys(kinds))}"
-    if literal := re.search(r"Literal\[([^\]]*)\]\S* Got value: ", reason):
-        return f"{key}.{part}: {value} is not accepted; choose one of {literal.group(1)}".replace("'", "")
+    if wanted := _wanted(reason):
+        return f"{key}.{part}: {value} is not accepted; {wanted}"
     if kind := re.search(r"Expected a <class '(?:\w+\.)*(?!NoneType)(\w+)'>\. Got value: ", reason):
         return f"{key}.{part}: {value} is not accepted; expected a {kind.group(1).lower()}"
     if f"dot import path string: {value}" in reason:
@@ -343,6 +347,14 @@ def _of_a_part(key: str, part: str, value: str, reason: str) -> str:
         choices = _choices(base) or "; give a class of lit_gen or torch by its name, or any by its import path"
         return f"{key}.{part}: there is no class {value}{choices}"
     return f"{key}.{part}: no such key; lit-gen fit --{key}.help CLASS lists those of a class"
+
+
+def _wanted(reason: str) -> str | None:
+    """Of which choices a value is none, or which numbers it should be, if that is what is wrong."""
+    if literal := re.search(r"Literal\[([^\]]*)\]\S* Got value: ", reason):
+        return f"choose one of {literal.group(1)}".replace("'", "")
+    items = re.search(r"tuple\[(.*?)\]", reason)
+    return f"expected [{items.group(1)}]" if items and re.search(r"Expected a (tuple|<class 'tuple)", reason) else None
 
 
 def _choices(base: type | None) -> str:

@@ -282,3 +282,26 @@ def test_a_file_that_is_no_configuration_is_named(text: str, reason: str, tmp_pa
     file.write_text(text)
     with pytest.raises(UserError, match=f"{re.escape(str(file))}: {reason}"):
         ExperimentCLI([f"--config={file}"])
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "wanted"),
+    [
+        ("model.perceptual", "foo", "choose one of auto, lpips, features, none"),
+        ("model.quantiser.similarity", "foo", "choose one of euclidean, cosine"),
+        ("sampler.size", "[4]", "expected [int, int]"),
+    ],
+)
+def test_what_a_value_should_be_is_said(part: str, value: str, wanted: str, tmp_path: Path) -> None:
+    """On the command line and in a file."""
+    of = {"model": "VQGAN", "model.quantiser": "VectorQuantiser", "sampler": "TokenSampling"}
+    names = [name for name in of if part.startswith(f"{name}.")]
+    text = f"{{class_path: {of[names[-1]]}, init_args: {{{part.rpartition('.')[2]}: {value}}}}}"
+    if names[0] != names[-1]:
+        text = f"{{class_path: {of[names[0]]}, init_args: {{quantiser: {text}}}}}"
+    file = tmp_path / "wrong.yaml"
+    file.write_text(f"{names[0]}: {text}")
+    for words in ([*(f"--{name}={of[name]}" for name in names), f"--{part}={value}"], [f"--config={file}"]):
+        with pytest.raises(UserError) as error:
+            ExperimentCLI(words)
+        assert str(error.value) == f"{part}: {value} is not accepted; {wanted}"

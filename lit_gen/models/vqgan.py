@@ -1,5 +1,6 @@
 """Stage one of two-stage models: images as a small grid of codes (van den Oord et al. 2017; Esser et al. 2021)."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, cast
@@ -270,6 +271,11 @@ class VQGAN(TwoNetworks, VQVAE):
         for key, value in {"start": discriminator_start, "warmup": discriminator_warmup}.items():
             if value < 0:
                 raise UserError(f"model.discriminator_{key}: {value} is not a number of images; 0 is none")
+        for key, weight in {"perceptual": perceptual_weight, "discriminator": discriminator_weight}.items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"model.{key}_weight: {weight} is not a weight; give 0 or a positive number")
+        if not max_weight > 0:
+            raise UserError(f"model.max_weight: {max_weight} is not a positive limit; leave it out for 1e4")
         self.use_two_optimizers(gradient_clip)
         self.perceptual_weight = perceptual_weight
         self.discriminator = discriminator(self.image_shape)

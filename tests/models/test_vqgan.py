@@ -242,3 +242,18 @@ def test_delays_below_zero_are_named() -> None:
     for key in ("discriminator_start", "discriminator_warmup"):
         with pytest.raises(UserError, match=f"model.{key}: -1 is not a number of images"):
             VQGAN((1, 8, 8), **{key: -1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("key", ["perceptual_weight", "discriminator_weight"])
+def test_weights_that_are_none_are_named(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"^model.{key}: {value} is not a weight; give 0 or a positive number$"):
+        VQGAN((1, 16, 16), **{key: value})  # type: ignore[arg-type]
+    VQGAN((1, 16, 16), **{key: 0.0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, math.nan])
+def test_a_limit_that_is_none_is_named(value: float) -> None:
+    with pytest.raises(UserError, match=f"^model.max_weight: {value} is not a positive limit; leave it out for 1e4$"):
+        VQGAN((1, 16, 16), max_weight=value)
+    VQGAN((1, 16, 16), max_weight=math.inf)
