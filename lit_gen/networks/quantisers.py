@@ -33,7 +33,8 @@ class Quantised(NamedTuple):
         z_q: the codes, (N, dim, h, w); their gradient is that of the latents.
         indices: which codes, (N, h, w), int64.
         loss: codebook and commitment loss, a scalar.
-        stats: `perplexity` and `usage` of this batch, and `revived`, the codes revived since the beginning; no graph.
+        stats: `perplexity` and `usage` of this batch, in training of all processes together, and `revived`, the codes
+            revived since the beginning; no graph.
     """
 
     z_q: Tensor
@@ -93,8 +94,15 @@ class Quantiser(nn.Module, ABC):
     def prepare(self, x: Tensor) -> None:  # noqa: B027
         """Before vectors (M, code_dim) of a training batch are quantised; by default nothing."""
 
-    def learn(self, x: Tensor, indices: Tensor) -> None:  # noqa: B027
-        """After the vectors (M, code_dim) of a training batch were given these codes (M,); by default nothing."""
+    @torch.no_grad()
+    def learn(self, x: Tensor, indices: Tensor) -> Tensor:
+        """After the vectors (M, code_dim) of a training batch were given these codes (M,).
+
+        Returns:
+            The share (K,) that each code has of the vectors of all processes.
+        """
+        counts = over_all_processes(torch.bincount(indices, minlength=self.num_codes)).float()
+        return counts / counts.sum()
 
     def start(self, z: Tensor) -> None:  # noqa: B027
         """Sets initial codes by latents (N, dim, h, w); by default nothing."""
@@ -124,10 +132,11 @@ class Quantiser(nn.Module, ABC):
                 indices = self.nearest(x)
             codes = self.lookup(indices)
             if self.training:
-                self.learn(x.detach().flatten(0, -2), indices.flatten())
+                share = self.learn(x.detach().flatten(0, -2), indices.flatten())
+            else:
+                share = frequencies(indices, self.num_codes)
             # exactly the codes in value; x + (codes - x) would round
             z_q = codes.detach() + (x - x.detach())
-            share = frequencies(indices, self.num_codes)
             stats = {"perplexity": perplexity(share), "usage": usage(share), "revived": self.revived.clone().float()}
             return Quantised(self.outwards(z_q.movedim(-1, 1)), indices, self.loss(x, codes), stats)
 
@@ -235,8 +244,8 @@ class VectorQuantiser(Quantiser):
         self.revived += len(new)
 
     @torch.no_grad()
-    def learn(self, x: Tensor, indices: Tensor) -> None:
-        """Updates the averages over batches, and with `ema` the codes."""
+    def learn(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Updates the averages over batches, and with `ema` the codes; returns as the base class."""
         sums = x.new_zeros(self.num_codes, self.code_dim + 1)
         sums.index_add_(0, indices, torch.cat([x, torch.ones_like(x[:, :1])], 1))
         of_step = self.over_parts(sums)
@@ -250,6 +259,7 @@ class VectorQuantiser(Quantiser):
             # a code without vectors stays where it is
             means = torch.where(self.share[:, None] > 1e-12, self.total / self.share[:, None], self.codes)
             self.codes.copy_(self.on_sphere(means))
+        return sums[:, -1]
 
     def _set(self, slots: Tensor, codes: Tensor) -> None:
         """Moves codes, with averages as if all had been used equally and these had always been there."""

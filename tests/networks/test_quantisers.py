@@ -241,6 +241,14 @@ def test_perplexity_is_between_one_and_all_codes() -> None:
     assert stats["usage"] == (counts > 0).float().mean()
 
 
+@pytest.mark.parametrize("made", [quantiser(), quantiser(ema=False), fsq()])
+def test_what_is_logged_in_training_is_of_the_batch(made: Quantiser) -> None:
+    _, indices, _, stats = made.train()(latents())
+    share = torch.bincount(indices.flatten(), minlength=made.num_codes) / indices.numel()
+    assert stats["usage"] == (share > 0).float().mean()
+    torch.testing.assert_close(stats["perplexity"].double(), perplexity(share).double(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("levels", [(2,), (3,), (4, 3, 5), (8, 5, 5, 5)])
 def test_every_index_of_fsq_is_a_code_and_every_code_an_index(levels: tuple[int, ...]) -> None:
     made = FSQ(6, levels).double()
@@ -300,7 +308,7 @@ def test_settings_out_of_range_are_named() -> None:
 TWO_PROCESSES = """
 import sys, torch
 from torch import distributed
-from lit_gen.networks.quantisers import VectorQuantiser
+from lit_gen.networks.quantisers import FSQ, VectorQuantiser, frequencies, perplexity, usage
 
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
@@ -339,6 +347,16 @@ distributed.all_gather_object(parts, (x, indices))
 x, indices = (torch.cat(part) for part in zip(*parts))
 for k in indices.unique():
     torch.testing.assert_close(vq.codes[k], x[indices == k].mean(0))
+
+# what is logged of a training batch is of the batches of both, and not of one
+for vq in (VectorQuantiser(4, 64), VectorQuantiser(4, 64, ema=False), FSQ(4)):
+    z = torch.randn(2, 4, 3, 3)
+    _, indices, _, stats = vq(z)
+    parts = [None, None]
+    distributed.all_gather_object(parts, indices)
+    share = frequencies(torch.cat(parts), vq.num_codes)
+    assert stats["perplexity"] == perplexity(share) and stats["usage"] == usage(share)
+    assert stats["usage"] != usage(frequencies(indices, vq.num_codes))
 """
 
 
