@@ -104,11 +104,12 @@ class TokenPrior(GenerativeModel):
         uniform = noise.uniform((math.prod(size),), torch.float64).to(self.device)
         codes = torch.zeros(len(noise), *size, dtype=torch.int64, device=self.device)
         drawn, last = self.network.start(len(noise), labels), None
+        self.nfe = 0.0
         for number, (row, column) in enumerate(itertools.product(*map(range, size))):
             if size == self.grid:
                 logits = self.network.step(drawn, last)
             else:
                 logits = self.network.at(codes, (row, column), labels)
+            self.nfe += 1
             codes[:, row, column] = last = sampler.choose(logits, uniform[:, number])
-        self.nfe = float(math.prod(size))
         return codes

@@ -38,6 +38,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "AnnealedLangevin": {"steps_each": 5, "step_size": 0.062, "denoise": True},
     "DPMSolver": {"order": 2, "method": "multistep", "eta": 0.0},
     "UniPC": {"order": 2, "variant": "bh2", "corrector": True},
+    "Temperature": {"temperature": 1.0},
+    "TokenSampling": {"temperature": 1.0},
     "RK45": {"rtol": 1e-5, "atol": 1e-5, "sigma_min": 0.002, "sigma_max": 80.0},
     "Quadratic": {"start": 1.0},
     "Karras": {"rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0},

@@ -1,7 +1,9 @@
 """The prior over codes: its loss, and that it draws what it has learned. Nothing here needs a first stage."""
 
 import itertools
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +81,32 @@ def test_the_most_probable_code_is_drawn_greedily() -> None:
         codes = model.draw(Noise(0, range(3)), labels, TokenSampling(top_k=1)).flatten(1)
         assert torch.equal(model.network(codes, labels).argmax(2), codes)
         assert torch.equal(model.draw(Noise(9, range(3)), labels, TokenSampling(top_k=1)).flatten(1), codes)
+
+
+@pytest.mark.parametrize(("size", "nfe"), [(None, 6), ((2, 3), 6), ((4, 5), 20)])
+def test_nfe_is_how_often_the_network_was_called(
+    size: tuple[int, int] | None, nfe: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = randomised((2, 3), 7)
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[..., torch.Tensor]:
+        call = getattr(model.network, name)
+
+        def counting(*words: Any) -> torch.Tensor:
+            calls.append(name)
+            logits: torch.Tensor = call(*words)
+            return logits
+
+        return counting
+
+    for name in ("step", "forward"):
+        monkeypatch.setattr(model.network, name, counted(name))
+    with torch.no_grad():
+        model.draw(Noise(0, range(2)), None, TokenSampling(size=size))
+        assert model.nfe == len(calls) == nfe and set(calls) == {"step" if nfe == 6 else "forward"}
+        model.draw(Noise(0, range(2)), None, TokenSampling(size=size))
+    assert model.nfe == nfe, "of an image, not of all that were drawn"
 
 
 def test_a_larger_grid_is_drawn_through_windows() -> None:

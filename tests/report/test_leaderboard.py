@@ -13,10 +13,12 @@ from rich.console import Console
 
 from lit_gen.diffusion import grids, samplers, schedules
 from lit_gen.errors import UserError
+from lit_gen.methods import Sampler, Temperature
 from lit_gen.report.leaderboard import comparable, rank
 from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json, to_markdown, to_table
 from lit_gen.report.results import DEFAULTS, Result, load_results, read_result, select
 from lit_gen.sweeps.journal import Journal
+from lit_gen.token_sampling import TokenSampling
 
 PROTOCOL = {
     "data": "digits",
@@ -190,12 +192,14 @@ def test_labels_tell_what_is_not_the_default():
 
 def test_the_defaults_are_those_of_the_classes():
     classes = [getattr(module, name) for module in (samplers, grids, schedules) for name in vars(module)]
+    classes += [Temperature, TokenSampling]
     ours = {}
-    kinds = samplers.DiffusionSampler | grids.Grid | schedules.Schedule
+    kinds = Sampler | grids.Grid | schedules.Schedule
     for cls in classes:
         if isinstance(cls, type) and issubclass(cls, kinds) and not inspect.isabstract(cls):
             options = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else {}
             values = {key: option.default for key, option in options.items() if key not in ("self", "kwargs")}
+            values = {key: value for key, value in values.items() if value is not None}  # as results leave them out
             if values:
                 ours[cls.__name__] = {key: "inf" if value == math.inf else value for key, value in values.items()}
     assert ours.pop("UniformLogSNR") == DEFAULTS["UniformLogSNR"]
