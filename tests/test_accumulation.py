@@ -81,6 +81,44 @@ def test_a_step_in_parts_is_the_step_at_once(model: str, rate: float, more: list
     assert snapshots[0] == snapshots[1]
 
 
+# no batch normalisation, which is of a part, and no penalty, which draws random numbers for each
+SGD_OF = "--model.{}optimizer=SGD", "--model.{}optimizer.lr={}"
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "rate", "more"),
+    [
+        ("WGAN", "critic_", 0.05, ["--model.constraint=clipping", "--model.clip=0.1"]),
+        (
+            "VQGAN",
+            "discriminator_",
+            0.05,
+            ["--model.discriminator_start=64", "--model.discriminator_warmup=128", "--model.quantiser.revive_below=0"],
+        ),
+    ],
+)
+def test_two_networks_step_in_parts_as_at_once(
+    model: str, other: str, rate: float, more: list[str], tmp_path: Path
+) -> None:
+    def train(name: str, rate: float, *also: str) -> Run:
+        words = [word.format(key, rate) for key in ("", other) for word in SGD_OF]
+        words += ["--trainer.log_every_n_steps=1", "--model.gradient_clip=0.5"]
+        return commands.fit(arguments(model, tmp_path / name, 64 * 6, *words, *more, *also))
+
+    whole, parts, faster = train("whole", rate), train("parts", rate, IN_FOUR), train("faster", 2 * rate)
+    assert distance(weights(whole), weights(parts)) < 1e-5
+    assert distance(weights(whole), weights(faster)) > 1e-3, "another rate would have been noticed"
+    one, same = (torch.load(run.checkpoint, weights_only=True) for run in (whole, parts))
+    for key in ("images_seen", "batches_seen", "global_step"):
+        assert one[key] == same[key], key
+    assert one["images_seen"] == 64 * 6
+    for row, again in zip(curves(whole), curves(parts), strict=True):
+        of_batches = {"train/perplexity", "train/usage", "train/psnr", "train/codebook_usage"}  # other means over parts
+        assert {key: row[key] for key in row.keys() - of_batches} == pytest.approx(
+            {key: again[key] for key in again.keys() - of_batches}, rel=1e-3, abs=1e-5
+        )
+
+
 def test_the_clock_stands_still_within_a_step(tmp_path: Path) -> None:
     """So a warm-up of the divergence is that of the steps."""
     words = ["--model.kl_warmup=1024", "--trainer.log_every_n_steps=1", "--model.beta=3"]
@@ -121,12 +159,14 @@ def test_every_part_draws_random_numbers_of_its_own(tmp_path: Path, monkeypatch:
         ("EDM", ["--model.augment=EDMAugmentation", "--model.uncertainty=true"]),
         ("RealNVP", []),
         ("TokenPrior", []),
+        ("GAN", []),
     ],
 )
 def test_families_train_in_parts(model: str, more: list[str], tmp_path: Path) -> None:
     run = commands.fit(arguments(model, tmp_path, 64 * 3, IN_TWO, *more))
     checkpoint = torch.load(run.checkpoint, weights_only=True)
-    assert (checkpoint["images_seen"], checkpoint["global_step"], checkpoint["batches_seen"]) == (64 * 3, 3, 6)
+    done = (checkpoint["images_seen"], checkpoint["global_step"], checkpoint["batches_seen"])
+    assert done == ((64 * 3, 3 + 1, 3) if model == "GAN" else (64 * 3, 3, 6))  # a GAN counts steps of both networks
 
 
 class Saved:
@@ -296,6 +336,12 @@ def test_what_would_split_a_step_is_refused(words: list[str], said: str, tmp_pat
         commands.fit(arguments("VAE", tmp_path, 128, *words))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("last.ckpt"))
+
+
+def test_a_batch_that_a_model_cannot_split_equally_is_refused(tmp_path: Path) -> None:
+    said = "data.batch_size is 64 .* trainer.accumulate_grad_batches = 3 .* choose a multiple of 3"
+    with pytest.raises(UserError, match=said):
+        commands.fit(arguments("WGAN", tmp_path, 128, "--trainer.accumulate_grad_batches=3"))
 
 
 def test_a_model_that_splits_its_batches_is_told_in_how_many(tmp_path: Path) -> None:

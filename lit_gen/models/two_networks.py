@@ -31,9 +31,6 @@ class TwoNetworks(GenerativeModel):
 
     gradient_clip: float | None
 
-    accumulate: int = 1
-    """Parts in which the gradient of a batch is computed, to save memory."""
-
     def use_two_optimizers(self, gradient_clip: float | None) -> None:
         """Takes the optimization into its own hands; called when the model is built.
 
@@ -51,18 +48,14 @@ class TwoNetworks(GenerativeModel):
     def on_fit_start(self) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise UserError("trainer.precision: 16-mixed cannot scale the losses of two networks; use bf16-mixed")
-        batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        if batch_size % (self.accumulate * self.trainer.world_size):
-            raise UserError(
-                f"trainer.accumulate_grad_batches: {self.accumulate} parts of {self.trainer.world_size} processes do "
-                f"not share the {batch_size} images of data.batch_size equally; choose a divisor"
-            )
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-        """The tensors of a batch in `accumulate` equal parts, each a view; None stays None."""
+        """The tensors of a batch in `accumulate` equal parts, each a view; None stays None. Logging follows them."""
         num = next(len(tensor) for tensor in tensors if tensor is not None) // self.accumulate
-        for start in range(0, num * self.accumulate, num):
-            yield tuple(None if tensor is None else tensor[start : start + num] for tensor in tensors)
+        for part in range(self.accumulate):
+            self._part = part
+            yield tuple(None if tensor is None else tensor[part * num : (part + 1) * num] for tensor in tensors)
+        self._part = 0
 
     def differentiate(self, losses: Iterable[Sequence[Tensor]], network: nn.Module) -> list[Descent]:
         """Losses and their gradients by the parameters of one network.

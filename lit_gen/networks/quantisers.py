@@ -248,18 +248,19 @@ class VectorQuantiser(Quantiser):
         """Updates the averages over batches, and with `ema` the codes; returns as the base class."""
         sums = x.new_zeros(self.num_codes, self.code_dim + 1)
         sums.index_add_(0, indices, torch.cat([x, torch.ones_like(x[:, :1])], 1))
-        of_step = self.over_parts(sums)
-        if of_step is None:
-            return
-        sums = over_all_processes(of_step)
-        sums = sums / sums[:, -1].sum()
-        self.share.lerp_(sums[:, -1], 1 - self.decay)
+        sums = over_all_processes(sums)
+        if (of_step := self.over_parts(sums)) is not None:
+            self._follow(of_step / of_step[:, -1].sum())
+        return sums[:, -1] / sums[:, -1].sum()
+
+    def _follow(self, means: Tensor) -> None:
+        """Moves the averages towards those of one step: sums of vectors and their numbers, (K, code_dim + 1)."""
+        self.share.lerp_(means[:, -1], 1 - self.decay)
         if self.ema:
-            self.total.lerp_(sums[:, :-1], 1 - self.decay)
+            self.total.lerp_(means[:, :-1], 1 - self.decay)
             # a code without vectors stays where it is
-            means = torch.where(self.share[:, None] > 1e-12, self.total / self.share[:, None], self.codes)
-            self.codes.copy_(self.on_sphere(means))
-        return sums[:, -1]
+            codes = torch.where(self.share[:, None] > 1e-12, self.total / self.share[:, None], self.codes)
+            self.codes.copy_(self.on_sphere(codes))
 
     def _set(self, slots: Tensor, codes: Tensor) -> None:
         """Moves codes, with averages as if all had been used equally and these had always been there."""
