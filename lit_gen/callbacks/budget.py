@@ -58,7 +58,7 @@ class Budget(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if pl_module.whole_step and (pl_module.images_seen >= self.num_images or self._is_late(trainer, pl_module)):
+        if pl_module.images_seen >= self.num_images or self._is_late(trainer, pl_module):
             trainer.should_stop = True
 
     def _is_late(self, trainer: Trainer, pl_module: GenerativeModel) -> bool:
