@@ -96,8 +96,9 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
         words.append("--reflow.sampler.steps=1")
     if "first_stage" in config:
         first = ROOT / config["first_stage"]["run"]
-        run = commands.fit([f"--config={first}", *shrunk(first, root, data_root)])
-        words.append(f"--first_stage.run={run.directory}")
+        overrides = [f"--{key}={value}" for key, value in config["first_stage"].get("run_overrides", {}).items()]
+        run = commands.fit([f"--config={first}", *overrides, *shrunk(first, root, data_root)])
+        words += [f"--first_stage.run={run.directory}", "--first_stage.run_overrides=null"]
     return words
 
 
