@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import UserError
+from lit_gen.parts import SumOverParts
 
 DiscriminatorLoss = Callable[[Tensor, Tensor], Tensor]
 GeneratorLoss = Callable[[Tensor], Tensor]
@@ -183,7 +184,7 @@ class Augmentation(nn.Module, ABC):
         """Transforms each image (N, C, H, W) by itself."""
 
     def observe(self, scores: Tensor, total: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
-        """Learns of the scores of real images in one step; by default nothing.
+        """Learns of the scores of real images in one step, or in a part of it; by default nothing.
 
         Args:
             scores: (N,), less the boundary of the loss: positive where an image is taken for real.
@@ -259,6 +260,7 @@ class AdaptiveAugment(DiffAugment):
         self.every = every
         for name in ("position", "signs", "seen", "steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self.over_parts = SumOverParts()
 
     @property
     def p(self) -> Tensor:
@@ -274,7 +276,10 @@ class AdaptiveAugment(DiffAugment):
     @torch.no_grad()
     def observe(self, scores: Tensor, total: Callable[[Tensor], Tensor]) -> None:
         counts = torch.stack([scores.sign().long().sum(), torch.tensor(len(scores), device=scores.device)])
-        signs, seen = total(counts)
+        of_step = self.over_parts(counts)
+        if of_step is None:
+            return
+        signs, seen = total(of_step)
         self.signs += signs
         self.seen += seen
         self.steps += 1

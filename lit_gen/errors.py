@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class NoTestImagesError(UserError):
+    """The data has training images alone."""
+
+
 @contextmanager
 def belonging_to(key: str) -> Iterator[None]:
     """Says of a mistake that it is one of what a key names: of another experiment, or of a network."""

@@ -30,7 +30,7 @@ from lit_gen.loading import load_model, load_weaker, open_finished, read_checkpo
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.flow_matching import FlowMatching
-from lit_gen.networks.quantisers import SumOverParts
+from lit_gen.parts import SumOverParts
 from lit_gen.precision import use_network_precision
 from lit_gen.reflow import Reflow
 from lit_gen.runs import Run
@@ -62,6 +62,7 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
         raise UserError("reflow.teacher: flows of latents are not trained on pairs; leave it or first_stage out")
     model.check_data(data)
     model.check_optimizers()
+    _check_trainer(cli.config.trainer, model, data)
     if stage is not None:
         _learn_encoded(cli, objects)
         config["first_stage"] |= {"run": FOLDER, "run_overrides": None}  # beside the configuration that is saved
@@ -206,9 +207,12 @@ def _length(cli: ExperimentCLI) -> str:
     return f"{budget.num_images:,} images" + (f" or {budget.seconds:g} s" if budget.seconds is not None else "")
 
 
-def _trainer(cli: ExperimentCLI, model: GenerativeModel) -> Trainer:
-    quieten()
-    settings = cli.config.trainer
+def _check_trainer(settings: Namespace, model: GenerativeModel, data: ImageDataModule) -> None:
+    """Nothing, if a training can take place.
+
+    Raises:
+        UserError: the trainer's settings leave nothing to train on, or do not split an optimization step.
+    """
     for key in ("max_epochs", "max_steps", "limit_train_batches"):
         if settings[key] == 0:
             raise UserError(
@@ -219,6 +223,24 @@ def _trainer(cli: ExperimentCLI, model: GenerativeModel) -> Trainer:
             f"trainer.max_steps: {settings.max_steps} would count the steps of both networks of {model.title}; "
             "leave it out and set --budget.num_images"
         )
+    parts = settings.accumulate_grad_batches
+    if parts < 1:
+        raise UserError(f"trainer.accumulate_grad_batches: {parts} is no number of parts; 1 computes a step at once")
+    if data.batch_size % parts:
+        raise UserError(
+            f"data.batch_size is {data.batch_size}, which trainer.accumulate_grad_batches = {parts} cannot split "
+            f"equally: choose a multiple of {parts}"
+        )
+    for key in COUNTED_IN_BATCHES if parts > 1 and model.automatic_optimization else ():
+        if not isinstance(settings[key], int) and settings[key] not in (None, 0.0, 1.0):
+            raise UserError(
+                f"trainer.{key}: {settings[key]} may lie within a step of {parts} parts; give a number of steps"
+            )
+
+
+def _trainer(cli: ExperimentCLI, model: GenerativeModel) -> Trainer:
+    quieten()
+    settings = cli.config.trainer
     of_parts = _split_steps(model, settings)
     try:
         trainer = cli.instantiate_trainer(
@@ -246,26 +268,16 @@ def _split_steps(model: GenerativeModel, settings: Namespace) -> dict[str, Any]:
 
     Returns:
         What Lightning is told in the place of the settings.
-
-    Raises:
-        UserError: there are no parts, or an epoch or a validation might come within a step.
     """
     parts = model.accumulate = settings.accumulate_grad_batches
-    if parts < 1:
-        raise UserError(f"trainer.accumulate_grad_batches: {parts} is no number of parts; 1 computes a step at once")
     for module in model.modules():
         if isinstance(module, SumOverParts):
             module.num_parts = parts
     if not model.automatic_optimization:
         return {"accumulate_grad_batches": 1}
-    told: dict[str, Any] = {}
-    for key in COUNTED_IN_BATCHES if parts > 1 else ():
-        value = settings[key]
-        if isinstance(value, int):
-            told[key] = value * parts
-        elif value not in (None, 0.0, 1.0):
-            raise UserError(f"trainer.{key}: {value} may lie within a step of {parts} parts; give a number of steps")
-    return told
+    if parts == 1:
+        return {}
+    return {key: settings[key] * parts for key in COUNTED_IN_BATCHES if isinstance(settings[key], int)}
 
 
 def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Run) -> None:

@@ -231,6 +231,20 @@ def test_truncated_latents_are_of_the_truncated_normal() -> None:
         Truncation(0.0)
 
 
+def test_adaptive_augmentation_moves_once_for_all_parts_of_a_step() -> None:
+    torch.manual_seed(0)
+    whole, parts = (AdaptiveAugment(images=300, every=2) for _ in range(2))
+    parts.over_parts.num_parts = 3
+    for _ in range(7):
+        scores = torch.randn(12) + 2
+        whole.observe(scores, lambda counts: counts)
+        for part in scores.split(4):
+            parts.observe(part, lambda counts: counts)
+    assert whole.steps == 7 and whole.position > 0
+    for name, value in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], value), name
+
+
 def test_density_coverage_and_duplicates() -> None:
     torch.manual_seed(0)
     real = torch.randn(200, 3)

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from lit_gen.data.files import cache_home
 from lit_gen.data.sources import ImageSet, ImageSource, Part
-from lit_gen.errors import UserError
+from lit_gen.errors import NoTestImagesError, UserError
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHE_VERSION = 2
@@ -160,7 +160,7 @@ class Folder(ImageSource):
         if part not in self._trees:
             root = self.root if part == "train" else self.test
             if root is None:
-                raise UserError(f"{self.name} has no test images: name their folder with --data.source.test")
+                raise NoTestImagesError(f"{self.name} has no test images: name their folder with --data.source.test")
             self._trees[part] = _Tree.scan(root, "data.source.root" if part == "train" else "data.source.test")
         return self._trees[part]
 

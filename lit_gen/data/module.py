@@ -145,8 +145,7 @@ class ImageDataModule(LightningDataModule):
             UserError: The batch size exceeds the data or is not divisible by the number of processes and parts.
         """
         num_ranks = self._ranks()[1]
-        model = None if self.trainer is None else self.trainer.lightning_module
-        parts = max(self._num_parts(), getattr(model, "accumulate", 1))  # a model may split its batches itself
+        parts = self._num_parts()
         num_images = len(self._served("train").images)
         if self.batch_size > num_images:
             raise UserError(f"data.batch_size is {self.batch_size}, but {self.name} has {num_images} training images")

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lit_gen.errors import UserError
+from lit_gen.errors import NoTestImagesError, UserError
 
 Part = Literal["train", "test"]
 
@@ -151,7 +151,7 @@ class Npz(ImageSource):
             if part == "train":
                 self._parts["train"] = _read_npz(self.path, "data.source.path")
             elif self.test is None:
-                raise UserError(f"{self.name} has no test images: name their file with --data.source.test")
+                raise NoTestImagesError(f"{self.name} has no test images: name their file with --data.source.test")
             else:
                 test = _read_npz(self.test, "data.source.test")
                 _check_match(test, self.test, self.image_shape, self.num_classes)

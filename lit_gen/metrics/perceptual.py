@@ -8,6 +8,7 @@ https://arxiv.org/abs/1801.03924) has VGG's layers and weights w that were fitte
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -147,7 +148,11 @@ def perceptual_loss(kind: PerceptualKind, image_shape: tuple[int, int, int]) -> 
 
 
 def _features(net: type[ClassifierFeatures]) -> Perceptual:
-    return Perceptual(f"{net.name} features", lambda: FeatureLoss(net()))
+    return Perceptual(f"{net.name} features", partial(_feature_loss, net))
+
+
+def _feature_loss(net: type[ClassifierFeatures]) -> PerceptualLoss:
+    return FeatureLoss(net())
 
 
 def lpips_is_here() -> bool:

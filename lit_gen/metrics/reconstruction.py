@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lit_gen.data import ImageDataModule
-from lit_gen.errors import UserError
+from lit_gen.errors import NoTestImagesError
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.metrics.frechet import Moments, frechet_distance
 from lit_gen.metrics.quantise import quantise
@@ -40,7 +40,7 @@ def reconstructed_split(data: ImageDataModule) -> Literal["test", "train"]:
     """The split whose images are reconstructed: test, or train where the data has no test part."""
     try:
         data.images("test")
-    except UserError:
+    except NoTestImagesError:
         return "train"
     return "test"
 

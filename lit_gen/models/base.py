@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.data import Batch, ImageDataModule
-from lit_gen.errors import UserError, class_names
+from lit_gen.errors import NoTestImagesError, UserError, class_names
 from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.noise import Noise
@@ -174,7 +174,7 @@ class GenerativeModel(LightningModule, ABC):
         self.check_sampler(sampler)
         try:
             batch = data.examples("test", num)
-        except UserError:
+        except NoTestImagesError:
             batch = data.examples("train", num)
         images, labels = batch.images.to(self.device), self.conditioning(batch)
         training = self.training

@@ -304,7 +304,7 @@ class GAN(AdversarialModel):
         self.r1_every = r1_every
         self.augment = augment
         self.title = {"hinge": "Hinge-GAN", "least_squares": "LSGAN", "minimax": "Minimax-GAN"}.get(loss, "GAN")
-        if isinstance(self.critic, SNGANDiscriminator):
+        if isinstance(self.critic, SNGANDiscriminator) and self.critic.spectral:
             self.title = "SNGAN" if loss == "hinge" else f"SNGAN, {loss.replace('_', ' ')} loss"
 
     def check_data(self, data: ImageDataModule) -> None:

@@ -49,6 +49,14 @@ class TwoNetworks(GenerativeModel):
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise UserError("trainer.precision: 16-mixed cannot scale the losses of two networks; use bf16-mixed")
 
+        batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        if batch_size % (self.accumulate * self.trainer.world_size):
+            raise UserError(
+                f"data.batch_size is {batch_size} over all processes, which trainer.accumulate_grad_batches = "
+                f"{self.accumulate} cannot split equally among {self.trainer.world_size}: choose a multiple of "
+                f"{self.accumulate * self.trainer.world_size}"
+            )
+
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         """The tensors of a batch in `accumulate` equal parts, each a view; None stays None. Logging follows them."""
         num = next(len(tensor) for tensor in tensors if tensor is not None) // self.accumulate

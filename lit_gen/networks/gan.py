@@ -389,6 +389,7 @@ class SNGANDiscriminator(nn.Module):
         )
         self.head = Projection(channels, num_classes)
         _initialise(self)
+        self.spectral = spectral
         if spectral:
             normalise_spectrally(self)
 

@@ -24,6 +24,10 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from lit_gen.errors import UserError
+from lit_gen.parts import SumOverParts
+
+MAX_SCORES = 2**26
+"""Numbers in memory at a time that compare vectors with codes."""
 
 
 class Quantised(NamedTuple):
@@ -41,27 +45,6 @@ class Quantised(NamedTuple):
     indices: Tensor
     loss: Tensor
     stats: dict[str, Tensor]
-
-
-class SumOverParts(nn.Module):
-    """The sum of a tensor over the parts in which a step of training is computed, one pass each.
-
-    Attributes:
-        num_parts: How many there are; who splits the steps sets it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_parts = 1
-        self._done = 0
-        self._sum: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor | None:
-        """Takes the tensor of one part; gives the sum with the last of them, and None before."""
-        x = x if self._sum is None else self._sum + x
-        self._done = (self._done + 1) % self.num_parts
-        self._sum = x if self._done else None
-        return None if self._done else x
 
 
 class Quantiser(nn.Module, ABC):
@@ -318,8 +301,9 @@ class FSQ(Quantiser):
 
 def nearest(x: Tensor, codes: Tensor) -> Tensor:
     """argmin_k |x - e_k|^2 = argmin_k (|e_k|^2 / 2 - x . e_k): vectors (..., d), codes (K, d) -> (...)."""
-    scores = torch.addmm(0.5 * codes.square().sum(1), x.reshape(-1, x.shape[-1]), codes.T, alpha=-1)
-    return scores.argmin(1).reshape(x.shape[:-1])
+    half = 0.5 * codes.square().sum(1)
+    vectors = x.reshape(-1, x.shape[-1]).split(max(MAX_SCORES // len(codes), 1))
+    return torch.cat([torch.addmm(half, part, codes.T, alpha=-1).argmin(1) for part in vectors]).reshape(x.shape[:-1])
 
 
 def frequencies(indices: Tensor, num_codes: int) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lit_gen.errors import UserError
 from lit_gen.networks.blocks import ResBlock, check_width, group_norm, initialise
-from lit_gen.networks.quantisers import Quantised, Quantiser, SumOverParts, of_all_processes
+from lit_gen.networks.quantisers import Quantised, Quantiser, of_all_processes
 from lit_gen.networks.unet import Attention
+from lit_gen.parts import SumOverParts
 
 
 class ConvAutoencoder(nn.Module):

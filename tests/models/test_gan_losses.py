@@ -237,5 +237,7 @@ def test_titles_are_those_of_the_losses() -> None:
     expected = ("Minimax-GAN", "GAN", "Hinge-GAN", "LSGAN", "GAN")
     assert titles == dict(zip(LOSSES, expected, strict=True))
     titles = {loss: GAN((1, 8, 8), loss=loss, discriminator=SNGANDiscriminator).title for loss in LOSSES}  # type: ignore[arg-type]
+    plain = GAN((1, 8, 8), loss="hinge", discriminator=lambda shape, n: SNGANDiscriminator(shape, n, spectral=False))
+    assert plain.title == "Hinge-GAN"
     of_loss = {loss: f"SNGAN, {loss.replace('_', ' ')} loss" for loss in LOSSES}
     assert titles == of_loss | {"hinge": "SNGAN"}
