@@ -48,7 +48,6 @@ class TwoNetworks(GenerativeModel):
     def on_fit_start(self) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise UserError("trainer.precision: 16-mixed cannot scale the losses of two networks; use bf16-mixed")
-
         batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         if batch_size % (self.accumulate * self.trainer.world_size):
             raise UserError(
@@ -80,21 +79,14 @@ class TwoNetworks(GenerativeModel):
         total: list[Descent] = []
         for part in losses:
             found = [
-                Descent(loss.detach().clone(), _gradients(loss, parameters, retain_graph=loss is not part[-1]))
-                for loss in part
+                Descent(loss.detach(), _gradients(loss, parameters, retain_graph=loss is not part[-1])) for loss in part
             ]
             # under autocast, weights in half precision are kept from one pass to the next, though they have moved
             torch.clear_autocast_cache()
-            if not total:
-                total = found
-                continue
-            for whole, more in zip(total, found, strict=True):
-                whole.loss.add_(more.loss)
-                torch._foreach_add_(whole.gradients, more.gradients)
+            # not in place: autograd may give one tensor for two parameters
+            total = [_sum(*pair) for pair in zip(total, found, strict=True)] if total else found
         if self.accumulate > 1:
-            for whole in total:
-                whole.loss.div_(self.accumulate)
-                torch._foreach_div_(whole.gradients, self.accumulate)
+            total = [Descent(loss / self.accumulate, list(torch._foreach_div(g, self.accumulate))) for loss, g in total]
         if self.trainer.world_size == 1:
             return total
         flat = torch.cat([gradient.flatten() for whole in total for gradient in whole.gradients])
@@ -113,6 +105,10 @@ class TwoNetworks(GenerativeModel):
         if self.gradient_clip is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+
+
+def _sum(one: Descent, other: Descent) -> Descent:
+    return Descent(one.loss + other.loss, list(torch._foreach_add(one.gradients, other.gradients)))
 
 
 def _gradients(loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool) -> list[Tensor]:

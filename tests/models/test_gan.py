@@ -174,6 +174,22 @@ def test_a_step_in_parts_is_that_of_the_whole_batch(settings: dict[str, Any], pa
         torch.testing.assert_close(split.model.training_values[name], whole.model.training_values[name])
 
 
+def test_two_parameters_may_have_one_gradient() -> None:
+    """Autograd gives one tensor for both of a sum; added up in place it would count twice."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+    model, network = gan("none"), Sum()
+    Recorded(model)
+    model.accumulate = 2
+    losses = (((network.one + network.other) * slope,) for slope in (3.0, 5.0))
+    (descent,) = model.differentiate(losses, network)
+    assert [float(gradient) for gradient in descent.gradients] == [4.0, 4.0] and descent.loss == 0
+
+
 def test_clipping_bounds_the_norm_of_each_gradient() -> None:
     model = gan("none", gradient_clip=1e-3)
     for network in (model.generating_network, model.critic):
