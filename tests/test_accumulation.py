@@ -16,6 +16,10 @@ from lit_gen.data import Binarised, Digits, ImageDataModule
 from lit_gen.errors import UserError
 from lit_gen.models import DDPM, FVSBN, base
 from lit_gen.models.base import GenerativeModel
+from lit_gen.models.vqgan import VQGAN
+from lit_gen.networks.quantisers import VectorQuantiser
+from lit_gen.networks.vqgan import ConvAutoencoder, PatchDiscriminator
+from lit_gen.parts import SumOverParts
 from lit_gen.runs import Run
 from lit_gen.training import _trainer
 from tests.conftest import arguments
@@ -289,9 +293,39 @@ def train_binary(parts: int, folder: Path | None = None, **processes: Any) -> tu
     return flat(model), average, model.images_seen, fit.global_step
 
 
+def vqgan() -> VQGAN:
+    """Of no random numbers in a step."""
+    torch.manual_seed(0)
+    return VQGAN(
+        (1, 8, 8),
+        latent_dim=4,
+        network=lambda shape, dim: ConvAutoencoder(shape, dim, channels=8),
+        quantiser=lambda dim: VectorQuantiser(dim, 8, decay=0.9, revive_below=0.0),
+        perceptual="none",
+        discriminator=lambda shape: PatchDiscriminator(shape, channels=8, num_halvings=1),
+        discriminator_start=32,
+        discriminator_warmup=32,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        discriminator_optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        gradient_clip=0.5,
+    )
+
+
+def train_vqgan(parts: int, **processes: Any) -> tuple[dict[str, Tensor], float]:
+    model = vqgan()
+    model.accumulate = parts
+    for module in model.modules():
+        if isinstance(module, SumOverParts):
+            module.num_parts = parts
+    fit = trainer(max_epochs=1, limit_train_batches=12, **processes)
+    fit.fit(model, datamodule=ImageDataModule(Digits(), batch_size=16))
+    return model.state_dict(), float(model.training_values["adaptive_weight"])
+
+
 def train_in_two(rank: int, folder: Path) -> None:
     for parts in (1, 2):
         torch.save(train_binary(parts, **two_processes()), folder / f"{parts}-{rank}.pt")
+        torch.save(train_vqgan(parts, **two_processes()), folder / f"vqgan-{parts}-{rank}.pt")
 
 
 @pytest.mark.slow
@@ -307,6 +341,15 @@ def test_parts_of_one_process_are_the_shares_of_two(tmp_path: Path) -> None:
             assert two[2:] == one[2:]
             torch.testing.assert_close(two[0], one[0], rtol=0, atol=1e-5)
             torch.testing.assert_close(two[1], one[1], rtol=0, atol=1e-5)
+        start, (whole, weight) = vqgan().state_dict(), train_vqgan(2 * parts, devices=1)
+        moved = {name for name, value in whole.items() if float((value - start[name]).abs().max()) > 1e-4}
+        assert {"autoencoder.quantiser.codes", "autoencoder.frequencies"} < moved
+        assert any(name.startswith("discriminator.") for name in moved) and weight > 0
+        for rank in range(2):
+            shared, its_weight = torch.load(tmp_path / f"vqgan-{parts}-{rank}.pt", weights_only=True)
+            assert its_weight == pytest.approx(weight, rel=1e-3), "lambda is of all processes"
+            for name, value in whole.items():
+                torch.testing.assert_close(shared[name], value, rtol=0, atol=1e-5, msg=name)
 
 
 # --- settings that do not go with parts ---
