@@ -104,18 +104,20 @@ class VQVAE(GenerativeModel):
 
     @property
     def num_initial(self) -> int:
-        return max(super().num_initial, self._num_for_k_means)
+        return max(super().num_initial, self._num_to_start)
 
     @property
-    def _num_for_k_means(self) -> int:
-        """As many images as have 16 vectors for each code."""
+    def _num_to_start(self) -> int:
+        """As many images as have the vectors that the quantiser starts from."""
         _, height, width = self.latent_shape
-        return -(-16 * self.num_codes // (height * width))
+        return -(-self.autoencoder.quantiser.num_initial // (height * width))
 
     @torch.no_grad()
     def initialise(self, images: Tensor) -> None:
-        """k-means of what the fresh encoder gives, from as many images as have 16 vectors for each code."""
-        num = min(len(images), self._num_for_k_means)
+        """Lets the quantiser start from what the fresh encoder gives."""
+        num = min(len(images), self._num_to_start)
+        if not num:
+            return
         chosen = images[torch.arange(num) * len(images) // num]
         z = torch.cat([self.autoencoder.network.encoder(part) for part in chosen.split(64)])
         self.autoencoder.quantiser.start(z)

@@ -87,6 +87,11 @@ class Quantiser(nn.Module, ABC):
         counts = over_all_processes(torch.bincount(indices, minlength=self.num_codes)).float()
         return counts / counts.sum()
 
+    @property
+    def num_initial(self) -> int:
+        """Vectors that `start` is given; by default none."""
+        return 0
+
     def start(self, z: Tensor) -> None:  # noqa: B027
         """Sets initial codes by latents (N, dim, h, w); by default nothing."""
 
@@ -204,6 +209,11 @@ class VectorQuantiser(Quantiser):
     def loss(self, x: Tensor, codes: Tensor) -> Tensor:
         commitment = self.beta * functional.mse_loss(x, codes.detach())
         return commitment if self.ema else commitment + functional.mse_loss(codes, x.detach())
+
+    @property
+    def num_initial(self) -> int:
+        """16 for each code."""
+        return 16 * self.num_codes
 
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
