@@ -203,16 +203,16 @@ def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
         how += f", {sampler['grid']['name']} grid"
     values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
     likelihood, reconstruction = result.get("likelihood"), result.get("reconstruction")
-    bits = "" if likelihood is None else f"  likelihood {describe_likelihood(likelihood['protocol'])}\n"
+    protocols = "" if likelihood is None else f"  likelihood {describe_likelihood(likelihood['protocol'])}\n"
     if reconstruction is not None:
         facts = reconstruction["protocol"]
-        bits += f"  reconstructions of {facts['num_images']} images of {protocol['data']}/{facts['split']}\n"
+        protocols += f"  reconstructions of {facts['num_images']} images of {protocol['data']}/{facts['split']}\n"
     print(
         f"{result['model']} ({how}, NFE {result['nfe']:g}, {result['weights']} weights, seed {result['seed']}): "
         f"{values}\n"
         f"  {protocol['num_samples']} samples against {protocol['num_real']} images of {protocol['data']}/"
         f"{protocol['split']}, {protocol['feature_net']} features\n"
-        f"{bits}"
+        f"{protocols}"
         f"  {path}{'' if computed else ' (computed before)'}",
         flush=True,
     )

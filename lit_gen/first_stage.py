@@ -202,14 +202,12 @@ class FirstStage:
     def encode(self, data: ImageDataModule, form: Literal["codes", "latents"]) -> dict[str, Encoded]:
         """The training and validation images as codes, or as standardised latents: computed once, and kept."""
         splits = ("train", "val") if data.num_val else ("train",)
-        values = {split: self._kept(data, split, form) for split in splits}
+        keys = {split: self.key(data, split, form, "fingerprint") for split in splits}
+        values = {split: self._kept(data, split, form, key) for split, key in keys.items()}
         if form == "latents":
             self.mean, self.std = _moments(values["train"])
             values = {split: self._standardised(z) for split, z in values.items()}
-        return {
-            split: Encoded(part, data.labels(split), self.key(data, split, form, "fingerprint"))
-            for split, part in values.items()
-        }
+        return {split: Encoded(part, data.labels(split), keys[split]) for split, part in values.items()}
 
     @torch.inference_mode()
     def decode(self, drawn: Tensor) -> Tensor:
@@ -235,9 +233,9 @@ class FirstStage:
     def _weights(self) -> dict[str, Tensor]:
         return named_weights(self.model.generator) | {"latents.mean": self.mean, "latents.std": self.std}
 
-    def _kept(self, data: ImageDataModule, split: str, form: str) -> np.ndarray:
+    def _kept(self, data: ImageDataModule, split: str, form: str, key: str) -> np.ndarray:
         assert self.directory is not None
-        path = self.directory / "encoded" / f"{form}-{self.key(data, split, form, 'fingerprint')[:10]}.npz"
+        path = self.directory / "encoded" / f"{form}-{key[:10]}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.stem}.lock")):
             if not path.is_file():

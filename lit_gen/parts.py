@@ -7,7 +7,7 @@ class SumOverParts(nn.Module):
     """The sum of a tensor over the parts in which a step of training is computed, one pass each.
 
     Attributes:
-        num_parts: How many there are; who splits the steps sets it.
+        num_parts: How many there are; `GenerativeModel.split_steps` sets it.
     """
 
     def __init__(self) -> None:

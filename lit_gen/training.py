@@ -30,7 +30,6 @@ from lit_gen.loading import load_model, load_weaker, open_finished, read_checkpo
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.flow_matching import FlowMatching
-from lit_gen.parts import SumOverParts
 from lit_gen.precision import use_network_precision
 from lit_gen.reflow import Reflow
 from lit_gen.runs import Run
@@ -226,11 +225,7 @@ def _check_trainer(settings: Namespace, model: GenerativeModel, data: ImageDataM
     parts = settings.accumulate_grad_batches
     if parts < 1:
         raise UserError(f"trainer.accumulate_grad_batches: {parts} is no number of parts; 1 computes a step at once")
-    if data.batch_size % parts:
-        raise UserError(
-            f"data.batch_size is {data.batch_size}, which trainer.accumulate_grad_batches = {parts} cannot split "
-            f"equally: choose a multiple of {parts}"
-        )
+    data.check_shares(parts)
     for key in COUNTED_IN_BATCHES if parts > 1 and model.automatic_optimization else ():
         if not isinstance(settings[key], int) and settings[key] not in (None, 0.0, 1.0):
             raise UserError(
@@ -269,10 +264,8 @@ def _split_steps(model: GenerativeModel, settings: Namespace) -> dict[str, Any]:
     Returns:
         What Lightning is told in the place of the settings.
     """
-    parts = model.accumulate = settings.accumulate_grad_batches
-    for module in model.modules():
-        if isinstance(module, SumOverParts):
-            module.num_parts = parts
+    parts = settings.accumulate_grad_batches
+    model.split_steps(parts)
     if not model.automatic_optimization:
         return {"accumulate_grad_batches": 1}
     if parts == 1:

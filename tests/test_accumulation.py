@@ -19,7 +19,6 @@ from lit_gen.models.base import GenerativeModel
 from lit_gen.models.vqgan import VQGAN
 from lit_gen.networks.quantisers import VectorQuantiser
 from lit_gen.networks.vqgan import ConvAutoencoder, PatchDiscriminator
-from lit_gen.parts import SumOverParts
 from lit_gen.runs import Run
 from lit_gen.training import _trainer
 from tests.conftest import arguments
@@ -313,10 +312,7 @@ def vqgan() -> VQGAN:
 
 def train_vqgan(parts: int, **processes: Any) -> tuple[dict[str, Tensor], float]:
     model = vqgan()
-    model.accumulate = parts
-    for module in model.modules():
-        if isinstance(module, SumOverParts):
-            module.num_parts = parts
+    model.split_steps(parts)
     fit = trainer(max_epochs=1, limit_train_batches=12, **processes)
     fit.fit(model, datamodule=ImageDataModule(Digits(), batch_size=16))
     return model.state_dict(), float(model.training_values["adaptive_weight"])
@@ -368,7 +364,7 @@ def test_parts_of_one_process_are_the_shares_of_two(tmp_path: Path) -> None:
         ),
         (
             ["--trainer.accumulate_grad_batches=3"],
-            "data.batch_size is 64,.* trainer.accumulate_grad_batches = 3 .* choose a multiple of 3",
+            "data.batch_size is 64 .* trainer.accumulate_grad_batches = 3 .* choose a multiple of 3",
         ),
         ([IN_TWO, "--trainer.limit_train_batches=0.3"], "trainer.limit_train_batches: 0.3 may lie .* number of steps"),
         ([IN_TWO, "--trainer.val_check_interval=0.3"], "trainer.val_check_interval: 0.3 may lie .* number of steps"),
@@ -382,7 +378,7 @@ def test_what_would_split_a_step_is_refused(words: list[str], said: str, tmp_pat
 
 
 def test_a_batch_that_a_model_cannot_split_equally_is_refused(tmp_path: Path) -> None:
-    said = "data.batch_size is 64,.* trainer.accumulate_grad_batches = 3 .* choose a multiple of 3"
+    said = "data.batch_size is 64 .* trainer.accumulate_grad_batches = 3 .* choose a multiple of 3"
     with pytest.raises(UserError, match=said):
         commands.fit(arguments("WGAN", tmp_path, 128, "--trainer.accumulate_grad_batches=3"))
     assert not list(tmp_path.iterdir()), "nothing was written"

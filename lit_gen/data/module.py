@@ -144,22 +144,26 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: The batch size exceeds the data or is not divisible by the number of processes and parts.
         """
-        num_ranks = self._ranks()[1]
-        parts = self._num_parts()
         num_images = len(self._served("train").images)
         if self.batch_size > num_images:
             raise UserError(f"data.batch_size is {self.batch_size}, but {self.name} has {num_images} training images")
+        self.check_shares(self._num_parts(), self._ranks()[1])
+        return self._loader("train", training=True)
+
+    def check_shares(self, parts: int, num_ranks: int = 1) -> None:
+        """Nothing, if a batch can be split into equal parts, and each of them shared equally by processes.
+
+        Raises:
+            UserError: it cannot.
+        """
+        whole = f"data.batch_size is {self.batch_size} over all processes, which"
         if self.batch_size % num_ranks:
-            raise UserError(
-                f"data.batch_size is {self.batch_size} over all processes, which {num_ranks} processes cannot share "
-                f"equally: choose a multiple of {num_ranks}"
-            )
+            raise UserError(f"{whole} {num_ranks} processes cannot share equally: choose a multiple of {num_ranks}")
         if self.batch_size % (num_ranks * parts):
             raise UserError(
-                f"data.batch_size is {self.batch_size} over all processes, which trainer.accumulate_grad_batches = "
-                f"{parts} cannot split equally among {num_ranks}: choose a multiple of {num_ranks * parts}"
+                f"{whole} trainer.accumulate_grad_batches = {parts} cannot split equally among {num_ranks}: choose a "
+                f"multiple of {num_ranks * parts}"
             )
-        return self._loader("train", training=True)
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Every validation image once over all processes, stand-ins aside; no loader without a validation split."""

@@ -16,6 +16,7 @@ from lit_gen.errors import NoTestImagesError, UserError, class_names
 from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.noise import Noise
+from lit_gen.parts import SumOverParts
 
 if TYPE_CHECKING:
     from lit_gen.first_stage import FirstStage
@@ -344,6 +345,13 @@ class GenerativeModel(LightningModule, ABC):
         return batch.labels if self.num_classes else None
 
     # --- the clock, and randomness that does not depend on what happened before ---
+
+    def split_steps(self, parts: int) -> None:
+        """Has each optimization step computed in so many parts."""
+        self.accumulate = parts
+        for module in self.modules():
+            if isinstance(module, SumOverParts):
+                module.num_parts = parts
 
     @property
     def whole_step(self) -> bool:

@@ -48,13 +48,7 @@ class TwoNetworks(GenerativeModel):
     def on_fit_start(self) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise UserError("trainer.precision: 16-mixed cannot scale the losses of two networks; use bf16-mixed")
-        batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        if batch_size % (self.accumulate * self.trainer.world_size):
-            raise UserError(
-                f"data.batch_size is {batch_size} over all processes, which trainer.accumulate_grad_batches = "
-                f"{self.accumulate} cannot split equally among {self.trainer.world_size}: choose a multiple of "
-                f"{self.accumulate * self.trainer.world_size}"
-            )
+        self.trainer.datamodule.check_shares(self.accumulate, self.trainer.world_size)  # type: ignore[attr-defined]
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         """The tensors of a batch in `accumulate` equal parts, each a view; None stays None. Logging follows them."""
