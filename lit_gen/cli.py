@@ -117,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="5,10,20",
         help="a Markdown table of model and sampler against budgets of network evaluations",
     )
+    leaderboard.add_argument(
+        "--figure", type=Path, metavar="PNG", help="draw the metric against the network evaluations as well"
+    )
     leaderboard.set_defaults(command=_leaderboard)
 
     report = verbs.add_parser("report", help="one HTML page of the evaluations and trainings under a folder")
@@ -183,10 +186,12 @@ def _report(paths: list[Path], folder: Path) -> None:
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
-    from lit_gen.report import leaderboard, render
+    from lit_gen.report import leaderboard, plots, render
     from lit_gen.report.results import load_results
 
     board = leaderboard.rank(load_results(options.folder), by=options.by, where=options.where)
+    if options.figure is not None:
+        plots.distance_vs_nfe([result for row in board.rows for result in row.results], options.figure, board.by)
     if options.budgets:
         print(render.to_budget_table(board, options.budgets).rstrip())
     elif options.format == "table":

@@ -47,7 +47,12 @@ def test_links_and_pictures_lead_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_picture_is_made_by_a_command_of_a_page(page: str) -> None:
-    made = {words[words.index("--out") + 1].removeprefix("../") for _, words in EVERY_COMMAND if "--out" in words}
+    made = {
+        words[words.index(option) + 1].removeprefix("../")
+        for _, words in EVERY_COMMAND
+        for option in ("--out", "--figure")
+        if option in words
+    }
     of_sweep = re.compile(
         rf"images/({'|'.join(SWEEPS)})(_(digits|digits_binary))?\.png"
     )  # the second where it has several data
@@ -64,14 +69,15 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
             patterns = [word for word in words[2:] if word.startswith("sweeps/")]
             assert load_sweep([path for pattern in patterns for path in sorted(ROOT.glob(pattern))]).trials
         case "leaderboard":
-            assert Path(words[2]).name in SWEEPS
+            roots = [w[w.index("--run.root") + 1] for w in IN_THE_CHECKOUT if "--run.root" in w]
+            assert words[2] in [*(f"runs/sweeps/{sweep}" for sweep in SWEEPS), *roots]
         case "sample":
             name = words[2].removesuffix("-*").removeprefix("runs/")
             configs = dict.fromkeys(w[w.index("--config") + 1] for w in IN_THE_CHECKOUT if "--config" in w)
             alike = sorted(configs, key=lambda config: -SequenceMatcher(None, Path(config).stem, name).ratio())
             assert any(default_name(ROOT / config) == name for config in alike)
         case "reflow" | "evaluate":
-            made = words[2].removesuffix("-*").removeprefix("runs/").replace("2-", "")
+            made = Path(words[2]).name.removesuffix("-*").replace("2-", "")
             config = next(c for c in (ROOT / "conf/experiment").glob("*.yaml") if default_name(c) == made)
             given = [word for word in words[3:] if word != "--distill"]
             ExperimentCLI([f"--config={config}", *given])

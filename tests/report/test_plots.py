@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_leaderboard import DDIM, content, write
 
+from lit_gen.cli import main
 from lit_gen.errors import UserError
 from lit_gen.report import plots
 from lit_gen.report.results import load_results
@@ -51,6 +52,19 @@ def test_grids_are_told_apart_if_there_are_several(tmp_path, monkeypatch):
     write(tmp_path, content("EDM", 1.0, sampler=DDIM | {"grid": {"name": "Uniform"}}), "e1")
     figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["DDIM Karras", "DDIM Uniform"]
+
+
+def test_the_leaderboard_draws_the_rows_that_it_ranks(tmp_path, monkeypatch, capsys):
+    for index, (model, nfe) in enumerate([("EDM", 10), ("EDM", 20), ("DDPM", 10)]):
+        found = content(model, 1.0, sampler=DDIM | {"steps": nfe}, nfe=nfe)
+        found["metrics"]["inception_score"] = 5.0 + index
+        write(tmp_path, found, f"e{index}")
+    words = ["leaderboard", str(tmp_path), "--where=model=EDM", "--by=inception_score", "--figure=p.png"]
+    figure = draw_figure(monkeypatch, main, words)
+    curve = figure.axes[0].containers[0][0]
+    assert curve.get_xdata().tolist() == [10, 20] and curve.get_ydata().tolist() == [5, 6]
+    assert len(figure.axes[0].containers) == 1 and figure.axes[0].get_ylabel() == "inception_score"
+    assert "EDM" in capsys.readouterr().out
 
 
 def test_two_trainings_of_a_model_are_two_curves(tmp_path, monkeypatch):
