@@ -23,8 +23,9 @@ from lit_gen.runs import Run
 from lit_gen.training import _trainer
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
+from tests.processes import in_two_processes
 from tests.test_resume import assert_equal_bits, contents
-from tests.test_validation import in_two_processes, trainer, two_processes
+from tests.test_validation import trainer, two_processes
 
 STEPS = 25  # of 64 images: digits have 22 in an epoch
 IN_TWO = "--trainer.accumulate_grad_batches=2"

@@ -18,6 +18,7 @@ from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
 from lit_gen.runs import Run
 from tests.conftest import arguments
+from tests.processes import lit_gen_in_two_processes
 
 FLOW = ["--evaluation.likelihood_method=ProbabilityFlow", "--evaluation.likelihood_method.steps=3"]
 
@@ -181,15 +182,18 @@ def test_what_does_not_suit_is_said_before_the_training(
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_number_of_one(edm: Run, lit_gen) -> None:
+def test_two_processes_give_the_number_of_one(edm: Run, tmp_path: Path) -> None:
     words = ["evaluate", str(edm.directory), "--sampler=DDIM", "--sampler.steps=2", "--evaluation.likelihood=21", *FLOW]
     two = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     found = []
-    for processes in ([], two):
+    for number in (1, 2):
         for file in edm.evaluations.rglob("*.json"):
             file.unlink()
-        done = lit_gen(*words, *processes)
-        assert done.returncode == 0, done.stderr
+        if number == 1:
+            assert main(words) == 0
+        else:
+            done = lit_gen_in_two_processes(tmp_path, *words, *two)
+            assert done.returncode == 0, done.stderr
         (result,) = edm.evaluations.rglob("result.json")
         found.append(json.loads(result.read_text()))
     one, other = found

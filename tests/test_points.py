@@ -23,6 +23,7 @@ from lit_gen.report import leaderboard, plots
 from lit_gen.report.results import load_results
 from lit_gen.runs import Run
 from tests.conftest import ROOT
+from tests.processes import lit_gen_in_two_processes
 from tests.test_cli import said
 
 EDM = f"--config={ROOT}/conf/experiment/points_edm.yaml"
@@ -143,12 +144,12 @@ def test_a_class_of_its_own_for_each_moon(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(trained: Run, result: dict, tmp_path: Path, lit_gen) -> None:
+def test_two_processes_score_as_one(trained: Run, result: dict, tmp_path: Path) -> None:
     copy = tmp_path / trained.directory.name
     shutil.copytree(trained.directory, copy)
     shutil.rmtree(copy / "evaluations")
     two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--evaluation.batch_size=128", "--wandb.mode=disabled"]
-    done = lit_gen("evaluate", str(copy), *STEPS, *two)
+    done = lit_gen_in_two_processes(tmp_path, "evaluate", str(copy), *STEPS, *two)
     assert done.returncode == 0, done.stderr
     (path,) = (copy / "evaluations").glob("*/result.json")
     metrics = json.loads(path.read_text())["metrics"]

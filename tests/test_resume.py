@@ -4,16 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessExitedException
 
 from lit_gen import commands
 from lit_gen.errors import UserError
 from lit_gen.runs import Run
 from tests.conftest import ROOT, arguments
 from tests.interrupt import KILL_AT, CrashError
+from tests.processes import lit_gen_in_two_processes
 
 NUM_BATCHES = 50  # digits have 22 batches of 64 in an epoch: this is two epochs and a part
 EVERY = 7
@@ -153,17 +156,29 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "processes"), [("DDPM", 1), ("WGAN", 2)])
-def test_sigkill_then_resume_with_workers(model: str, processes: int, tmp_path: Path, lit_gen) -> None:
-    more = [f"--trainer.devices={processes}"] + (["--trainer.strategy=ddp"] if processes > 1 else [])
-    kept = {"PYTHONPATH": str(ROOT)}
-    done = lit_gen("fit", *training(model, tmp_path / "whole", *more), **kept)
+def test_sigkill_then_resume_with_workers(tmp_path: Path, lit_gen, capfd: pytest.CaptureFixture[str]) -> None:
+    commands.fit(training("DDPM", tmp_path / "whole"))
+    for workers, batch in ((0, 16), (2, 30)):
+        words = training("DDPM", tmp_path / "parts", f"--data.num_workers={workers}")
+        killed = lit_gen("fit", *words, **{KILL_AT: f"kill:{batch}"})
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    commands.fit(training("DDPM", tmp_path / "parts", "--data.num_workers=2"))
+    assert "resuming after" in capfd.readouterr().out
+    assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+def test_sigkill_of_two_processes_then_resume_with_workers(tmp_path: Path) -> None:
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = lit_gen_in_two_processes(tmp_path, "fit", *training("WGAN", tmp_path / "whole", *two))
     assert done.returncode == 0, done.stderr
     for workers, batch in ((0, 16), (2, 30)):
-        words = training(model, tmp_path / "parts", *more, f"--data.num_workers={workers}")
-        killed = lit_gen("fit", *words, **{KILL_AT: f"kill:{batch}"}, **kept)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = lit_gen("fit", *training(model, tmp_path / "parts", *more, "--data.num_workers=2"), **kept)
+        words = training("WGAN", tmp_path / "parts", *two, f"--data.num_workers={workers}")
+        with pytest.raises(ProcessExitedException) as killed:
+            lit_gen_in_two_processes(tmp_path, "fit", *words, **{KILL_AT: f"kill:{batch}"})
+        assert killed.value.signal_name == "SIGKILL"
+    words = training("WGAN", tmp_path / "parts", *two, "--data.num_workers=2")
+    done = lit_gen_in_two_processes(tmp_path, "fit", *words)
     assert done.returncode == 0, done.stderr
     assert "resuming after" in done.stdout
     assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
@@ -171,17 +186,18 @@ def test_sigkill_then_resume_with_workers(model: str, processes: int, tmp_path: 
 
 @pytest.mark.slow
 def test_ctrl_c_in_two_processes_saves_after_one_batch_of_all(tmp_path: Path, lit_gen) -> None:
+    """In those that torchrun starts, and in those that Lightning starts from the first."""
     more = ["--trainer.devices=2", "--trainer.strategy=ddp", "--checkpoint.every=0"]
-    kept = {"PYTHONPATH": str(ROOT)}
-    done = lit_gen("fit", *training("DDPM", tmp_path / "whole", *more), **kept)
+    done = lit_gen_in_two_processes(tmp_path, "fit", *training("DDPM", tmp_path / "whole", *more))
     assert done.returncode == 0, done.stderr
     words = training("DDPM", tmp_path / "parts", *more)
-    for how, stopped in (("interrupt:13", 20), ("interrupt-second:31", 40)):
-        done = lit_gen("fit", *words, **{KILL_AT: how}, **kept)
+    by_torchrun = partial(lit_gen_in_two_processes, tmp_path)
+    for start, how, stopped in ((by_torchrun, "interrupt:13", 20), (lit_gen, "interrupt-second:31", 40)):
+        done = start("fit", *words, **{KILL_AT: how})
         assert done.returncode == 130, done.stderr
         assert "the same command continues" in done.stderr and "Traceback" not in done.stderr
         assert contents(tmp_path / "parts")["images_seen"] == 64 * stopped
-    done = lit_gen("fit", *words, **kept)
+    done = lit_gen_in_two_processes(tmp_path, "fit", *words)
     assert done.returncode == 0, done.stderr
     assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))
 

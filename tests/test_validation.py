@@ -1,7 +1,6 @@
 """Two processes validate as one does, however few images there are to share."""
 
 import json
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -9,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import distributed, multiprocessing
 
 from lit_gen.data import Digits, ImageDataModule
 from lit_gen.models import EDM, VAE, WGAN, RectifiedFlow
 from lit_gen.models.base import GenerativeModel
 from lit_gen.networks import DiT, UNet
 from tests.networks.random_networks import randomise
+from tests.processes import in_two_processes
 
 SHAPE = (1, 8, 8)
 BATCH = 16
@@ -41,18 +39,6 @@ def trainer(**settings: Any) -> Trainer:
 def two_processes() -> dict[str, Any]:
     """Settings of a trainer; a process that waits in vain for the other fails after a minute."""
     return {"strategy": DDPStrategy(process_group_backend="gloo", timeout=timedelta(minutes=1)), "devices": 2}
-
-
-def in_two_processes(work: Callable[[int, Path], object], folder: Path) -> None:
-    """Calls `work(rank, folder)` in two processes, which `two_processes` joins."""
-    multiprocessing.spawn(_begin, (work, folder, find_free_network_port()), nprocs=2)
-
-
-def _begin(rank: int, work: Callable[[int, Path], object], folder: Path, port: int) -> None:
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    work(rank, folder)
-    distributed.destroy_process_group()
 
 
 def unet(shape: tuple[int, int, int], num_classes: int = 0) -> UNet:

@@ -16,7 +16,8 @@ from lit_gen.errors import UserError
 from lit_gen.models import RectifiedFlow
 from lit_gen.models.base import GenerativeModel
 from tests.conftest import arguments
-from tests.test_validation import in_two_processes, trainer, two_processes, unet
+from tests.processes import in_two_processes
+from tests.test_validation import trainer, two_processes, unet
 
 
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> tuple[list[float], list[dict[str, str]]]:

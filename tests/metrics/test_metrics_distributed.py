@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from lit_gen.errors import UserError
 from lit_gen.metrics import FrechetDistance, InceptionScore, Moments, frechet_distance
+from tests.processes import in_two_processes
 
 NUM_SAMPLES, WIDTH, NUM_CLASSES, SPLITS = 103, 12, 5, 4
 
@@ -35,7 +36,6 @@ def scores(batches: list[torch.Tensor]) -> list[float]:
 
 
 def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
@@ -51,7 +51,6 @@ def worker(rank: int, folder: Path) -> None:
     except UserError as caught:
         error = str(caught)
     (folder / f"{rank}.json").write_text(json.dumps([uneven, idle, error]))
-    distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -59,7 +58,7 @@ def test_two_ranks_equal_one(tmp_path):
     features, _, reference = inputs()
     expected = scores([torch.arange(NUM_SAMPLES)])
     assert expected[3] == pytest.approx(frechet_distance(Moments.of(features), reference), rel=1e-10)
-    multiprocessing.spawn(worker, args=(tmp_path,), nprocs=2)
+    in_two_processes(worker, tmp_path)
     for rank in range(2):
         uneven, idle, error = json.loads((tmp_path / f"{rank}.json").read_text())
         assert uneven == pytest.approx(expected, rel=1e-9)

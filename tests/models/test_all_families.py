@@ -1,9 +1,6 @@
 """What every family must do: train, resume, draw, be scored, be loaded, run in two processes, refuse what is wrong."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +16,11 @@ from lit_gen.loading import load_model
 from lit_gen.models import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise
+from lit_gen.processes import gather
 from lit_gen.runs import Run
-from tests.conftest import ROOT, TINY, arguments
+from tests.conftest import TINY, arguments
 from tests.interrupt import KILL_AT, CrashError
+from tests.processes import in_two_processes
 from tests.test_resume import assert_equal_bits, contents
 
 NUM_BATCHES, EVERY = 7, 3
@@ -174,20 +173,13 @@ def test_a_checkpoint_of_another_network_is_refused(run: Run, tmp_path: Path) ->
         load_model(other, objects.model, "raw")
 
 
-TRAINS_ALL = """
-import hashlib, sys, torch
-from lit_gen import commands
-from tests.models.test_all_families import in_two_processes
-
-for model in sys.argv[2:]:
-    in_two_processes(model, sys.argv[1])
-"""
+def train_every_family(rank: int, folder: Path) -> None:
+    for model in TINY:
+        train_in_both(model, folder)
 
 
-def in_two_processes(model: str, root: str) -> None:
-    """Trains one family in this and another process; both must end with the same weights."""
-    from lit_gen.processes import gather
-
+def train_in_both(model: str, root: Path) -> None:
+    """Trains one family in this and the other process; both must end with the same weights."""
     kept: list[GenerativeModel] = []
     build = ExperimentCLI.objects
 
@@ -198,7 +190,7 @@ def in_two_processes(model: str, root: str) -> None:
 
     ExperimentCLI.objects = keep  # type: ignore[assignment, method-assign]
     two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--grid.num_samples=0"]
-    commands.fit(arguments(model, Path(root), 64 * 3, "--data.num_val=70", "--trainer.val_check_interval=2", *two))
+    commands.fit(arguments(model, root, 64 * 3, "--data.num_val=70", "--trainer.val_check_interval=2", *two))
     ExperimentCLI.objects = build  # type: ignore[method-assign]
     own = next(built for built in kept if f"--model={type(built).__name__}" in TINY[model])  # not its first stage
     weights = {name: value.clone() for name, value in own.state_dict().items()}
@@ -209,14 +201,7 @@ def in_two_processes(model: str, root: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
-    script = tmp_path / "trains_all.py"
-    script.write_text(TRAINS_ALL)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, str(tmp_path), *TINY], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr
+    in_two_processes(train_every_family, tmp_path)
     finished = [Run(path.parent) for path in tmp_path.glob("*/run.json")]
     assert len(finished) == len(TINY) + 1, "and the one first stage of all that follow one"
     assert all(run.finished for run in finished)

@@ -36,6 +36,7 @@ from lit_gen.networks import UNet
 from lit_gen.noise import Noise
 from tests.conftest import DIGITS, TINY_UNET, arguments
 from tests.interrupt import KILL_AT, CrashError
+from tests.processes import lit_gen_in_two_processes
 from tests.test_resume import assert_equal_bits, contents
 
 SHAPE = (1, 8, 8)
@@ -370,26 +371,26 @@ TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path, lit_gen):
+def test_two_processes_train_as_one(tmp_path: Path):
     """With the noise of the coupling and stratified times, nothing is drawn by a process for itself."""
     words = ["--model.optimizer=SGD", "--model.optimizer.lr=0.02", "--model.coupling=ot", "--model.stratified=true"]
     words.append("--model.class_conditional=true")
-    states = []
-    for name, more in {"one": [], "two": TWO}.items():
-        done = lit_gen("fit", *arguments("FlowMatching", tmp_path / name, 64 * 20, *words, *more))
-        assert done.returncode == 0, done.stderr
-        states.append(contents(tmp_path / name))
-    for key, value in states[0].items():
+    one, two = (arguments("FlowMatching", tmp_path / name, 64 * 20, *words) for name in ("one", "two"))
+    commands.fit(one)
+    done = lit_gen_in_two_processes(tmp_path, "fit", *two, *TWO)
+    assert done.returncode == 0, done.stderr
+    shared = contents(tmp_path / "two")
+    for key, value in contents(tmp_path / "one").items():
         if key.startswith("state_dict"):
-            torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(shared[key], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_importance_sampling_counts_the_losses_of_all_processes(tmp_path: Path, lit_gen):
+def test_importance_sampling_counts_the_losses_of_all_processes(tmp_path: Path):
     words = ["--model.importance_sampling=true", "--model.num_timesteps=5", *TWO]
-    done = lit_gen("fit", *arguments("ImprovedDDPM", tmp_path, 64 * 10, *words))
+    done = lit_gen_in_two_processes(tmp_path, "fit", *arguments("ImprovedDDPM", tmp_path / "runs", 64 * 10, *words))
     assert done.returncode == 0, done.stderr
-    counts = contents(tmp_path)["state_dict.importance.counts"]
+    counts = contents(tmp_path / "runs")["state_dict.importance.counts"]
     assert isinstance(counts, Tensor) and counts.sum() == 64 * 10
 
 

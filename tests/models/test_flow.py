@@ -45,6 +45,7 @@ from lit_gen.noise import Noise
 from lit_gen.runs import Run
 from tests.conftest import arguments
 from tests.flows.test_bijections import log_det, randomised
+from tests.processes import lit_gen_in_two_processes
 
 SMALL = partial(ConvCoupling, channels=8, num_blocks=1)
 Dequantiser = partial(VariationalDequantiser, channels=8, num_blocks=1)
@@ -352,14 +353,15 @@ def test_initial_values_are_of_the_images_alone_and_only_set_once(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_begin_alike(tmp_path: Path, lit_gen) -> None:
+def test_two_processes_begin_alike(tmp_path: Path) -> None:
     """With a learning rate of zero what two processes end with is what one begins with."""
     zero = ["--model.optimizer=SGD", "--model.optimizer.lr=0", "--grid.num_samples=0"]
     two = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     weights = []
-    for name, more in {"one": [], "two": two}.items():
-        done = lit_gen("fit", *arguments("Glow", tmp_path / name, 128, *zero, *more))
-        assert done.returncode == 0, done.stderr
+    commands.fit(arguments("Glow", tmp_path / "one", 128, *zero))
+    done = lit_gen_in_two_processes(tmp_path, "fit", *arguments("Glow", tmp_path / "two", 128, *zero, *two))
+    assert done.returncode == 0, done.stderr
+    for name in ("one", "two"):
         (run,) = (Run(path) for path in (tmp_path / name).iterdir() if not path.name.startswith("."))
         weights.append(torch.load(run.checkpoint, weights_only=True)["state_dict"])
     assert weights[0].keys() == weights[1].keys()

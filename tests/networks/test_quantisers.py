@@ -2,19 +2,27 @@
 
 import itertools
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lit_gen.errors import UserError
-from lit_gen.networks.quantisers import FSQ, Quantiser, VectorQuantiser, k_means, nearest, perplexity, usage
-from tests.conftest import ROOT
+from lit_gen.networks.quantisers import (
+    FSQ,
+    Quantiser,
+    VectorQuantiser,
+    frequencies,
+    k_means,
+    nearest,
+    perplexity,
+    usage,
+)
+from lit_gen.processes import gather
 from tests.networks.random_networks import randomise
+from tests.processes import in_two_processes
 
 Similarity = Literal["euclidean", "cosine"]
 
@@ -305,66 +313,51 @@ def test_settings_out_of_range_are_named() -> None:
             FSQ(4, levels)
 
 
-TWO_PROCESSES = """
-import sys, torch
-from torch import distributed
-from lit_gen.networks.quantisers import FSQ, VectorQuantiser, frequencies, perplexity, usage
+def keep_the_same_codes(rank: int, folder: Path) -> None:
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    for ema in (True, False):
+        torch.manual_seed(0)
+        similarity: Similarity = "cosine" if ema else "euclidean"
+        vq = VectorQuantiser(4, 64, ema=ema, code_dim=3, decay=0.9, revive_below=0.3, similarity=similarity)
+        vq.start(torch.randn(16, 4, 4, 4))
+        start = vq.codes.detach().clone()
+        torch.manual_seed(1 + rank)
+        for _ in range(30):
+            z = torch.randn(2, 4, 2, 2) * torch.tensor([1.0, 1.0, 0.1, 3.0])[:, None, None]
+            quantised = vq(z)
+            if not ema:
+                gradient = torch.autograd.grad(quantised.loss, vq.codes)[0]
+                distributed.all_reduce(gradient)
+                with torch.no_grad():
+                    vq.codes -= 0.1 * gradient
+        assert int(vq.revived) > 20, int(vq.revived)
+        state = {name: value.detach().clone() for name, value in vq.state_dict().items() if "wards" not in name}
+        first, second = gather(state)
+        for name in state:
+            assert torch.equal(first[name], second[name]), (ema, name)
+        assert not torch.equal(state["codes"], start)
 
-distributed.init_process_group("gloo")
-rank = distributed.get_rank()
-for ema in (True, False):
+    # without decay codes are the means over the vectors of both
     torch.manual_seed(0)
-    options = dict(code_dim=3, decay=0.9, revive_below=0.3)
-    vq = VectorQuantiser(4, 64, ema=ema, **options, similarity=("cosine" if ema else "euclidean"))
-    vq.start(torch.randn(16, 4, 4, 4))
-    start = vq.codes.detach().clone()
+    vq = VectorQuantiser(4, 8, decay=0.0, revive_below=0.0).double()
     torch.manual_seed(1 + rank)
-    for step in range(30):
-        z = torch.randn(2, 4, 2, 2) * torch.tensor([1.0, 1.0, 0.1, 3.0])[:, None, None]
-        quantised = vq(z)
-        if not ema:
-            gradient = torch.autograd.grad(quantised.loss, vq.codes)[0]
-            distributed.all_reduce(gradient)
-            with torch.no_grad():
-                vq.codes -= 0.1 * gradient
-    assert int(vq.revived) > 20, int(vq.revived)
-    state = {name: value.detach().clone() for name, value in vq.state_dict().items() if "wards" not in name}
-    both = [None, None]
-    distributed.all_gather_object(both, state)
-    for name in state:
-        assert torch.equal(both[0][name], both[1][name]), (ema, name)
-    assert not torch.equal(state["codes"], start)
+    z = torch.randn(2, 4, 3, 3).double()
+    indices = vq(z).indices.flatten()
+    x = z.movedim(1, -1).reshape(-1, 4)
+    x, indices = (torch.cat(part) for part in zip(*gather((x, indices)), strict=True))
+    for k in indices.unique():
+        torch.testing.assert_close(vq.codes[k], x[indices == k].mean(0))
 
-# without decay codes are the means over the vectors of both
-torch.manual_seed(0)
-vq = VectorQuantiser(4, 8, decay=0.0, revive_below=0.0).double()
-torch.manual_seed(1 + rank)
-z = torch.randn(2, 4, 3, 3).double()
-indices = vq(z).indices.flatten()
-x = z.movedim(1, -1).reshape(-1, 4)
-parts = [None, None]
-distributed.all_gather_object(parts, (x, indices))
-x, indices = (torch.cat(part) for part in zip(*parts))
-for k in indices.unique():
-    torch.testing.assert_close(vq.codes[k], x[indices == k].mean(0))
-
-# what is logged of a training batch is of the batches of both, and not of one
-for vq in (VectorQuantiser(4, 64), VectorQuantiser(4, 64, ema=False), FSQ(4)):
-    z = torch.randn(2, 4, 3, 3)
-    _, indices, _, stats = vq(z)
-    parts = [None, None]
-    distributed.all_gather_object(parts, indices)
-    share = frequencies(torch.cat(parts), vq.num_codes)
-    assert stats["perplexity"] == perplexity(share) and stats["usage"] == usage(share)
-    assert stats["usage"] != usage(frequencies(indices, vq.num_codes))
-"""
+    # what is logged of a training batch is of the batches of both, and not of one
+    for each in (VectorQuantiser(4, 64), VectorQuantiser(4, 64, ema=False), FSQ(4)):
+        z = torch.randn(2, 4, 3, 3)
+        _, indices, _, stats = each(z)
+        share = frequencies(torch.cat(gather(indices)), each.num_codes)
+        assert stats["perplexity"] == perplexity(share) and stats["usage"] == usage(share)
+        assert stats["usage"] != usage(frequencies(indices, each.num_codes))
 
 
 @pytest.mark.slow
 def test_two_processes_keep_the_same_codes_through_revivals(tmp_path: Path) -> None:
     """Each sees other vectors; codes, averages and the number of revivals are equal to the last bit."""
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    in_two_processes(keep_the_same_codes, tmp_path)

@@ -1,0 +1,70 @@
+"""Two processes of one command, as torchrun starts them.
+
+They are forked from a process that has imported what they need: importing is most of what a short command takes.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from torch import distributed
+from torch.multiprocessing import start_processes
+
+from lit_gen.cli import main
+
+multiprocessing.set_forkserver_preload(["lit_gen.commands", "lit_gen.config", "torch._dynamo", "sklearn.datasets"])
+
+
+def in_two_processes(work: Callable[[int, Path], object], folder: Path, **environment: str) -> None:
+    """Calls `work(rank, folder)` in two processes.
+
+    Raises:
+        ProcessRaisedException: it raised in one of them.
+        ProcessExitedException: one of them was killed.
+    """
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    torchrun = {"TORCHELASTIC_RUN_ID": "tests", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    everywhere = address | torchrun | environment
+    start_processes(_begin, (work, folder, everywhere), nprocs=2, start_method="forkserver")
+
+
+def lit_gen_in_two_processes(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in two processes, in a folder: the exit status of both, and what both print."""
+    for rank in (0, 1):
+        _said(folder, rank, "code").unlink(missing_ok=True)
+    in_two_processes(partial(_command, words), folder, **environment)
+    codes, out, err = ([_said(folder, rank, what).read_text() for rank in (0, 1)] for what in ("code", "out", "err"))
+    assert codes[0] == codes[1], (codes, *err)
+    return subprocess.CompletedProcess(words, int(codes[0]), "".join(out), "".join(err))
+
+
+def _begin(rank: int, work: Callable[[int, Path], object], folder: Path, environment: dict[str, str]) -> None:
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    multiprocessing.set_start_method("fork", force=True)  # for the workers of a data loader, as elsewhere on Linux
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    work(rank, folder)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _command(words: tuple[str, ...], rank: int, folder: Path) -> None:
+    os.chdir(folder)
+    for stream, what in ((sys.stdout, "out"), (sys.stderr, "err")):
+        with _said(folder, rank, what).open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    code = main(list(words))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _said(folder, rank, "code").write_text(str(code))
+
+
+def _said(folder: Path, rank: int, what: str) -> Path:
+    return folder / f"process-{rank}.{what}"
