@@ -16,8 +16,8 @@ class CrashError(Exception):
 class Interrupt(Callback):
     """Dies once so many batches were trained.
 
-    By SIGKILL for `kill:N`, by Ctrl-C for `interrupt:N`, by an exception for `raise:N`. Of two processes the second
-    gets Ctrl-C three batches after the first, or for `interrupt-second:N` it alone does.
+    By SIGKILL for `kill:N`, by SIGTERM for `terminate:N`, by Ctrl-C for `interrupt:N`, by an exception for `raise:N`.
+    Of two processes the second gets Ctrl-C three batches after the first, or for `interrupt-second:N` it alone does.
 
     How is read from the environment, so the configuration, and with it the run's identity, stays the same.
     """
@@ -28,9 +28,7 @@ class Interrupt(Callback):
         if how == "interrupt-second" and trainer.global_rank == 0:
             return
         if how and trainer.lightning_module._batches_seen == int(when) + late:
-            if how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if how.startswith("interrupt"):
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            raise CrashError
+            if how == "raise":
+                raise CrashError
+            signals = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}
+            os.kill(os.getpid(), signals.get(how, signal.SIGINT))

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -283,13 +284,16 @@ def test_inception_without_its_weights_says_where_to_get_them(
     assert str(missing) in error and "https://" in error
 
 
-def test_interrupted_training_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C before any checkpoint was due: exit code 130, and the same command goes on from the batch it came at."""
+@pytest.mark.parametrize("how", ["interrupt", "terminate"])
+def test_interrupted_training_is_resumable(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal before any checkpoint was due: exit code 130, and the same command goes on from the batch it came at."""
     words = arguments("EDM", tmp_path, 64 * 30, "--trainer.callbacks=tests.interrupt.Interrupt")
-    monkeypatch.setenv(KILL_AT, "interrupt:7")
+    own = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv(KILL_AT, f"{how}:7")
     assert main(["fit", *words]) == 130
     (checkpoint,) = tmp_path.glob("*/checkpoints/last.ckpt")
     assert torch.load(checkpoint, weights_only=True)["images_seen"] == 64 * 8
+    assert signal.getsignal(signal.SIGTERM) == own, "it ends the process again"
     monkeypatch.delenv(KILL_AT)
     run = commands.fit(words)
     assert run.finished and run.metadata["images_seen"] == 64 * 30

@@ -192,7 +192,12 @@ def test_ctrl_c_in_two_processes_saves_after_one_batch_of_all(tmp_path: Path, li
     assert done.returncode == 0, done.stderr
     words = training("DDPM", tmp_path / "parts", *more)
     by_torchrun = partial(lit_gen_in_two_processes, tmp_path)
-    for start, how, stopped in ((by_torchrun, "interrupt:13", 20), (lit_gen, "interrupt-second:31", 40)):
+    signals = [
+        (by_torchrun, "interrupt:13", 20),
+        (by_torchrun, "terminate:22", 30),
+        (lit_gen, "interrupt-second:31", 40),
+    ]
+    for start, how, stopped in signals:
         done = start("fit", *words, **{KILL_AT: how})
         assert done.returncode == 130, done.stderr
         assert "the same command continues" in done.stderr and "Traceback" not in done.stderr

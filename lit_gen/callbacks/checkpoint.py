@@ -40,11 +40,14 @@ class Checkpoint(Callback):
         self._saved_at = 0
         self._training = False
         self._interrupted = False
+        self._interrupt: Callable[[int, Any], None] | None = None
         self._own_threads: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._saved_at = pl_module.images_seen
         self._training = True
+        if self._interrupt is not None:  # Lightning's stops without a checkpoint
+            signal.signal(signal.SIGTERM, self._interrupt)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
@@ -112,7 +115,7 @@ class Checkpoint(Callback):
 
     @contextmanager
     def saved_when_interrupted(self, trainer: Trainer) -> Iterator[None]:
-        """Ctrl-C while batches are trained saves a checkpoint first; a second one stops at once.
+        """Ctrl-C or SIGTERM while batches are trained saves a checkpoint first; a second one stops at once.
 
         Of several processes it is enough that one gets the signal: all save and stop after the same batch.
         """
@@ -127,10 +130,12 @@ class Checkpoint(Callback):
             if trainer.is_global_zero:
                 print("stopping after this batch; its checkpoint is saved", file=sys.stderr, flush=True)
 
+        self._interrupt = interrupt
         before = signal.signal(signal.SIGINT, interrupt)
         try:
             yield
         finally:
+            self._interrupt = None
             signal.signal(signal.SIGINT, before)
 
 
