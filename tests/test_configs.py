@@ -4,6 +4,8 @@ import gzip
 import json
 import pickle
 import struct
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ import yaml
 from lit_gen import commands
 from lit_gen.config import ExperimentCLI
 from lit_gen.runs import Run
-from lit_gen.sweeps import load_sweep
-from tests.conftest import DIGITS, OTHER_DATA, ROOT, TINY, TINY_UNET
+from lit_gen.sweeps import Trial, load_sweep
+from tests.conftest import DIGITS, OTHER_DATA, ROOT, TINY
 
 CONF = ROOT / "conf"
 SMALL = {
@@ -57,6 +59,11 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@cache
+def experiment(path: Path) -> ExperimentCLI:
+    return ExperimentCLI([f"--config={path}"])
+
+
 def num_batches(cli: ExperimentCLI) -> int:
     """Two, or as many as it takes until each of two networks has had a step."""
     settings = cli.config.model.init_args
@@ -69,7 +76,7 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
     Two batches of few images, or as many as it takes until each of two networks has had a step.
     """
     config = yaml.safe_load(path.read_text())
-    cli = ExperimentCLI([f"--config={path}"])
+    cli = experiment(path)
     batch_size = min(config["data"]["batch_size"], 8)
     words = [
         f"--run.root={root}",
@@ -108,7 +115,7 @@ def test_experiment_trains(name: str, tmp_path: Path, data_root: Path) -> None:
     run = commands.fit([f"--config={path}", *shrunk(path, tmp_path, data_root)])
     assert run.finished
     config, saved = (yaml.safe_load(file.read_text()) for file in (path, run.config))
-    batches = num_batches(ExperimentCLI([f"--config={path}"]))
+    batches = num_batches(experiment(path))
     assert run.metadata["images_seen"] == batches * min(config["data"]["batch_size"], 8)
     assert saved["trainer"]["precision"] == config.get("trainer", {}).get("precision")
 
@@ -140,11 +147,13 @@ def test_model_trains_a_step(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", files("conf/sampler"))
 def test_sampler_draws(name: str, tmp_path: Path) -> None:
-    words = ["--model=DDPM", *TINY_UNET, *DIGITS, f"--run.root={tmp_path}", "--budget.num_images=64"]
+    small = ["--model.network.width=16", "--model.network.depth=1", "--budget.num_images=64", "--data.batch_size=64"]
+    words = [f"--config={CONF}/experiment/points_ddpm.yaml", *small, "--grid.num_samples=0", "--wandb.mode=disabled"]
     sampler = CONF / "sampler" / f"{name}.yaml"
     settings = yaml.safe_load(sampler.read_text())
     steps = [str(settings["init_args"]["steps"])] if "steps" in settings["init_args"] else []
-    result = commands.run([*words, f"--sampler={sampler}", "--evaluation.num_samples=4"])
+    few = ["--evaluation.num_samples=10", "--evaluation.num_kept=10"]
+    result = commands.run([*words, *few, f"--run.root={tmp_path}", f"--sampler={sampler}"])
     assert result.parent.name.startswith("-".join([settings["class_path"], *steps, ""]))
 
 
@@ -169,6 +178,11 @@ def test_data_is_accepted(name: str) -> None:
     assert cli.config.data.batch_size == given["batch_size"]
 
 
+@cache
+def trials(name: str) -> Sequence[Trial]:
+    return load_sweep([ROOT / "sweeps" / f"{name}.yaml"]).trials
+
+
 def in_repository(words: list[str]) -> list[str]:
     return [word.replace("=conf/", f"={CONF}/") for word in words]
 
@@ -176,10 +190,10 @@ def in_repository(words: list[str]) -> list[str]:
 @pytest.mark.parametrize("name", files("sweeps"))
 def test_the_trials_of_a_sweep_are_accepted(name: str) -> None:
     """Trials that together hold every value of every parameter are valid experiments."""
-    sweep = load_sweep([ROOT / "sweeps" / f"{name}.yaml"])
-    assert len({trial.id for trial in sweep.trials}) == len(sweep.trials)
+    found = trials(name)
+    assert len({trial.id for trial in found}) == len(found)
     seen: set[str] = set()
-    for trial in sweep.trials:
+    for trial in found:
         if seen.issuperset(trial.arguments):
             continue
         seen.update(trial.arguments)
@@ -194,7 +208,7 @@ def test_the_trials_of_a_sweep_are_accepted(name: str) -> None:
 @pytest.mark.parametrize("name", files("sweeps"))
 def test_a_trial_of_a_sweep_runs(name: str, tmp_path: Path, data_root: Path) -> None:
     """The last one; that its other experiments can be trained, the tests above show."""
-    trial = load_sweep([ROOT / "sweeps" / f"{name}.yaml"]).trials[-1]
+    trial = trials(name)[-1]
     small = [
         *shrunk(ROOT / trial.parameters["config"], tmp_path, data_root),
         "--evaluation.num_samples=4",
