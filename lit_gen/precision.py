@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_gen.errors import UserError
 from lit_gen.models.base import GenerativeModel
+from lit_gen.models.two_networks import TwoNetworks
 
 
 class NetworkPrecision(Precision):
@@ -69,9 +70,14 @@ def use_network_precision(trainer: Trainer, model: GenerativeModel) -> None:
     """Puts `NetworkPrecision` in the place of Lightning's plugins, which leave the images of a data module float32.
 
     Raises:
-        UserError: the family does not train with weights of another type than float32.
+        UserError: the family does not train with weights of another type than float32, or not with scaled losses.
     """
     plugin = trainer.precision_plugin
+    if isinstance(model, TwoNetworks) and getattr(plugin, "scaler", None) is not None:
+        raise UserError(
+            f"trainer.plugins: {type(plugin).__name__} cannot scale the losses of two networks; leave it out and use "
+            "trainer.precision bf16-mixed"
+        )
     dtypes = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
     if type(plugin) in (HalfPrecision, DoublePrecision):
         if not model.takes_other_weights:

@@ -222,6 +222,7 @@ def _check_trainer(settings: Namespace, model: GenerativeModel, data: ImageDataM
             f"trainer.max_steps: {settings.max_steps} would count the steps of both networks of {model.title}; "
             "leave it out and set --budget.num_images"
         )
+    model.check_trainer(settings)
     parts = settings.accumulate_grad_batches
     if parts < 1:
         raise UserError(f"trainer.accumulate_grad_batches: {parts} is no number of parts; 1 computes a step at once")

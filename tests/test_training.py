@@ -46,9 +46,39 @@ def test_clipping_and_the_norm_before_it(tmp_path: Path) -> None:
     assert (weights[1] - weights[0]).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_clipping_two_optimizers_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gradient clipping"):
-        commands.fit(arguments("WGAN", tmp_path, 64, "--trainer.gradient_clip_val=1"))
+CLIPPED = (
+    "gradient_clip_val=0.5",
+    "trainer.gradient_clip_val: 0.5 cannot clip the gradients of two networks; leave it out and set "
+    "--model.gradient_clip 0.5",
+)
+SCALED = "precision=16-mixed", "trainer.precision: 16-mixed cannot scale the losses of two networks; use bf16-mixed"
+BY_NUMBER = "precision=16", "trainer.precision: 16 cannot scale the losses of two networks; use bf16-mixed"
+BY_PLUGIN = (
+    "plugins=MixedPrecision --trainer.plugins.precision=16-mixed --trainer.plugins.device=cpu",
+    "trainer.plugins: MixedPrecision cannot scale the losses of two networks; leave it out and use trainer.precision "
+    "bf16-mixed",
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "words", "message"),
+    [
+        *((family, *case) for case in (CLIPPED, SCALED) for family in ("GAN", "WGAN", "VQGAN")),
+        ("WGAN", *BY_NUMBER),
+        ("WGAN", *BY_PLUGIN),
+    ],
+)
+def test_what_two_networks_are_not_trained_with_is_refused_in_one_line(
+    family: str, words: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *arguments(family, tmp_path, 64, *f"--trainer.{words}".split())]) == 2
+    assert capfd.readouterr().err == f"lit-gen: error: {message}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_networks_train_with_clipping_turned_off(tmp_path: Path) -> None:
+    words = "--trainer.gradient_clip_val=0", "--trainer.precision=32"
+    assert commands.fit(arguments("WGAN", tmp_path, 64, *words)).finished
 
 
 @pytest.mark.parametrize("model", ["DDPM", "WGAN", "VAE", "Glow", "PixelCNN"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -188,6 +189,9 @@ class GenerativeModel(LightningModule, ABC):
 
     def check_data(self, data: ImageDataModule) -> None:
         """Raises a UserError if the data is not what the model is of, before anything is trained; by default never."""
+
+    def check_trainer(self, settings: Namespace) -> None:
+        """Raises a UserError if the family does not train with settings of the trainer; by default never."""
 
     def check_training(self) -> None:
         """Raises a UserError if what training alone needs is missing, before a run is made; by default never."""

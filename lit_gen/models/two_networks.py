@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -45,9 +46,19 @@ class TwoNetworks(GenerativeModel):
         self.gradient_clip = gradient_clip
         self.automatic_optimization = False
 
+    def check_trainer(self, settings: Namespace) -> None:
+        """Refuses what Lightning does to a loss and its gradient, on every device: it sees neither here."""
+        if settings.gradient_clip_val:
+            raise UserError(
+                f"trainer.gradient_clip_val: {settings.gradient_clip_val} cannot clip the gradients of two networks; "
+                f"leave it out and set --model.gradient_clip {settings.gradient_clip_val}"
+            )
+        if str(settings.precision) in ("16", "16-mixed"):
+            raise UserError(
+                f"trainer.precision: {settings.precision} cannot scale the losses of two networks; use bf16-mixed"
+            )
+
     def on_fit_start(self) -> None:
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            raise UserError("trainer.precision: 16-mixed cannot scale the losses of two networks; use bf16-mixed")
         self.trainer.datamodule.check_shares(self.accumulate, self.trainer.world_size)  # type: ignore[attr-defined]
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
