@@ -247,7 +247,7 @@ class GAN(AdversarialModel):
         class_conditional: Condition the generator by scale and shift and the discriminator by projection.
         latent_dim: Dimension of z ~ N(0, I).
         loss: minimax, non_saturating, hinge, least_squares or wasserstein.
-        r1: gamma, the weight of R1; 0 for none.
+        r1: gamma, the weight of R1; 0 for none. Refused of a discriminator with batch normalisation.
         r1_every: Discriminator steps from one R1 to the next.
         discriminator_steps: Discriminator steps for each generator step.
         augment: What the discriminator sees instead of the images; null: the images.
@@ -298,6 +298,11 @@ class GAN(AdversarialModel):
             raise UserError(
                 f"model.augment: AdaptiveAugment follows how often D is right, which the {loss} loss does not say; use "
                 "DiffAugment, or another model.loss"
+            )
+        if r1 and has_batch_norm(self.critic):
+            raise UserError(
+                "model.r1: R1 is of single images, which batch normalisation mixes; leave it out, or choose a "
+                "model.discriminator without"
             )
         self.loss = loss
         self.r1 = r1

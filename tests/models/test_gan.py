@@ -90,7 +90,7 @@ def gan(norm: str = "batch", **more: Any) -> GAN:
 
 @pytest.mark.parametrize("norm", ["batch", "spectral"])
 def test_each_step_moves_parameters_and_statistics_of_one_network_alone(norm: str) -> None:
-    model = gan(norm, r1=1.0, r1_every=1)
+    model = gan(norm, r1=1.0 if norm == "spectral" else 0.0, r1_every=1)
     recorded = Recorded(model)
     start = copied(model.generating_network), copied(model.critic)
     recorded.step()
@@ -231,6 +231,17 @@ def test_a_spectral_wgan_normalises_its_critic_and_a_penalty_refuses_batch_norm(
     assert sum(name.endswith("._u") for name, _ in model.critic.named_buffers()) > 5
     with pytest.raises(UserError, match="model.critic: a gradient penalty is of single images"):
         WGAN((1, 8, 8), critic=discriminator("batch"))
+
+
+def test_r1_refuses_batch_norm() -> None:
+    message = (
+        "model.r1: R1 is of single images, which batch normalisation mixes; leave it out, or choose a "
+        "model.discriminator without"
+    )
+    with pytest.raises(UserError) as error:
+        gan("batch", r1=10.0)
+    assert str(error.value) == message
+    assert gan("batch").r1 == 0 and gan("spectral", r1=10.0).r1 == gan("none", r1=10.0).r1 == 10
 
 
 def test_truncation_draws_nearer_to_the_middle() -> None:
