@@ -52,6 +52,16 @@ CLIP = 0.01
 """Largest magnitude of a clipped parameter, as published."""
 
 
+TITLES = {
+    "minimax": "Minimax-GAN",
+    "non_saturating": "GAN",
+    "hinge": "Hinge-GAN",
+    "least_squares": "LSGAN",
+    "wasserstein": "GAN, wasserstein loss",
+}
+"""Of each loss, in the words of the field; a WGAN is one whose critic is constrained."""
+
+
 class AdversarialAdam(torch.optim.Adam):
     """Adam with beta_1 = 0 and beta_2 = 0.9, the setting of WGAN-GP: no momentum towards where the other network was.
 
@@ -308,7 +318,7 @@ class GAN(AdversarialModel):
         self.r1 = r1
         self.r1_every = r1_every
         self.augment = augment
-        self.title = {"hinge": "Hinge-GAN", "least_squares": "LSGAN", "minimax": "Minimax-GAN"}.get(loss, "GAN")
+        self.title = TITLES[loss]
         if isinstance(self.critic, SNGANDiscriminator) and self.critic.spectral:
             self.title = "SNGAN" if loss == "hinge" else f"SNGAN, {loss.replace('_', ' ')} loss"
 

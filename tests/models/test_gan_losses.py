@@ -234,7 +234,7 @@ def test_a_loss_without_a_boundary_takes_no_adaptive_augmentation() -> None:
 def test_titles_are_those_of_the_losses() -> None:
     """LS-GAN, with a hyphen, is another: the loss-sensitive GAN. SNGAN has a network and a loss."""
     titles = {loss: linear(GAN, loss=loss).title for loss in LOSSES}
-    expected = ("Minimax-GAN", "GAN", "Hinge-GAN", "LSGAN", "GAN")
+    expected = ("Minimax-GAN", "GAN", "Hinge-GAN", "LSGAN", "GAN, wasserstein loss")
     assert titles == dict(zip(LOSSES, expected, strict=True))
     titles = {loss: GAN((1, 8, 8), loss=loss, discriminator=SNGANDiscriminator).title for loss in LOSSES}  # type: ignore[arg-type]
     plain = GAN((1, 8, 8), loss="hinge", discriminator=lambda shape, n: SNGANDiscriminator(shape, n, spectral=False))
