@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
@@ -30,13 +31,14 @@ Normalisation = Literal["spectral", "batch", "none"]
 
 
 def normalise_spectrally(network: nn.Module) -> None:
-    """Divides every weight matrix of a network by its largest singular value, W / sigma(W), from here on.
+    """Divides the weight of every convolution, linear layer and embedding by its largest singular value, W / sigma(W).
 
-    A kernel (C_out, C_in, k, k) is the matrix (C_out, C_in k k). sigma is estimated by one step of power iteration for
+    A kernel (C_out, C_in, k, k) is the matrix (C_out, C_in k k), and so is that of a transposed convolution, which is
+    stored as (C_in, C_out, k, k). It is divided from here on. sigma is estimated by one step of power iteration for
     each pass in training mode; its vectors are buffers. Layers that are normalised already stay as they are.
     """
     for module in list(network.modules()):
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)) and not parametrize.is_parametrized(module):
+        if isinstance(module, (_ConvNd, nn.Linear, nn.Embedding)) and not parametrize.is_parametrized(module):
             spectral_norm(module)
 
 

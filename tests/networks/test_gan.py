@@ -108,6 +108,21 @@ def test_normalised_weights_have_singular_values_up_to_one(build: type[nn.Module
         assert largest == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("build", [nn.ConvTranspose2d, nn.ConvTranspose1d, nn.Conv1d])
+def test_convolutions_are_normalised_as_matrices_with_a_row_for_each_output(build: Any) -> None:
+    torch.manual_seed(0)
+    layer = build(3, 5, 4).double()
+    normalise_spectrally(layer)
+    for _ in range(3000):
+        layer.weight  # noqa: B018
+    layer.eval()
+    kernel: Tensor = layer.weight.detach()
+    matrix = kernel.transpose(0, 1) if build is not nn.Conv1d else kernel
+    assert len(matrix) == 5
+    assert torch.linalg.svdvals(matrix.flatten(1))[0].item() == pytest.approx(1, abs=1e-6)
+    assert torch.linalg.svdvals(matrix.transpose(0, 1).flatten(1))[0].item() != pytest.approx(1, abs=1e-2)
+
+
 def test_normalising_twice_is_normalising_once() -> None:
     network = DCGANDiscriminator((1, 8, 8), channels=8)
     before = list(network.state_dict())
