@@ -100,7 +100,7 @@ class Contraction(nn.Module):
 
     Args:
         image_shape: (C, H, W) of the images.
-        features: Width of the output.
+        features: Width of the output; 0 for the last features themselves, at all positions.
         channels: Width at full resolution; it doubles at every halving.
         max_channels: Limit of the doubling.
         num_blocks: Residual blocks per resolution.
@@ -129,7 +129,8 @@ class Contraction(nn.Module):
         layers += [group_norm(widths[-1]) if norm else nn.Identity(), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers)
         initialise(self.layers)
-        self.out = nn.Linear(widths[-1] * math.prod(sizes[-1]), features)
+        self.num_features = features or widths[-1] * math.prod(sizes[-1])
+        self.out = nn.Linear(widths[-1] * math.prod(sizes[-1]), features) if features else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.layers(x).flatten(1))

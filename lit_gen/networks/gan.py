@@ -171,16 +171,13 @@ class Critic(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = Contraction(
-            image_shape, 1, channels=channels, max_channels=max_channels, num_blocks=num_blocks, norm=False
+            image_shape, 0, channels=channels, max_channels=max_channels, num_blocks=num_blocks, norm=False
         )
-        self.embedding = nn.Embedding(num_classes, self.trunk.out.in_features) if num_classes else None
-        if self.embedding is not None:
-            nn.init.xavier_uniform_(self.embedding.weight)
+        self.head = Projection(self.trunk.num_features, num_classes)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        h = self.trunk.layers(x).flatten(1)
-        score: Tensor = self.trunk.out(h).squeeze(1)
-        return score if self.embedding is None else score + (self.embedding(labels) * h).sum(1)
+        score: Tensor = self.head(self.trunk(x), labels)
+        return score
 
 
 # --- DCGAN ---

@@ -92,6 +92,31 @@ def test_projection_adds_the_product_with_the_embedding() -> None:
     torch.testing.assert_close(head(h, labels), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["Critic", "DCGAN", "DCGAN batch", "SNGAN", "MLPCritic"])
+def test_scores_of_two_classes_differ_by_the_product_with_their_embeddings(name: str) -> None:
+    """D(x, a) - D(x, b) = <e_a - e_b, h(x)>, and D(x, a) - <e_a, h(x)> = w^T h(x) + b."""
+    torch.manual_seed(0)
+    shape = (1, 8, 8)
+    network = randomised((discriminators(shape, 3) | {"MLPCritic": MLPCritic(shape, 3, width=16)})[name])
+    network = network.double().eval()
+    head = network.get_submodule("head")
+    assert isinstance(head, Projection) and head.embedding is not None
+    x, a, b = torch.randn(6, *shape).double(), torch.arange(6) % 3, (torch.arange(6) + 1) % 3
+    if name == "Critic":
+        h = network.get_submodule("trunk.layers")(x).flatten(1)
+    elif name == "SNGAN":
+        h = network.get_submodule("blocks")(x).relu().sum((2, 3))
+    else:
+        h = network.get_submodule("layers")(x if name != "MLPCritic" else x.flatten(1)).flatten(1)
+    with torch.no_grad():
+        e, linear = head.embedding.weight, h @ head.score.weight[0] + head.score.bias
+        expected = torch.einsum("nf,nf->n", e[a] - e[b], h)
+        assert expected.abs().min() > 1e-3
+        torch.testing.assert_close(network(x, a) - network(x, b), expected, rtol=1e-9, atol=1e-11)
+        product = torch.einsum("nf,nf->n", e[a], h)
+        torch.testing.assert_close(network(x, a) - product, linear, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("build", [DCGANDiscriminator, SNGANDiscriminator, Critic])
 def test_normalised_weights_have_singular_values_up_to_one(build: type[nn.Module]) -> None:
     torch.manual_seed(0)
@@ -121,6 +146,31 @@ def test_convolutions_are_normalised_as_matrices_with_a_row_for_each_output(buil
     assert len(matrix) == 5
     assert torch.linalg.svdvals(matrix.flatten(1))[0].item() == pytest.approx(1, abs=1e-6)
     assert torch.linalg.svdvals(matrix.transpose(0, 1).flatten(1))[0].item() != pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize("build", [DCGANDiscriminator, SNGANDiscriminator, Critic])
+def test_power_iteration_rests_in_evaluation(build: type[nn.Module]) -> None:
+    """A pass in evaluation divides by u^T W v and leaves u and v, which a pass in training then moves."""
+    torch.manual_seed(0)
+    network = build((1, 8, 8), 3, 16)
+    normalise_spectrally(network)
+    x, labels = torch.randn(4, 1, 8, 8), torch.arange(4) % 3
+    network = randomised(network).eval()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    assert {name.rpartition(".")[2] for name in before} == {"_u", "_v"}
+    scores = network(x, labels)
+    assert torch.equal(network(x, labels), scores)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    for module in network.modules():
+        if parametrize.is_parametrized(module):
+            of_weight = module.parametrizations.weight  # type: ignore[union-attr]
+            matrix = of_weight.original.detach().flatten(1)  # type: ignore[union-attr, operator]
+            sigma = of_weight[0]._u @ matrix @ of_weight[0]._v  # type: ignore[index, union-attr]
+            torch.testing.assert_close(module.weight.detach().flatten(1), matrix / sigma)  # type: ignore[operator]
+    network.train()(x, labels)
+    moved = {name for name, value in network.named_buffers() if not torch.equal(value, before[name])}
+    rows = {name for name, value in before.items() if len(value) == 1}
+    assert moved == before.keys() - rows, "u of a single row is 1"
 
 
 def test_normalising_twice_is_normalising_once() -> None:

@@ -56,7 +56,8 @@ def test_encoder_splits_mean_from_log_variance() -> None:
     encoder = ConvEncoder((1, 8, 8), LATENT, channels=8)
     bias = torch.arange(2.0 * LATENT)
     encoder.load_state_dict(
-        {"trunk.out.weight": torch.zeros_like(encoder.trunk.out.weight), "trunk.out.bias": bias}, strict=False
+        {"trunk.out.weight": torch.zeros_like(encoder.state_dict()["trunk.out.weight"]), "trunk.out.bias": bias},
+        strict=False,
     )
     mean, log_var = encoder(torch.randn(2, 1, 8, 8))
     assert torch.equal(mean, bias[:LATENT].expand(2, -1))
