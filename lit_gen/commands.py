@@ -85,10 +85,12 @@ def sample(arguments: list[str]) -> None:
     parser.add_argument("--weights", default="ema")
     parser.add_argument("--trajectory", type=Path)
     parser.add_argument("--picture")
+    parser.add_argument("--label", type=int)
     if arguments and arguments[0] in ("-h", "--help"):
         print(
             "usage: lit-gen sample RUN [-n 64] [--seed 0] [--first 0] [--out samples.png | FOLDER | FILE.npz]\n"
             "                          [--weights ema|raw|ema:0.1] [--batch-size 256] [--trajectory FILE.png]\n"
+            "                          [--label 3: images of one class, of a class-conditional model]\n"
             "                          [--picture reconstructions|interpolations|completions|...]\n"
             "                          [--sampler Heun --sampler.steps 18 ...]"
         )
@@ -108,6 +110,10 @@ def sample(arguments: list[str]) -> None:
     _check_sampler(objects, processes.device(cli.config.trainer))
     model = load_model(run, objects.model, own.weights).to(processes.device(cli.config.trainer))
     source: ImageSource = objects.data.source
+    if own.label is not None and not model.num_classes:
+        raise UserError(f"--label: {model.title} was not trained with model.class_conditional=true; leave it out")
+    if own.label is not None and not 0 <= own.label < model.num_classes:
+        raise UserError(f"--label: {own.label} is none of the classes 0 to {model.num_classes - 1}")
     if own.picture is not None:
         _show(model, objects, own)
         return
@@ -122,14 +128,17 @@ def sample(arguments: list[str]) -> None:
         trajectories = Trajectories(sampler, 8 if source.quantised else 40)
         sampler = trajectories.sampler
     parts = []
+    labels = torch.arange(own.first, own.first + own.n) % model.num_classes if model.num_classes else None
+    if own.label is not None:
+        labels = torch.full((own.n,), own.label)
     with image_progress("sampling", own.n) as progress:
         for first in range(0, own.n, own.batch_size):
             indices = range(own.first + first, own.first + min(first + own.batch_size, own.n))
-            samples = model.sample(Noise(own.seed, indices, model.device), sampler=sampler)
+            classes = None if labels is None else labels[first : first + len(indices)]
+            samples = model.sample(Noise(own.seed, indices, model.device), classes, sampler)
             parts.append(as_stored(samples, source).cpu())
             if progress is not None:
                 progress.update(first + len(indices))
-    labels = torch.arange(own.first, own.first + own.n) % model.num_classes if model.num_classes else None
     save_images(torch.cat(parts), labels, source, own.out, own.first)
     settings = f"seed {own.seed}, {own.weights} weights, {model.nfe:g} network evaluations"
     print(f"{own.n} images of {run.directory} ({settings}) -> {own.out}")

@@ -284,6 +284,22 @@ def test_inception_without_its_weights_says_where_to_get_them(
     assert str(missing) in error and "https://" in error
 
 
+def test_images_of_one_class(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the indices that would have had the class anyway stay as they are."""
+    steep = ["--model.class_conditional=true", "--model.warmup=0", "--model.optimizer.lr=0.01"]
+    run = commands.fit(arguments("DDPM", tmp_path / "runs", 64 * 5, *steep))
+    words = ["sample", str(run.directory), "-n", "15", "--first", "2", "--weights", "raw", "--sampler=DDIM"]
+    words.append("--sampler.steps=2")
+    assert main([*words, "--out", str(tmp_path / "all.npz")]) == 0
+    assert main([*words, "--out", str(tmp_path / "one.npz"), "--label", "3", "--batch-size", "6"]) == 0
+    each, one = np.load(tmp_path / "all.npz"), np.load(tmp_path / "one.npz")
+    assert each["labels"].tolist() == [index % 10 for index in range(2, 17)] and one["labels"].tolist() == [3] * 15
+    same = [np.abs(x.astype(int) - y).max() <= 1 for x, y in zip(each["images"], one["images"], strict=True)]
+    assert same == [index % 10 == 3 for index in range(2, 17)]
+    assert "--label: 10 is none of the classes 0 to 9" in said(capsys, *words, "--label", "10")
+    assert "--label: " in said(capsys, "sample", str(trained.directory), "--label", "3")
+
+
 @pytest.mark.parametrize("how", ["interrupt", "terminate"])
 def test_interrupted_training_is_resumable(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal before any checkpoint was due: exit code 130, and the same command goes on from the batch it came at."""

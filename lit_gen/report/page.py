@@ -7,6 +7,7 @@ import base64
 import csv
 import io
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +83,12 @@ def write_page(results: Sequence[Result], out: Path, title: str) -> Path:
     runs = {result.path.parents[2] for result in results}
     with tempfile.TemporaryDirectory() as scratch:
         comparisons = [_comparison(group, Path(scratch)) for group in comparable(results)]
-        trainings = [_training(Run(directory), Path(scratch)) for directory in sorted(runs)]
+        trainings = []
+        for directory in sorted(runs):
+            try:
+                trainings.append(_training(Run(directory), Path(scratch)))
+            except UserError as error:  # of a file of the run that is damaged: its numbers stand without it
+                warnings.warn(f"{error}; the page leaves this training out", stacklevel=2)
     environment = Environment(
         loader=PackageLoader("lit_gen.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

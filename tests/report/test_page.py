@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -109,3 +110,16 @@ def test_samples_that_were_deleted_are_left_out(runs: Path, tmp_path: Path) -> N
     assert main(["report", str(runs), "--out", str(out)]) == 0
     kinds = [alt for alt, _ in Page(out.read_text()).pictures]
     assert "samples side by side" not in kinds and "distance against network evaluations" in kinds
+
+
+def test_a_damaged_run_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    (damaged,) = copy.glob("digits_edm-*/run.json")
+    damaged.write_text("{")
+    with pytest.warns(UserWarning, match=f"{damaged}.*leaves this training out"):
+        assert main(["report", str(copy), "--out", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert {row[1] for row in page.rows if row[0].isdigit()} == {"EDM", "VAE"}, "numbers stand without it"
+    assert "lit_gen.models.VAE" in text and "lit_gen.models.EDM" not in text, "in the settings of the trainings"
