@@ -82,7 +82,7 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
                 identity=identity,
                 recipe=recipe_identity(config, of_recipe),
                 training=training_config(config),
-                title=model.title,
+                title=f"{model.title}, class-conditional" if model.num_classes else model.title,
                 flow=flow,
                 seed=config["seed_everything"],
                 earlier_seconds=objects.budget.spent,

@@ -288,6 +288,7 @@ def test_images_of_one_class(trained: Run, tmp_path: Path, capsys: pytest.Captur
     """Those of the indices that would have had the class anyway stay as they are."""
     steep = ["--model.class_conditional=true", "--model.warmup=0", "--model.optimizer.lr=0.01"]
     run = commands.fit(arguments("DDPM", tmp_path / "runs", 64 * 5, *steep))
+    assert run.metadata["title"] == "DDPM, class-conditional" and trained.metadata["title"] == "EDM"
     words = ["sample", str(run.directory), "-n", "15", "--first", "2", "--weights", "raw", "--sampler=DDIM"]
     words.append("--sampler.steps=2")
     assert main([*words, "--out", str(tmp_path / "all.npz")]) == 0
