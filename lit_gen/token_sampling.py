@@ -6,6 +6,7 @@ what is kept is made 1. A code is drawn by the inverse of its distribution funct
 """
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +14,14 @@ from torch import Tensor
 
 from lit_gen.errors import UserError
 from lit_gen.methods import Sampler
+from lit_gen.networks.quantisers import draw_codes
 
 if TYPE_CHECKING:
     from lit_gen.data import ImageDataModule
     from lit_gen.models.base import GenerativeModel
+
+SMALLEST = sys.float_info.min
+"""The smallest temperature that has a finite inverse, by which a GPU multiplies; the most probable alone is drawn."""
 
 
 class TokenSampling(Sampler):
@@ -63,7 +68,8 @@ class TokenSampling(Sampler):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probabilities from which codes are drawn, float64: logits (..., K) -> (..., K)."""
-        p = torch.softmax(logits.double() / self.temperature, -1)
+        below = logits.double() - logits.amax(-1, keepdim=True).double()  # not over 0, however small the temperature
+        p = torch.softmax(below / max(self.temperature, SMALLEST), -1)
         if self.top_k is None and self.top_p is None:
             return p
         ranked, order = p.sort(dim=-1, descending=True, stable=True)
@@ -78,5 +84,4 @@ class TokenSampling(Sampler):
 
     def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Codes (N,) from logits (N, K) and uniform numbers (N,), float64 in (0, 1)."""
-        cdf = self.probabilities(logits).cumsum(-1)
-        return torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
+        return draw_codes(self.probabilities(logits), uniform[:, None])[:, 0]

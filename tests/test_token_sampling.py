@@ -53,6 +53,17 @@ def test_one_code_of_top_k_is_the_most_probable_whatever_the_noise() -> None:
     assert not torch.equal(TokenSampling().choose(logits, uniform), logits.argmax(1))
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-310, 5e-324])
+def test_the_smallest_temperatures_take_the_most_probable_code(temperature: float) -> None:
+    logits = 50 * torch.randn(200, 9)
+    logits[0, :8] = -torch.inf
+    most_probable = torch.nn.functional.one_hot(logits.argmax(1), 9).double()
+    for others in ({}, {"top_k": 3}, {"top_p": 0.9}):
+        sampler = TokenSampling(temperature, **others)  # type: ignore[arg-type]
+        assert torch.equal(sampler.probabilities(logits), most_probable)
+        assert torch.equal(sampler.choose(logits, Noise(0, range(200)).uniform((), torch.float64)), logits.argmax(1))
+
+
 def test_codes_come_as_often_as_their_probability_says() -> None:
     num = 40_000
     uniform = Noise(1, range(num)).uniform((), torch.float64)

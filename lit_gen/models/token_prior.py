@@ -98,18 +98,28 @@ class TokenPrior(GenerativeModel):
             )
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
-        """Codes (N, h, w), or those of the sampler's size."""
+        """Codes (N, h, w), or those of the sampler's size.
+
+        Raises:
+            UserError: the network's logits are not finite.
+        """
         assert isinstance(sampler, TokenSampling)
         size = sampler.size or self.grid
         uniform = noise.uniform((math.prod(size),), torch.float64).to(self.device)
         codes = torch.zeros(len(noise), *size, dtype=torch.int64, device=self.device)
         drawn, last = self.network.start(len(noise), labels), None
-        self.nfe = 0.0
+        self.nfe, finite = 0.0, torch.ones((), dtype=torch.bool, device=self.device)
         for number, (row, column) in enumerate(itertools.product(*map(range, size))):
             if size == self.grid:
                 logits = self.network.step(drawn, last)
             else:
                 logits = self.network.at(codes, (row, column), labels)
             self.nfe += 1
+            finite &= logits.amax(-1).isfinite().all()
             codes[:, row, column] = last = sampler.choose(logits, uniform[:, number])
+        if not finite:  # asked once: a GPU would wait at every code
+            raise UserError(
+                f"{self.title} gives logits that are not finite: its training diverged, or its weights are damaged; "
+                "train with a lower learning rate"
+            )
         return codes

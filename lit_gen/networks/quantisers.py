@@ -321,6 +321,19 @@ def frequencies(indices: Tensor, num_codes: int) -> Tensor:
     return torch.bincount(indices.flatten(), minlength=num_codes).float() / indices.numel()
 
 
+def draw_codes(share: Tensor, uniform: Tensor) -> Tensor:
+    """The smallest k with P(code <= k) > u: M codes (..., M) of each distribution.
+
+    Args:
+        share: (..., K), in proportion to the probabilities; where it is not finite, a code in range is drawn all the
+            same, and says nothing.
+        uniform: (..., M), float64 in (0, 1).
+    """
+    cdf = share.double().cumsum(-1)
+    drawn = torch.searchsorted(cdf, (uniform * cdf[..., -1:]).contiguous(), right=True)
+    return drawn.clamp(max=share.shape[-1] - 1)
+
+
 def perplexity(share: Tensor) -> Tensor:
     """exp(-sum_k p_k ln p_k): 1 if one code is used alone, K if all are used equally."""
     return torch.special.entr(share).sum().exp()

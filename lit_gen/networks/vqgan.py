@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_gen.errors import UserError
 from lit_gen.networks.blocks import ResBlock, check_width, group_norm, initialise
-from lit_gen.networks.quantisers import Quantised, Quantiser, of_all_processes
+from lit_gen.networks.quantisers import Quantised, Quantiser, draw_codes, of_all_processes
 from lit_gen.networks.unet import Attention
 from lit_gen.parts import SumOverParts
 
@@ -136,9 +136,7 @@ class QuantisedAutoencoder(nn.Module):
 
     def place(self, uniform: Tensor) -> Tensor:
         """Draws each code by itself from the frequencies at its place: uniform numbers (N, h, w) -> indices."""
-        cdf = self.frequencies.double().cumsum(-1)
-        indices = torch.searchsorted(cdf / cdf[..., -1:], uniform.double().movedim(0, -1).contiguous())
-        return indices.clamp(max=self.quantiser.num_codes - 1).movedim(-1, 0)
+        return draw_codes(self.frequencies, uniform.movedim(0, -1)).movedim(-1, 0)
 
     def overall(self) -> Tensor:
         """The share (K,) of each code over all places."""

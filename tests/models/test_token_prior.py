@@ -122,6 +122,23 @@ def test_a_larger_grid_is_drawn_through_windows() -> None:
     assert torch.equal(whole, model.draw(Noise(0, range(6)), None, TokenSampling()))
 
 
+@pytest.mark.parametrize("size", [None, (4, 5)])
+def test_logits_that_are_not_finite_are_one_line(size: tuple[int, int] | None) -> None:
+    for value in (torch.nan, torch.inf):
+        model = randomised((2, 3), 7)
+        with torch.no_grad():
+            model.network.out.bias[4] = value  # type: ignore[union-attr, index]
+            says = "^TokenPrior gives logits that are not finite: .*; train with a lower learning rate$"
+            with pytest.raises(UserError, match=says):
+                model.draw(Noise(0, range(6)), None, TokenSampling(size=size))
+    model = randomised((2, 3), 7)
+    with torch.no_grad():
+        assert (model.draw(Noise(0, range(40)), None, TokenSampling(size=size)) == 4).any()
+        model.network.out.bias[4] = -torch.inf  # type: ignore[union-attr, index]
+        codes = model.draw(Noise(0, range(40)), None, TokenSampling(size=size))
+    assert codes.unique().tolist() == [0, 1, 2, 3, 5, 6], "a code without mass is none of the kind"
+
+
 def test_what_it_does_not_take_is_refused() -> None:
     with pytest.raises(UserError, match=r"first_stage\.run: TokenPrior learns the codes"):
         TokenPrior((4, 2, 2))

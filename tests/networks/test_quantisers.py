@@ -14,6 +14,7 @@ from lit_gen.networks.quantisers import (
     FSQ,
     Quantiser,
     VectorQuantiser,
+    draw_codes,
     frequencies,
     k_means,
     nearest,
@@ -247,6 +248,13 @@ def test_perplexity_is_between_one_and_all_codes() -> None:
         stats["perplexity"].double(), torch.distributions.Categorical(counts).entropy().exp().double()
     )
     assert stats["usage"] == (counts > 0).float().mean()
+
+
+def test_codes_are_drawn_by_the_inverse_of_their_distribution_function() -> None:
+    share = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0], [2.0, 0.0, 2.0, 0.0, 4.0]])
+    uniform = torch.tensor([2.0**-33, 0.2499, 0.25, 0.4999, 0.5, 1 - 2.0**-33], dtype=torch.float64)
+    assert draw_codes(share, uniform.expand(2, 6)).tolist() == [[1, 1, 3, 3, 3, 3], [0, 0, 2, 2, 4, 4]]
+    assert draw_codes(torch.full((1, 5), torch.nan), uniform[None]).max() == 4, "in range, for a GPU to go on"
 
 
 @pytest.mark.parametrize("made", [quantiser(), quantiser(ema=False), fsq()])
