@@ -205,6 +205,44 @@ def test_more_dead_codes_than_vectors_are_revived_in_turn() -> None:
     assert vq.revived == 6 and int((vq.share == 0).sum()) == 10
 
 
+def chi_square(counts: Tensor, p: Tensor) -> float:
+    """Pearson's statistic; what has no probability must have no count."""
+    assert bool((counts[p == 0] == 0).all())
+    expected = counts.sum() * p[p > 0]
+    return float(((counts[p > 0] - expected).square() / expected).sum())
+
+
+def test_revived_codes_are_drawn_in_proportion_to_the_squared_distance_without_replacement() -> None:
+    """The first is vector i with p_i = d_i^2 / sum_j d_j^2, and the second j with p_j / (1 - p_i)."""
+    vq, num = quantiser(num_codes=3, dim=1, revive_below=0.1), 2000
+    codes, share = torch.tensor([[0.0], [1e3], [1e3]]).double(), torch.tensor([1.0, 0.0, 0.0]).double()
+    x = torch.tensor([[1.0], [0.0], [-2.0], [3.0]]).double()  # one of them is the code itself
+    counts = torch.zeros(4, 4).double()
+    torch.manual_seed(0)
+    for _ in range(num):
+        vq.codes.copy_(codes)
+        vq.share.copy_(share)
+        vq.prepare(x)
+        first, second = (int((x == code).nonzero()[0, 0]) for code in vq.codes[1:])
+        counts[first, second] += 1
+    p = x[:, 0].square() / x.square().sum()
+    both = p[:, None] * p / (1 - p)[:, None] * (1 - torch.eye(4))
+    assert chi_square(counts.sum(1), p) < 13.9, "2 degrees, 0.999"
+    assert chi_square(counts, both) < 20.6, "5 degrees, 0.999"
+
+
+def test_k_means_starts_from_vectors_in_proportion_to_the_squared_distance() -> None:
+    """The first centre is any of them, and the second j after i with d_ij^2 / sum_k d_ik^2."""
+    x, num = torch.tensor([[0.0], [1.0], [3.0], [7.0]]).double(), 2000
+    counts = torch.zeros(4, 4).double()
+    for seed in range(num):
+        first, second = torch.cdist(k_means(x, 2, iterations=0, seed=seed), x).argmin(1)
+        counts[first, second] += 1
+    squares = torch.cdist(x, x).square()
+    both = squares / squares.sum(1, keepdim=True) / 4
+    assert chi_square(counts, both) < 31.3, "11 degrees, 0.999"
+
+
 def test_k_means_finds_separate_clusters_whatever_the_shares() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = 10 * torch.randn(12, 4, generator=generator).double()
