@@ -17,7 +17,7 @@ from lit_gen.networks.token_transformer import TokenTransformer
 from lit_gen.noise import Noise
 from lit_gen.token_sampling import TokenSampling
 
-NetworkFactory = Callable[[tuple[int, int], int, int], TokenTransformer]
+TransformerFactory = Callable[[tuple[int, int], int, int], TokenTransformer]
 
 
 class TokenPrior(GenerativeModel):
@@ -48,7 +48,7 @@ class TokenPrior(GenerativeModel):
         num_classes: int = 0,
         num_codes: int = 0,
         class_conditional: bool = False,
-        network: NetworkFactory = TokenTransformer,
+        network: TransformerFactory = TokenTransformer,
         optimizer: OptimizerFactory = lambda p: torch.optim.AdamW(p, lr=1e-3),
         warmup: int = 0,
         compile: bool = False,

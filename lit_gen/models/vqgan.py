@@ -23,7 +23,7 @@ from lit_gen.networks.quantisers import Quantised, Quantiser, VectorQuantiser, p
 from lit_gen.networks.vqgan import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
 from lit_gen.noise import Noise
 
-NetworkFactory = Callable[[tuple[int, int, int], int], ConvAutoencoder]
+AutoencoderFactory = Callable[[tuple[int, int, int], int], ConvAutoencoder]
 QuantiserFactory = Callable[[int], Quantiser]
 DiscriminatorFactory = Callable[[tuple[int, int, int]], nn.Module]
 
@@ -55,7 +55,7 @@ class VQVAE(GenerativeModel):
         image_shape: tuple[int, int, int],
         num_classes: int = 0,
         latent_dim: int = 64,
-        network: NetworkFactory = ConvAutoencoder,
+        network: AutoencoderFactory = ConvAutoencoder,
         quantiser: QuantiserFactory = VectorQuantiser,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
         warmup: int = 0,
@@ -254,7 +254,7 @@ class VQGAN(TwoNetworks, VQVAE):
         image_shape: tuple[int, int, int],
         num_classes: int = 0,
         latent_dim: int = 64,
-        network: NetworkFactory = ConvAutoencoder,
+        network: AutoencoderFactory = ConvAutoencoder,
         quantiser: QuantiserFactory = VectorQuantiser,
         perceptual: PerceptualKind = "auto",
         perceptual_weight: float = 1.0,
