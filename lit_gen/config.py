@@ -10,6 +10,7 @@ import ast
 import contextlib
 import hashlib
 import importlib
+import inspect
 import io
 import json
 import re
@@ -50,6 +51,8 @@ TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = {
 }
 # The source's path and options change a weight only through the images, and those are in the fingerprint.
 DATA_KEYS_THAT_CHANGE_NO_WEIGHT = {"source", "num_workers"}
+LINKED = {"image_shape": "the data, or the first stage,", "num_classes": "the data", "num_codes": "the first stage"}
+"""Arguments of a model that no one sets, and what they come from."""
 
 
 class ExperimentCLI(LightningCLI):
@@ -142,14 +145,18 @@ class ExperimentCLI(LightningCLI):
                 raise UserError(
                     f"{key}.{next(iter(overrides))}: {why}; leave it out, or name the file of an experiment as --{key}"
                 )
+        module, _, name = self.config.model.class_path.rpartition(".")
+        model: type[GenerativeModel] = getattr(import_module(module), name)
         first_stage = self.config.first_stage.run
-        if first_stage is not None:
-            module, _, name = self.config.model.class_path.rpartition(".")
-            if getattr(import_module(module), name).learns == "images":
-                raise UserError(
-                    f"first_stage.run: {name} learns images and follows no first stage; leave it out, or use "
-                    "TokenPrior or a diffusion model"
-                )
+        if first_stage is not None and model.learns == "images":
+            raise UserError(
+                f"first_stage.run: {name} learns images and follows no first stage; leave it out, or use "
+                "TokenPrior or a diffusion model"
+            )
+        for key, source in LINKED.items():
+            given = self.config.model.init_args.get(key)
+            if given is not None and given != _default(model, key):
+                raise UserError(f"model.{key}: it comes from {source} and cannot be set to {given}; leave it out")
         seed_everything(self.config.seed_everything, verbose=False)
         try:
             self.config_init = self.parser.instantiate(self.config)
@@ -193,6 +200,12 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
 def as_arguments(settings: dict[str, Any]) -> list[str]:
     """The arguments that set keys to values; texts are as they are given on the command line."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+def _default(model: type[GenerativeModel], key: str) -> Any:
+    """Of an argument that the class, or one that it hands its keyword arguments to, names; else None."""
+    parameters = (inspect.signature(base.__init__).parameters for base in model.__mro__)  # type: ignore[misc]
+    return next((named[key].default for named in parameters if key in named), None)
 
 
 def _with_null(pair: str) -> str:

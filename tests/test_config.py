@@ -168,6 +168,26 @@ def test_a_saved_configuration_gives_the_same_experiment(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("model", "key", "value", "source"),
+    [
+        ("TokenPrior", "num_codes", 64, "the first stage"),
+        ("TokenPrior", "num_codes", 32, "the first stage"),  # also what it would be
+        ("LatentEDM", "image_shape", (1, 8, 8), "the data, or the first stage,"),
+        ("DDPM", "num_classes", 3, "the data"),
+    ],
+)
+def test_what_comes_from_elsewhere_cannot_be_set(
+    model: str, key: str, value: object, source: str, tmp_path: Path
+) -> None:
+    words, given = arguments(model, tmp_path), str(value).replace("(", "[").replace(")", "]")
+    with pytest.raises(UserError) as error:
+        ExperimentCLI([*words, f"--model.{key}={given}"]).objects()
+    assert str(error.value) == f"model.{key}: it comes from {source} and cannot be set to {value}; leave it out"
+    ExperimentCLI(words).objects()
+    assert key not in resolved(*words)["model"]["init_args"], "so that a run's own configuration can be read"
+
+
+@pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--model.optimizer.lrr=1"], "model"),
