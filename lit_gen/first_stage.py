@@ -40,6 +40,7 @@ from lit_gen.models.vqgan import VQVAE
 
 FOLDER = "first_stage"
 WEIGHTS = "weights.safetensors"
+COPY_AGAIN = "copy it again from the run of the first stage, or train again under another --run.name"
 STD = 0.5
 """Standard deviation of standardised latents."""
 
@@ -141,32 +142,41 @@ class FirstStage:
         """Loads the weights from a run, or from a copy that `save` made.
 
         Raises:
-            UserError: there is neither, or its training is not finished.
+            UserError: there is neither, its training is not finished, or the copy is damaged.
         """
         from lit_gen.loading import load_model, open_finished  # which make models with first stages of their own
 
+        self.directory = directory
         if (directory / WEIGHTS).is_file():
-            try:
-                weights = load_file(directory / WEIGHTS)
-            except SafetensorError as error:
-                raise UserError(
-                    f"{directory / WEIGHTS}: not a readable safetensors file ({error}); restore it, or train again "
-                    "under another --run.name"
-                ) from None
-            self.mean, self.std = weights.pop("latents.mean"), weights.pop("latents.std")
-            load_weights(self.model.generator, weights)
+            self._load_copy(directory / WEIGHTS)
         else:
             load_model(open_finished(directory, "first_stage.run"), self.model, self.weights)
         self.model.eval().requires_grad_(False)
-        self.directory = directory
+
+    def _load_copy(self, path: Path) -> None:
+        if "identity" not in self.metadata:
+            raise UserError(f"{path.with_name('run.json')}: missing, or not that of a run; {COPY_AGAIN}")
+        remedy = "restore it, or train again under another --run.name"
+        try:
+            weights = load_file(path)
+            self.mean, self.std = weights.pop("latents.mean"), weights.pop("latents.std")
+            load_weights(self.model.generator, weights)
+            if not self.mean.shape == self.std.shape in ((), (self.model.latent_shape[0], 1, 1)):
+                raise KeyError(f"latents.mean and latents.std are {[*self.mean.shape]} and {[*self.std.shape]}")
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a readable safetensors file ({error}); {remedy}") from None
+        except KeyError as error:
+            config = path.with_name("config.yaml")
+            raise UserError(f"{path}: does not fit the model of {config} ({error.args[0]}); {remedy}") from None
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What the run.json of its training says; nothing before it is trained."""
-        place = self.directory or Path(str(self.run))
-        if not (place / "run.json").is_file():
-            return {}
-        metadata: dict[str, Any] = json.loads((place / "run.json").read_text())
+        path = (self.directory or Path(str(self.run))) / "run.json"
+        try:
+            metadata: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"{path}: not valid JSON ({error}); {COPY_AGAIN}") from None
         return metadata
 
     @property

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save
 
 from lit_gen import commands
 from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
 from lit_gen.data import Digits, ImageDataModule
 from lit_gen.data.encoded import load_values
+from lit_gen.errors import UserError
 from lit_gen.first_stage import FirstStage
 from lit_gen.loading import load_model
+from lit_gen.models.base import GenerativeModel
 from lit_gen.models.vqgan import VQVAE
 from lit_gen.noise import Noise
 from lit_gen.runs import Run
@@ -135,13 +138,48 @@ def test_a_first_stage_belongs_to_the_training(prior: Run, capsys: pytest.Captur
     assert "first_stage.weights: belongs to the training of" in capsys.readouterr().err
 
 
-def test_a_truncated_copy_is_one_line(prior: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(prior.directory, copy)
-    weights = copy / "first_stage" / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    assert main(["sample", str(copy), "-n", "4", "--out", str(tmp_path / "four.png")]) == 2
-    assert "weights.safetensors: not a readable safetensors file" in capsys.readouterr().err
+def test_a_damaged_copy_is_one_line_before_anything_is_drawn(
+    prior: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GenerativeModel, "sample", lambda *_, **__: pytest.fail("it drew"))
+    run = tmp_path / "run"
+    shutil.copytree(prior.directory, run)
+    copy = run / "first_stage"
+    whole, bits = load_file(copy / "weights.safetensors"), (copy / "weights.safetensors").read_bytes()
+    broadcast, moment = whole["quantiser.codes"][:1].contiguous(), torch.zeros(3, 1, 1)
+    without = {name: weight for name, weight in whole.items() if name != "latents.std"}
+    again = "; restore it, or train again under another --run.name"
+    copied = "; copy it again from the run of the first stage, or train again under another --run.name"
+    fits_not = f"does not fit the model of {copy}/config.yaml "
+    weights = {
+        "not a readable safetensors file": bits[:1000],
+        f"{fits_not}(latents.mean){again}": save({"weight": moment}),
+        f"{fits_not}(latents.std){again}": save(without),
+        f"{fits_not}(weights differ in [('more', (3, 1, 1))]){again}": save(whole | {"more": moment}),
+        f"{fits_not}(weights differ in [('quantiser.codes', (1, 4)), ('quantiser.codes', (32, 4))]){again}": save(
+            whole | {"quantiser.codes": broadcast}
+        ),
+        f"{fits_not}(latents.mean and latents.std are [3, 1, 1] and []){again}": save(whole | {"latents.mean": moment}),
+    }
+    facts = {
+        "not valid JSON ('utf-8' codec": b"\xff",
+        f"missing, or not that of a run{copied}": b"{}",
+        "not valid JSON (Expecting property name": b"{",
+    }
+    stage = FirstStage(str(copy))
+    for name, damages, verb in (("weights.safetensors", weights, "sample"), ("run.json", facts, "evaluate")):
+        good = (copy / name).read_bytes()
+        for message, content in damages.items():
+            (copy / name).write_bytes(content)
+            with pytest.raises(UserError) as error:
+                stage.load(copy)
+            assert str(error.value).startswith(f"{copy / name}: {message}") and "\n" not in str(error.value)
+            assert str(error.value).endswith(again if name == "weights.safetensors" else copied)
+        assert main([verb, str(run)]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert str(error.value) in line
+        (copy / name).write_bytes(good)
+    stage.load(copy)
 
 
 def test_another_seed_of_both_stages_is_the_same_recipe(prior: Run, tmp_path: Path) -> None:

@@ -157,10 +157,11 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copies weights into a network in place.
 
     Raises:
-        KeyError: the names of the two differ.
+        KeyError: the names or shapes of the two differ.
     """
     own = named_weights(network)
-    if own.keys() != weights.keys():
-        raise KeyError(f"weights differ in {sorted(own.keys() ^ weights.keys())[:3]}")
+    ours, theirs = ({(name, tuple(weight.shape)) for name, weight in of.items()} for of in (own, weights))
+    if ours != theirs:
+        raise KeyError(f"weights differ in {sorted(ours ^ theirs)[:3]}")
     for name, weight in own.items():
         weight.copy_(weights[name])
