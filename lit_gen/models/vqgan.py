@@ -178,10 +178,14 @@ class VQVAE(GenerativeModel):
         return torch.stack([images, self.decode(self.encode(images)).clamp(-1, 1)])
 
     def diagnostics(self, noise: Noise) -> dict[str, float]:
-        """How the latest training images used the codebook."""
+        """How the latest training images used the codebook, by frequencies that are averaged over steps.
+
+        Those never fall to 0, so that `codes_in_use` is not `usage`: it is the share of the codes that have more than a
+        hundredth of what all would have if used equally.
+        """
         share = self.autoencoder.overall()
-        used = (share > 0.01 / self.num_codes).float().mean()  # a share that is averaged never falls to 0
-        return {"codebook_usage": float(used), "codebook_perplexity": float(perplexity(share))}
+        in_use = (share > 0.01 / self.num_codes).float().mean()
+        return {"codes_in_use": float(in_use), "codebook_perplexity": float(perplexity(share))}
 
     def further_scores(self, data: ImageDataModule, net: FeatureNet) -> dict[str, float]:
         """How well the images of `reconstructed_split` are reconstructed, and how they use the codebook."""

@@ -23,6 +23,7 @@ from lit_gen.metrics import psnr
 from lit_gen.models.vqgan import VQGAN, VQVAE, adaptive_weight
 from lit_gen.networks.quantisers import FSQ, Quantiser, VectorQuantiser
 from lit_gen.networks.vqgan import ConvAutoencoder
+from lit_gen.noise import Noise
 from lit_gen.runs import Run
 from tests.conftest import arguments
 
@@ -176,6 +177,20 @@ def test_codes_are_those_of_float32_under_autocast(quantiser: Callable[[int], Qu
         assert whole[name] == mixed[name]
 
 
+def test_codes_in_use_have_a_hundredth_of_equal_use() -> None:
+    """By frequencies that are averaged, and so are never 0: by `usage` all codes would be used."""
+    model = VQVAE(
+        (1, 8, 8),
+        network=lambda shape, dim: ConvAutoencoder(shape, dim, channels=8),
+        quantiser=lambda dim: VectorQuantiser(dim, 4),
+    )
+    share = torch.tensor([0.9, 0.0951, 0.0026, 0.0023])  # a hundredth of 1/4 is 0.0025
+    model.autoencoder.frequencies.copy_(share.expand(4, 4, 4))
+    found = model.diagnostics(Noise(0, range(4)))
+    assert found.keys() == {"codes_in_use", "codebook_perplexity"} and found["codes_in_use"] == 0.75
+    assert found["codebook_perplexity"] == pytest.approx(float(torch.distributions.Categorical(share).entropy().exp()))
+
+
 def test_what_a_second_stage_uses() -> None:
     torch.manual_seed(0)
     model = VQVAE(
@@ -208,7 +223,7 @@ def test_it_is_scored_by_its_reconstructions_too(tmp_path: Path, capsys: pytest.
     run = Run(directory)
     columns = next(csv.reader((directory / "metrics.csv").open()))
     expected = ["train/psnr", "train/perplexity", "train/usage", "train/revived", "val/psnr", "val/ssim"]
-    expected += ["val/codebook_usage", "val/codebook_perplexity", "samples/codebook_usage"]
+    expected += ["val/codebook_usage", "val/codebook_perplexity", "samples/codes_in_use"]
     assert not [name for name in expected if name not in columns]
     model = load_model(run, ExperimentCLI(["--config", str(run.config)]).objects().model, "ema")
     assert isinstance(model, VQVAE)
