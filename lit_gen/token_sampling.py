@@ -31,7 +31,8 @@ class TokenSampling(Sampler):
         temperature: T; 1 is the model itself, less is sharper.
         top_k: Draw from so many of the most probable codes; 1 always takes the most probable. null: from all.
         top_p: Draw from the fewest of the most probable codes that have this mass. null: from all.
-        size: (H, W) of a grid of codes that is larger than that of training, for images larger than those of the data.
+        size: (H, W) of a grid of codes that is larger than that of training, for images larger than those of the data:
+            where these look alike everywhere, as crops do, and not where one thing stands in the middle.
 
     Raises:
         UserError: a number is out of range.
