@@ -214,7 +214,7 @@ def test_a_run_needs_no_other(kind: str, request: pytest.FixtureRequest, tmp_pat
         found = commands.fit(["--config", str(run.config)])
     finally:
         hidden.rename(first_place(run, hidden))
-    assert result["model"] == {"prior": "VQVAE + TokenPrior", "latent": "VQVAE + EDM"}[kind]
+    assert result["model"] == {"prior": "VQVAE + TokenPrior, class-conditional", "latent": "VQVAE + EDM"}[kind]
     assert result["protocol"]["num_real"] == 1342 and result["protocol"]["image_shape"] == [1, 8, 8]
     assert result["first_stage"]["identity"] == first(run).metadata["identity"]
     own = sum(parameter.numel() for parameter in before.parameters())
