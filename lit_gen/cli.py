@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_gen import __version__
 from lit_gen.errors import UserError
@@ -68,10 +69,15 @@ def _dispatch(words: list[str]) -> int:
     return command(options)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes no option by the beginning of its name; nor do the parsers of its verbs."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lit-gen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(prog="lit-gen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"lit-gen {__version__}")
     parser.set_defaults(command=lambda options: print(parser.format_help(), end="") or 0)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")

@@ -76,7 +76,7 @@ def evaluate(arguments: list[str]) -> Path:
 
 def sample(arguments: list[str]) -> None:
     """Draws images from a run into a grid, an archive or a folder."""
-    parser = argparse.ArgumentParser(prog="lit-gen sample", add_help=False)
+    parser = argparse.ArgumentParser(prog="lit-gen sample", add_help=False, allow_abbrev=False)
     parser.add_argument("-n", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("samples.png"))

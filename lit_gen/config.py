@@ -77,7 +77,12 @@ class ExperimentCLI(LightningCLI):
                 "log_every_n_steps": 20,
                 "enable_checkpointing": False,
             },
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "prog": "lit-gen"},
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "exit_on_error": False,
+                "prog": "lit-gen",
+                "allow_abbrev": False,  # a key that lacks its end is misspelt
+            },
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

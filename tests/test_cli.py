@@ -445,3 +445,23 @@ def test_budgets_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         main(["leaderboard", "--budgets", "5,ten"])
     assert ended.value.code == 2
     assert "argument --budgets: 5,ten is no list of whole numbers such as 5,10,20" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["sweep", "x.yaml", "--coun=3"], ["leaderboard", "--markdow"], ["ema", "x", "--std=0.1", "--a=3"], ["--versio"]],
+    ids=lambda words: words[0],
+)
+def test_an_option_that_lacks_its_end_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
+
+
+def test_an_option_of_sample_that_lacks_its_end_is_refused(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "samples.png"
+    assert "--weight=raw: no such key" in said(capsys, "sample", str(trained.directory), f"--out={out}", "--weight=raw")
+    assert not out.exists()

@@ -232,6 +232,9 @@ def test_wrong_keys_and_values_are_named_in_one_line(words: list[str], named: st
             "model.augment.policy: cutout is not accepted; expected a sequence",
         ),
         (["--modl=EDM"], "--modl=EDM: no such key; lit-gen fit --help"),
+        (["--budget.num_image=64"], "--budget.num_image=64: no such key; lit-gen fit --help"),
+        (["--ema.half", "64"], "--ema.half=64: no such key; lit-gen fit --help"),
+        (["--seed=3"], "--seed=3: no such key; lit-gen fit --help"),
     ],
 )
 def test_errors_name_the_whole_key_and_its_choices(words: list[str], message: str) -> None:
