@@ -53,6 +53,8 @@ TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = {
 DATA_KEYS_THAT_CHANGE_NO_WEIGHT = {"source", "num_workers"}
 LINKED = {"image_shape": "the data, or the first stage,", "num_classes": "the data", "num_codes": "the first stage"}
 """Arguments of a model that no one sets, and what they come from."""
+SET_BY_THE_MODEL = {"out_channels": None, "augment_dim": 0}
+"""Arguments of a network that its model gives, and what they are until then."""
 
 
 class ExperimentCLI(LightningCLI):
@@ -150,6 +152,11 @@ class ExperimentCLI(LightningCLI):
                 raise UserError(
                     f"{key}.{next(iter(overrides))}: {why}; leave it out, or name the file of an experiment as --{key}"
                 )
+        network = self.config.get("model.init_args.network")
+        if isinstance(network, Namespace) and network.class_path.startswith("lit_gen."):
+            for setting, unset in SET_BY_THE_MODEL.items():
+                if network.get(f"init_args.{setting}", unset) != unset:
+                    raise UserError(f"model.network.{setting}: the model says what its network has; leave it out")
         module, _, name = self.config.model.class_path.rpartition(".")
         model: type[GenerativeModel] = getattr(import_module(module), name)
         first_stage = self.config.first_stage.run

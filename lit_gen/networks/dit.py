@@ -72,7 +72,8 @@ class DiT(ConditionalNetwork):
         num_heads: Heads of the attention.
         mlp_ratio: Width of the hidden layer of a block's perceptron, in widths of a token.
         dropout: Probability of dropping an output of attention or perceptron.
-        out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance.
+        out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance;
+            set by the model.
         time_embedding: Sinusoids of c_noise with fixed frequencies, or Fourier features with random ones.
         augment_dim: Length of the augmentation labels that the network is conditioned on; set by the model.
 

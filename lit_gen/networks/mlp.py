@@ -45,7 +45,8 @@ class ResidualMLP(ConditionalNetwork):
         width: Width of the hidden layers, even.
         depth: Number of residual blocks.
         octaves: Number of octaves of sinusoids; 0 for none.
-        out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance.
+        out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance;
+            set by the model.
         time_embedding: Sinusoids of c_noise with fixed frequencies, or Fourier features with random ones.
 
     Raises:

@@ -161,7 +161,8 @@ class UNet(ConditionalNetwork):
         head_channels: Least width of an attention head.
         dropout: Probability of dropout within the residual blocks.
         scale_shift: Let the embedding scale and shift the normalised activations, rather than be added to them.
-        out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance.
+        out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance;
+            set by the model.
         resample_filter: Taps of the filter with which residual blocks halve and double the size, such as [1, 3, 3, 1];
             none leaves both to learned strided convolutions.
         skip_scale: Factor of every residual sum; sqrt(1/2) keeps the variance where both terms have the same.

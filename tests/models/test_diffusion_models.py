@@ -14,6 +14,7 @@ from lit_gen import commands
 from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
 from lit_gen.data import Batch
+from lit_gen.data.augment import EDMAugmentation
 from lit_gen.diffusion import (
     ELBO,
     DiscreteVP,
@@ -34,7 +35,7 @@ from lit_gen.models import DDPM, EDM, FlowMatching, ImprovedDDPM, RectifiedFlow,
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.networks import UNet
 from lit_gen.noise import Noise
-from tests.conftest import DIGITS, TINY_UNET, arguments
+from tests.conftest import DIGITS, ROOT, TINY_UNET, arguments
 from tests.interrupt import KILL_AT, CrashError
 from tests.processes import lit_gen_in_two_processes
 from tests.test_resume import assert_equal_bits, contents
@@ -403,3 +404,22 @@ def test_a_learned_variance_can_be_asked_for_by_name(tmp_path: Path, capsys: pyt
     assert main(["run", *arguments("DDPM", tmp_path / "other", 64, *named)]) == 2
     assert "sampler.variance: this model has no learned variance" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "word"),
+    [
+        *[("digits_edm", word) for word in ("out_channels=3", "out_channels=2", "out_channels=0", "augment_dim=4")],
+        *[(name, "out_channels=3") for name in ("digits_edm_dit", "points_edm", "digits_improved_ddpm")],
+    ],
+)
+def test_what_the_model_asks_of_its_network_cannot_be_set(experiment: str, word: str) -> None:
+    cli = ExperimentCLI([f"--config={ROOT}/conf/experiment/{experiment}.yaml", f"--model.network.{word}"])
+    with pytest.raises(UserError, match=rf"^model\.network\.{word[:-2]}: the model says .*; leave it out$"):
+        cli.objects()
+
+
+def test_what_the_model_asks_of_its_network_reaches_it() -> None:
+    words = [f"--config={ROOT}/conf/experiment/digits_improved_ddpm.yaml", "--model.augment=EDMAugmentation"]
+    network = ExperimentCLI(words).objects().model.network
+    assert network.out.out_channels == 2 and network.embed_augment.in_features == EDMAugmentation().dim
