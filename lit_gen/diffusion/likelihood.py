@@ -264,6 +264,11 @@ class VariationalBound(DiffusionLikelihood):
             raise UserError(f"steps of the likelihood must be at least 2, not {steps}")
         if num_terms is not None and num_terms < 1:
             raise UserError(f"num_terms of the likelihood must be at least 1, not {num_terms}")
+        if decoder_std is not None and not 0 < decoder_std < math.inf:
+            raise UserError(
+                f"evaluation.likelihood_method.decoder_std: {decoder_std} is not a standard deviation; give a number "
+                "above 0, or null for that of the papers"
+            )
         self.variance = variance
         self.steps = steps
         self.grid = Uniform() if grid is None else grid

@@ -479,3 +479,9 @@ def test_the_bound_of_an_image_does_not_depend_on_those_beside_it(mixture: Gauss
 def test_options_of_the_bound_are_checked(options: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
         VariationalBound(**options)
+
+
+@pytest.mark.parametrize("decoder_std", [0.0, -1.0, math.inf, math.nan])
+def test_the_width_of_the_decoder_is_above_0(decoder_std: float) -> None:
+    with pytest.raises(UserError, match=rf"^evaluation\.likelihood_method\.decoder_std: {decoder_std} is not .* 0"):
+        VariationalBound(decoder_std=decoder_std)
