@@ -178,7 +178,8 @@ class ProbabilityFlow(DiffusionLikelihood):
             def falling(rows: Tensor, u: Tensor, state: Tensor) -> Tensor:
                 return -slope(rows, start - u, state)
 
-            states, _ = solve(falling, state, [float(start - times[0]), 1.0], self.rtol, self.atol)
+            levels = [float(start - times[0]), 1.0]
+            states, _ = solve(falling, state, levels, self.rtol, self.atol, "evaluation.likelihood_method")
             return states[-1]
         for begin, end in pairwise(times):
             state = _runge_kutta_step(slope, state, begin, end - begin, *_NODES[self.solver])

@@ -15,6 +15,7 @@ from lit_gen.diffusion import (
     EDMSchedule,
     LinearVP,
     NetworkDenoiser,
+    ProbabilityFlow,
     Rectified,
     Schedule,
 )
@@ -237,5 +238,23 @@ def test_a_network_that_fails_is_a_user_error():
         def denoise(self, x, alpha, sigma, labels):
             return torch.where(sigma[:, None, None] < 0.3, math.nan, x)
 
-    with pytest.raises(UserError, match="RK45 stands still at u = 0.3.*not finite.*raise rtol and atol"):
+    message = r"^sampler.rtol: RK45 stands still at u = 0.3.*not finite; raise sampler.rtol and sampler.atol$"
+    with pytest.raises(UserError, match=message):
         run(RK45(), Broken(), EDMSchedule())
+    message = r"^evaluation.likelihood_method.rtol: .*; raise evaluation.likelihood_method.rtol and evaluation"
+    with pytest.raises(UserError, match=message):
+        ProbabilityFlow(solver="rk45").log_density(Broken(), EDMSchedule(), torch.zeros(1, 2, 3), Noise(0, [0]))
+
+
+def test_a_tolerance_below_the_rounding_of_the_network_ends(mixture):
+    """In steps that are too small to arrive, and far from too small to advance; without rounding, it arrives."""
+
+    class Rounded(Denoiser):
+        def denoise(self, x, alpha, sigma, labels):
+            return mixture.denoise(x, alpha, sigma).float().to(x.dtype)
+
+    rounded, noise = Rounded(), Noise(3, [0])
+    with pytest.raises(UserError, match=r"^sampler.rtol: .* after 1000 steps: .* raise sampler.rtol and sampler.atol$"):
+        RK45(1e-14, 1e-14).sample(rounded, EDMSchedule(), noise, (2, 3))
+    assert rounded.evaluations == 2 + 6 * 1000
+    assert RK45(1e-14, 1e-14).sample(mixture, EDMSchedule(), noise, (2, 3)).isfinite().all()

@@ -29,6 +29,7 @@ _STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 _SAFETY, _LEAST_FACTOR, _GREATEST_FACTOR = 0.9, 0.2, 10.0
 _LEAST_STEP = 1e-10
+_MOST_STEPS = 1000  # exact denoisers take half of them at tolerances of 1e-14
 _NUM_FRAMES = 10
 
 
@@ -60,7 +61,7 @@ class RK45(DiffusionSampler):
         sigma_max: the greatest noise level; lowered to the greatest that the model was trained on.
 
     Raises:
-        UserError: a tolerance is not above 0; when sampling, the steps became too small to advance.
+        UserError: a tolerance is not above 0; when sampling, the steps became too small to advance, or too many.
     """
 
     def __init__(
@@ -101,7 +102,9 @@ class RK45(DiffusionSampler):
         yield times[-1], y[-1] - levels[-2] * slopes
 
 
-def solve(slope: Slope, y: Tensor, times: list[float], rtol: float, atol: float) -> tuple[list[Tensor], Tensor]:
+def solve(
+    slope: Slope, y: Tensor, times: list[float], rtol: float, atol: float, key: str = "sampler"
+) -> tuple[list[Tensor], Tensor]:
     """Integrates dy / du = slope for each image by itself, from times[0] down to times[-1].
 
     Args:
@@ -110,12 +113,14 @@ def solve(slope: Slope, y: Tensor, times: list[float], rtol: float, atol: float)
         times: decreasing; the solution steps on the last of them, and is interpolated at those between.
         rtol: tolerance relative to y.
         atol: absolute tolerance.
+        key: what the configuration calls that which has the tolerances.
 
     Returns:
         The states at all the times, and the slopes at the last.
 
     Raises:
-        UserError: a step became too small to advance: the tolerance is out of reach, or y is not finite.
+        UserError: the steps became too small to advance, or too many: the tolerance is out of reach, or y is not
+            finite.
     """
     end = times[-1]
     u = torch.full((len(y),), times[0], dtype=torch.float64, device=y.device)
@@ -124,15 +129,17 @@ def solve(slope: Slope, y: Tensor, times: list[float], rtol: float, atol: float)
     step = _coarse(_first_step(slope, rows, u, y, slopes, rtol, atol))
     states = [y, *(torch.zeros_like(y) for _ in times[2:]), y.clone()]
     y = states[-1]
+    tried = 0
     while len(rows):
         u_0, y_0, h = u[rows], y[rows], step[rows]
         u_1 = torch.where(1.01 * h >= u_0 - end, end, u_0 - h)  # with no crumb left for a step of its own
         h = u_0 - u_1
-        if not bool((h > _LEAST_STEP).all()):
+        if tried == _MOST_STEPS or not bool((h > _LEAST_STEP).all()):
             raise UserError(
-                f"the sampler RK45 stands still at u = {float(u_0.min()):.3g}: the network cannot meet its"
-                " tolerance, or gives values that are not finite; raise rtol and atol"
+                f"{key}.rtol: RK45 stands still at u = {float(u_0.min()):.3g} after {tried} steps: the network cannot "
+                f"meet its tolerance, or gives values that are not finite; raise {key}.rtol and {key}.atol"
             )
+        tried += 1
         slopes_of_step = [slopes[rows]]
         y_1 = y_0
         for node, weights in _STAGES:
