@@ -175,11 +175,16 @@ class EDMPreconditioning(Parameterization):
 
     Args:
         sigma_data: the standard deviation of the data.
+
+    Raises:
+        UserError: sigma_data is not above 0.
     """
 
     max_ratio = 1e5
 
     def __init__(self, sigma_data: float = 0.5) -> None:
+        if not 0 < sigma_data < math.inf:
+            raise UserError(f"sigma_data of the parameterization EDMPreconditioning must be above 0, not {sigma_data}")
         self.sigma_data = sigma_data
 
     def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

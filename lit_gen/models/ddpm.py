@@ -1,5 +1,6 @@
 """Denoising diffusion on a chain of discrete steps: DDPM, and its improved form with a learned variance."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from lit_gen.diffusion.densities import ImportanceSampling, UniformSteps
 from lit_gen.diffusion.objectives import hybrid_loss, variational_loss
 from lit_gen.diffusion.samplers import DDIM, DiffusionSampler, ancestral
 from lit_gen.diffusion.schedules import DiscreteVP
+from lit_gen.errors import UserError
 from lit_gen.models.base import OptimizerFactory
 from lit_gen.models.diffusion import Diffusion, NetworkFactory
 from lit_gen.networks.unet import UNet
@@ -65,6 +67,9 @@ class ImprovedDDPM(Diffusion):
             whose terms differ by orders of magnitude.
         network: The network, called with (x, c_noise, labels); it is given `out_channels`.
         optimizer: Optimizer of the network's parameters.
+
+    Raises:
+        UserError: vlb_weight is below 0.
     """
 
     learns_variance = True
@@ -81,6 +86,8 @@ class ImprovedDDPM(Diffusion):
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-4),
         **kwargs: Any,
     ) -> None:
+        if not 0 <= vlb_weight < math.inf:
+            raise UserError(f"model.vlb_weight: {vlb_weight} is not a weight of a loss; give 0 or more")
         super().__init__(
             schedule=DiscreteVP(betas, num_timesteps),
             parameterization=Epsilon(num_timesteps),

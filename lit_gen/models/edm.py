@@ -1,5 +1,6 @@
 """EDM."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from lit_gen.diffusion.denoisers import EDMPreconditioning
 from lit_gen.diffusion.densities import LognormalSigma
 from lit_gen.diffusion.samplers import DiffusionSampler, Heun
 from lit_gen.diffusion.schedules import EDMSchedule
+from lit_gen.errors import UserError
 from lit_gen.models.base import OptimizerFactory
 from lit_gen.models.diffusion import Diffusion
 
@@ -23,6 +25,9 @@ class EDM(Diffusion):
         p_mean: Mean of ln sigma in training.
         p_std: Standard deviation of ln sigma in training.
         optimizer: Optimizer of the network's parameters.
+
+    Raises:
+        UserError: sigma_data or p_std is not above 0.
     """
 
     def __init__(
@@ -33,6 +38,9 @@ class EDM(Diffusion):
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
         **kwargs: Any,
     ) -> None:
+        for name, std in {"sigma_data": sigma_data, "p_std": p_std}.items():
+            if not 0 < std < math.inf:
+                raise UserError(f"model.{name}: {std} is not a standard deviation; give a number above 0")
         super().__init__(
             schedule=EDMSchedule(),
             parameterization=EDMPreconditioning(sigma_data),

@@ -13,6 +13,7 @@ pair is a 4x4 kernel applied between the small pixels, and this computes it in 4
     h = conv(R(silu(norm(x))));   ...;   y = (R(x) + h) skip_scale
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -173,8 +174,8 @@ class UNet(ConditionalNetwork):
 
     Raises:
         UserError: if the image size does not suit the number of levels, attention is asked for at a height that no
-            level has, `channels` is no multiple of 8, the resampling filter does not exist, or dropout is no
-            probability.
+            level has, `channels` is no multiple of 8, `head_channels` or `skip_scale` is not above 0, the resampling
+            filter does not exist, or dropout is no probability.
     """
 
     def __init__(
@@ -197,6 +198,12 @@ class UNet(ConditionalNetwork):
     ) -> None:
         check_width("channels", channels)
         check_dropout(dropout)
+        if head_channels < 1:
+            raise UserError(f"model.network.head_channels: {head_channels} is not the width of a head; give 1 or more")
+        if not 0 < skip_scale < math.inf:
+            raise UserError(
+                f"model.network.skip_scale: {skip_scale} is not a factor of sums; give a number above 0 (1: plain sums)"
+            )
         _check_levels(image_shape, channel_mult, num_blocks, attention_resolutions)
         if progressive_input and not resample_filter:
             raise UserError("progressive_input: the image needs a filter on its way down; set resample_filter")

@@ -18,6 +18,7 @@ from lit_gen.data.augment import EDMAugmentation
 from lit_gen.diffusion import (
     ELBO,
     DiscreteVP,
+    EDMPreconditioning,
     ErrorOf,
     FixedTime,
     LogitNormal,
@@ -423,3 +424,33 @@ def test_what_the_model_asks_of_its_network_reaches_it() -> None:
     words = [f"--config={ROOT}/conf/experiment/digits_improved_ddpm.yaml", "--model.augment=EDMAugmentation"]
     network = ExperimentCLI(words).objects().model.network
     assert network.out.out_channels == 2 and network.embed_augment.in_features == EDMAugmentation().dim
+
+
+@pytest.mark.parametrize(
+    ("experiment", "key", "value", "range_"),
+    [
+        ("digits_edm", "model.sigma_data", "-1.0", "a number above 0"),
+        ("digits_edm", "model.sigma_data", "0.0", "a number above 0"),
+        ("digits_edm", "model.p_std", "0.0", "a number above 0"),
+        ("digits_improved_ddpm", "model.vlb_weight", "-1.0", "0 or more"),
+        ("digits_edm", "sampler.S_churn", "-1.0", "0 or more"),
+        ("digits_edm", "sampler.S_noise", "-5.0", "a number above 0"),
+        ("digits_edm", "sampler.S_min", "5.0", "0 <= S_min <= S_max"),
+        ("digits_edm", "model.network.skip_scale", "0.0", "a number above 0"),
+        ("digits_edm", "model.network.head_channels", "0", "1 or more"),
+    ],
+)
+def test_settings_out_of_range_are_named_in_one_line(experiment: str, key: str, value: str, range_: str) -> None:
+    """With the range, before anything is trained."""
+    words = ["--sampler=Heun", "--sampler.S_max=1", "--model.network.attention_resolutions=[8]", f"--{key}={value}"]
+    with pytest.raises(UserError) as refused:
+        ExperimentCLI([f"--config={ROOT}/conf/experiment/{experiment}.yaml", *words]).objects()
+    message = str(refused.value)
+    assert message.startswith(f"{key}: ") and value in message and f"; give {range_}" in message
+    assert "\n" not in message
+
+
+def test_the_preconditioning_needs_a_width_of_the_data() -> None:
+    for sigma_data in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match=f"^sigma_data of .* must be above 0, not {sigma_data}$"):
+            EDMPreconditioning(sigma_data)

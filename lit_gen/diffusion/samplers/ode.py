@@ -85,6 +85,9 @@ class Heun(GridSampler):
         S_noise: standard deviation of the fresh noise; slightly above 1 makes up for detail lost.
         coordinates: in which the ODE is integrated: sigma, as in EDM, or rectified ((1 - u) x_0 + u eps), which can
             start at alpha = 0.
+
+    Raises:
+        UserError: an option is out of range.
     """
 
     def __init__(
@@ -99,8 +102,15 @@ class Heun(GridSampler):
         super().__init__(**kwargs)
         if coordinates not in ("sigma", "rectified"):
             raise UserError(f"coordinates of the sampler Heun must be sigma or rectified, not {coordinates!r}")
-        if S_churn < 0:
-            raise UserError(f"S_churn of the sampler Heun must be at least 0, not {S_churn}")
+        if not 0 <= S_churn < math.inf:
+            raise UserError(f"sampler.S_churn: {S_churn} is not an amount of noise; give 0 or more")
+        if not 0 < S_noise < math.inf:
+            raise UserError(f"sampler.S_noise: {S_noise} is not a standard deviation; give a number above 0")
+        if not 0 <= S_min <= S_max:
+            raise UserError(
+                f"sampler.S_min: no noise level lies between {S_min} and sampler.S_max, {S_max}; give "
+                "0 <= S_min <= S_max, or set sampler.S_churn to 0 for no churn"
+            )
         self.S_churn = S_churn
         self.S_min = S_min
         self.S_max = S_max
