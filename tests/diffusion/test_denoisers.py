@@ -121,6 +121,36 @@ def test_pure_noise_where_the_network_could_not_tell(schedule: Schedule, paramet
     assert (denoiser(x, double(2e-5), double(1)) - at_the_end).abs().max() > 1e-6 * at_the_end.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("schedule", "parameterization"),
+    [
+        (EDMSchedule(), EDMPreconditioning()),
+        (DiscreteVP(), Epsilon()),
+        (LinearVP(), Epsilon()),
+        (VE(), Score("sigma")),
+    ],
+)
+def test_less_noise_than_in_training_is_the_least_level_of_it(schedule: Schedule, parameterization: Parameterization):
+    """Where a sampler takes finer steps: the network is told the least level, and sees x in the scale of that."""
+    seen = []
+
+    def network(x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        seen.append((x, c_noise))
+        return 0.5 * x
+
+    denoiser = NetworkDenoiser(network, schedule, parameterization)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    t = schedule.time(schedule.min_ratio)
+    alpha, sigma = schedule(t)
+    expected = denoiser((alpha**2 + sigma**2).sqrt() * x, alpha, sigma)
+    for level in (0.0, 0.3 * schedule.min_ratio):
+        found = denoiser((1 + level**2) ** 0.5 * x, double(1), double(level))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(seen[-1], seen[0], rtol=1e-12, atol=0)
+    denoiser(x, double(1), double(1.5 * schedule.min_ratio))
+    assert (seen[-1][1] > seen[0][1]).all()
+
+
 # Conversions.
 
 KINDS = [Epsilon(), Score(), Sample(), V(), Velocity(), EDMPreconditioning(0.6)]
