@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from lit_gen import commands
@@ -454,3 +456,17 @@ def test_the_preconditioning_needs_a_width_of_the_data() -> None:
     for sigma_data in (0.0, -1.0, float("nan")):
         with pytest.raises(UserError, match=f"^sigma_data of .* must be above 0, not {sigma_data}$"):
             EDMPreconditioning(sigma_data)
+
+
+def test_edm_trains_at_the_noise_levels_of_its_paper() -> None:
+    """ln sigma ~ N(-1.2, 1.2^2) and sigma_data = 0.5 (Karras et al. 2022, table 1), by default."""
+    torch.manual_seed(0)
+    model = EDM(image_shape=SHAPE, network=partial(UNet, channels=8, channel_mult=(1,), num_blocks=1))
+    log_sigma = model.schedule.ratio(model.training_times(20_000)).log()
+    share = torch.tensor([0.02, 0.25, 0.5, 0.75, 0.98], dtype=torch.float64)
+    exact = -1.2 + 1.2 * torch.special.ndtri(share)
+    torch.testing.assert_close(log_sigma.quantile(share), exact, rtol=0, atol=0.1)
+    assert stats.kstest(log_sigma.numpy(), stats.norm(-1.2, 1.2).cdf).pvalue > 0.01
+    x, sigma = torch.randn(4, *SHAPE, dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0, 10.0], dtype=torch.float64)
+    found = model.denoiser(x, torch.ones_like(sigma), sigma)  # the network is zero as yet: c_skip x
+    torch.testing.assert_close(found, (0.25 / (sigma**2 + 0.25))[:, None, None, None] * x, rtol=1e-12, atol=0)
