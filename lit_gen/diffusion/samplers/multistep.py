@@ -158,16 +158,15 @@ class UniPC(GridSampler):
     ) -> Iterator[tuple[float, Tensor]]:
         past: list[tuple[float, Tensor]] = []  # lambda and D, the latest first
         before: tuple[float, Tensor] | None = None  # the last time, and x there
-        order = 0
         for index, (t, s) in enumerate(pairwise(times)):
             denoised = denoiser(x, *schedule(t))
             present = float(_log_snr(schedule, t)), denoised
             if self.corrector and past and before is not None and s > 0:  # x_s = D of the last step has no use for x_t
-                x = self._advance(schedule, before[1], before[0], t, past[0][1], [present, *past[1:order]])
+                x = self._advance(schedule, before[1], before[0], t, past[0][1], [present, *past[1:]])
             past = [present, *past[: self.order - 1]] if present[0] > -math.inf else []
-            order = min(self.order, len(past), len(times) - 1 - index)
             before = t, x
-            x = self._advance(schedule, x, t, s, denoised, past[1:order])
+            most = len(times) - 1 - index  # the order falls in the last steps
+            x = self._advance(schedule, x, t, s, denoised, past[1:most])
             yield s, x
 
     def _advance(
