@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.axes import Axes
 from PIL import Image
 
 from lit_gen import commands
@@ -124,12 +125,16 @@ def test_a_figure_of_other_points_would_be_seen(tmp_path: Path, monkeypatch: pyt
     assert differing(out, DOCS / "images" / "diffusion_guidance.png") > 1e-2
 
 
-def test_the_figure_of_what_was_learned(tmp_path: Path) -> None:
+def test_the_figure_of_what_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each run, under the name that it has in the tables."""
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda axes, text, **_: titles.append(text.partition(":")[0]))
     (words,) = [words for words in FIGURES if words[0] == "learned"]
     small = ["--budget.num_images=2048", "--model.warmup=0", "--wandb.mode=disabled", f"--run.root={tmp_path}"]
     source = yaml.safe_load((ROOT / "sweeps/points.yaml").read_text())["parameters"]["data.source"]["value"]
-    config = ROOT / "conf/experiment/points_edm.yaml"
+    config = ROOT / "conf/experiment/points_ot_flow_matching.yaml"
     run = commands.fit([f"--config={config}", f"--data.source={source}", *small])
     assert theory.main(["learned", str(run.directory), "--out", str(tmp_path / "figure.png")]) == 0
+    assert titles == ["two_moons", "OT-FlowMatching", "density of the model"]
     with Image.open(tmp_path / "figure.png") as drawn, Image.open(ROOT / words[words.index("--out") + 1]) as shown:
         assert drawn.width == shown.width
