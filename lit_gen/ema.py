@@ -73,7 +73,7 @@ def gamma_of(std: float, key: str = "std") -> float:
     """
     if not 0 < std <= MAX_STD:
         widest = math.floor(MAX_STD * 1e6) / 1e6  # rounded down: it must itself be accepted
-        raise UserError(f"{key}: {std} is not the relative width of an average; give a number in (0, {widest}]")
+        raise UserError(f"{key}: {std:.8g} is not the relative width of an average; give a number in (0, {widest}]")
     roots = np.roots([1.0, 7.0, 16 - std**-2, 12 - std**-2])
     gamma = max(float(root.real) for root in roots)
     return max(gamma, 0.0)

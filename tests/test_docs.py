@@ -125,6 +125,7 @@ def test_a_figure_of_other_points_would_be_seen(tmp_path: Path, monkeypatch: pyt
     assert differing(out, DOCS / "images" / "diffusion_guidance.png") > 1e-2
 
 
+@pytest.mark.slow
 def test_the_figure_of_what_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row for each run, under the name that it has in the tables."""
     titles = []

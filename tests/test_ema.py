@@ -63,7 +63,7 @@ def test_std_is_that_of_the_profile_and_its_inverse_is_one() -> None:
 @pytest.mark.parametrize("std", [0.0, -0.1, 0.288676, 0.2887, 1.0, math.nan])
 def test_a_width_out_of_range(std: float) -> None:
     gamma_of(0.288675)
-    with pytest.raises(UserError, match=rf"^--std: {std} is not .* give a number in \(0, 0.288675\]$"):
+    with pytest.raises(UserError, match=rf"^--std: {std:g} is not .* give a number in \(0, 0.288675\]$"):
         gamma_of(std, "--std")
 
 
