@@ -247,7 +247,7 @@ def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution:
         pixels = grid_of_points(1.0, resolution)
         shade(density, log_density(pixels), darkest=float(source.exact.log_density(pixels, one, zero).exp().max()))
         true.set_title(f"{data.name}: log p = {of_data:.2f}", size=9)
-        samples.set_title(f"{model.title}: $W_2$ = {distance:.3f} (data {floor:.3f})", size=9)
+        samples.set_title(f"{model.title}: $W_2$ = {distance:.3f} (data {floor:.3f})", size=8)
         density.set_title(f"density of the model: log p = {of_model:.2f}", size=9)
         print(
             f"{directory}: W2 {distance:.4f} (two sets of data {floor:.4f}), mean log-density of test points "
