@@ -168,7 +168,9 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
     sign = -1.0 if better(by) == "higher" else 1.0
     groups = [Row(None, group) for group in group_seeds(chosen)]
     finite = [row for row in groups if math.isfinite(row.mean(f"metrics.{by}"))]
-    finite.sort(key=lambda row: sign * row.mean(f"metrics.{by}"))
+    finite.sort(  # of equals, in whatever order their results were found, the same one first
+        key=lambda row: (sign * row.mean(f"metrics.{by}"), row.first.model, row.first.sampler, row.first.grid, row.run)
+    )
     rows = [Row(number, row.results) for number, row in enumerate(finite, start=1)]
     rows += [row for row in groups if row not in finite]
     likelihoods = {_compact(protocol): protocol for result in chosen if (protocol := result.get("likelihood.protocol"))}

@@ -2,6 +2,7 @@ import copy
 import csv
 import inspect
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -101,6 +102,14 @@ def test_unlike_protocols_are_refused_with_field_rows_and_remedy():
         rank(extra)
 
 
+def test_equals_are_in_one_order(tmp_path):
+    names = ["DDIM", "Euler", "Heun"]
+    found = results(*(content("EDM", 1.0, sampler=DDIM | {"name": name}) for name in names), content("DDPM", 1.0))
+    for order in itertools.permutations(found):
+        ranked = [(row.first.model, row.first.sampler.partition("(")[0]) for row in rank(list(order)).rows]
+        assert ranked == [("DDPM", "DDIM"), *(("EDM", name) for name in names)]
+
+
 def test_a_sweep_over_two_data_sets_ends_with_two_leaderboards(tmp_path, capsys):
     from lit_gen.cli import _report
 
@@ -154,9 +163,9 @@ def test_seeds_are_one_row_of_mean_and_deviation():
     )
     board = rank(found)
     groups = [(row.first.model, row.mean("metrics.fd_digits"), len(row.results)) for row in board.rows]
-    assert groups == [("A", 3.5, 2), ("B", 4.0, 2), ("B", 4.0, 1), ("B", 4.5, 1), ("B", 4.7, 1), ("A", 5.0, 1)]
+    assert groups == [("A", 3.5, 2), ("B", 4.0, 1), ("B", 4.0, 2), ("B", 4.5, 1), ("B", 4.7, 1), ("A", 5.0, 1)]
     assert board.rows[0].std("metrics.fd_digits") == pytest.approx(5 / math.sqrt(2))
-    assert board.rows[1].run == "digits_B-0 (+1)"
+    assert board.rows[2].run == "digits_B-0 (+1)"
     markdown = to_markdown(board)
     assert "| 3.5 ± 3.5 (2) |" in markdown and "| 4.0 ± 1.4 (2) |" in markdown
     assert "weights" in markdown.splitlines()[2] and "DDIM(eta=1)" in markdown
