@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 
 from lit_gen.averages import parse_weights
 from lit_gen.callbacks.progress import image_progress
+from lit_gen.core.files import write_atomically
 from lit_gen.data import ImageDataModule
 from lit_gen.dequantisation import bits_per_dim
 from lit_gen.errors import UserError
@@ -37,7 +38,7 @@ from lit_gen.metrics import (
 from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
 from lit_gen.processes import from_first, gather, ranks
-from lit_gen.runs import Run, write_atomically
+from lit_gen.runs import Run
 
 FeatureNetFactory = Callable[[], FeatureNet]
 

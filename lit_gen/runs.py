@@ -12,7 +12,6 @@ ROOT/NAME-IDENTITY/
 """
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -27,6 +26,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from lit_gen.core.files import write_atomically
 from lit_gen.errors import UserError
 
 VERSIONED_PACKAGES = (
@@ -185,11 +185,3 @@ def environment() -> dict[str, Any]:
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a kill, sees the old content or the new and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -14,8 +14,9 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_gen.core.files import write_atomically
 from lit_gen.errors import UserError
-from lit_gen.runs import Run, write_atomically
+from lit_gen.runs import Run
 
 # Under `wandb agent` these name the trial's run and its sweep; they belong to the evaluation, never to a training that
 # the trial happens to start.

@@ -18,12 +18,13 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from lit_gen import __version__
+from lit_gen.core.files import write_atomically
 from lit_gen.errors import UserError
 from lit_gen.report import plots
 from lit_gen.report.leaderboard import comparable, rank
 from lit_gen.report.render import Cells, to_cells
 from lit_gen.report.results import Result
-from lit_gen.runs import Run, write_atomically
+from lit_gen.runs import Run
 
 LARGEST_PICTURE = 2400
 """Pixels of the longer side of a picture; larger ones are made smaller."""

@@ -28,8 +28,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from lit_gen.core.files import write_atomically
 from lit_gen.errors import UserError
-from lit_gen.runs import write_atomically
 from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, read_journal
 from lit_gen.sweeps.pool import Worker
 from lit_gen.sweeps.progress import SweepProgress, describe, trial_table, varying_keys
