@@ -1,4 +1,4 @@
-"""Every YAML under conf/ and sweeps/ is run."""
+"""Every YAML under conf/ and sweeps/ is built; the slow tests also train and sample each of them."""
 
 import gzip
 import json
@@ -70,6 +70,16 @@ def num_batches(cli: ExperimentCLI) -> int:
     return max(2, settings.get("critic_steps") or 0, settings.get("discriminator_steps") or 0)
 
 
+def small_files(cli: ExperimentCLI, data_root: Path) -> list[str]:
+    """The arguments that name small files in the place of the official ones."""
+    source, key = cli.config.data.source, "data.source"
+    while "source" in source.get("init_args", {}):
+        source, key = source.init_args.source, f"{key}.source"
+    if source.class_path.rsplit(".")[-1] not in ("MNIST", "FashionMNIST", "CIFAR10"):
+        return []
+    return [f"--{key}.root={data_root}", f"--{key}.checksum=false"]
+
+
 def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
     """The arguments that make an experiment short, on the CPU, in its own precision, with a small network.
 
@@ -86,11 +96,7 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
         "--grid.num_samples=0",
         "--wandb.mode=disabled",
     ]
-    source, key = cli.config.data.source, "data.source"
-    while "source" in source.get("init_args", {}):
-        source, key = source.init_args.source, f"{key}.source"
-    if source.class_path.rsplit(".")[-1] in ("MNIST", "FashionMNIST", "CIFAR10"):
-        words += [f"--{key}.root={data_root}", f"--{key}.checksum=false"]
+    words += small_files(cli, data_root)
     network = cli.config.model.init_args.get("network") or cli.config.model.init_args.get("encoder")
     if network and network.class_path.endswith("UNet") and not path.name.startswith("digits"):
         words.append("--model.network.channels=8")
@@ -110,6 +116,22 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", files("conf/experiment"))
+def test_experiment_is_built(name: str, data_root: Path) -> None:
+    """At its full size, with the values that the file gives."""
+    path = CONF / "experiment" / f"{name}.yaml"
+    cli = ExperimentCLI([f"--config={path}", *small_files(experiment(path), data_root)])
+    objects, given = cli.objects(), yaml.safe_load(path.read_text())
+    assert type(objects.model).__name__ == cli.config.model.class_path.rpartition(".")[2]
+    assert sum(weight.numel() for weight in objects.model.parameters()) > 0
+    assert objects.data.batch_size == given["data"]["batch_size"]
+    assert objects.budget.num_images == given["budget"]["num_images"]
+    objects.model.check_data(objects.data)
+    objects.model.check_optimizers()
+    objects.model.rehearse(objects.sampler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", files("conf/experiment"))
 def test_experiment_trains(name: str, tmp_path: Path, data_root: Path) -> None:
     path = CONF / "experiment" / f"{name}.yaml"
     run = commands.fit([f"--config={path}", *shrunk(path, tmp_path, data_root)])
@@ -120,31 +142,62 @@ def test_experiment_trains(name: str, tmp_path: Path, data_root: Path) -> None:
     assert saved["trainer"]["precision"] == config.get("trainer", {}).get("precision")
 
 
-@pytest.mark.parametrize("name", files("conf/model"))
-def test_model_trains_a_step(name: str, tmp_path: Path) -> None:
-    path = CONF / "model" / f"{name}.yaml"
+def model_words(path: Path, root: Path) -> list[str]:
+    """The arguments of a short training of a model's file; networks that the file names stay, with few channels."""
     settings = yaml.safe_load(path.read_text())
     model, own = settings["class_path"], settings.get("init_args", {})
-    # networks that the file names stay, with few channels
     small = [
         word
         for word in TINY[model]
         if word != f"--model={model}" and not any(word.startswith(f"--model.{key}=") for key in own)
     ]
-    words = [*small, *DIGITS, *OTHER_DATA.get(model, []), f"--run.root={tmp_path}"]
-    words.append(f"--budget.num_images={64 * num_batches(ExperimentCLI([f'--model={path}', *words]))}")
-    run = commands.fit([f"--model={path}", *words])
-    assert run.finished
-    trained = ExperimentCLI(["--config", str(run.config)]).config.model.init_args
-    for key, value in own.items():
+    return [f"--model={path}", *small, *DIGITS, *OTHER_DATA.get(model, []), f"--run.root={root}"]
+
+
+def assert_holds(built: ExperimentCLI, path: Path) -> None:
+    """The values of a model's file are those of a configuration."""
+    settings = built.config.model.init_args
+    for key, value in yaml.safe_load(path.read_text()).get("init_args", {}).items():
         if isinstance(value, dict):
-            assert trained[key].class_path.endswith(value["class_path"]), key
-        elif isinstance(value, str) and hasattr(trained[key], "class_path"):
-            assert trained[key].class_path.endswith(value), key
+            assert settings[key].class_path.endswith(value["class_path"]), key
+        elif isinstance(value, str) and hasattr(settings[key], "class_path"):
+            assert settings[key].class_path.endswith(value), key
         else:
-            assert trained[key] == value, key
+            assert settings[key] == value, key
 
 
+@pytest.mark.parametrize("name", files("conf/model"))
+def test_model_is_built(name: str, tmp_path: Path) -> None:
+    path = CONF / "model" / f"{name}.yaml"
+    cli = ExperimentCLI(model_words(path, tmp_path))
+    assert_holds(cli, path)
+    if "first_stage" not in " ".join(model_words(path, tmp_path)):  # one that follows a stage needs it to be trained
+        assert sum(weight.numel() for weight in cli.objects().model.generator.parameters()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", files("conf/model"))
+def test_model_trains_a_step(name: str, tmp_path: Path) -> None:
+    path = CONF / "model" / f"{name}.yaml"
+    words = model_words(path, tmp_path)
+    run = commands.fit([*words, f"--budget.num_images={64 * num_batches(ExperimentCLI(words))}"])
+    assert run.finished
+    assert_holds(ExperimentCLI(["--config", str(run.config)]), path)
+
+
+@pytest.mark.parametrize("name", files("conf/sampler"))
+def test_sampler_is_built(name: str) -> None:
+    path = CONF / "sampler" / f"{name}.yaml"
+    settings = yaml.safe_load(path.read_text())
+    sampler = ExperimentCLI([f"--config={CONF}/experiment/points_ddpm.yaml", f"--sampler={path}"]).objects().sampler
+    assert type(sampler).__name__ == settings["class_path"]
+    written = sampler.to_dict()
+    for key, value in settings["init_args"].items():
+        held = written[key]["name"] if isinstance(written[key], dict) else written[key]
+        assert held == (float(value) if isinstance(held, float) else value), key
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", files("conf/sampler"))
 def test_sampler_draws(name: str, tmp_path: Path) -> None:
     small = ["--model.network.width=16", "--model.network.depth=1", "--budget.num_images=64", "--data.batch_size=64"]
@@ -205,6 +258,7 @@ def test_the_trials_of_a_sweep_are_accepted(name: str) -> None:
             assert cli.config.sampler.class_path.endswith(f".{named}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", files("sweeps"))
 def test_a_trial_of_a_sweep_runs(name: str, tmp_path: Path, data_root: Path) -> None:
     """The last one; that its other experiments can be trained, the tests above show."""
