@@ -5,7 +5,6 @@ checkpoints/ema_0.100.safetensors             of another width, reconstructed af
 checkpoints/ema_0.100-000051200.safetensors   likewise, after 51,200 images
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lit_gen.core.files import write_atomically
 from lit_gen.ema import combine, gamma_of
 from lit_gen.errors import UserError
 from lit_gen.runs import Run
@@ -164,10 +164,7 @@ def load_average(run: Run, width: Width) -> tuple[Weights, int]:
 
 
 def _save(path: Path, weights: Weights, facts: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, temporary, facts)
-    os.replace(temporary, path)
+    write_atomically(path, save({name: weight.cpu().contiguous() for name, weight in weights.items()}, facts))
 
 
 def _load(path: Path) -> Weights:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gen import __version__
+from lit_gen.core.files import explain
 from lit_gen.errors import UserError
 
 DESCRIPTION = """\
@@ -42,19 +43,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no place in the code, no source line
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()  # else a full disk would be found behind the last line that can be reported
+        return code
     except UserError as error:
         print(f"lit-gen: error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as error:
-        print(f"lit-gen: error: {error}", file=sys.stderr)
+        _give_up_output()
+        print(f"lit-gen: error: {error.filename or 'output'}: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lit-gen: interrupted; the same command continues where this one stopped", file=sys.stderr)
         return 130
+
+
+def _give_up_output() -> None:
+    """Throw away what is still to be printed if it cannot be: the interpreter would try again as it leaves."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:
@@ -172,6 +184,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _report(paths: list[Path], folder: Path) -> None:
     """What a sweep ends with, for each protocol: leaderboard, distance against evaluations, samples side by side."""
+    from lit_gen.core.files import write_atomically
     from lit_gen.report import leaderboard, plots, render
     from lit_gen.report.results import read_result
 
@@ -186,7 +199,7 @@ def _report(paths: list[Path], folder: Path) -> None:
         plots.distance_vs_nfe(results, distances)
         plots.side_by_side(results, samples)
         files += [distances, samples]
-    files[0].write_text("\n".join(tables))
+    write_atomically(files[0], "\n".join(tables))
     for file in files:
         print(file)
 

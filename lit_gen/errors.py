@@ -12,6 +12,14 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with code 2.
     """
 
+    exit_code = 2
+
+
+class LostProcessError(UserError):
+    """Another process of a distributed command has ended, which nothing in the input explains."""
+
+    exit_code = 1
+
 
 class NoTestImagesError(UserError):
     """The data has training images alone."""

@@ -6,7 +6,6 @@ It owns the whole protocol: which images, how many, quantised where, through whi
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from torch import Tensor, distributed
 
 from lit_gen.averages import parse_weights
 from lit_gen.callbacks.progress import image_progress
-from lit_gen.core.files import write_atomically
+from lit_gen.core.files import write_arrays, write_atomically
 from lit_gen.data import ImageDataModule
 from lit_gen.dequantisation import bits_per_dim
 from lit_gen.errors import UserError
@@ -263,8 +262,7 @@ class Evaluation:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         if rank == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            _save_samples(directory / "samples.npz", images.numpy())
+            write_arrays(directory / "samples.npz", images=images.numpy())
             save_picture(images, data.source, directory / "samples.png")
             write_atomically(path, json.dumps(result, indent=2) + "\n")
         if world_size > 1:
@@ -361,13 +359,6 @@ def mean_and_stderr(name: str, values: Tensor) -> dict[str, float]:
     """The mean of values (N,) and its standard error, which is not known of one."""
     stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return {name: float(values.mean()), f"{name}_stderr": stderr}
-
-
-def _save_samples(path: Path, images: np.ndarray) -> None:
-    """Writes an .npz file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-    np.savez_compressed(temporary, images=images)
-    os.replace(temporary, path)
 
 
 def device_name(device: torch.device, world_size: int = 1) -> str:

@@ -15,8 +15,6 @@ https://arxiv.org/abs/2312.02696).
 
 import hashlib
 import json
-import os
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +25,13 @@ from filelock import FileLock
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lit_gen.averages import parse_weights
 from lit_gen.callbacks.ema import load_weights, named_weights
 from lit_gen.callbacks.progress import image_progress
+from lit_gen.core.files import write_atomically
 from lit_gen.data import ImageDataModule
 from lit_gen.data.encoded import Encoded, load_values, save_values
 from lit_gen.errors import UserError, belonging_to
@@ -233,12 +232,10 @@ class FirstStage:
         assert self.directory is not None
         if (folder / WEIGHTS).is_file():
             return
-        folder.mkdir(parents=True, exist_ok=True)
         for name in ("config.yaml", "run.json"):
-            shutil.copyfile(self.directory / name, folder / name)
+            write_atomically(folder / name, (self.directory / name).read_bytes())
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self._weights().items()}
-        save_file(weights, folder / f".{WEIGHTS}.tmp")
-        os.replace(folder / f".{WEIGHTS}.tmp", folder / WEIGHTS)
+        write_atomically(folder / WEIGHTS, save(weights))
 
     def _weights(self) -> dict[str, Tensor]:
         return named_weights(self.model.generator) | {"latents.mean": self.mean, "latents.std": self.std}

@@ -3,12 +3,12 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from lit_gen.core.files import replacing, write_arrays
 from lit_gen.data.points import PointSource
 from lit_gen.data.sources import ImageSource
 from lit_gen.errors import UserError
@@ -23,10 +23,8 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     columns = columns or math.ceil(math.sqrt(len(images)))
     grid = make_grid(images, nrow=columns, padding=2, pad_value=128)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="png")
     return path
 
 
@@ -59,16 +57,15 @@ def save_images(images: Tensor, labels: Tensor | None, source: ImageSource, out:
     if out.suffix == ".png":
         save_picture(images, source, out)
     elif out.suffix == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"images": images.numpy()}
         if labels is not None:
             arrays["labels"] = labels.numpy()
-        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+        write_arrays(out, **arrays)
     elif not source.quantised:
         raise UserError(f"--out: {out} would hold a picture of each point; give .png for one of all, or .npz")
     else:
-        out.mkdir(parents=True, exist_ok=True)
         digits = max(5, len(str(first + len(images) - 1)))
         for index, image in enumerate(images, first):
             pixels = image.permute(1, 2, 0).squeeze(-1) if image.shape[0] == 1 else image.permute(1, 2, 0)
-            Image.fromarray(torch.as_tensor(pixels).numpy()).save(out / f"{index:0{digits}d}.png")
+            with replacing(out / f"{index:0{digits}d}.png", flush=False) as temporary:  # there may be very many
+                Image.fromarray(torch.as_tensor(pixels).numpy()).save(temporary, format="png")

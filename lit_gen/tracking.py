@@ -14,7 +14,7 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_gen.core.files import write_atomically
+from lit_gen.core.files import append, write_atomically
 from lit_gen.errors import UserError
 from lit_gen.runs import Run
 
@@ -221,9 +221,13 @@ class MetricsFile(Logger):
     def resume(self, images: int) -> None:
         """Reads back what was written up to a number of images."""
         if self.path.is_file():
-            with self.path.open(newline="") as file:
-                rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-            self._rows = [row for row in rows if int(row["images"]) <= images]
+            try:
+                with self.path.open(newline="") as file:
+                    whole = [line for line in file if line.endswith("\n")]  # a power cut may tear the last one
+                rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(whole)]
+                self._rows = [row for row in rows if int(row["images"]) <= images]
+            except (ValueError, KeyError, TypeError, csv.Error) as error:
+                raise UserError(f"{self.path}: damaged ({error}); delete it, and later rows make a new one") from None
             self._fields = dict.fromkeys(key for row in self._rows for key in row)
             self._rewrite()
 
@@ -232,8 +236,7 @@ class MetricsFile(Logger):
         row = {"images": step, **{key: value for key, value in metrics.items() if key != "epoch"}}
         self._rows.append(row)
         if row.keys() <= self._fields.keys():
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._fields).writerow(row)
+            append(self.path, self._as_text([row]))
         else:
             self._fields |= dict.fromkeys(row)
             self._rewrite()
@@ -243,8 +246,10 @@ class MetricsFile(Logger):
         """The run's config.yaml holds them."""
 
     def _rewrite(self) -> None:
+        header = {name: name for name in self._fields}
+        write_atomically(self.path, self._as_text([header, *self._rows]))
+
+    def _as_text(self, rows: list[dict[str, Any]]) -> str:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._fields)
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_atomically(self.path, text.getvalue())
+        csv.DictWriter(text, self._fields).writerows(rows)
+        return text.getvalue()

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lit_gen.config import (
     training_config,
     training_identity,
 )
+from lit_gen.core.files import remove_temporaries
 from lit_gen.data import ImageDataModule
 from lit_gen.errors import UserError, belonging_to
 from lit_gen.evaluation import device_name
@@ -281,6 +283,9 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
     objects.grid.folder = run.samples
     objects.ema.folder = run.snapshots
     _order_callbacks(trainer, [Monitor(), TrainingProgress(objects.budget.num_images)])
+    if trainer.is_global_zero:
+        for folder in (run.directory, run.checkpoint.parent, run.snapshots, run.samples):
+            remove_temporaries(folder)
     resume = run.checkpoint.is_file()
     if resume:
         checkpoint = read_checkpoint(run)
@@ -316,7 +321,8 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
     finally:
         if trainer.is_global_zero:
-            note_cost()
+            with suppress(UserError) if failed else nullcontext():  # a full disk was reported already
+                note_cost()
             tracking.finish(failed)
     if trainer.is_global_zero:
         run.update(
@@ -329,9 +335,13 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
 
 
 def _order_callbacks(trainer: Trainer, added: list[Any]) -> None:
-    """The average is updated before a checkpoint or a grid reads it, and numbers are checked before they are saved."""
+    """The average is updated before a grid or a checkpoint reads it, and numbers are checked before they are saved.
+
+    The checkpoint comes last: at the end of the training it says that the last grid was drawn.
+    """
     callbacks = added + trainer.callbacks  # type: ignore[attr-defined]
-    trainer.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, (SampleGrid, Checkpoint)))  # type: ignore[attr-defined]
+    kinds = (Checkpoint, SampleGrid)
+    trainer.callbacks = sorted(callbacks, key=lambda callback: [isinstance(callback, kind) for kind in kinds])  # type: ignore[attr-defined]
 
 
 def quieten() -> None:

@@ -68,3 +68,19 @@ def _command(words: tuple[str, ...], rank: int, folder: Path) -> None:
 
 def _said(folder: Path, rank: int, what: str) -> Path:
     return folder / f"process-{rank}.{what}"
+
+
+def in_one_process(work: Callable[..., object], *arguments: object) -> int:
+    """Calls `work(*arguments)` in a process of its own: its exit status, negative for the signal that ended it."""
+    process = multiprocessing.get_context("forkserver").Process(target=_alone, args=(work, *arguments))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _alone(work: Callable[..., object], *arguments: object) -> None:
+    multiprocessing.set_start_method("fork", force=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    work(*arguments)

@@ -1,6 +1,5 @@
 """Checkpoints that a kill cannot spoil."""
 
-import os
 import signal
 import sys
 import threading
@@ -12,8 +11,10 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 
+from lit_gen.core.files import publish, temporary_path, writing
 from lit_gen.errors import UserError
 from lit_gen.models.base import GenerativeModel
 
@@ -28,6 +29,10 @@ class Checkpoint(Callback):
     file when it is killed; this one counts images, writes beside the old file and renames. It saves whole optimization
     steps alone, never some of a step's parts.
 
+    It is written when its step is done, but renamed only before the next step or at the end of the training, when
+    pictures, validation and rows of metrics.csv that belong to its step are on the disk as well. So nothing is missing
+    that a resumed training would not make again, wherever a kill falls.
+
     Args:
         every: Images between two checkpoints; 0 saves only the last.
     """
@@ -38,16 +43,25 @@ class Checkpoint(Callback):
         self.saved: Callable[[], object] = lambda: None
         """Called by the first process after each checkpoint."""
         self._saved_at = 0
+        self._written: Path | None = None
+        self._stop_after = False
         self._training = False
         self._interrupted = False
         self._interrupt: Callable[[int, Any], None] | None = None
         self._own_threads: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: GenerativeModel, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = InPlace()
 
     def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._saved_at = pl_module.images_seen
         self._training = True
         if self._interrupt is not None:  # Lightning's stops without a checkpoint
             signal.signal(signal.SIGTERM, self._interrupt)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: GenerativeModel, batch: Any, batch_idx: int) -> None:
+        self._conclude(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
@@ -57,16 +71,32 @@ class Checkpoint(Callback):
         images = pl_module.images_seen
         # processes hear of Ctrl-C in different batches; to ask one another after each would cost time
         agree = trainer.world_size == 1 or pl_module._batches_seen % BATCHES_BETWEEN_AGREEMENTS == 0
-        stop = agree and trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
-        if stop or (self.every and images // self.every > self._saved_at // self.every):
-            self.save(trainer, pl_module)
-        if stop:
-            self._stop(trainer)
+        self._stop_after = agree and trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        if self._stop_after or (self.every and images // self.every > self._saved_at // self.every):
+            self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         if pl_module.images_seen != self._saved_at:
-            self.save(trainer, pl_module)
-        if trainer.strategy.reduce_boolean_decision(self._interrupted, all=False):
+            self._write(trainer, pl_module)
+        self._stop_after = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        self._conclude(trainer)
+        self._training = False
+
+    def on_exception(self, trainer: Trainer, pl_module: GenerativeModel, exception: BaseException) -> None:
+        if self._written is not None and trainer.is_global_zero:
+            self._written.unlink(missing_ok=True)
+
+    def _conclude(self, trainer: Trainer) -> None:
+        """Give the checkpoint that was written its name, and stop if that was asked for."""
+        if self._written is not None:
+            assert self.path is not None
+            if trainer.is_global_zero:
+                with writing(self.path):
+                    publish(self._written, self.path)
+                self.saved()
+            self._written = None
+            trainer.strategy.barrier("checkpoint")
+        if self._stop_after:
             self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
@@ -99,18 +129,20 @@ class Checkpoint(Callback):
             self._own_threads = None
 
     def save(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
-        """Writes the checkpoint beside the old one, then renames it over that."""
+        """Write the checkpoint and rename it at once."""
+        self._write(trainer, pl_module)
+        self._conclude(trainer)
+
+    def _write(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
+        """Write the checkpoint beside the old one."""
         if self.path is None:
             return
         if not all(torch.isfinite(parameter).all() for parameter in pl_module.parameters()):
             raise diverged("the weights are not finite", trainer, pl_module)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
-            self.saved()
-        trainer.strategy.barrier("checkpoint")
+        self._written = temporary_path(self.path)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(self._written)
         self._saved_at = pl_module.images_seen
 
     @contextmanager
@@ -137,6 +169,15 @@ class Checkpoint(Callback):
         finally:
             self._interrupt = None
             signal.signal(signal.SIGINT, before)
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes a checkpoint where it is asked for: Lightning's own way takes a detour over the system's folder of
+    temporary files, which may be too small and leaves the file unreadable for others."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
 
 
 def check_world_size(checkpoint: dict[str, Any], trainer: Trainer) -> None:

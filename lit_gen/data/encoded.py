@@ -1,11 +1,11 @@
 """What the first of two stages makes of images, on which the second is trained."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lit_gen.core.files import write_arrays
 from lit_gen.data.sources import ImageSet
 from lit_gen.errors import UserError
 
@@ -36,10 +36,7 @@ class Encoded:
 
 def save_values(values: np.ndarray, path: Path) -> None:
     """Writes an .npz file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-    np.savez_compressed(temporary, values=values)
-    os.replace(temporary, path)
+    write_arrays(path, values=values)
 
 
 def load_values(path: Path) -> np.ndarray:

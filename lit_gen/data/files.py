@@ -7,8 +7,8 @@ import urllib.request
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from uuid import uuid4
 
+from lit_gen.core.files import replacing
 from lit_gen.errors import UserError
 
 
@@ -66,26 +66,22 @@ def download(urls: Sequence[str], path: Path, md5: str, folders: Sequence[Path])
         folders: Where it was looked for in vain, which the error tells.
 
     Raises:
-        UserError: No address answers, or the checksum differs.
+        UserError: No address answers, the checksum differs, or the file cannot be written.
     """
     problems = []
-    path.parent.mkdir(parents=True, exist_ok=True)
     for url in urls:
-        temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")  # tempfile would shut out all other users
         try:
             digest = hashlib.md5(usedforsecurity=False)
-            with temporary.open("xb") as file, urllib.request.urlopen(url, timeout=30) as answer:
-                while block := answer.read(1 << 20):
-                    digest.update(block)
-                    file.write(block)
-            if digest.hexdigest() == md5:
-                os.replace(temporary, path)
-                return
-            problems.append(f"{url}: checksum mismatch, md5 {digest.hexdigest()} instead of {md5}")
+            with urllib.request.urlopen(url, timeout=30) as answer, replacing(path) as temporary:
+                with temporary.open("wb") as file:
+                    while block := answer.read(1 << 20):
+                        digest.update(block)
+                        file.write(block)
+                if digest.hexdigest() != md5:
+                    raise ValueError(f"checksum mismatch, md5 {digest.hexdigest()} instead of {md5}")
+            return
         except (OSError, ValueError) as error:  # URLError is an OSError
             problems.append(f"{url}: {error}")
-        finally:
-            temporary.unlink(missing_ok=True)
     raise UserError(
         f"could not download {path.name} ({'; '.join(problems)}), nor was it here (looked in {listed(folders)}): check "
         f"the network, or put {urls[0]} into a folder and name that with --data.source.root"

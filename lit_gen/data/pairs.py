@@ -1,12 +1,12 @@
 """Pairs of a noise and the image that a model makes of it, on which rectified flow is trained again."""
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from lit_gen.core.files import write_arrays
 from lit_gen.data.sources import ImageSet
 from lit_gen.errors import UserError
 
@@ -44,12 +44,7 @@ class Pairs:
 
     def save(self, path: Path) -> None:
         """Writes an .npz file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-        np.savez_compressed(
-            temporary, images=self.images, index=self.index, seed=self.seed, num_classes=self.num_classes
-        )
-        os.replace(temporary, path)
+        write_arrays(path, images=self.images, index=self.index, seed=self.seed, num_classes=self.num_classes)
 
     @classmethod
     def load(cls, path: Path) -> "Pairs":

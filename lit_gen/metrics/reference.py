@@ -5,13 +5,13 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from lit_gen.core.files import write_atomically
 from lit_gen.data import ImageDataModule
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.metrics.frechet import Moments
@@ -94,10 +94,5 @@ def _read(path: Path, width: int) -> Moments:
 
 
 def _write(path: Path, moments: Moments) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{uuid4().hex}")
-    try:  # save_file would make the file unreadable for everyone else
-        temporary.write_bytes(save({"mean": moments.mean, "cov": moments.cov}, metadata={"n": str(moments.n)}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {"mean": moments.mean, "cov": moments.cov}
+    write_atomically(path, save(tensors, metadata={"n": str(moments.n)}))

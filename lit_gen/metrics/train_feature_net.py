@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
+from lit_gen.core.files import write_atomically
 from lit_gen.data import Digits, FashionMNIST, ImageDataModule, ImageSource
 from lit_gen.metrics.feature_nets import ClassifierFeatures, ClassifierNetwork, DigitsFeatures, FashionFeatures
 
@@ -90,9 +91,8 @@ def main(name: str, path: Path | None = None) -> None:
         "test_fingerprint": data.fingerprint("test"),
         "train_fingerprint": data.fingerprint("train"),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     # one key only: safetensors writes several in random order, and the file's hash is the version of the features
-    path.write_bytes(save(network.state_dict(), metadata={"training": json.dumps(facts)}))
+    write_atomically(path, save(network.state_dict(), metadata={"training": json.dumps(facts)}))
     print(f"{path}: {path.stat().st_size} bytes, test accuracy {facts['test_accuracy']:.4f}")
 
 

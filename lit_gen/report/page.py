@@ -101,7 +101,6 @@ def write_page(results: Sequence[Result], out: Path, title: str) -> Path:
         version=__version__,
         created=datetime.now().astimezone().isoformat(" ", "minutes"),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text)
     return out
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_gen.core.files import replacing
 from lit_gen.errors import UserError
 from lit_gen.report.leaderboard import Row, describe_protocol, distance_metric, group_seeds, refuse_unlike
 from lit_gen.report.results import Result
@@ -245,10 +246,8 @@ def new_figure(width: float, height: float, dots: int = 150) -> "Figure":
 
 def save_figure(figure: "Figure", path: Path | str) -> Path:
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
     return path
 
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lit_gen.core.files import replacing
 from lit_gen.data.points import Checkerboard, GaussianMixture2D, PointSource, Spiral, TwoMoons
 from lit_gen.diffusion import (
     DDIM,
@@ -49,7 +50,7 @@ from lit_gen.errors import UserError
 from lit_gen.metrics import Points, PointScores, wasserstein
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.noise import Noise
-from lit_gen.report.plots import new_figure, save_figure
+from lit_gen.report.plots import new_figure
 from lit_gen.report.points import draw_density, draw_paths, draw_points, grid_of_points, shade
 from lit_gen.report.trajectories import Trajectories
 from lit_gen.runs import Run
@@ -287,9 +288,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _save(figure: "Figure", path: Path) -> Path:
     """As `save_figure`, in 256 colours, which takes half the space."""
-    save_figure(figure, path)
-    image = Image.open(path).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+        with Image.open(temporary) as drawn:
+            image = drawn.convert("RGB")
+        image.quantize(256, dither=Image.Dither.NONE).save(temporary, format="png", optimize=True)
     return path
 
 

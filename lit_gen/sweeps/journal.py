@@ -4,8 +4,8 @@
     {"event": "finished", "trial": id, "time": ..., "result": path from the runs folder, "seconds": ...}
     {"event": "failed",   "trial": id, "time": ..., "error": one line, "log": path from the sweep's folder}
 
-Each line is flushed to the disk before the next trial begins. A process killed while it writes leaves a torn last
-line, which the next one removes.
+Each line is flushed to the disk before the next trial begins, and is written whole or not at all. A power cut can
+leave a torn last line, which the next process removes.
 """
 
 import json
@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lit_gen.core.files import append
 from lit_gen.errors import UserError
 
 JOURNAL_NAME = "journal.jsonl"
@@ -50,29 +51,29 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._mend(path)
+        self._path = path
+        append(path, "")
+        self._mend()
 
-    def _mend(self, path: Path) -> None:
+    def _mend(self) -> None:
         """Completes the last line if only its newline is missing, else cuts it off."""
-        content = path.read_bytes()
+        content = self._path.read_bytes()
         last = content[content.rfind(b"\n") + 1 :]
         if not last:
             return
         try:
             json.loads(last)
         except ValueError:
-            os.ftruncate(self._file, len(content) - len(last))
+            os.truncate(self._path, len(content) - len(last))
         else:
-            os.write(self._file, b"\n")
+            append(self._path, "\n")
 
     def append(self, event: str, trial: str, **fields: Any) -> None:
-        """Write one event and wait until the disk has it."""
+        """Write one event and wait until the disk has it.
+
+        Raises:
+            UserError: it cannot be written; the journal then ends as before.
+        """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps({"event": event, "trial": trial, "time": now, **fields}) + "\n"
-        os.write(self._file, line.encode())
-        os.fsync(self._file)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        append(self._path, line)

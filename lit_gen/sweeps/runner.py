@@ -15,7 +15,6 @@ import os
 import re
 import selectors
 import shlex
-import shutil
 import signal
 import threading
 import time
@@ -181,7 +180,7 @@ def _keep_files(sweep: Sweep, folder: Path) -> None:
         name = file.name if file.name not in names else f"{number}-{file.name}"
         names.add(name)
         if file.resolve() != (folder / name).resolve():
-            shutil.copyfile(file, folder / name)
+            write_atomically(folder / name, file.read_bytes())
 
 
 class _Run:
@@ -220,7 +219,6 @@ class _Run:
         finally:
             for worker in self._workers:
                 worker.close()
-            self._journal.close()
         self._conclude()
         order = [trial.id for trial in self._result.trials]
         self._result.results = {trial: self._result.results[trial] for trial in order if trial in self._result.results}

@@ -328,7 +328,6 @@ def test_results_are_found_below_a_folder_a_run_and_a_sweep(tmp_path):
     journal.append("finished", "t", result="deep/digits_B-0/evaluations/f/result.json", seconds=1.0)
     journal.append("finished", "u", result="gone/evaluations/f/result.json", seconds=1.0)
     journal.append("finished", "v", result=str(first.relative_to(tmp_path / "runs")), seconds=1.0)
-    journal.close()
     assert {result.model for result in load_results(sweep)} == {"A", "B"}
     (sweep / "trials.json").write_text('["t", "u", "w"]')  # the file was edited: v is no longer a trial of the sweep
     assert [result.model for result in load_results(sweep)] == ["B"]

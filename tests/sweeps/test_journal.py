@@ -8,7 +8,6 @@ def written(path, *events):
     journal = Journal(path)
     for event, trial in events:
         journal.append(event, trial, note="ü")
-    journal.close()
 
 
 def test_the_last_outcome_of_each_trial_counts(tmp_path):
