@@ -197,7 +197,8 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
     cache = run.directory.parent / ".reference"
     if objects.sampler is not None:
         objects.sampler.prepare(model, objects.data)
-    result, path, computed = objects.evaluation(model, objects.data, objects.sampler, run, cache)
+    with processes.losses_reported(*processes.ranks()):
+        result, path, computed = objects.evaluation(model, objects.data, objects.sampler, run, cache)
     if processes.ranks()[0] == 0:
         tracking.log_evaluation(objects.wandb, run, result, path.parent, cli.resolved())
         _print_result(result, path, computed)

@@ -5,8 +5,11 @@ alike; then every one must hear what the first decides, or some would train whil
 """
 
 import os
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from subprocess import TimeoutExpired
 from typing import Any
 
 import torch
@@ -18,8 +21,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from torch import distributed
 
-from lit_gen.errors import UserError
+from lit_gen.errors import LostProcessError, UserError
 from lit_gen.runs import Run
+
+SECONDS_TO_LEAVE = 10.0
+"""How long the first process waits for those that it has started, once they have no reason to live on."""
 
 
 def ranks() -> tuple[int, int]:
@@ -107,6 +113,45 @@ def cuda_index(devices: int | str | list[int], local_rank: int) -> int:
     if isinstance(devices, str) and "," in devices:
         devices = [int(index) for index in devices.split(",") if index.strip()]
     return devices[local_rank] if isinstance(devices, list) else local_rank
+
+
+@contextmanager
+def losses_reported(rank: int, number: int) -> Iterator[None]:
+    """Turn the error of a collective operation whose other side has ended into one line.
+
+    Args:
+        rank: This process.
+        number: How many processes there are.
+
+    Raises:
+        LostProcessError: in the place of the error of gloo or NCCL.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+        if number == 1 or not lost:
+            raise
+        other = f"process {1 - rank} of 2" if number == 2 else f"one of {number} processes"
+        raise LostProcessError(
+            f"{other} has ended (killed? out of memory?), so process {rank} stops; the same command resumes from the "
+            "last checkpoint"
+        ) from None
+
+
+def end_others(trainer: Trainer) -> None:
+    """End the processes that Lightning has started from this one: at first by themselves, then by force.
+
+    Lightning watches them in a thread that kills this process as well, before it can say what has happened.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            thread._child_processes = []  # type: ignore[attr-defined]
+    until = time.monotonic() + SECONDS_TO_LEAVE
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        with suppress(TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+        process.kill()
 
 
 @contextmanager

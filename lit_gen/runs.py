@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lit_gen.core.files import write_atomically
+from lit_gen.core.files import replacing, write_atomically
 from lit_gen.errors import UserError
 
 VERSIONED_PACKAGES = (
@@ -128,10 +128,10 @@ class Run:
         if self.metadata_path.is_file():
             self.update(resumed=self.metadata.get("resumed", 0) + 1)
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
         facts |= {"status": "training", "wandb_id": uuid.uuid4().hex[:12], **environment()}
-        write_atomically(self.metadata_path, json.dumps(facts, indent=2) + "\n")
+        with replacing(self.metadata_path) as temporary:  # named last: it says that the run was created
+            temporary.write_text(json.dumps(facts, indent=2) + "\n")
+            write_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
 
     def update(self, **facts: Any) -> None:
         """Adds to run.json."""

@@ -25,7 +25,7 @@ from lit_gen.config import (
 )
 from lit_gen.core.files import remove_temporaries
 from lit_gen.data import ImageDataModule
-from lit_gen.errors import UserError, belonging_to
+from lit_gen.errors import LostProcessError, UserError, belonging_to
 from lit_gen.evaluation import device_name
 from lit_gen.first_stage import FOLDER, FirstStage
 from lit_gen.loading import load_model, load_weaker, open_finished, read_checkpoint
@@ -74,7 +74,7 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
     identity = training_identity(config, fingerprint)
     trainer = _trainer(cli, model)
     run = Run.of(objects.run, f"{data.name}_{model.title.lower()}", identity)
-    with processes.turn(run, trainer) as unfinished:
+    with processes.losses_reported(trainer.global_rank, trainer.world_size), processes.turn(run, trainer) as unfinished:
         if unfinished:  # what is amiss now must leave no run behind
             objects.budget.setup(trainer, model, "fit")
             model.check_training()
@@ -310,9 +310,15 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
     objects.checkpoint.saved = note_cost
     failed = True
     try:
-        with objects.checkpoint.saved_when_interrupted(trainer):
+        with (
+            objects.checkpoint.saved_when_interrupted(trainer),
+            processes.losses_reported(trainer.global_rank, trainer.world_size),
+        ):
             trainer.fit(model, datamodule=data, ckpt_path=run.checkpoint if resume else None, weights_only=True)
         failed = False
+    except LostProcessError:
+        processes.end_others(trainer)
+        raise
     except SystemExit as error:
         if not error.code:  # a process beside the first, stopped with it
             raise

@@ -17,15 +17,17 @@ class Interrupt(Callback):
     """Dies once so many batches were trained.
 
     By SIGKILL for `kill:N`, by SIGTERM for `terminate:N`, by Ctrl-C for `interrupt:N`, by an exception for `raise:N`.
-    Of two processes the second gets Ctrl-C three batches after the first, or for `interrupt-second:N` it alone does.
+    Of two processes the second gets Ctrl-C three batches after the first, or for `interrupt-second:N` it alone does;
+    for `kill-first:N` and `kill-second:N`, too, it is one alone.
 
     How is read from the environment, so the configuration, and with it the run's identity, stays the same.
     """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         how, _, when = os.environ.get(KILL_AT, "").partition(":")
-        late = 3 * trainer.global_rank if how == "interrupt" else 0
-        if how == "interrupt-second" and trainer.global_rank == 0:
+        late = 3 * trainer.global_rank if how == "interrupt" else 0  # of both
+        how, _, which = how.partition("-")
+        if which and trainer.global_rank != ("first", "second").index(which):
             return
         if how and trainer.lightning_module._batches_seen == int(when) + late:
             if how == "raise":

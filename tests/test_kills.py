@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.multiprocessing import ProcessExitedException
 
 from lit_gen.cli import main
 from lit_gen.runs import Run
 from tests.conftest import arguments
-from tests.processes import in_one_process
+from tests.interrupt import KILL_AT
+from tests.processes import in_one_process, lit_gen_in_two_processes
 
 CLOCKS = ("train/images_per_second",)
 Moment = tuple[str, int, str]
-"""At the n-th file of a name: before or after it gets that name; or, of `row`, with half a row of metrics.csv written."""
+"""At the n-th file of a name, before or after it gets that name; or, for `row`, with half of a row written."""
 
 
 def words_of(model: str, root: Path, *more: str) -> list[str]:
@@ -114,13 +116,13 @@ KILLS: dict[str, list[Moment]] = {
 }
 
 
-@pytest.mark.parametrize("model", KILLS)
+@pytest.mark.parametrize("model", ["VAE", pytest.param("WGAN", marks=pytest.mark.slow)])
 def test_a_kill_while_it_writes_loses_no_picture_and_no_row(model: str, tmp_path: Path) -> None:
     assert in_one_process(fit, words_of(model, tmp_path / "whole")) == 0
     whole = left_by(the_run(tmp_path / "whole"))
     assert {f"images-{images:09d}.png" for images in (128, 256, 384)} <= whole[0].keys()
     validated = [int(row["images"]) for row in whole[1] if any(row[key] for key in row if key.startswith("val/"))]
-    assert validated == ([128, 256, 384] if model == "VAE" else [])
+    assert validated == [128, 256, 384]
     words = words_of(model, tmp_path / "parts")
     for moment in KILLS[model]:
         assert in_one_process(fit, words, moment) == -signal.SIGKILL, moment
@@ -132,7 +134,7 @@ def test_a_kill_while_it_writes_loses_no_picture_and_no_row(model: str, tmp_path
     assert run.finished and not list(run.directory.rglob("*.tmp*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_while_a_grid_is_drawn_saves_its_step(number: signal.Signals, tmp_path: Path) -> None:
     """At a step with neither a checkpoint nor the end of the training: the grid is drawn, and then the step saved."""
     assert in_one_process(fit, words_of("VAE", tmp_path / "whole", "--checkpoint.every=0")) == 0
@@ -143,3 +145,27 @@ def test_a_signal_while_a_grid_is_drawn_saves_its_step(number: signal.Signals, t
     assert in_one_process(fit, words, ("images-*.png", 2, "before"), number) == 130  # the last grid
     assert in_one_process(fit, words) == 0
     assert left_by(the_run(tmp_path / "parts")) == left_by(the_run(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["alike", "by Lightning"])
+def test_one_of_two_processes_killed_ends_the_other_in_a_line(start: str, tmp_path: Path, lit_gen) -> None:
+    """As torchrun starts them, and as Lightning starts the second from the first."""
+    more = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.callbacks=tests.interrupt.Interrupt")
+    words = words_of("VAE", tmp_path / "runs", *more)
+    for killed, other, images in (("second", 0, 3), ("first", 1, 5)):
+        how = {KILL_AT: f"kill-{killed}:{images}"}
+        if start == "alike":
+            with pytest.raises(ProcessExitedException):
+                lit_gen_in_two_processes(tmp_path, "fit", *words, **how)
+            code, said = ((tmp_path / f"process-{other}.{what}").read_text() for what in ("code", "err"))
+            assert int(code) == 1, said
+        else:
+            done = lit_gen("fit", *words, **how)
+            code, said = str(done.returncode), done.stderr
+            assert int(code) == (1 if killed == "second" else -signal.SIGKILL), said
+        (line,) = (line for line in said.splitlines() if "stopping after this batch" not in line)
+        assert line.startswith(f"lit-gen: error: process {1 - other} of 2 has ended")
+        assert line.endswith(f"process {other} stops; the same command resumes from the last checkpoint")
+    done = lit_gen_in_two_processes(tmp_path, "fit", *words)
+    assert done.returncode == 0 and "resuming after 256 images" in done.stdout, done.stderr

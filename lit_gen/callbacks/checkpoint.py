@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 
-from lit_gen.core.files import publish, temporary_path, writing
+from lit_gen.core.files import publish, staged
 from lit_gen.errors import UserError
 from lit_gen.models.base import GenerativeModel
 
@@ -91,8 +91,7 @@ class Checkpoint(Callback):
         if self._written is not None:
             assert self.path is not None
             if trainer.is_global_zero:
-                with writing(self.path):
-                    publish(self._written, self.path)
+                publish(self._written, self.path)
                 self.saved()
             self._written = None
             trainer.strategy.barrier("checkpoint")
@@ -139,10 +138,9 @@ class Checkpoint(Callback):
             return
         if not all(torch.isfinite(parameter).all() for parameter in pl_module.parameters()):
             raise diverged("the weights are not finite", trainer, pl_module)
-        self._written = temporary_path(self.path)
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(self._written)
+        with staged(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
+        self._written = temporary
         self._saved_at = pl_module.images_seen
 
     @contextmanager

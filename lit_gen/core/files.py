@@ -48,11 +48,18 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written (a full disk, a folder without permission), or is a device or a folder.
     """
+    with staged(path) as temporary:
+        yield temporary
+        publish(temporary, path, flush)
+
+
+@contextmanager
+def staged(path: str | Path) -> Iterator[Path]:
+    """As `replacing`, but leave it to `publish` to replace `path` at some later time."""
     with writing(path), _folders_of(_target(path)) as target:
         temporary = temporary_path(target)
         try:
             yield temporary
-            publish(temporary, target, flush)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -63,12 +70,13 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
 
 
-def publish(temporary: Path, path: Path, flush: bool = True) -> None:
-    """Rename a file that is completely written, after the disk has it."""
-    if flush:
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+def publish(temporary: Path, path: str | Path, flush: bool = True) -> None:
+    """Let a file that is completely written replace `path`, after the disk has it."""
+    with writing(path):
+        if flush:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, _target(path))
 
 
 def remove_temporaries(folder: Path) -> None:

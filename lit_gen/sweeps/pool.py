@@ -17,17 +17,34 @@ from lit_gen.sweeps.spec import Trial
 
 @dataclass
 class Assignment:
-    """A trial that a worker is at, since when (in the seconds of `time.monotonic`), and how far it is."""
+    """A trial that a worker is at, since when (in the seconds of `time.monotonic`), how far it is, and whether its
+    process was reported as silent."""
 
     trial: Trial
     log: Path
     since: float = field(default_factory=time.monotonic)
     step: Step | None = None
+    silent: bool = False
 
     @property
     def seconds(self) -> float:
         """Seconds since the trial was handed over."""
         return time.monotonic() - self.since
+
+
+def ending(code: int) -> str:
+    """How a process ended, given the status that its parent sees: by a signal, or with an exit status."""
+    if code < 0:
+        return f"was ended by {_name(-code)}" + ("; out of memory?" if code == -signal.SIGKILL else "")
+    as_after = f", as a shell says of {_name(code - 128)}" if code > 128 else ""
+    return f"ended before its trial, with exit status {code}{as_after}"
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 class Worker:
@@ -46,10 +63,12 @@ class Worker:
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._received = b""
+        self._heard = 0.0
 
     def assign(self, trial: Trial, log: Path) -> None:
         """Hand over a trial, first starting a process if there is none."""
         self.assignment = Assignment(trial, log)
+        self._heard = time.monotonic()
         if self._process is not None and self._process.poll() is not None:
             self.close()
         if self._process is None:
@@ -70,6 +89,16 @@ class Worker:
             self._process.stdin.flush()
 
     @property
+    def pid(self) -> int | None:
+        """Id of the process; None while there is none."""
+        return self._process.pid if self._process else None
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the process was given its trial or last gave a sign of life, which it does every second."""
+        return time.monotonic() - self._heard
+
+    @property
     def file(self) -> Any:
         """What to select on for an answer; None while there is no process."""
         return self._process.stdout if self._process else None
@@ -82,8 +111,11 @@ class Worker:
         assert self._process.stdout is not None
         while received := self._process.stdout.read():
             self._received += received
+            self._heard = time.monotonic()
         while b"\n" in self._received:
             line, _, self._received = self._received.partition(b"\n")
+            if not line:
+                continue
             answer = json.loads(line)
             if "step" in answer:
                 self.assignment.step = Step(*answer["step"])
@@ -94,9 +126,7 @@ class Worker:
         if dead:
             code = self._process.returncode
             self.close()
-            how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit status {code}"
-            hint = "; out of memory?" if code == -signal.SIGKILL else ""
-            return {"status": "failed", "error": f"the worker died with {how}{hint}"}
+            return {"status": "failed", "error": f"the worker {ending(code)}"}
         return None
 
     def signal(self, number: signal.Signals) -> None:

@@ -121,6 +121,20 @@ class SweepProgress:
             self._bars.update(task, total=step.total, completed=step.completed, note=note)
             self._bars.update(self._bar, note=self._note())
 
+    def silent(self, trial: Trial, process: int, seconds: float) -> None:
+        """The process of a running trial gives no sign of life."""
+        self._steps.pop(trial.id, None)
+        self._bars.update(self._running[trial.id], note=f"no sign of life of process {process}")
+        self.say(
+            f"{describe(trial, self._names)}: process {process} has given no sign of life for {seconds:.0f} s and may "
+            f"be stopped; kill -CONT {process} wakes it, kill -KILL {process} gives the trial up"
+        )
+
+    def heard(self, trial: Trial, process: int) -> None:
+        """The process of a running trial gives signs of life again."""
+        self._bars.update(self._running[trial.id], note="")
+        self.say(f"{describe(trial, self._names)}: process {process} is at work again")
+
     def finished(self, trial: Trial, result: Path, seconds: float) -> None:
         """A trial has a result."""
         self._finished += 1

@@ -36,6 +36,8 @@ from lit_gen.sweeps.spec import Sweep, Trial, load_sweep, option
 
 SWEEP_VARIABLE = "LIT_GEN_SWEEP"
 TRIALS_NAME = "trials.json"
+SECONDS_OF_SILENCE = 60.0
+"""After so long without a sign of life a worker is reported."""
 
 _EVALUATION_ARGUMENT = re.compile(r"--(sampler|evaluation|wandb)\b")
 
@@ -259,8 +261,24 @@ class _Run:
             answer = worker.answer()
             if answer is not None:
                 self._record(worker, answer)
-            elif worker.assignment and worker.assignment.step:
-                self._progress.stepped(worker.assignment.trial, worker.assignment.step)
+            else:
+                self._watch(worker)
+
+    def _watch(self, worker: Worker) -> None:
+        """Report how far a trial is; or that its process gives no sign of life, as one that is stopped, and its return.
+
+        Such a process is left alone: someone may have stopped it for a while on purpose.
+        """
+        assignment, process = worker.assignment, worker.pid
+        assert assignment is not None and process is not None
+        silent = worker.silence > SECONDS_OF_SILENCE
+        if silent and not assignment.silent:
+            self._progress.silent(assignment.trial, process, worker.silence)
+        elif assignment.silent and not silent:
+            self._progress.heard(assignment.trial, process)
+        elif assignment.step and not silent:
+            self._progress.stepped(assignment.trial, assignment.step)
+        assignment.silent = silent
 
     def _record(self, worker: Worker, answer: dict[str, str]) -> None:
         assert worker.assignment is not None

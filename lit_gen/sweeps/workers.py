@@ -4,7 +4,8 @@ Importing torch and Lightning takes longer than many a trial, so one process run
 line `{"id", "arguments", "log"}` from its standard input, runs the trial with both output streams in the log file,
 says now and then on its first standard output how far the trial is, `{"id", "step": [...]}` (see `lit_gen.step`), and
 answers there with `{"id", "status": "finished" | "failed", "result" | "error", "exit"}`. `"exit": true` says that it
-leaves after this answer: a process group cannot be used twice.
+leaves after this answer: a process group cannot be used twice. An empty line every second, whatever the trial is at,
+is a sign of life.
 
 The worker ends with its standard input; on Linux it dies with its parent even in the middle of a trial.
 """
@@ -21,6 +22,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ from lit_gen.sweeps.spec import option
 
 DEFAULT_RUNNER = "lit_gen.commands:run"
 SECONDS_BETWEEN_STEPS = 0.5
+SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -44,25 +47,48 @@ def main() -> None:
     settings = parser.parse_args()
     _die_with(settings.parent)
     requests, answers = _private_streams()
+    threading.Thread(target=answers.give_signs_of_life, daemon=True).start()
     _look_like_the_command()
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         for line in requests:
             request = json.loads(line)
             step.listeners[:] = [_Teller(request["id"], answers)]
             answer = _serve(request, settings.runner)
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+            answers.send(json.dumps(answer))
             if answer["exit"]:
                 break
             gc.collect()
+    except KeyboardInterrupt:  # not in a trial: end by the signal, so that the sweep sees by which
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class _Answers:
+    """The pipe to the sweep, for whole lines of several threads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def send(self, line: str) -> None:
+        data = line.encode() + b"\n"
+        with self._lock:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+
+    def give_signs_of_life(self) -> None:
+        with contextlib.suppress(OSError):  # the sweep is gone
+            while True:
+                self.send("")
+                time.sleep(SECONDS_BETWEEN_SIGNS_OF_LIFE)
 
 
 class _Teller:
     """Passes the steps of a trial on, not too often."""
 
-    def __init__(self, trial: str, answers: Any) -> None:
+    def __init__(self, trial: str, answers: _Answers) -> None:
         self._trial = trial
         self._answers = answers
         self._told = -math.inf
@@ -72,8 +98,7 @@ class _Teller:
             return
         self._told = time.monotonic()
         with contextlib.suppress(OSError):
-            self._answers.write(json.dumps({"id": self._trial, "step": reached}) + "\n")
-            self._answers.flush()
+            self._answers.send(json.dumps({"id": self._trial, "step": reached}))
 
 
 def _die_with(parent: int) -> None:
@@ -83,10 +108,10 @@ def _die_with(parent: int) -> None:
         sys.exit("the sweep that started this worker is gone")
 
 
-def _private_streams() -> tuple[Any, Any]:
+def _private_streams() -> tuple[Any, _Answers]:
     """The two ends of the sweep's pipe, moved to where no trial and no child of one writes or reads by accident."""
     requests = os.fdopen(os.dup(0), encoding="utf-8")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = _Answers(os.dup(1))
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
@@ -114,15 +139,15 @@ def _serve(request: dict[str, Any], runner: str) -> dict[str, Any]:
                 raise RuntimeError(f"the run ended without its result {result}")
             answer |= {"status": "finished", "result": os.path.abspath(result)}
         except UserError as error:
-            print(error, file=sys.stderr)
+            _log(str(error))
             answer["error"] = str(error)
         except SystemExit as error:
             answer["error"] = f"exit status {error.code}"
         except KeyboardInterrupt:
-            traceback.print_exc()
-            answer |= {"error": "interrupted", "exit": True}
+            _log(traceback.format_exc())
+            answer |= {"error": "the trial was interrupted, by SIGINT or SIGTERM", "exit": True}
         except BaseException as error:
-            traceback.print_exc()
+            _log(traceback.format_exc())
             answer["error"] = f"{type(error).__name__}: {error}"
         answer["exit"] |= _spoiled(arguments)
     if answer.get("error", "").startswith("exit status"):
@@ -165,8 +190,14 @@ def _redirected(log: Path) -> Iterator[None]:
 
 
 def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the disk of the log is full
+            stream.flush()
+
+
+def _log(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -35,8 +35,16 @@ def run(arguments: list[str]) -> Path:
     if behaviour == "parser":
         print("usage: lit-gen\nerror: no such option", file=sys.stderr)
         sys.exit(2)
-    if behaviour == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour in ("SIGKILL", "SIGINT", "SIGTERM", "SIGSTOP", "SIGSEGV"):
+        os.kill(os.getpid(), signal.Signals[behaviour])
+        time.sleep(0.2)  # a signal that Python handles
+    if behaviour == "hurried":  # as a second Ctrl-C, which comes where no trial catches it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    if behaviour == "leaves":
+        os._exit(0)
+    if behaviour == "real-time":
+        os.kill(os.getpid(), signal.SIGRTMIN + 3)
     if behaviour == "no-result":
         return root / "nowhere" / "result.json"
     if behaviour == "heal" and not (root / "healed").exists():

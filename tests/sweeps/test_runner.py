@@ -1,9 +1,11 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from io import StringIO
@@ -18,6 +20,8 @@ from rich.console import Console
 from lit_gen.errors import UserError
 from lit_gen.sweeps import SweepResult, current_results, dry_run, run_sweep, runner, sweep_results
 from lit_gen.sweeps.journal import outcomes, read_journal
+from lit_gen.sweeps.pool import ending
+from tests.full_disk import files_of_at_most
 
 RUNNER = "fake_run:run"
 PARENT = """
@@ -92,14 +96,14 @@ def _read(path: Path) -> dict:
 
 
 def test_failures_are_reported_and_tried_again_and_the_sweep_goes_on(tmp_path):
-    kinds = ["user-error", "exception", "parser", "killed", "no-result", "heal", "none"]
+    kinds = ["user-error", "exception", "parser", "SIGKILL", "no-result", "heal", "none"]
     path = write(tmp_path, behaviour=kinds)
     result, output = sweep(path, tmp_path / "runs")
     errors = {trial.parameters["behaviour"]: result.failures.get(trial.id, ("", None))[0] for trial in result.trials}
     assert errors["user-error"] == "model.lr must be positive"
     assert errors["exception"] == "ValueError: bad thing"
     assert errors["parser"] == "error: no such option"
-    assert errors["killed"] == "the worker died with signal 9 (SIGKILL); out of memory?"
+    assert errors["SIGKILL"] == "the worker was ended by SIGKILL; out of memory?"
     assert "without its result" in errors["no-result"]
     assert errors["heal"] == "not healed yet"
     assert errors["none"] == ""
@@ -115,7 +119,56 @@ def test_failures_are_reported_and_tried_again_and_the_sweep_goes_on(tmp_path):
     again, _ = sweep(path, tmp_path / "runs")
     assert len(again.failures) == 5 and len(again.results) == 2
     counts = executions(tmp_path / "runs")
-    assert counts["behaviour=none"] == 1 and counts["behaviour=heal"] == counts["behaviour=killed"] == 2
+    assert counts["behaviour=none"] == 1 and counts["behaviour=heal"] == counts["behaviour=SIGKILL"] == 2
+
+
+def test_how_a_worker_ended_is_said_by_name(tmp_path):
+    errors = {
+        "SIGINT": "the trial was interrupted, by SIGINT or SIGTERM",
+        "SIGTERM": "the worker was ended by SIGTERM",
+        "SIGSEGV": "the worker was ended by SIGSEGV",
+        "hurried": "the worker was ended by SIGINT",
+        "leaves": "the worker ended before its trial, with exit status 0",
+        "real-time": "the worker was ended by signal 37",
+    }
+    result, _ = sweep(write(tmp_path, behaviour=list(errors)), tmp_path / "runs")
+    said = {trial.parameters["behaviour"]: result.failures[trial.id][0] for trial in result.trials}
+    assert said == errors
+    assert ending(137) == "ended before its trial, with exit status 137, as a shell says of SIGKILL"
+
+
+def test_a_stopped_worker_is_reported_and_so_is_its_return(tmp_path, monkeypatch):
+    """But not one that is busy without a word: it gives signs of life."""
+    monkeypatch.setattr(runner, "SECONDS_OF_SILENCE", 2.5)
+    path, output, done = write(tmp_path, behaviour=["SIGSTOP", "none"], sleep=3), StringIO(), threading.Event()
+
+    def wake() -> None:
+        while not done.wait(0.1):
+            for process in re.findall(r"kill -CONT (\d+)", output.getvalue()):
+                os.kill(int(process), signal.SIGCONT)
+
+    waking = threading.Thread(target=wake)
+    waking.start()
+    try:
+        result = run_sweep([path], tmp_path / "runs", runner=RUNNER, console=Console(file=output, width=200))
+    finally:
+        done.set()
+        waking.join()
+    assert len(result.results) == 2
+    silent = re.findall(r"^(.*): process \d+ has given no sign of life for [23] s", output.getvalue(), re.MULTILINE)
+    assert set(silent) == {"behaviour=SIGSTOP"}
+    assert output.getvalue().count("is at work again") == len(silent)
+
+
+def test_a_full_disk_ends_a_sweep_in_a_line_and_whole_events(tmp_path):
+    path, root = write(tmp_path, x=list(range(9))), tmp_path / "runs"
+    with files_of_at_most(700), pytest.raises(UserError, match="journal.jsonl: cannot be written: File too large"):
+        sweep(path, root)
+    (journal,) = root.rglob("journal.jsonl")
+    whole = journal.read_bytes()
+    assert whole.endswith(b"\n") and whole.count(b"\n") == len(read_journal(journal)) > 2
+    result, _ = sweep(path, root)
+    assert len(result.results) == 9 and journal.read_bytes().startswith(whole)
 
 
 def test_two_jobs_share_the_queue_and_the_cores(tmp_path):
