@@ -166,15 +166,16 @@ def turn(run: Run, trainer: Trainer) -> Iterator[bool]:
     alike = environment is not None and not isinstance(environment, LightningEnvironment)
     if alike:
         trainer.strategy.setup_environment()
-    if is_first():
-        with run.lock(waiting=lambda: from_first(None)):
-            yield from_first(not run.finished)
-    elif alike:
-        while (word := from_first(None)) is None:
-            pass
-        yield word
-    else:
-        yield not run.finished
+    with losses_reported(trainer.global_rank, trainer.world_size):
+        if is_first():
+            with run.lock(waiting=lambda: from_first(None)):
+                yield from_first(not run.finished)
+        elif alike:
+            while (word := from_first(None)) is None:
+                pass
+            yield word
+        else:
+            yield not run.finished
 
 
 def launch(trainer: Any) -> None:

@@ -74,7 +74,7 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
     identity = training_identity(config, fingerprint)
     trainer = _trainer(cli, model)
     run = Run.of(objects.run, f"{data.name}_{model.title.lower()}", identity)
-    with processes.losses_reported(trainer.global_rank, trainer.world_size), processes.turn(run, trainer) as unfinished:
+    with processes.turn(run, trainer) as unfinished:
         if unfinished:  # what is amiss now must leave no run behind
             objects.budget.setup(trainer, model, "fit")
             model.check_training()
@@ -362,5 +362,6 @@ def quieten() -> None:
         ".*The number of training batches.*",
         ".*Total length of .* across ranks is zero.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*It is recommended to use `self.log\\('step'.*sync_dist=True.*",  # it is the same in all processes
     ):
         warnings.filterwarnings("ignore", message)

@@ -30,7 +30,7 @@ class Monitor(Callback):
         if not trainer._logger_connector.should_update_logs:
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        name = "train/grad_norm"
+        name = "grad_norm"
         optimizers = trainer.optimizers
         if len(optimizers) > 1:
             index = [getattr(own, "optimizer", own) for own in optimizers].index(
@@ -38,7 +38,8 @@ class Monitor(Callback):
             )
             name = f"{name}_{index}"
         norms = torch._foreach_norm(gradients)
-        pl_module.log(name, torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])))
+        norm = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+        pl_module.training_values[name] = norm  # of two optimizers, that of the latest step of each is logged
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int

@@ -381,10 +381,13 @@ class GenerativeModel(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["images_seen"] = self.images_seen
         checkpoint["batches_seen"] = self._batches_seen
+        # a step may set some of them alone, and is logged with the others as they were
+        checkpoint["training_values"] = {name: float(value) for name, value in self.training_values.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint["images_seen"]
         self._batches_seen = checkpoint["batches_seen"]
+        self.training_values = dict(checkpoint.get("training_values", {}))  # older checkpoints do not hold them
 
     # --- what families share in training ---
 
