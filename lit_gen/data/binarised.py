@@ -60,6 +60,10 @@ class Binarised(ImageSource):
     def num_classes(self) -> int:
         return self.source.num_classes
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.source.class_names
+
     def prepare(self) -> None:
         self.source.prepare()
 

@@ -7,14 +7,26 @@ import io
 import pickle
 import tarfile
 import zlib
+from gzip import GzipFile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from lit_gen.data.files import cache_home, check_md5, download, find, listed
+from lit_gen.core.files import read_regular
+from lit_gen.data.files import LIMIT, Bounded, cache_home, check_md5, download, find, listed, open_regular
 from lit_gen.data.sources import ImageSet, ImageSource, Part
 from lit_gen.errors import UserError
+
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
 
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
 
@@ -113,20 +125,21 @@ class CifarSource(ImageSource):
             path = folder / name
             if not path.is_file():
                 raise UserError(f"{path} is missing beside the other files of {self.name}: unpack {self.archive} again")
-            contents[str(path)] = (path.read_bytes(), md5)
+            contents[str(path)] = (read_regular(path, LIMIT), md5)
         return contents
 
     def _read_archive(self, archive: Path, part: Part) -> dict[str, tuple[bytes, str]]:
         wanted = {f"{self.folder}/{name}": md5 for name, md5 in self.md5[part].items()}
         contents = {}
         try:
-            with tarfile.open(archive, "r:gz") as tar:
-                for member in tar:
-                    name = member.name.removeprefix("./")
-                    file = tar.extractfile(member) if name in wanted else None
-                    if file is not None:
-                        contents[name] = (file.read(), wanted[name])
-        except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
+            with open_regular(archive) as file, GzipFile(fileobj=file) as unpacked:
+                bounded = cast(BinaryIO, Bounded(cast(BinaryIO, unpacked), LIMIT))
+                with tarfile.open(fileobj=bounded, mode="r|") as tar:
+                    for member in tar:
+                        name = member.name.removeprefix("./")
+                        if name in wanted and member.isreg() and not member.issparse():  # no links, no holes
+                            contents[name] = (cast(BinaryIO, tar.extractfile(member)).read(), wanted[name])
+        except (EOFError, OSError, ValueError, tarfile.TarError, zlib.error) as error:
             raise UserError(f"{archive} is truncated or damaged ({error}): delete it and download it again") from error
         if missing := sorted(wanted.keys() - contents.keys()):
             raise UserError(f"{archive} lacks {', '.join(missing)}: delete it and download it again")
@@ -135,7 +148,10 @@ class CifarSource(ImageSource):
     def _read_batch(self, content: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
         try:
             batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-            pixels, labels = batch["data"], np.asarray(batch[self.label_key])
+            pixels, labels = batch["data"], batch[self.label_key]
+            if not all(isinstance(label, int | np.integer) for label in labels):  # lists of lists can grow without end
+                raise ValueError(f"its {self.label_key} are not integers")
+            labels = np.asarray(labels)
         except Exception as error:  # unpickling damaged bytes can raise nearly anything
             raise UserError(
                 f"{what} is not a batch of {self.name} ({error}): delete it and download it again"
@@ -145,7 +161,7 @@ class CifarSource(ImageSource):
             raise UserError(
                 f"{what}: images are {dtype} of shape {shape}, expected uint8 of shape ({len(labels)}, 3072)"
             )
-        if labels.ndim != 1 or labels.dtype.kind != "i" or not (0 <= labels.min() <= labels.max() < self.num_classes):
+        if not labels.size or labels.dtype.kind != "i" or not (0 <= labels.min() <= labels.max() < self.num_classes):
             raise UserError(f"{what}: expected a list of labels from 0 to {self.num_classes - 1}")
         return pixels.reshape(-1, *self.image_shape), labels.astype(np.int64)
 
@@ -159,6 +175,7 @@ class CIFAR10(CifarSource):
 
     name = "cifar10"
     num_classes = 10
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
     archive_md5 = "c58f30108f718f92721af3b95e74349a"
     folder = "cifar-10-batches-py"
@@ -184,6 +201,7 @@ class CIFAR100(CifarSource):
 
     name = "cifar100"
     num_classes = 100
+    class_names = tuple(_CIFAR100.split())
     url = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
     archive_md5 = "eb9058c3a382ffc7106e4002c42a8d85"
     folder = "cifar-100-python"

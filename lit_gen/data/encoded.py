@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_gen.core.files import write_arrays
+from lit_gen.data.files import read_npz
 from lit_gen.data.sources import ImageSet
 from lit_gen.errors import UserError
 
@@ -46,9 +47,7 @@ def load_values(path: Path) -> np.ndarray:
         UserError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            values: np.ndarray = file["values"]
-            return values
+        return read_npz(path, ["values"])["values"]
     except Exception as error:  # numpy, zipfile and zlib each have their own exceptions for a broken file
         raise UserError(
             f"{path}: not a readable file of codes ({error}); delete it, and the images are encoded again"

@@ -1,15 +1,29 @@
-"""Finding, checking, downloading and unpacking the official files of a data set."""
+"""Find, check, download and unpack the files of a data set, within limits that a hostile file cannot exceed."""
 
 import gzip
 import hashlib
+import io
 import os
+import stat
 import urllib.request
+import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
 
 from lit_gen.core.files import replacing
 from lit_gen.errors import UserError
+
+LIMIT = 2**30
+"""Bytes that a compressed official file may unpack to; the largest, CIFAR-10, takes 186 million."""
+NPZ_LIMIT = 2**32
+"""Bytes that an array of a small .npz file may unpack to."""
+NPZ_RATIO = 32
+"""Bytes that an array may unpack to for each byte of a large .npz file."""
 
 
 def cache_home() -> Path:
@@ -36,19 +50,76 @@ def check_md5(content: bytes, md5: str, what: str) -> None:
         )
 
 
-def decompress(path: Path) -> bytes:
-    """The content of a file, unpacked if its name ends in .gz.
+@contextmanager
+def open_regular(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a regular file to read.
+
+    Raises:
+        UserError: The path is a FIFO, a device or another special file.
+        OSError: It cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"{path}: not a regular file; give an ordinary file")
+        yield file
+
+
+def decompress(path: Path, limit: int = LIMIT) -> bytes:
+    """Return the first `limit` bytes of a file's content, unpacked if its name ends in .gz.
 
     Raises:
         UserError: The archive is cut off or damaged.
     """
-    content = path.read_bytes()
-    if path.suffix != ".gz":
+    with open_regular(path) as file:
+        if path.suffix != ".gz":
+            return file.read(limit)
+        try:
+            with gzip.open(file) as unpacked:
+                return cast(bytes, unpacked.read(limit))
+        except (EOFError, OSError, zlib.error) as error:
+            raise UserError(f"{path} is truncated or damaged ({error}): delete it and download it again") from error
+
+
+class Bounded(io.RawIOBase):
+    """A stream that ends with an error instead of giving more than `limit` bytes."""
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self.stream = stream
+        self.limit = self.left = limit
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.stream.read(self.left + 1 if size < 0 else min(size, self.left + 1))
+        self.left -= len(content)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {self.limit:,} bytes, the limit")
         return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}): delete it and download it again") from error
+
+
+def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return those of the named arrays that an .npz file holds.
+
+    An array may take `NPZ_LIMIT` bytes, or `NPZ_RATIO` times the size of the file if that is more.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: It is not a regular file.
+        Exception: It is damaged, or an array exceeds the limit; one of the kinds of zipfile, zlib and numpy.
+    """
+    arrays = {}
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        size = os.fstat(file.fileno()).st_size
+        limit = max(NPZ_LIMIT, NPZ_RATIO * size)
+        for name in {f"{name}.npy" for name in names} & set(archive.namelist()):
+            if (expanded := archive.getinfo(name).file_size) > limit:
+                raise ValueError(
+                    f"{name} unpacks to {expanded:,} bytes, but the limit for a file of {size:,} bytes is {limit:,}"
+                )
+            with archive.open(name) as member:
+                arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
+                if member.read(1):  # reads to the end, where the checksum is compared
+                    raise ValueError(f"{name} is longer than its header says")
+    return arrays
 
 
 def listed(folders: Iterable[Path]) -> str:

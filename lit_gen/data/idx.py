@@ -9,25 +9,36 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_gen.data.files import cache_home, check_md5, decompress, download, find, listed
+from lit_gen.data.files import LIMIT, cache_home, check_md5, decompress, download, find, listed
 from lit_gen.data.sources import ImageSet, ImageSource, Part
 from lit_gen.errors import UserError
 
 
-def read_idx(content: bytes, num_dimensions: int, what: str) -> np.ndarray:
-    """The uint8 array of an IDX file; `what` names the file in errors."""
-    header = 4 + 4 * num_dimensions
-    if content[:4] != bytes((0, 0, 8, num_dimensions)):
+def header_size(num_dimensions: int) -> int:
+    """Return the number of bytes before the data."""
+    return 4 + 4 * num_dimensions
+
+
+def read_shape(header: bytes, num_dimensions: int, what: str) -> tuple[int, ...]:
+    """Return the shape that the header of an IDX file announces; `what` names the file in errors."""
+    if header[:4] != bytes((0, 0, 8, num_dimensions)):
         raise UserError(
             f"{what} is not an IDX file of {num_dimensions}-dimensional uint8 data: its first bytes are wrong"
         )
-    shape = struct.unpack_from(f">{num_dimensions}I", content.ljust(header, b"\0"), 4)
-    if len(content) != header + math.prod(shape):
+    return struct.unpack_from(f">{num_dimensions}I", header.ljust(header_size(num_dimensions), b"\0"), 4)
+
+
+def read_idx(content: bytes, num_dimensions: int, what: str) -> np.ndarray:
+    """The uint8 array of an IDX file; `what` names the file in errors."""
+    shape = read_shape(content, num_dimensions, what)
+    promised = header_size(num_dimensions) + math.prod(shape)
+    if len(content) != promised:
+        has = f"{len(content):,}" if len(content) < promised else "more"
         raise UserError(
-            f"{what} is truncated or damaged: its header promises {header + math.prod(shape):,} bytes of shape "
-            f"{shape}, it has {len(content):,}. Delete it and download it again"
+            f"{what} is truncated or damaged: its header promises {promised:,} bytes of shape {shape}, it has {has}. "
+            "Delete it and download it again"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=header_size(num_dimensions)).reshape(shape)
 
 
 class IdxSource(ImageSource):
@@ -102,7 +113,11 @@ class IdxSource(ImageSource):
 
     def _read(self, name: str, num_dimensions: int) -> np.ndarray:
         path = self._locate(name)
-        content = decompress(path)
+        shape = read_shape(decompress(path, header_size(num_dimensions)), num_dimensions, str(path))
+        size = header_size(num_dimensions) + math.prod(shape)
+        if size > LIMIT:
+            raise UserError(f"{path}: its header announces {size:,} bytes, more than {LIMIT:,}, the limit; delete it")
+        content = decompress(path, size + 1)  # no further than one byte too many, whatever it unpacks to
         array = read_idx(content, num_dimensions, str(path))
         if self.checksum:
             check_md5(content, self.md5[name][1], str(path))
@@ -156,6 +171,9 @@ class FashionMNIST(IdxSource):
 
     name = "fashion_mnist"
     folder = "FashionMNIST"
+    class_names = (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    )  # fmt: skip
     package = ("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist")
     mirrors = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
     md5 = {

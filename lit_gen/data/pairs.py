@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_gen.core.files import write_arrays
+from lit_gen.data.files import read_npz
 from lit_gen.data.sources import ImageSet
 from lit_gen.errors import UserError
 
@@ -54,8 +55,11 @@ class Pairs:
             UserError: the file is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(file["images"], file["index"], int(file["seed"]), int(file["num_classes"]))
+            file = read_npz(path, ("images", "index", "seed", "num_classes"))
+            images, index = file["images"], file["index"]
+            if images.ndim != 4 or index.shape != images.shape[:1] or index.dtype != np.int64:
+                raise ValueError(f"images of shape {images.shape}, index {index.dtype} of shape {index.shape}")
+            return cls(images, index, int(file["seed"]), int(file["num_classes"]))
         except Exception as error:  # numpy, zipfile and zlib each have their own exceptions for a broken file
             raise UserError(
                 f"{path}: not a readable file of pairs ({error}); delete it, and it is drawn again"

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from lit_gen.data.files import read_npz
 from lit_gen.errors import NoTestImagesError, UserError
 
 Part = Literal["train", "test"]
@@ -66,6 +67,11 @@ class ImageSource(ABC):
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of their labels, by default their numbers; None without labels."""
+        return tuple(map(str, range(self.num_classes))) if self.num_classes else None
+
     def prepare(self) -> None:  # noqa: B027  (most sources have nothing to prepare)
         """Downloads, or builds caches. Safe to call again, and from several processes."""
 
@@ -117,8 +123,12 @@ class Digits(ImageSource):
 class Npz(ImageSource):
     """Images from an .npz file with the key `images` and, if there are classes, the key `labels`.
 
-    `images` is uint8 of shape `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with C 1 or 3; `labels` holds integers
-    from 0.
+    `images` is uint8 of shape `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with C 1 or 3. `labels` holds integers from
+    0, one for each image; the different values of the training file become the classes 0 .. K - 1 in ascending order,
+    so that labels may have gaps. Labels of the test file are those of the training file.
+
+    A class is named by its original label, or by `class_names` of the training file, a list of texts that the original
+    labels index.
 
     Args:
         path: The file with the training images.
@@ -131,6 +141,8 @@ class Npz(ImageSource):
         self.test = Path(test).expanduser() if test is not None else None
         self._name = name or self.path.stem
         self._parts: dict[str, ImageSet] = {}
+        self._values: list[int] = []
+        self._class_names: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -143,26 +155,57 @@ class Npz(ImageSource):
 
     @property
     def num_classes(self) -> int:
-        labels = self.load("train").labels
-        return 0 if labels is None else int(labels.max()) + 1
+        self.load("train")
+        return len(self._values)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        self.load("train")
+        return self._class_names
 
     def load(self, part: Part) -> ImageSet:
         if part not in self._parts:
             if part == "train":
-                self._parts["train"] = _read_npz(self.path, "data.source.path")
+                self._parts["train"] = self._read_train()
             elif self.test is None:
                 raise NoTestImagesError(f"{self.name} has no test images: name their file with --data.source.test")
             else:
-                test = _read_npz(self.test, "data.source.test")
-                _check_match(test, self.test, self.image_shape, self.num_classes)
-                self._parts["test"] = test
+                self._parts["test"] = self._read_test(self.test)
         return self._parts[part]
 
+    def _read_train(self) -> ImageSet:
+        arrays = _read_arrays(self.path, "data.source.path")
+        images, labels = _images(arrays, self.path), _labels(arrays, self.path)
+        if labels is None:
+            return ImageSet(images, None)
+        values, labels = np.unique(labels, return_inverse=True)
+        self._values = values.tolist()
+        self._class_names = _class_names(arrays, self._values, self.path)
+        return ImageSet(images, labels.astype(np.int64))
 
-def _read_npz(path: Path, key: str) -> ImageSet:
+    def _read_test(self, path: Path) -> ImageSet:
+        image_shape = self.image_shape
+        arrays = _read_arrays(path, "data.source.test")
+        images, labels = _images(arrays, path), _labels(arrays, path)
+        if images.shape[1:] != image_shape:
+            raise UserError(f"{path}: test images have shape {images.shape[1:]}, training images {image_shape}")
+        if (labels is None) != (not self._values):
+            raise UserError(f"{path}: either both the training and the test file have the key 'labels', or neither")
+        if labels is None:
+            return ImageSet(images, None)
+        values, labels = np.unique(labels, return_inverse=True)
+        label_of = {value: label for label, value in enumerate(self._values)}
+        if unknown := [value for value in values.tolist() if value not in label_of]:
+            raise UserError(
+                f"{path}: label {unknown[0]} does not occur in training, whose labels are {_listed(self._values)}; "
+                "remove the images of other classes"
+            )
+        return ImageSet(images, np.array([label_of[value] for value in values.tolist()], np.int64)[labels])
+
+
+def _read_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("images", "labels") if name in file}
+        arrays = read_npz(path, ("images", "labels", "class_names"))
     except FileNotFoundError as error:
         raise UserError(
             f"{path} does not exist: set --{key} to an .npz file with the keys images and labels"
@@ -171,6 +214,11 @@ def _read_npz(path: Path, key: str) -> ImageSet:
         raise UserError(f"{path} cannot be read as an .npz file ({error}): write it again with numpy.savez") from error
     if "images" not in arrays:
         raise UserError(f"{path} has no key 'images': save it with numpy.savez(path, images=..., labels=...)")
+    return arrays
+
+
+def _images(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
+    """Return the images of a file as uint8 (N, C, H, W)."""
     images = arrays["images"]
     if images.dtype != np.uint8:
         raise UserError(f"{path}: images are {images.dtype}, expected uint8 in [0, 255]: convert them before saving")
@@ -185,21 +233,41 @@ def _read_npz(path: Path, key: str) -> ImageSet:
         )
     if images.size == 0:
         raise UserError(f"{path} holds no images: its shape is {arrays['images'].shape}")
-    labels = arrays.get("labels")
-    if labels is not None:
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise UserError(
-                f"{path}: labels are {labels.dtype} of shape {labels.shape}, expected integers from 0 of shape "
-                f"({len(images)},), one for each image"
-            )
-        labels = labels.astype(np.int64)
-    return ImageSet(np.ascontiguousarray(images), labels)
+    return np.ascontiguousarray(images)
 
 
-def _check_match(test: ImageSet, path: Path, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    if test.images.shape[1:] != image_shape:
-        raise UserError(f"{path}: test images have shape {test.images.shape[1:]}, training images {image_shape}")
-    if (test.labels is None) != (num_classes == 0):
-        raise UserError(f"{path}: either both the training and the test file have the key 'labels', or neither")
-    if test.labels is not None and test.labels.max() >= num_classes:
-        raise UserError(f"{path}: label {test.labels.max()} does not occur in training (0 .. {num_classes - 1})")
+def _labels(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray | None:
+    """Return the labels of a file as they are, or None."""
+    labels, num_images = arrays.get("labels"), len(arrays["images"])
+    if labels is None:
+        return None
+    if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}, expected integers from 0 of shape "
+            f"({num_images},), one for each image"
+        )
+    if labels.min() < 0:
+        raise UserError(
+            f"{path}: label {labels.min()} is negative, expected integers from 0; leave out the images without a "
+            "class, or the key 'labels'"
+        )
+    return labels
+
+
+def _class_names(arrays: dict[str, np.ndarray], values: list[int], path: Path) -> tuple[str, ...]:
+    """Return the names of the classes with the given original labels."""
+    if "class_names" not in arrays:
+        return tuple(map(str, values))
+    names = arrays["class_names"]
+    if names.ndim != 1 or names.dtype.kind != "U" or len(set(names.tolist())) < len(names):
+        raise UserError(f"{path}: class_names: expected a list of different texts; write it as numpy.array([...])")
+    if values[-1] >= len(names):
+        raise UserError(f"{path}: class_names: {len(names)} names, but labels up to {values[-1]}; give each a name")
+    return tuple(str(names[value]) for value in values)
+
+
+def _listed(values: list[int]) -> str:
+    """Return labels as a message names them, a few of many."""
+    if len(values) > 1 and values == list(range(len(values))):
+        return f"0 .. {values[-1]}"
+    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")

@@ -86,13 +86,28 @@ def _compute(
 
 
 def _read(path: Path, width: int) -> Moments:
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
     with safe_open(path, framework="pt") as file:
-        moments = Moments(int(file.metadata()["n"]), file.get_tensor("mean"), file.get_tensor("cov"))
+        metadata = file.metadata()
+        moments = Moments(int(metadata["n"]), file.get_tensor("mean"), file.get_tensor("cov"))
     if moments.mean.shape != (width,) or moments.cov.shape != (width, width):
         raise ValueError(f"mean and covariance have shapes {tuple(moments.mean.shape)} and {tuple(moments.cov.shape)}")
+    if metadata != _metadata(moments) and set(metadata) != {"n"}:  # of earlier versions, which kept no checksum
+        raise ValueError("its checksum is wrong")
+    if moments.n < 2 or not (moments.mean.isfinite().all() and moments.cov.isfinite().all()):
+        raise ValueError("its numbers are no statistics")
     return moments
+
+
+def _metadata(moments: Moments) -> dict[str, str]:
+    """Return the number of images, and a checksum over it and the moments."""
+    digest = hashlib.sha256(f"{moments.n} {moments.mean.dtype} {moments.cov.dtype}".encode())
+    for array in (moments.mean, moments.cov):
+        digest.update(array.contiguous().numpy().tobytes())
+    return {"n": str(moments.n), "sha256": digest.hexdigest()}
 
 
 def _write(path: Path, moments: Moments) -> None:
     tensors = {"mean": moments.mean, "cov": moments.cov}
-    write_atomically(path, save(tensors, metadata={"n": str(moments.n)}))
+    write_atomically(path, save(tensors, metadata=_metadata(moments)))

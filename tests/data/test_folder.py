@@ -1,6 +1,5 @@
 """Folders of images: pixels, classes, the cache, damaged files."""
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -192,16 +191,6 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         folder(tmp_path / "empty", on_error="skip").load("train")
     with pytest.raises(UserError, match="resolution is 0"):
         folder(tmp_path / "empty", resolution=0)
-
-
-def test_damaged_cache(tmp_path: Path) -> None:
-    root = make_tree(tmp_path / "a")
-    folder(root).prepare()
-    (cached,) = (tmp_path / "cache").iterdir()
-    assert json.loads((cached / "meta.json").read_text())["shape"] == [8, 3, 8, 8]
-    (cached / "images.u8").write_bytes(b"short")
-    with pytest.raises(UserError, match=r"cache .* is damaged .*delete that folder"):
-        folder(root).load("train")
 
 
 @pytest.mark.parametrize(("ending", "channels"), [("png", 1), ("png", 3), ("tif", 1), ("pgm", 1)])

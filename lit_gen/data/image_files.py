@@ -1,0 +1,259 @@
+"""Image files below a folder: which there are, what they are called in messages, and their pixels."""
+
+import functools
+import hashlib
+import heapq
+import os
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from lit_gen.errors import UserError
+
+ENDINGS = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif",
+    ".tiff", ".webp",
+)  # fmt: skip
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+"""What Pillow may take the content of a file for: other formats start programs (EPS) or are rarely images."""
+IGNORED = ("desktop.ini", "thumbs.db")
+MAX_PIXELS = 89_478_485
+"""Pixels of a file that are decoded: Pillow warns of more."""
+
+
+class Tree(NamedTuple):
+    """The image files below a folder, in the order of the cache.
+
+    Attributes:
+        root: The folder.
+        files: Names relative to it, with slashes; bytes that are not UTF-8 are surrogates, as in `os.fsdecode`.
+        sizes_and_times: Size in bytes and time of change in ns of each file; -1 of what cannot be read.
+        left_out: One line about what is no image, or empty.
+    """
+
+    root: Path
+    files: list[str]
+    sizes_and_times: list[tuple[int, int]]
+    left_out: str
+
+    @classmethod
+    def scan(cls, root: Path, key: str, without: Path | None = None) -> "Tree":
+        """Find the images below a folder, each real folder once however many links lead to it.
+
+        Args:
+            root: The folder.
+            key: The key that names it.
+            without: A folder whose images do not belong to it.
+
+        Raises:
+            UserError: It is not a folder, or holds no images.
+        """
+        if not root.is_dir():
+            raise UserError(f"{shown(root)} is not a folder: set --{key} to a folder of images")
+        left_out = _LeftOut()
+        with no_warning_of_size():
+            names = [name for name in _walk(root, without, left_out) if _is_image(root, name, left_out)]
+        # sorted by hash, so that the last images are a random sample of all classes
+        names.sort(key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
+        tree = cls(root, names, [_size_and_time(root / name) for name in names], str(left_out))
+        if not names:
+            but = f" but {tree.left_out}" if tree.left_out else ""
+            raise UserError(
+                f"{shown(root)} holds no images ({', '.join(_endings())}){but}: set --{key} to a folder that does"
+            )
+        return tree
+
+    def classes(self) -> list[str]:
+        """Names of the first level of folders; none if all images lie directly in the root."""
+        names = {name.split("/")[0] if "/" in name else "" for name in self.files}
+        if names == {""}:
+            return []
+        if "" in names:
+            loose = next(name for name in self.files if "/" not in name)
+            raise UserError(
+                f"{shown(self.root)} holds images both in subfolders and beside them ({shown(loose)}): move them into "
+                "folders, one for each class, or set --data.source.class_folders false"
+            )
+        return sorted(names)
+
+
+@dataclass
+class _LeftOut:
+    """What lies below a folder and is not read."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    links_back: list[str] = field(default_factory=list)
+    broken_links: list[str] = field(default_factory=list)
+    closed_folders: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = []
+        if total := self.kinds.total():
+            kinds = sorted(self.kinds.items(), key=lambda item: (-item[1], item[0]))
+            counts = [f"{shown(ending) or 'without an ending'} {num:,}" for ending, num in kinds[:8]]
+            more = ["..."] if len(kinds) > 8 else []
+            parts.append(f"{_counted(total, 'file')} of other kinds ({', '.join(counts + more)})")
+        for names, what in (
+            (self.links_back, "link to a folder that is read already or holds this one"),
+            (self.broken_links, "link leading nowhere"),
+            (self.closed_folders, "folder that cannot be opened"),
+        ):
+            if names:
+                parts.append(f"{_counted(len(names), what)} (the first is {shown(min(names))})")
+        return "; ".join(parts)
+
+
+def _counted(num: int, what: str) -> str:
+    noun, _, rest = what.partition(" ")
+    return f"{num:,} {noun}{'' if num == 1 else 's'}{rest and ' '}{rest}"
+
+
+def _walk(root: Path, without: Path | None, left_out: _LeftOut) -> Iterator[str]:
+    """Yield all files below a folder, relative to it; hidden ones aside, and links to folders after the folders."""
+    start = os.path.realpath(root)
+    excluded = os.path.realpath(without) if without is not None else None
+    seen = {start, *map(str, Path(start).parents)}
+    folders, links = [("", start)], list[str]()
+    while folders or links:
+        if folders:
+            inside, real = folders.pop()
+        else:
+            inside = heapq.heappop(links)
+            real = os.path.realpath(root / inside)
+            if real in seen or real == excluded:
+                left_out.links_back.extend([inside.rstrip("/")] * (real != excluded))
+                continue
+            seen.add(real)
+        try:
+            entries = list(os.scandir(real))
+        except OSError:
+            left_out.closed_folders.append(inside.rstrip("/") or str(root))
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name, place = inside + entry.name, os.path.join(real, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                if place not in seen and place != excluded:
+                    seen.add(place)
+                    folders.append((f"{name}/", place))
+            elif os.path.isdir(place):
+                heapq.heappush(links, f"{name}/")
+            else:
+                yield name
+
+
+def _is_image(root: Path, name: str, left_out: _LeftOut) -> bool:
+    """Tell whether a file is an image, by its ending or, where it has none, by its content; note down if not."""
+    base = name.rpartition("/")[2].lower()
+    ending = os.path.splitext(base)[1].rstrip(".")
+    if ending in _endings():
+        return True
+    if base in IGNORED:
+        return False
+    path = root / name
+    if not ending and path.is_symlink() and not path.exists():
+        left_out.broken_links.append(name)
+        return False
+    if not ending and path.is_file():
+        try:
+            with Image.open(path, formats=_formats()):
+                return True
+        except Image.DecompressionBombError:
+            return True  # which is said where it is decoded
+        except Exception:  # decoders raise many kinds of exception for what they cannot read
+            pass
+    left_out.kinds[ending] += 1
+    return False
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """What the cache knows a file by; a link that leads nowhere is a file that cannot be read, which is said later."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.cache
+def _endings() -> tuple[str, ...]:
+    """Return the endings that this build of Pillow reads."""
+    return tuple(ending for ending in ENDINGS if ending in Image.registered_extensions())
+
+
+@functools.cache
+def _formats(ending: str = "") -> tuple[str, ...]:
+    """Return the formats that a file with an ending may have; only .tga may be TGA, which nothing marks."""
+    Image.init()
+    return tuple(name for name in (*FORMATS, *(["TGA"] if ending == ".tga" else [])) if name in Image.OPEN)
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as messages and JSON write it: bytes that are not UTF-8, and what cannot be printed, escaped."""
+    text = str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def read_pixels(path: Path, resolution: int, channels: int, background: tuple[int, int, int]) -> np.ndarray:
+    """Return the pixels of a file, its shorter side resized and the middle cut out: uint8 (C, H, W).
+
+    Raises:
+        Exception: It is not a regular file, or cannot be read as an image of at most `MAX_PIXELS` pixels.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a regular file")
+    with Image.open(path, formats=_formats(path.suffix.lower())) as file:
+        if file.width * file.height > MAX_PIXELS:
+            raise ValueError(f"its {file.width} x {file.height} pixels exceed {MAX_PIXELS:,}, the limit")
+        image = _on_background(_eight_bits(ImageOps.exif_transpose(file), file.format), background)
+    image = image.convert("RGB" if channels == 3 else "L")
+    image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(resolution, resolution, channels).transpose(2, 0, 1)
+
+
+@contextmanager
+def no_warning_of_size() -> Iterator[None]:
+    """Silence Pillow about images of many pixels: `read_pixels` refuses them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
+    """An image of 16-bit grey values v as one of round(v / 257); any other as it is. PIL itself would clip at 255.
+
+    Raises:
+        ValueError: the range of the values is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.uint32)
+        grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        if (transparent := image.info.get("transparency")) is not None:
+            grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        return grey
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of type {image.mode}, whose range is not known; convert them to 8 or 16 bits")
+    return image
+
+
+def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Composite an image that has transparent pixels on a colour; return any other as it is."""
+    if image.mode not in ("LA", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        return image
+    coloured = image.convert("RGBA")
+    opacity = coloured.getchannel("A")
+    if opacity.getextrema()[0] == 255:
+        image.info.pop("transparency", None)  # of which Pillow would warn
+        return image
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(coloured.convert("RGB"), mask=opacity)
+    return canvas
