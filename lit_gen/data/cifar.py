@@ -149,8 +149,8 @@ class CifarSource(ImageSource):
         try:
             batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
             pixels, labels = batch["data"], batch[self.label_key]
-            if not all(isinstance(label, int | np.integer) for label in labels):  # lists of lists can grow without end
-                raise ValueError(f"its {self.label_key} are not integers")
+            if not isinstance(labels, list | np.ndarray) or not all(isinstance(x, int | np.integer) for x in labels):
+                raise ValueError(f"its {self.label_key} are not a list of integers")  # lists of lists can be immense
             labels = np.asarray(labels)
         except Exception as error:  # unpickling damaged bytes can raise nearly anything
             raise UserError(

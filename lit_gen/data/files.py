@@ -55,13 +55,14 @@ def open_regular(path: Path) -> Iterator[io.BufferedReader]:
     """Open a regular file to read.
 
     Raises:
-        UserError: The path is a FIFO, a device or another special file.
+        UserError: The path is a FIFO, a device, a folder or another special file.
         OSError: It cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: not a regular file; give an ordinary file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UserError(f"{path}: not a regular file; give an ordinary file")
         yield file
 
 

@@ -210,6 +210,8 @@ def _read_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} does not exist: set --{key} to an .npz file with the keys images and labels"
         ) from error
+    except UserError:
+        raise
     except Exception as error:  # numpy, zipfile and zlib each have their own exceptions for a broken file
         raise UserError(f"{path} cannot be read as an .npz file ({error}): write it again with numpy.savez") from error
     if "images" not in arrays:

@@ -1,9 +1,13 @@
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
 
 from lit_gen.data import Digits, ImageDataModule, Npz
 from lit_gen.errors import UserError
@@ -104,3 +108,38 @@ def test_concurrent_writers_never_tear_the_file(data, tmp_path, caplog):
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(write_many_times, range(3)))
     assert len(list((tmp_path / "shared").iterdir())) <= 1
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """What asks for the moments of a small data set, what they are, and the file that keeps them."""
+    folder = tmp_path_factory.mktemp("kept")
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    np.savez(folder / "five.npz", images=images)
+    data = ImageDataModule(source=Npz(str(folder / "five.npz")))
+    net = DigitsFeatures()
+    exact = reference_moments(data, "train", net, folder / "cache")
+    (path,) = (folder / "cache").iterdir()
+    return lambda: reference_moments(data, "train", net, folder / "cache"), exact, path, path.read_bytes()
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(cut=st.booleans(), share=st.floats(0, 1, exclude_max=True), in_header=st.booleans())
+def test_cut_and_flipped_files_are_computed_again(kept, cut, share, in_header):
+    moments, exact, path, whole = kept
+    place = int(share * (300 if in_header else len(whole)))
+    content = bytearray(whole)
+    content[place] ^= 1 << int(1000 * share) % 8
+    path.write_bytes(content[:place] if cut else content)
+    assert_same(moments(), exact)
+
+
+def test_statistics_of_earlier_versions_have_no_checksum(kept):
+    moments, exact, path, _ = kept
+    path.write_bytes(save({"mean": exact.mean + 1, "cov": exact.cov}, metadata={"n": "5"}))
+    assert_same(moments(), replace(exact, mean=exact.mean + 1))
+    for wrong in ({"n": "1"}, {"n": "5", "sha256": "0" * 64}, {"n": "5", "other": ""}, {}, None):
+        path.write_bytes(save({"mean": exact.mean + 1, "cov": exact.cov}, metadata=wrong))
+        assert_same(moments(), exact)
+    path.write_bytes(save({"mean": exact.mean * torch.nan, "cov": exact.cov}, metadata={"n": "5"}))
+    assert_same(moments(), exact)
