@@ -18,7 +18,7 @@ from lit_gen.config import ExperimentCLI
 from lit_gen.data import Digits, ImageDataModule
 from lit_gen.data.encoded import load_values
 from lit_gen.errors import UserError
-from lit_gen.first_stage import FirstStage
+from lit_gen.first_stage import STD, FirstStage, _moments
 from lit_gen.loading import load_model
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.vqgan import VQVAE
@@ -260,6 +260,20 @@ def test_latents_are_standardised_and_decoded_to_the_reconstructions(latent: Run
     with torch.no_grad():
         decoded = second.first_stage.decode(z[index])  # type: ignore[union-attr, operator]
         torch.testing.assert_close(decoded, model.decode(model.encode(images)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_dead_channel_of_latents_stays_finite() -> None:
+    """It is divided by at least 1e-6; the others by their own standard deviation."""
+    latents = np.random.default_rng(0).normal(2, 3, (50, 3, 4, 4)).astype(np.float32)
+    latents[:, 1] = 0.7
+    latents[:, 2] = 1e-9 * latents[:, 0]
+    stage = FirstStage.__new__(FirstStage)
+    stage.mean, stage.std = _moments(latents)
+    assert stage.std.flatten().tolist() == pytest.approx([latents[:, 0].std(dtype=np.float64), 1e-6, 1e-6], rel=1e-6)
+    given = stage._standardised(latents)
+    assert given[:, 0].std() == pytest.approx(STD, rel=1e-5)
+    assert (given[:, 1] == 0).all()
+    assert np.abs(given[:, 2]).max() < 0.01
 
 
 def test_the_settings_of_a_first_stage_have_keys_of_their_own(

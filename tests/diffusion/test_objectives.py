@@ -398,6 +398,22 @@ def test_uncertainty_begins_as_nothing_and_is_least_at_the_log_of_the_loss():
     torch.testing.assert_close(slope, torch.full((50,), 1 / 0.7))
 
 
+def test_uncertainty_is_linear_in_the_fourier_features_of_the_paper():
+    """u = sum_k w_k sqrt(2) cos(2 pi (f_k z + phi_k)) / sqrt(K) + b of z = ln(sigma / alpha) / 4, here at z = 0.1."""
+    uncertainty = Uncertainty(2).double()
+    with torch.no_grad():
+        uncertainty.frequencies.copy_(torch.tensor([1.0, 0.5]))
+        uncertainty.phases.copy_(torch.tensor([0.25, 0.0]))
+        uncertainty.weight.copy_(torch.tensor([3.0, 5.0]))
+        uncertainty.bias.fill_(0.75)
+    found = uncertainty.level(torch.tensor([math.exp(0.4)], dtype=torch.float64)).item()
+    assert found == pytest.approx(-3 * math.sin(0.2 * math.pi) + 5 * math.cos(0.1 * math.pi) + 0.75, abs=1e-12)
+    torch.manual_seed(0)
+    drawn = Uncertainty(100_000)
+    assert drawn.frequencies.std().item() == pytest.approx(1, abs=0.01)
+    assert drawn.phases.aminmax() == pytest.approx((0, 1), abs=1e-3)
+
+
 def test_uncertainty_learns_the_log_of_the_mean_loss():
     torch.manual_seed(0)
     uncertainty = Uncertainty()

@@ -18,6 +18,17 @@ def test_normal_data_have_the_straightness_of_the_closed_form(std):
     torch.testing.assert_close(found, exact, rtol=2e-2, atol=0)
 
 
+@pytest.mark.parametrize("std", [0.3, 1.0, 2.5])
+def test_two_steps_meet_the_velocities_at_their_beginnings(std):
+    """At t = 1 the velocity is x_1, so x_1/2 = x_1 / 2, where it is x_1 (1 - s^2) / (1 + s^2): half their difference,
+    squared."""
+    denoiser = GaussianMixtureDenoiser(torch.zeros(1, 2), torch.tensor([std], dtype=torch.float64))
+    found = straightness(denoiser, Noise(3, range(5)), (2,), steps=2)
+    start = Noise(3, range(5)).normal((2,), torch.float64)
+    exact = start.square().mean(1) * (std**2 / (1 + std**2)) ** 2
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=0)
+
+
 def test_on_the_line_paths_keep_their_quantile():
     """There they never cross, so that F_t(x_t) is the same at all t, F_t the distribution function of x_t."""
     mean, std, num = 0.9, 0.2, 2000

@@ -295,6 +295,20 @@ def test_multi_scale_keeps_every_dimension() -> None:
     assert (f.inverse(other) - x).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("num_bins", [1, 8, 40])
+def test_splines_near_the_identity_are_inverted_in_float32(scale: float, num_bins: int) -> None:
+    """There the quadratic equation is nearly linear, and its usual root a quotient of two roundings."""
+    generator = torch.Generator().manual_seed(0)
+    spline = Spline(num_bins, reach=3.0)
+    theta = scale * torch.randn(50, spline.num_params, 1, 8, 8, generator=generator)
+    x = 6.2 * torch.rand(50, 1, 8, 8, generator=generator) - 3.1
+    y, log_derivative = spline(x, theta)
+    assert (spline.inverse(y, theta) - x).abs().max() < 1e-5
+    exact, slope = spline(x.double(), theta.double())
+    assert (y - exact).abs().max() < 1e-5 and (log_derivative - slope).abs().max() < 1e-4
+
+
 # --- planar and radial ---
 
 
@@ -330,6 +344,19 @@ def test_planar_is_the_papers() -> None:
         f.v.copy_(-1.5 * f.w)  # w^T v is below -5: without the constraint the plane would be folded
     assert float(f.w @ f.v) < -5 and -1 < float(f.push(torch.float64)[2]) < -0.99
     assert (f.inverse(f(x)[0]) - x).abs().max() < 1e-10
+
+
+def test_planar_is_inverted_where_its_slope_vanishes() -> None:
+    """w^T u is -1 to the last digit: a - tanh(a) = (a^3 / 3) (1 + O(a^2)), where Newton's step divides by zero."""
+    f = Planar(2).double()
+    with torch.no_grad():
+        f.w.copy_(torch.tensor([3.0, 4.0]))
+        f.v.copy_(-100 * f.w / f.w.square().sum())
+        f.b.zero_()
+    assert f.push(torch.float64)[2].item() == -1
+    along = torch.tensor([0.0, 1e-12, -1e-9, 1e-6, 1e-3, -0.1, 2.0], dtype=torch.float64)
+    x = (along[:, None] * f.w / 25 + torch.tensor([4.0, -3.0]) / 5)[:, :, None, None]
+    assert (f.inverse(f(x)[0]) - x).abs().max() < 1e-5  # the third root of what is rounded
 
 
 @pytest.mark.parametrize("layer", [Planar, Radial])

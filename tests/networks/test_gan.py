@@ -18,7 +18,7 @@ from lit_gen.networks import (
     SNGANDiscriminator,
     SNGANGenerator,
 )
-from lit_gen.networks.gan import Projection, normalise_spectrally, statistics_kept
+from lit_gen.networks.gan import DownBlock, Projection, normalise_spectrally, statistics_kept
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 GENERATORS = {"Generator": Generator, "DCGANGenerator": DCGANGenerator, "SNGANGenerator": SNGANGenerator}
@@ -231,3 +231,23 @@ def test_sizes_that_do_not_suit() -> None:
     for build in (DCGANGenerator, SNGANGenerator):
         with pytest.raises(UserError, match="images of 6x8 do not suit"):
             build((1, 6, 8), 4)
+
+
+@pytest.mark.parametrize(
+    ("pool", "first", "widths"), [(True, True, (3, 8)), (True, False, (8, 8)), (False, False, (8, 8))]
+)
+def test_residual_block_of_the_discriminator_is_the_papers(pool: bool, first: bool, widths: tuple[int, int]) -> None:
+    """As in SNGAN's code: both paths are averaged over 2x2 pixels at their end, the direct one after its 1x1
+    convolution; without the first activation, and without a direct convolution of equal sizes."""
+    torch.manual_seed(0)
+    block = DownBlock(*widths, pool=pool, first=first).double()
+    x = torch.randn(2, widths[0], 6, 4, dtype=torch.float64)
+
+    def averaged(h: Tensor) -> Tensor:
+        return (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4 if pool else h
+
+    residual = block.conv2(block.conv1(x if first else x.clamp(min=0)).clamp(min=0))
+    direct = x
+    if pool:
+        direct = torch.einsum("nchw,dc->ndhw", x, block.skip.weight[:, :, 0, 0]) + block.skip.bias[:, None, None]
+    torch.testing.assert_close(block(x), averaged(direct) + averaged(residual), rtol=0, atol=1e-12)
