@@ -43,6 +43,21 @@ def open_finished(directory: Path, key: str) -> Run:
     return run
 
 
+def load(directory: str | Path, weights: str = "ema") -> GenerativeModel:
+    """Load the model of a run directory, ready to be sampled.
+
+    Args:
+        directory: The run.
+        weights: `ema`, `raw`, or a power-function average such as `ema:0.1`.
+
+    Raises:
+        UserError: There is no such run, its checkpoint is damaged, or it has no such average.
+    """
+    run = Run.open(Path(directory))
+    model: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
+    return load_model(run, model, weights)
+
+
 def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
     """Loads a run's last checkpoint, or a power-function average, into a model, ready to be sampled.
 

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -99,6 +99,14 @@ class GenerativeModel(LightningModule, ABC):
         self._stop_asked = False
         self.training_values: dict[str, Tensor | float] = {}
         """The latest of each value that `log_training` was given."""
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+        """Raise a UserError: a checkpoint holds no settings, which stand in the `config.yaml` of its run."""
+        raise UserError(
+            f"{cls.__name__}.load_from_checkpoint: {checkpoint_path} holds weights and no settings; load its run with "
+            "lit_gen.loading.load(RUN), or draw from it with lit-gen sample RUN"
+        )
 
     @property
     @abstractmethod

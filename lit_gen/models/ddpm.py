@@ -33,12 +33,14 @@ class DDPM(Diffusion):
 
     def __init__(
         self,
+        image_shape: tuple[int, int, int],
         betas: Literal["linear", "cosine"] = "linear",
         num_timesteps: int = 1000,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
         **kwargs: Any,
     ) -> None:
         super().__init__(
+            image_shape=image_shape,
             schedule=DiscreteVP(betas, num_timesteps),
             parameterization=Epsilon(num_timesteps),
             density=UniformSteps(),
@@ -77,6 +79,7 @@ class ImprovedDDPM(Diffusion):
 
     def __init__(
         self,
+        image_shape: tuple[int, int, int],
         betas: Literal["linear", "cosine"] = "cosine",
         num_timesteps: int = 1000,
         objective: Literal["hybrid", "vlb"] = "hybrid",
@@ -89,6 +92,7 @@ class ImprovedDDPM(Diffusion):
         if not 0 <= vlb_weight < math.inf:
             raise UserError(f"model.vlb_weight: {vlb_weight} is not a weight of a loss; give 0 or more")
         super().__init__(
+            image_shape=image_shape,
             schedule=DiscreteVP(betas, num_timesteps),
             parameterization=Epsilon(num_timesteps),
             density=UniformSteps(),

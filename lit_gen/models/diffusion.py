@@ -81,6 +81,7 @@ class Diffusion(GenerativeModel):
 
     def __init__(
         self,
+        image_shape: tuple[int, int, int],
         schedule: Schedule,
         parameterization: Parameterization,
         density: TimeDensity,
@@ -94,7 +95,7 @@ class Diffusion(GenerativeModel):
         augment: EDMAugmentation | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(image_shape=image_shape, **kwargs)
         if not 0 <= label_drop < 1:
             raise UserError(f"model.label_drop: {label_drop} is not a probability below 1")
         if label_drop and not self.num_classes:

@@ -32,6 +32,7 @@ class EDM(Diffusion):
 
     def __init__(
         self,
+        image_shape: tuple[int, int, int],
         sigma_data: float = 0.5,
         p_mean: float = -1.2,
         p_std: float = 1.2,
@@ -42,6 +43,7 @@ class EDM(Diffusion):
             if not 0 < std < math.inf:
                 raise UserError(f"model.{name}: {std} is not a standard deviation; give a number above 0")
         super().__init__(
+            image_shape=image_shape,
             schedule=EDMSchedule(),
             parameterization=EDMPreconditioning(sigma_data),
             density=LognormalSigma(p_mean, p_std),

@@ -45,12 +45,14 @@ class FlowMatching(Diffusion):
 
     def __init__(
         self,
+        image_shape: tuple[int, int, int],
         coupling: Literal["independent", "ot"] = "independent",
         density: Times = "uniform",
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
         **kwargs: Any,
     ) -> None:
         super().__init__(
+            image_shape=image_shape,
             schedule=Rectified(),
             parameterization=Velocity(),
             density=DENSITIES[density](),
@@ -127,5 +129,5 @@ class RectifiedFlow(FlowMatching):
             (`lit-gen reflow --distill`): its own sampler is one step from pure noise, the only time it knows.
     """
 
-    def __init__(self, density: Times = "uniform", **kwargs: Any) -> None:
-        super().__init__(coupling="independent", density=density, **kwargs)
+    def __init__(self, image_shape: tuple[int, int, int], density: Times = "uniform", **kwargs: Any) -> None:
+        super().__init__(image_shape=image_shape, coupling="independent", density=density, **kwargs)

@@ -33,6 +33,7 @@ class ScoreSDE(Diffusion):
 
     def __init__(
         self,
+        image_shape: tuple[int, int, int],
         sde: Literal["vp", "subvp", "ve"] = "vp",
         sigma_min: float = 0.02,
         sigma_max: float = 100.0,
@@ -42,6 +43,7 @@ class ScoreSDE(Diffusion):
     ) -> None:
         schedules: dict[str, Schedule] = {"vp": LinearVP(), "subvp": SubVP(), "ve": VE(sigma_min, sigma_max)}
         super().__init__(
+            image_shape=image_shape,
             schedule=schedules[sde],
             parameterization=Score("sigma" if sde == "ve" else "time", scale_input),
             density=UniformLogSigma() if sde == "ve" else UniformTime(),
