@@ -240,7 +240,7 @@ def test_residual_block_of_the_discriminator_is_the_papers(pool: bool, first: bo
     """As in SNGAN's code: both paths are averaged over 2x2 pixels at their end, the direct one after its 1x1
     convolution; without the first activation, and without a direct convolution of equal sizes."""
     torch.manual_seed(0)
-    block = DownBlock(*widths, pool=pool, first=first).double()
+    block: Any = DownBlock(*widths, pool=pool, first=first).double()
     x = torch.randn(2, widths[0], 6, 4, dtype=torch.float64)
 
     def averaged(h: Tensor) -> Tensor:
