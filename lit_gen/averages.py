@@ -93,8 +93,14 @@ def find_snapshots(run: Run) -> list[Snapshot]:
     Raises:
         UserError: there are none.
     """
-    names = [(path, re.fullmatch(r"(\d+)-(.+)\.safetensors", path.name)) for path in run.snapshots.glob("*")]
-    found = [Snapshot(path, int(match[1]), float(match[2])) for path, match in names if match]
+    number = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+    names = [
+        (path, re.fullmatch(rf"(0*[1-9]\d{{0,17}})-({number})\.safetensors", path.name))
+        for path in run.snapshots.glob("*")
+    ]
+    found = [Snapshot(path, int(match[1]), float(match[2])) for path, match in names if match and path.is_file()]
+    for snapshot in found:
+        gamma_of(snapshot.std, str(snapshot.path))
     if not found:
         raise UserError(
             f"{run.directory}: its training kept no power-function averages to make others from; train with "
@@ -131,7 +137,12 @@ def reconstruct(run: Run, width: Width) -> tuple[Path, dict[str, str]]:
         )
     sums: Weights = {}
     for snapshot, coefficient in zip(snapshots, coefficients.tolist(), strict=True):
-        for name, weight in _load(snapshot.path).items():
+        weights = _load(snapshot.path)
+        if sums and _shapes(weights) != _shapes(sums):
+            raise UserError(
+                f"{snapshot.path}: not of the same network as the other snapshots; delete it, or restore it"
+            )
+        for name, weight in weights.items():
             if weight.is_floating_point():
                 part = coefficient * weight.double()
                 sums[name] = sums[name].add_(part) if name in sums else part
@@ -170,9 +181,13 @@ def _save(path: Path, weights: Weights, facts: dict[str, str]) -> None:
 def _load(path: Path) -> Weights:
     try:
         weights: Weights = load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); delete it, or restore it") from None
     return weights
+
+
+def _shapes(weights: Weights) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}
 
 
 def _facts(path: Path) -> dict[str, str]:

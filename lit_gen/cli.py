@@ -5,6 +5,7 @@ Imports of torch and Lightning take seconds, so each verb imports what it needs 
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_gen import __version__
-from lit_gen.core.files import explain
+from lit_gen.core.files import explain, write_atomically
+from lit_gen.core.text import printable
 from lit_gen.errors import UserError
 
 DESCRIPTION = """\
@@ -41,20 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if os.getcwd() not in sys.path:  # a class of the user's own is named by its import path; the last, to hide nothing
         sys.path.append(os.getcwd())
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # no place in the code, no source line
+    # no place in the code, no source line
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(message)}\n"
     try:
         code = _dispatch(words)
         sys.stdout.flush()  # else a full disk would be found behind the last line that can be reported
         return code
     except UserError as error:
-        print(f"lit-gen: error: {error}", file=sys.stderr)
+        print(f"lit-gen: error: {printable(error, lines=True)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as error:
         _give_up_output()
-        print(f"lit-gen: error: {error.filename or 'output'}: {explain(error)}", file=sys.stderr)
+        where = printable(error.filename or "output")
+        print(f"lit-gen: error: {where}: {printable(explain(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lit-gen: interrupted; the same command continues where this one stopped", file=sys.stderr)
@@ -177,31 +181,31 @@ def _sweep(options: argparse.Namespace) -> int:
         try:
             _report(sorted(set(done.results.values())), done.folder)
         except UserError as error:  # a report that cannot be made does not undo the trials
-            print(f"no report: {error}")
+            print(f"no report: {printable(error)}")
             return max(done.exit_status, 1)
     return done.exit_status
 
 
 def _report(paths: list[Path], folder: Path) -> None:
     """What a sweep ends with, for each protocol: leaderboard, distance against evaluations, samples side by side."""
-    from lit_gen.core.files import write_atomically
     from lit_gen.report import leaderboard, plots, render
-    from lit_gen.report.results import read_result
+    from lit_gen.report.results import read_results
 
-    groups = leaderboard.comparable([read_result(path) for path in paths])
+    groups = leaderboard.comparable(read_results(paths))
     tables, files = [], [folder / "leaderboard.md"]
     for number, results in enumerate(groups, start=1):
         board = leaderboard.rank(results)
         render.print_table(board)
         tables.append(render.to_markdown(board))
-        ending = "" if len(groups) == 1 else f"_{number}_{results[0].protocol['data']}"
+        data = re.sub(r"[^\w.=-]+", "_", results[0].protocol["data"])[:80]
+        ending = "" if len(groups) == 1 else f"_{number}_{data}"
         distances, samples = folder / f"distance_vs_nfe{ending}.png", folder / f"samples{ending}.png"
         plots.distance_vs_nfe(results, distances)
         plots.side_by_side(results, samples)
         files += [distances, samples]
     write_atomically(files[0], "\n".join(tables))
     for file in files:
-        print(file)
+        print(printable(file))
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
@@ -226,5 +230,5 @@ def _page(options: argparse.Namespace) -> int:
     from lit_gen.report.results import load_results, select
 
     results = select(load_results(options.folder), options.where)
-    print(write_page(results, options.out, str(options.folder)))
+    print(printable(write_page(results, options.out, str(options.folder))))
     return 0

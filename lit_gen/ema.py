@@ -71,7 +71,7 @@ def gamma_of(std: float, key: str = "std") -> float:
     Raises:
         UserError: the std is not in (0, 12^-1/2].
     """
-    if not 0 < std <= MAX_STD:
+    if not 1e-6 <= std <= MAX_STD:  # the square of a smaller one is lost in rounding
         widest = math.floor(MAX_STD * 1e6) / 1e6  # rounded down: it must itself be accepted
         raise UserError(f"{key}: {std:.8g} is not the relative width of an average; give a number in (0, {widest}]")
     roots = np.roots([1.0, 7.0, 16 - std**-2, 12 - std**-2])

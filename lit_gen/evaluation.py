@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 from lit_gen.averages import parse_weights
 from lit_gen.callbacks.progress import image_progress
-from lit_gen.core.files import write_arrays, write_atomically
+from lit_gen.core.files import write_arrays
 from lit_gen.data import ImageDataModule
 from lit_gen.dequantisation import bits_per_dim
 from lit_gen.errors import UserError
@@ -37,6 +37,7 @@ from lit_gen.metrics import (
 from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
 from lit_gen.processes import from_first, gather, ranks
+from lit_gen.result_file import load_likelihood, load_result, save_likelihood, save_result
 from lit_gen.runs import Run
 
 FeatureNetFactory = Callable[[], FeatureNet]
@@ -182,7 +183,7 @@ class Evaluation:
         if result.get("likelihood") != record:
             result = result | {"metrics": result["metrics"] | metrics, "likelihood": record}
             if ranks()[0] == 0:
-                write_atomically(path, json.dumps(result, indent=2) + "\n")
+                save_result(path, result)
                 path.with_name("wandb_runs").unlink(missing_ok=True)  # W&B holds the result without it
             computed = True
         return result, path, computed
@@ -204,7 +205,7 @@ class Evaluation:
         directory = self.directory(run, sampler, protocol, model.images_seen)
         path = directory / "result.json"
         rank, world_size = ranks()
-        found = from_first(json.loads(path.read_text()) if rank == 0 and path.is_file() else None)
+        found = from_first(load_result(path) if rank == 0 and path.exists() else None)
         if found is not None:
             return found, path, False
         scores = self.scores(data, net, cache, model.device)
@@ -231,7 +232,6 @@ class Evaluation:
         seconds = max(part[1] for part in gathered)
         metadata, stage = run.metadata, model.first_stage
         result = {
-            "schema": 1,
             "run": {
                 "name": run.directory.name,
                 "identity": metadata["identity"],
@@ -264,7 +264,7 @@ class Evaluation:
         if rank == 0:
             write_arrays(directory / "samples.npz", images=images.numpy())
             save_picture(images, data.source, directory / "samples.png")
-            write_atomically(path, json.dumps(result, indent=2) + "\n")
+            save_result(path, result)
         if world_size > 1:
             distributed.barrier()
         return result, path, True
@@ -315,7 +315,7 @@ class Evaluation:
         facts = json.dumps([protocol, self.seed, self.weights, model.images_seen], sort_keys=True)
         path = run.evaluations / f"likelihood-{hashlib.sha256(facts.encode()).hexdigest()[:10]}.json"
         rank, world_size = ranks()
-        found = from_first(json.loads(path.read_text()) if rank == 0 and path.is_file() else None)
+        found = from_first(load_likelihood(path) if rank == 0 and path.exists() else None)
         if found is not None:
             return found["metrics"], found["likelihood"]
         images, labels, num_images = data.images("test"), data.labels("test"), protocol["num_images"]
@@ -349,7 +349,7 @@ class Evaluation:
             "device": device_name(model.device, world_size),
         }
         if rank == 0:
-            write_atomically(path, json.dumps({"metrics": metrics, "likelihood": record}, indent=2) + "\n")
+            save_likelihood(path, metrics, record)
         if world_size > 1:
             distributed.barrier()
         return metrics, record

@@ -36,6 +36,7 @@ from lit_gen.data import ImageDataModule
 from lit_gen.data.encoded import Encoded, load_values, save_values
 from lit_gen.errors import UserError, belonging_to
 from lit_gen.models.vqgan import VQVAE
+from lit_gen.runs import read_metadata
 
 FOLDER = "first_stage"
 WEIGHTS = "weights.safetensors"
@@ -153,8 +154,8 @@ class FirstStage:
         self.model.eval().requires_grad_(False)
 
     def _load_copy(self, path: Path) -> None:
-        if "identity" not in self.metadata:
-            raise UserError(f"{path.with_name('run.json')}: missing, or not that of a run; {COPY_AGAIN}")
+        if not self.metadata:
+            raise UserError(f"{path.with_name('run.json')}: there is no such file; {COPY_AGAIN}")
         remedy = "restore it, or train again under another --run.name"
         try:
             weights = load_file(path)
@@ -173,10 +174,9 @@ class FirstStage:
         """What the run.json of its training says; nothing before it is trained."""
         path = (self.directory or Path(str(self.run))) / "run.json"
         try:
-            metadata: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON ({error}); {COPY_AGAIN}") from None
-        return metadata
+            return read_metadata(path, COPY_AGAIN)
+        except FileNotFoundError:
+            return {}
 
     @property
     def title(self) -> str:

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_gen.averages import load_average, parse_weights
 from lit_gen.callbacks.ema import load_weights
 from lit_gen.config import ExperimentCLI
+from lit_gen.core.records import COUNT, POSITIVE, RECORD, Kind, check_fields, values_of
 from lit_gen.diffusion.guidance import Guidance
 from lit_gen.errors import UserError
 from lit_gen.first_stage import FOLDER
@@ -15,19 +17,43 @@ from lit_gen.models.base import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.runs import Run
 
+_TENSOR = Kind("a tensor of numbers", lambda value: isinstance(value, Tensor) and _is_whole(value))
+_RECORDS = Kind("a list of objects", lambda value: isinstance(value, list) and all(map(RECORD.fits, value)))
+_FIELDS = {
+    **dict.fromkeys(("images_seen", "batches_seen", "epoch", "global_step"), COUNT),
+    **dict.fromkeys(("world_size", "num_threads"), POSITIVE),
+    "state_dict": values_of(_TENSOR),
+    "ema": RECORD,
+    "ema.num_updates": COUNT,
+    "ema.weights": values_of(_TENSOR),
+    "ema.power": RECORD,
+    **dict.fromkeys(("loops", "callbacks"), RECORD),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), _RECORDS),
+}
+REMEDY = "restore it, or delete it and train again"
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Return whether the tensor is an ordinary one in memory without NaN, which no checkpoint of ours holds."""
+    ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_complex()
+    return ordinary and not (tensor.is_floating_point() and bool(tensor.isnan().any()))
+
 
 def read_checkpoint(run: Run) -> dict[str, Any]:
-    """A run's last checkpoint.
+    """Read a run's last checkpoint.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or a field is missing or of a wrong type.
     """
     try:
-        checkpoint: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file raises any of half a dozen, some with advice to load whatever is in it
         raise UserError(
             f"{run.checkpoint}: not a readable checkpoint (damaged, or not of lit-gen); delete it and train again"
         ) from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{run.checkpoint}: not a checkpoint of lit-gen; {REMEDY}")
+    check_fields(checkpoint, _FIELDS, frozenset({"images_seen", "state_dict"}), run.checkpoint, REMEDY)
     return checkpoint
 
 

@@ -27,6 +27,18 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lit_gen.core.files import replacing, write_atomically
+from lit_gen.core.records import (
+    AMOUNT,
+    COUNT,
+    FLAG,
+    RECORD,
+    TEXT,
+    check_fields,
+    either,
+    optional,
+    read_record,
+    values_of,
+)
 from lit_gen.errors import UserError
 
 VERSIONED_PACKAGES = (
@@ -38,6 +50,22 @@ TRAINED_FIRST = ("reflow.teacher", "first_stage.run")
 """Keys that name a run, or an experiment that is trained first: `KEY.budget.num_images` is a setting of that one."""
 
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 30.0
+
+_FIELDS = {
+    **{key: TEXT for key in ("identity", "recipe", "title", "status", "wandb_id", "device", "python", "platform")},
+    **{key: COUNT for key in ("resumed", "flow", "images_seen")},
+    "seed": either(COUNT, FLAG),
+    "training": RECORD,
+    "training_seconds": AMOUNT,
+    "earlier_seconds": AMOUNT,
+    "data": RECORD,
+    "data.name": TEXT,
+    "data.fingerprint": TEXT,
+    "packages": values_of(TEXT),
+    "git_commit": optional(TEXT),
+    "git_dirty": optional(FLAG),
+}
+_REQUIRED = frozenset({"identity", "recipe", "seed", "status", "wandb_id"})
 
 
 @dataclass
@@ -110,14 +138,9 @@ class Run:
     def metadata(self) -> dict[str, Any]:
         """What run.json says; empty before the training has started."""
         try:
-            loaded: dict[str, Any] = json.loads(self.metadata_path.read_text())
+            return read_metadata(self.metadata_path, "restore the file, or delete the run")
         except FileNotFoundError:
             return {}
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{self.metadata_path}: not valid JSON ({error}); delete the run or restore the file"
-            ) from None
-        return loaded
 
     @property
     def finished(self) -> bool:
@@ -158,6 +181,22 @@ class Run:
             yield
         finally:
             lock.release()
+
+
+def read_metadata(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a run.json.
+
+    Args:
+        path: The file.
+        remedy: What an error tells the user to do.
+
+    Raises:
+        UserError: It cannot be read, or a field is missing or of a wrong type; the message names file and key.
+        FileNotFoundError: There is no such file.
+    """
+    metadata = read_record(path, remedy)
+    check_fields(metadata, _FIELDS, _REQUIRED, path, remedy)
+    return metadata
 
 
 def environment() -> dict[str, Any]:

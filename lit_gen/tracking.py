@@ -14,8 +14,9 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_gen.core.files import append, write_atomically
+from lit_gen.core.files import append, read_text, write_atomically
 from lit_gen.errors import UserError
+from lit_gen.metrics_file import read_metrics
 from lit_gen.runs import Run
 
 # Under `wandb agent` these name the trial's run and its sweep; they belong to the evaluation, never to a training that
@@ -132,7 +133,7 @@ def log_evaluation(
     """
     mode = settings.resolved_mode()
     marker = folder / "wandb_runs"
-    logged = marker.read_text().split() if marker.is_file() else []
+    logged = read_text(marker).split() if marker.exists() else []
     agents_run = os.environ.get("WANDB_RUN_ID")
     if mode == "disabled" or (logged and agents_run in (None, *logged)):
         return
@@ -220,14 +221,8 @@ class MetricsFile(Logger):
     @rank_zero_only
     def resume(self, images: int) -> None:
         """Reads back what was written up to a number of images."""
-        if self.path.is_file():
-            try:
-                with self.path.open(newline="") as file:
-                    whole = [line for line in file if line.endswith("\n")]  # a power cut may tear the last one
-                rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(whole)]
-                self._rows = [row for row in rows if int(row["images"]) <= images]
-            except (ValueError, KeyError, TypeError, csv.Error) as error:
-                raise UserError(f"{self.path}: damaged ({error}); delete it, and later rows make a new one") from None
+        if self.path.exists():
+            self._rows = [row for row in read_metrics(self.path) if int(row["images"]) <= images]
             self._fields = dict.fromkeys(key for row in self._rows for key in row)
             self._rewrite()
 

@@ -162,8 +162,8 @@ def test_a_damaged_copy_is_one_line_before_anything_is_drawn(
         f"{fits_not}(latents.mean and latents.std are [3, 1, 1] and []){again}": save(whole | {"latents.mean": moment}),
     }
     facts = {
-        "not valid JSON ('utf-8' codec": b"\xff",
-        f"missing, or not that of a run{copied}": b"{}",
+        "not UTF-8 text": b"\xff",
+        "identity: missing": b"{}",
         "not valid JSON (Expecting property name": b"{",
     }
     stage = FirstStage(str(copy))

@@ -2,7 +2,8 @@
 
 Rows are comparable if and only if their protocols are equal (data, split, numbers of real and generated images, feature
 net and its version, resize, quantisation); `rank` refuses others and says which field differs. Rows that differ in
-nothing but seeds are one row, mean +- standard deviation (of n - 1) over n.
+nothing but seeds are one row, mean +- standard deviation (of n - 1) over n. Rows whose metric is exactly equal share a
+rank, and the next rank counts them all: 1, 2, 2, 4.
 
 Likelihoods have a protocol of their own (kind, images, dequantisation, method): rows are ranked by bits per dimension
 if and only if those are equal too. Beside another metric they are shown whatever they are, and say so. Scores of
@@ -36,7 +37,7 @@ class Row:
     """One line of the leaderboard.
 
     Args:
-        rank: 1 for the best; None if the metric is not finite.
+        rank: 1 for the best, the same for rows whose metric is exactly equal; None if the metric is not finite.
         results: The evaluations behind it, which differ in seeds only.
     """
 
@@ -56,6 +57,12 @@ class Row:
     def mean(self, key: str) -> float:
         """The mean of a number over the evaluations; NaN if one lacks it."""
         return statistics.fmean(_number(result, key) for result in self.results)
+
+    @property
+    def images_per_training_second(self) -> float:
+        """The mean number of images trained on per second; NaN if unknown."""
+        seconds = self.mean("training_seconds")
+        return self.mean("images_seen") / seconds if seconds > 0 else math.nan
 
     @property
     def training_seconds(self) -> float:
@@ -171,7 +178,8 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
     finite.sort(  # of equals, in whatever order their results were found, the same one first
         key=lambda row: (sign * row.mean(f"metrics.{by}"), row.first.model, row.first.sampler, row.first.grid, row.run)
     )
-    rows = [Row(number, row.results) for number, row in enumerate(finite, start=1)]
+    means = [row.mean(f"metrics.{by}") for row in finite]
+    rows = [Row(means.index(mean) + 1, row.results) for mean, row in zip(means, finite, strict=True)]
     rows += [row for row in groups if row not in finite]
     likelihoods = {_compact(protocol): protocol for result in chosen if (protocol := result.get("likelihood.protocol"))}
     shared = next(iter(likelihoods.values())) if len(likelihoods) == 1 else None

@@ -4,27 +4,34 @@ The page holds its pictures in itself, so that it can be mailed or kept.
 """
 
 import base64
-import csv
 import io
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from lit_gen import __version__
-from lit_gen.core.files import write_atomically
+from lit_gen.core.files import read_regular, read_text, write_atomically
+from lit_gen.core.records import read_each
+from lit_gen.core.text import printable
 from lit_gen.errors import UserError
+from lit_gen.metrics_file import read_metrics
 from lit_gen.report import plots
 from lit_gen.report.leaderboard import comparable, rank
 from lit_gen.report.render import Cells, to_cells
 from lit_gen.report.results import Result
 from lit_gen.runs import Run
+
+Kept = TypeVar("Kept")
+Curves = dict[str, list[tuple[float, float]]]
 
 LARGEST_PICTURE = 2400
 """Pixels of the longer side of a picture; larger ones are made smaller."""
@@ -83,18 +90,19 @@ def write_page(results: Sequence[Result], out: Path, title: str) -> Path:
         raise UserError(f"--out: {out} must end in .html")
     runs = {result.path.parents[2] for result in results}
     with tempfile.TemporaryDirectory() as scratch:
-        comparisons = [_comparison(group, Path(scratch)) for group in comparable(results)]
-        trainings = []
-        for directory in sorted(runs):
-            try:
-                trainings.append(_training(Run(directory), Path(scratch)))
-            except UserError as error:  # of a file of the run that is damaged: its numbers stand without it
-                warnings.warn(f"{error}; the page leaves this training out", stacklevel=2)
+        comparisons = read_each(
+            comparable(results),
+            lambda group: _comparison(group, Path(scratch)),
+            "the page leaves out the results of this protocol",
+        )
+        # a damaged file of a run does not hide the others, nor the numbers of its evaluations
+        found = [_unless_damaged(_training, None, "this training", Run(run), Path(scratch)) for run in sorted(runs)]
+        trainings = [training for training in found if training is not None]
     environment = Environment(
         loader=PackageLoader("lit_gen.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("page.html.jinja").render(
-        title=title,
+        title=printable(title),
         comparisons=comparisons,
         trainings=trainings,
         num_evaluations=len(results),
@@ -105,14 +113,28 @@ def write_page(results: Sequence[Result], out: Path, title: str) -> Path:
     return out
 
 
+def _unless_damaged(read: Callable[..., Kept], otherwise: Kept, what: str, *arguments: Any) -> Kept:
+    """Return what is read; if a file is damaged, say so in a warning and return something else."""
+    try:
+        return read(*arguments)
+    except UserError as error:
+        warnings.warn(f"{error}; the page leaves {what} out", stacklevel=2)
+        return otherwise
+
+
 def _comparison(results: list[Result], scratch: Path) -> Comparison:
     board = rank(results)
-    distances = plots.distance_vs_nfe(results, scratch / "distances.png")
-    try:
-        samples = _embedded(plots.side_by_side(results, scratch / "samples.png"))
-    except UserError:  # samples.npz may have been deleted to save room: the numbers stand without it
-        samples = None
-    return Comparison(results[0].protocol["data"], board.protocol_line, to_cells(board), _embedded(distances), samples)
+    distances = _embedded(plots.distance_vs_nfe(results, scratch / "distances.png"))
+    samples = _unless_damaged(_side_by_side, None, "the samples side by side", results, scratch / "samples.png")
+    data, protocol = printable(board.protocol["data"]), printable(board.protocol_line)
+    return Comparison(data, protocol, to_cells(board), distances, samples)
+
+
+def _side_by_side(results: Sequence[Result], path: Path) -> str | None:
+    """Samples of the results; None if some of them are gone, deleted to save room."""
+    if not all(result.path.with_name("samples.npz").exists() for result in results):
+        return None
+    return _embedded(plots.side_by_side(results, path))
 
 
 def _training(run: Run, scratch: Path) -> Training:
@@ -129,26 +151,32 @@ def _training(run: Run, scratch: Path) -> Training:
         "identity": metadata.get("identity", "")[:16],
         "packages": ", ".join(f"{name} {version}" for name, version in metadata.get("packages", {}).items()),
     }
-    curves = read_curves(run.directory / "metrics.csv")
+    curves: Curves = _unless_damaged(read_curves, {}, "its curves", run.directory / "metrics.csv")
     drawn = None if not curves else _embedded(plots.training_curves(curves, scratch / "curves.png"))
+    pictures = {
+        printable(name): _unless_damaged(_embedded, "", "this picture", path)
+        for name, path in _last_pictures(run.samples).items()
+    }
     return Training(
-        run.directory.name,
-        {name: str(value) for name, value in facts.items() if value not in (None, "")},
+        printable(run.directory.name),
+        {name: printable(value) for name, value in facts.items() if value not in (None, "")},
         drawn,
-        {name: _embedded(path) for name, path in _last_pictures(run.samples).items()},
-        run.config.read_text() if run.config.is_file() else "",
+        {name: picture for name, picture in pictures.items() if picture},
+        printable(_unless_damaged(_text, "", "its configuration", run.config), lines=True),
     )
 
 
-def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+def _text(path: Path) -> str:
+    return read_text(path) if path.exists() else ""
+
+
+def read_curves(path: Path) -> Curves:
     """The curves of a run's metrics.csv by name, points (images seen, value); none if there is no such file."""
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if name != "images" and value:
-                        curves[name].append((float(row["images"]), float(value)))
+    for row in read_metrics(path) if path.exists() else []:
+        for name, value in row.items():
+            if name != "images":
+                curves[name].append((float(row["images"]), float(value)))
     return dict(curves)
 
 
@@ -160,13 +188,24 @@ def _last_pictures(folder: Path) -> dict[str, Path]:
     return last
 
 
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Make an error of the warning that a picture is too large to be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def _embedded(path: Path) -> str:
     """A PNG as a data URI, made smaller where it is very large."""
-    data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as picture:
-        if max(picture.size) > LARGEST_PICTURE:
-            picture.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
-            smaller = io.BytesIO()
-            picture.save(smaller, "PNG")
-            data = smaller.getvalue()
+    try:
+        data = read_regular(path)
+        with _strict(), Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if max(picture.size) > LARGEST_PICTURE:
+                picture.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+                smaller = io.BytesIO()
+                picture.save(smaller, "PNG")
+                data = smaller.getvalue()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{path}: not a readable picture ({error}); restore it, or delete it") from None
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"

@@ -1,8 +1,11 @@
 """Pictures of evaluations: the distance against the number of network evaluations, and samples side by side."""
 
+import io
 import itertools
+import json
 import math
 import textwrap
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_gen.core.files import replacing
+from lit_gen.core.files import read_regular, replacing
+from lit_gen.core.records import read_each
+from lit_gen.core.text import for_figure
 from lit_gen.errors import UserError
 from lit_gen.report.leaderboard import Row, describe_protocol, distance_metric, group_seeds, refuse_unlike
 from lit_gen.report.results import Result
@@ -21,6 +26,12 @@ if TYPE_CHECKING:
 
 _MARKERS = ["o", "s", "x", "^", "+", "D", "v", "*", "P"]
 _LINES = ["-", "--", ":", "-."]
+NUMBERS = "lit_gen:numbers"
+"""Name of the text of a PNG that holds the numbers that it shows."""
+MOST_PIXELS = 2**16 - 1
+"""Pixels on a side of a picture, at most: those that matplotlib draws."""
+MOST_BYTES = 2**28
+"""Bytes of the samples of an evaluation, at most."""
 
 
 def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | None = None) -> Path:
@@ -86,8 +97,10 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("network evaluations for one image (NFE)")
     left = 0.08 if len(drawn) == 1 else 0.05
-    figure.text(left, 0.02, textwrap.fill(describe_protocol(results[0].protocol), 125), size=7.5, color="0.35")
-    return save_figure(figure, path)
+    figure.text(
+        left, 0.02, textwrap.fill(for_figure(describe_protocol(results[0].protocol), 1000), 125), size=7.5, color="0.35"
+    )
+    return save_figure(figure, path, [_shown(row, metric) for curve in curves.values() for row in curve])
 
 
 def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path | str) -> Path:
@@ -110,8 +123,10 @@ def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: P
     for axes, (what, lines) in zip(grid, panels.items(), strict=False):
         for index, (where, points) in enumerate(sorted(lines.items(), key=lambda line: line[0] != "train")):
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=f"C{index}", linewidth=1.1, marker="." if len(x) < 3 else None, label=where)
-        axes.set_title(what, size=9)
+            axes.plot(
+                x, y, color=f"C{index}", linewidth=1.1, marker="." if len(x) < 3 else None, label=for_figure(where, 40)
+            )
+        axes.set_title(for_figure(what, 40), size=9)
         axes.tick_params(labelsize=7)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
         axes.grid(color="0.9")
@@ -138,16 +153,16 @@ def _draw_curve(axes: "Axes", curve: list[Row], metric: str, colour: str, sample
 
 
 def _label_axes(axes: "Axes", rows: Sequence[Row], metric: str, room: float) -> None:
-    values = [row.mean(f"metrics.{metric}") for row in rows]
+    values = [value for row in rows if math.isfinite(value := row.mean(f"metrics.{metric}"))]
     axes.set_xscale("log")
-    if all(value > 0 for value in values) and max(values) > 5 * min(values):
+    if values and min(values) > 0 and max(values) > 5 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_plain)
         axes.yaxis.set_minor_formatter(_plain_if_few(min(values), max(values)))
     ticks = _ticks([row.mean("nfe") for row in rows], room)
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_ylabel(metric)
+    axes.set_ylabel(for_figure(metric, 80))
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.label_outer()
@@ -162,7 +177,7 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
         columns: Images in a row, at most.
 
     Raises:
-        UserError: If there are no results, their protocols differ, or samples are missing.
+        UserError: If there are no results, their protocols differ, they are too many, or none has its samples.
     """
     if not results:
         raise UserError("there are no results to draw")
@@ -174,7 +189,7 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
     chosen.sort(
         key=lambda result: (families.index(_family(result, results)), result.sampler, result.grid, result.data["nfe"])
     )
-    samples = [_samples(result) for result in chosen]
+    chosen, samples = _with_samples(chosen)
     if any(images.dtype != np.uint8 for images in samples):
         return _scatters(chosen, samples, path)
     strips = [_tiles(images[:columns]) for images in samples]
@@ -182,10 +197,10 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
     metric = distance_metric(chosen)
     labels = [
         (
-            result.model,
+            for_figure(result.model),
             _sampler(result, chosen),
             f"NFE {result.data['nfe']:g}",
-            f"{metric} {result.metrics[metric]:.3g}",
+            f"{for_figure(metric, 80)} {result.metrics[metric]:.3g}",
         )
         for result in chosen
     ]
@@ -199,6 +214,11 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
         tops.append(y)
         y += size + gap
     width, height = left + max(map(len, strips)) * (size + gap) + 8, y + 8
+    if max(width, height) > MOST_PIXELS:
+        raise UserError(
+            f"{len(strips)} rows of samples are a picture of {width} x {height} pixels, more than {MOST_PIXELS} on a "
+            "side; choose some of the evaluations with --where"
+        )
     canvas = np.full((height, width, 3), 255, np.uint8)
     for y, strip in zip(tops, strips, strict=True):
         for column, image in enumerate(strip):
@@ -215,7 +235,7 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
         figure.text(ends[3] / width, middle, score, size=8, va="center", ha="right", color="0.35")
     title = f"first {max(map(len, strips))} samples of seed {seed}; a column is one noise"
     figure.text(left / width, 1 - 12 / height, title, size=9, va="center", color="0.35")
-    return save_figure(figure, path)
+    return save_figure(figure, path, [_shown(Row(None, [result]), metric) for result in chosen])
 
 
 def _scatters(results: Sequence[Result], samples: list[np.ndarray], path: Path | str, columns: int = 4) -> Path:
@@ -230,9 +250,16 @@ def _scatters(results: Sequence[Result], samples: list[np.ndarray], path: Path |
             axes.scatter(*points[:, :, 0, 0].T, s=min(8.0, 2000 / len(points)), color="C3", linewidths=0)
             axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
             words = filter(None, (_family(result, results), _sampler(result, results), f"NFE {result.data['nfe']:g}"))
-            axes.set_title(f"{', '.join(words)}\n{metric} {result.metrics[metric]:.3g}", size=7.5)
+            axes.set_title(f"{', '.join(words)}\n{for_figure(metric, 80)} {result.metrics[metric]:.3g}", size=7.5)
     figure.tight_layout()
-    return save_figure(figure, path)
+    return save_figure(figure, path, [_shown(Row(None, [result]), metric) for result in results])
+
+
+def _shown(row: Row, metric: str) -> dict[str, object]:
+    """What a picture shows of a row in numbers."""
+    first = row.first
+    labels = {"model": first.model, "sampler": first.sampler, "grid": first.grid}
+    return labels | {"nfe": row.mean("nfe"), metric: row.mean(f"metrics.{metric}")}
 
 
 def new_figure(width: float, height: float, dots: int = 150) -> "Figure":
@@ -244,11 +271,21 @@ def new_figure(width: float, height: float, dots: int = 150) -> "Figure":
     return figure
 
 
-def save_figure(figure: "Figure", path: Path | str) -> Path:
+def save_figure(figure: "Figure", path: Path | str, numbers: Sequence[Mapping[str, object]] = ()) -> Path:
+    """Save a figure as a PNG, and in it, as text, the numbers that it shows."""
     path = Path(path)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata={NUMBERS: json.dumps(list(numbers))} if numbers else None)
     return path
+
+
+def numbers_of(path: Path | str) -> list[dict[str, Any]]:
+    """Return the numbers that a picture of evaluations shows, one record for each row or point; none if it has none."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        records: list[dict[str, Any]] = json.loads(picture.info.get(NUMBERS, "[]"))
+    return records
 
 
 def _family(result: Result, results: Sequence[Result]) -> str:
@@ -259,13 +296,14 @@ def _family(result: Result, results: Sequence[Result]) -> str:
 
     alike = [other for other in results if other.model == result.model]
     name = result.model if len(trainings(alike)) == 1 else result.get("run.name")
-    return name if len({other.get("weights") for other in alike}) == 1 else f"{name} {result.get('weights')}"
+    several = len({other.get("weights") for other in alike}) > 1
+    return for_figure(f"{name} {result.get('weights')}" if several else name)
 
 
 def _sampler(result: Result, results: Sequence[Result]) -> str:
     """The sampler's label; with its grid, if it has one, where there are several grids."""
     grids = {other.grid for other in results if other.grid}
-    return f"{result.sampler} {result.grid}" if result.grid and len(grids) > 1 else result.sampler
+    return for_figure(f"{result.sampler} {result.grid}" if result.grid and len(grids) > 1 else result.sampler)
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -343,14 +381,32 @@ def _ticks(values: list[float], room: float) -> list[float]:
     return sorted(ticks)
 
 
+def _with_samples(results: Sequence[Result]) -> tuple[list[Result], list[np.ndarray]]:
+    """The evaluations whose samples can be read, and the samples; the others are named in a warning and left out."""
+    found = read_each(
+        results, lambda result: (result, _samples(result)), "its row is left out of the samples side by side"
+    )
+    return [result for result, _ in found], [samples for _, samples in found]
+
+
 def _samples(result: Result) -> np.ndarray:
-    """The kept samples of an evaluation."""
+    """The kept samples of an evaluation, (N, C, H, W)."""
     file = result.path.with_name("samples.npz")
     try:
-        with np.load(file) as archive:
-            images: np.ndarray = archive["images"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: cannot read the samples ({error}); evaluate the run again") from None
+        with zipfile.ZipFile(io.BytesIO(read_regular(file))) as archive:
+            if (size := archive.getinfo("images.npy").file_size) > MOST_BYTES:
+                raise ValueError(f"{size:,} bytes, of at most {MOST_BYTES:,}")
+            content = archive.read("images.npy")
+        images: np.ndarray = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        if result.protocol.get("quantisation") == "none":
+            fits = images.dtype.kind == "f" and images.shape[1:] == (2, 1, 1) and np.isfinite(images).all()
+        else:
+            fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] != 2 and max(images.shape) <= 4096
+        if not fits or not images.size:
+            raise ValueError(f"an array {images.shape} of {images.dtype}")
+    except Exception as error:  # a damaged archive raises any of a dozen
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{file}: cannot read the samples ({reason}); evaluate the run again") from None
     return images
 
 

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from lit_gen.core.text import for_csv, for_markdown, printable
 from lit_gen.errors import UserError
 from lit_gen.report.leaderboard import LIKELIHOODS, Leaderboard, Row, better
 
@@ -36,19 +38,19 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
         width: Columns of the terminal; a narrow one gets fewer columns, the last to be named in a caption.
     """
     columns = _columns(board)
-    cells = [[cell(row) for row in board.rows] for _, cell, _ in columns]
-    needed = [max(map(len, [name, *column])) + 2 for (name, _, _), column in zip(columns, cells, strict=True)]
+    cells = [[Text(printable(column.text(row))) for row in board.rows] for column in columns]
+    needed = [max(len(column.name), *map(len, texts)) + 2 for column, texts in zip(columns, cells, strict=True)]
     left_out: list[str] = []
     for index in reversed(range(len(columns))):
-        name = columns[index][0]
+        name = columns[index].name
         if sum(needed) - 2 > width and name not in _ALWAYS_SHOWN and not name.startswith(board.by):
             left_out.insert(0, name)
             del columns[index], cells[index], needed[index]
     caption = f"left out of this width: {', '.join(left_out)} (all with --markdown)" if left_out else None
     shown = min(width, max(sum(needed) - 2, 80))
     table = Table(
-        title=board.protocol_line,
-        caption=caption,
+        title=Text(printable(board.protocol_line)),
+        caption=caption and Text(printable(caption)),
         title_justify="left",
         caption_justify="left",
         box=None,
@@ -56,43 +58,57 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
         pad_edge=False,
         width=shown,
     )
-    for name, _, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=name not in ("sampler", "grid"))
+    for name, align, *_ in columns:
+        table.add_column(Text(printable(name)), justify=align, no_wrap=name not in ("sampler", "grid"))
     for row in zip(*cells, strict=True):
         table.add_row(*row)
     return table
 
 
 class Header(NamedTuple):
-    """A column's name, and `left` or `right`."""
+    """A column's name, `left` or `right`, and whether its values are numbers."""
 
     name: str
     align: str
+    numeric: bool
+
+
+class Cell(NamedTuple):
+    """A cell as text, and what it is sorted by: a number or a text; None if there is nothing."""
+
+    text: str
+    value: float | str | None
 
 
 class Cells(NamedTuple):
-    """The leaderboard as texts."""
+    """The leaderboard as cells."""
 
     headers: list[Header]
-    rows: list[list[str]]
+    rows: list[list[Cell]]
 
 
 def to_cells(board: Leaderboard) -> Cells:
     """All columns of all rows."""
     columns = _columns(board)
-    headers = [Header(name, justify) for name, _, justify in columns]
-    return Cells(headers, [[cell(row) for _, cell, _ in columns] for row in board.rows])
+    headers = [Header(printable(column.name), column.align, column.numeric) for column in columns]
+    return Cells(headers, [[_cell(column, row) for column in columns] for row in board.rows])
+
+
+def _cell(column: "_Column", row: Row) -> Cell:
+    text, value = printable(column.text(row)), column.value(row)
+    missing = not value if isinstance(value, str) else value is None or math.isnan(value)
+    return Cell(text, None if missing else value)
 
 
 def to_markdown(board: Leaderboard) -> str:
     """A Markdown table with the protocol above it."""
     headers, rows = to_cells(board)
     lines = [
-        board.protocol_line,
+        for_markdown(board.protocol_line),
         "",
         _markdown_line([header.name for header in headers]),
         _markdown_line(["---:" if header.align == "right" else ":---" for header in headers]),
-        *map(_markdown_line, rows),
+        *(_markdown_line([cell.text for cell in row]) for row in rows),
     ]
     return "\n".join(lines) + "\n"
 
@@ -101,7 +117,7 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     """A Markdown table with a row for each model and sampler and a column for each budget of network evaluations.
 
     A cell holds the evaluations that spent most within the budget, and more than the budget before it. Models, and the
-    rows of each, are in the order of their best cell; the best row of each column is bold.
+    rows of each, are in the order of their best cell; the best row of each column is bold, and each that equals it.
 
     Raises:
         UserError: If the budgets are not positive and rising, or leave nothing to show.
@@ -119,7 +135,7 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     if not lines:
         raise UserError(f"--budgets: no evaluation took {budgets[-1]} network evaluations or fewer")
     best = {
-        place: min((line[place] for line in lines.values() if place in line), key=lambda row: row.rank or 0)
+        place: min(line[place].rank or 0 for line in lines.values() if place in line)
         for place in range(len(budgets))
         if any(place in line for line in lines.values())
     }
@@ -127,33 +143,38 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     runs = len({key[3] for key in lines}) > len({key[0] for key in lines})
     header = ["model", *(["run"] if runs else []), "sampler", *(["grid"] if several else []), *map(str, budgets)]
     table = [
-        board.protocol_line,
+        for_markdown(board.protocol_line),
         "",
         _markdown_line(header),
         _markdown_line([":---" if name in ("model", "run", "sampler", "grid") else "---:" for name in header]),
     ]
     models = list(dict.fromkeys(model for model, *_ in lines))
     for (model, sampler, grid, run), line in sorted(lines.items(), key=lambda item: models.index(item[0][0])):
-        cells = []
+        names = [model, *([run] if runs else []), sampler or "-", *([grid or "-"] if several else [])]
+        cells = [for_markdown(name) for name in names]
         for place in range(len(budgets)):
             text = _with_spread(line[place], board.by, count=False) if place in line else "-"
-            cells.append(f"**{text}**" if place in line and line[place] is best[place] else text)
-        names = [model, *([run] if runs else []), sampler or "-", *([grid or "-"] if several else [])]
-        table.append(_markdown_line([*names, *cells]))
+            cells.append(f"**{text}**" if place in line and line[place].rank == best[place] else text)
+        table.append(f"| {' | '.join(cells)} |")
     return "\n".join(table) + "\n"
 
 
 def to_csv(board: Leaderboard) -> str:
     """One line for each row, with full precision; the fields of the protocol are columns."""
     records = [_record(board, row) for row in board.rows]
+    names = list(dict.fromkeys(key for record in records for key in record))
     file = io.StringIO()
-    writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for record in records for key in record)))
-    writer.writeheader()
+    writer = csv.writer(file)
+    writer.writerow([for_csv(printable(name)) for name in names])
     for record in records:
-        writer.writerow(
-            {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in record.items()}
-        )
+        writer.writerow([_in_csv(record.get(name)) for name in names])
     return file.getvalue()
+
+
+def _in_csv(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return for_csv(printable(value)) if isinstance(value, str) else value
 
 
 def to_json(board: Leaderboard) -> str:
@@ -167,18 +188,38 @@ def to_json(board: Leaderboard) -> str:
     return json.dumps(_finite(content), indent=2) + "\n"
 
 
-def _columns(board: Leaderboard) -> list[tuple[str, Callable[[Row], str], Any]]:
-    """Header, cell and alignment of each column."""
+class _Column(NamedTuple):
+    """A column: its header, `left` or `right`, whether it holds numbers, and the text and the value of a row's cell."""
 
-    def text(key: str) -> Callable[[Row], str]:
-        return lambda row: getattr(row.first, key) or "-"
+    name: str
+    align: Any
+    numeric: bool
+    text: Callable[[Row], str]
+    value: Callable[[Row], float | str | None]
 
-    columns: list[tuple[str, Callable[[Row], str], Any]] = [
-        ("#", lambda row: str(row.rank or "-"), "right"),
-        ("model", text("model"), "left"),
-        ("sampler", text("sampler"), "left"),
-        ("grid", text("grid"), "left"),
-        ("NFE", lambda row: f"{row.mean('nfe'):g}", "right"),
+
+def _names(name: str, value: Callable[[Row], str]) -> _Column:
+    """A column of names; a missing one is a dash."""
+    return _Column(name, "left", False, lambda row: value(row) or "-", value)
+
+
+def _numbers(name: str, value: Callable[[Row], float | None], text: Callable[[float], str]) -> _Column:
+    """A column of numbers; a missing one is a dash, if it is None."""
+
+    def cell(row: Row) -> str:
+        return "-" if (number := value(row)) is None else text(number)
+
+    return _Column(name, "right", True, cell, value)
+
+
+def _columns(board: Leaderboard) -> list[_Column]:
+    """All columns of the leaderboard."""
+    columns = [
+        _numbers("#", lambda row: row.rank, "{:g}".format),
+        _names("model", lambda row: row.first.model),
+        _names("sampler", lambda row: row.first.sampler),
+        _names("grid", lambda row: row.first.grid),
+        _numbers("NFE", lambda row: row.mean("nfe"), "{:g}".format),
     ]
     for name in board.metrics:
         arrow = "↑" if better(name) == "higher" else "↓"
@@ -186,17 +227,19 @@ def _columns(board: Leaderboard) -> list[tuple[str, Callable[[Row], str], Any]]:
         if name in LIKELIHOODS and board.likelihood is None:
             num_images = _unlike(board, "likelihood.protocol.num_images")
             cell = functools.partial(_with_its_kind, metric=name, num_images=num_images)
-        columns.append((f"{name} {arrow}", cell, "right"))
+        columns.append(
+            _Column(f"{name} {arrow}", "right", True, cell, functools.partial(Row.mean, key=f"metrics.{name}"))
+        )
     columns += [
-        ("images/s", lambda row: _significant(row.mean("timing.images_per_second"), 3), "right"),
-        ("parameters", lambda row: _count(row.mean("num_parameters")), "right"),
-        ("images seen", lambda row: _count(row.mean("images_seen")), "right"),
-        ("training s", lambda row: _known(row.training_seconds), "right"),
-        ("trained/s", lambda row: _known(row.mean("images_seen") / row.mean("training_seconds")), "right"),
+        _numbers("images/s", lambda row: row.mean("timing.images_per_second"), lambda value: _significant(value, 3)),
+        _numbers("parameters", lambda row: row.mean("num_parameters"), _count),
+        _numbers("images seen", lambda row: row.mean("images_seen"), _count),
+        _numbers("training s", lambda row: row.training_seconds, _known),
+        _numbers("trained/s", lambda row: row.images_per_training_second, _known),
     ]
     if len({row.first.data["weights"] for row in board.rows}) > 1:
-        columns.append(("weights", lambda row: row.first.data["weights"], "left"))
-    return [*columns, ("run", lambda row: row.run, "left")]
+        columns.append(_names("weights", lambda row: row.first.data["weights"]))
+    return [*columns, _names("run", lambda row: row.run)]
 
 
 def _unlike(board: Leaderboard, key: str) -> bool:
@@ -270,7 +313,7 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
 
 
 def _markdown_line(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(map(for_markdown, cells))} |"
 
 
 def _finite(value: Any) -> Any:

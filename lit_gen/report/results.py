@@ -4,29 +4,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
+from lit_gen.core.records import look_up, read_each
 from lit_gen.errors import UserError
+from lit_gen.result_file import load_result
 from lit_gen.sweeps.journal import JOURNAL_NAME
 from lit_gen.sweeps.runner import current_results
 
-SCHEMA = 1
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "run.name": str,
-    "run.identity": str,
-    "model": str,
-    "num_parameters": int,
-    "images_seen": int,
-    "training_seed": int,
-    "nfe": (int, float),
-    "weights": str,
-    "seed": int,
-    "sampler": (dict, NoneType),
-    "protocol": dict,
-    "metrics": dict,
-    "timing.images_per_second": (int, float),
-}
 # What the samplers and grids of the package are built with when nothing else is asked for: not worth a label.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "DDPM": {"variance": "large"},
@@ -68,10 +53,7 @@ class Result:
 
     def get(self, key: str) -> Any:
         """The value of a dotted key such as `protocol.num_samples`; None if there is none."""
-        value: Any = self.data
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return look_up(self.data, key)
 
     @property
     def model(self) -> str:
@@ -127,20 +109,18 @@ def read_result(path: Path) -> Result:
     """Read one result.json.
 
     Raises:
-        UserError: If it cannot be read, is not JSON, or lacks a key; the message names file and key.
+        UserError: If it cannot be read, or a field is missing or of a wrong type; the message names file and key.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable result.json ({error}); evaluate the run again") from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        schema = data.get("schema") if isinstance(data, dict) else None
-        raise UserError(f"{path}: schema: expected {SCHEMA}, got {schema}; evaluate the run again")
-    result = Result(path, data)
-    for key, kind in _REQUIRED.items():
-        if not isinstance(result.get(key), kind):
-            raise UserError(f"{path}: {key}: missing or of a wrong type ({result.get(key)!r}); evaluate the run again")
-    return result
+    return Result(path, load_result(path))
+
+
+def read_results(paths: Iterable[Path]) -> list[Result]:
+    """Read result.json files; one that is damaged is named in a warning and left out.
+
+    Raises:
+        UserError: If all of them are damaged.
+    """
+    return read_each(paths, read_result, "it is left out here")
 
 
 def load_results(folder: Path | str) -> list[Result]:
@@ -151,7 +131,7 @@ def load_results(folder: Path | str) -> list[Result]:
             were last given.
 
     Raises:
-        UserError: If there is no such folder, nothing in it, or a broken file.
+        UserError: If there is no such folder, nothing in it, or nothing but damaged files.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -160,7 +140,7 @@ def load_results(folder: Path | str) -> list[Result]:
         paths: Iterable[Path] = current_results(folder.resolve()).values()
     else:
         paths = (path for path in folder.rglob("result.json") if path.absolute().parent.parent.name == "evaluations")
-    results = [read_result(path) for path in sorted(set(paths))]
+    results = read_results(sorted(set(paths)))
     if not results:
         raise UserError(f"{folder}: no evaluations/*/result.json below; make one with `lit-gen evaluate RUN`")
     return results

@@ -341,8 +341,8 @@ def test_broken_results_are_named(tmp_path):
     path = write(tmp_path, content())
     assert read_result(path).data == content()
     for text, words in {
-        "{": "not a readable result.json",
-        "[]": "schema: expected 1, got None",
+        "{": "not valid JSON",
+        "[]": "expected an object, got",
         json.dumps(content() | {"schema": 2}): "schema: expected 1, got 2",
         json.dumps({k: v for k, v in content().items() if k != "nfe"}): "nfe: missing or of a wrong type",
         json.dumps(content(run__name=None)): "run.name: missing or of a wrong type",

@@ -67,7 +67,8 @@ def test_the_page_holds_tables_pictures_and_settings(runs: Path, tmp_path: Path)
     page = Page(text)
     assert not page.open and not page.outside, "well formed, and nothing is fetched from elsewhere"
     headers, rows = to_cells(rank(load_results(runs)))
-    assert page.rows == [[header.name for header in headers], *rows] and len(rows) == 2
+    texts = [[cell.text for cell in row] for row in rows]
+    assert page.rows == [[header.name for header in headers], *texts] and len(rows) == 2
     kinds = [alt for alt, _ in page.pictures]
     assert kinds.count("samples side by side") == 1 and kinds.count("images") == 2
     assert kinds.count("curves against images seen") == 2

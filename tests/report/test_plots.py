@@ -18,7 +18,7 @@ def draw_figure(monkeypatch, function, *arguments, **options):
     """The figure instead of its file, to look into."""
     kept = []
 
-    def keep(figure, path):
+    def keep(figure, path, numbers=()):
         kept.append(figure)
         return Path(path)
 

@@ -1,0 +1,190 @@
+"""Read JSON files that may be damaged or come from someone else: a whole file is validated once, where it is read."""
+
+import json
+import math
+import reprlib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from lit_gen.core.files import MEBIBYTE, read_text
+from lit_gen.core.text import is_printable
+from lit_gen.errors import UserError
+
+Item = TypeVar("Item")
+Content = TypeVar("Content")
+
+MAX_DEPTH = 32
+MAX_LETTERS = 1000
+MAX_DIGITS = 20
+LARGEST = 1e100
+"""A number of greater magnitude is damage: no arithmetic of a report overflows below it."""
+
+
+class Kind(NamedTuple):
+    """What a field holds: its description for an error, and the test of a value."""
+
+    description: str
+    fits: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value) and abs(value) <= LARGEST
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_LETTERS and is_printable(value)
+
+
+TEXT = Kind(f"printable text of at most {MAX_LETTERS} letters", _is_text)
+COUNT = Kind(
+    "a whole number from 0 to 2^63 - 1",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63,
+)
+NUMBER = Kind("a finite number", _is_finite)
+AMOUNT = Kind("a finite number of at least 0", lambda value: _is_finite(value) and value >= 0)
+POSITIVE = Kind("a finite number above 0", lambda value: _is_finite(value) and value > 0)
+SCORE = Kind(
+    "a number, not finite or at most 1e100",
+    lambda value: _is_number(value) and (not math.isfinite(value) or abs(value) <= LARGEST),
+)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+RECORD = Kind("an object", lambda value: isinstance(value, dict))
+LIST = Kind("a list", lambda value: isinstance(value, list))
+
+
+def optional(kind: Kind) -> Kind:
+    """Return the kind that may also be null."""
+    return Kind(f"{kind.description}, or null", lambda value: value is None or kind.fits(value))
+
+
+def either(*kinds: Kind) -> Kind:
+    """Return the kind that is one of several."""
+    return Kind(" or ".join(kind.description for kind in kinds), lambda value: any(kind.fits(value) for kind in kinds))
+
+
+def list_of(kind: Kind, least: int = 0, most: int = 10_000) -> Kind:
+    """Return the kind of lists of `least` to `most` items."""
+    return Kind(
+        f"a list of {least} to {most} items, each {kind.description}",
+        lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(kind.fits, value)),
+    )
+
+
+def values_of(kind: Kind) -> Kind:
+    """Return the kind of objects whose keys are texts and whose values are of a kind."""
+    return Kind(
+        f"an object whose values are each {kind.description}",
+        lambda value: isinstance(value, dict) and all(_is_text(key) and kind.fits(value[key]) for key in value),
+    )
+
+
+def read_record(path: Path, remedy: str, limit: int = 16 * MEBIBYTE) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: The file; a regular one.
+        remedy: What an error tells the user to do.
+        limit: Most bytes of the file.
+
+    Raises:
+        UserError: The file is no such file, no JSON, or holds what no file of ours does; the message names it.
+        FileNotFoundError: There is no such file.
+    """
+    try:
+        text = read_text(path, limit)
+        value = json.loads(text, parse_int=_integer)
+    except FileNotFoundError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested more than {MAX_DEPTH} levels deep; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error.strerror}); {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected an object, got {reprlib.repr(value)}; {remedy}")
+    _check_depth(value, path, remedy)
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _check_depth(value: Any, path: Path, remedy: str) -> None:
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise UserError(f"{path}: nested more than {MAX_DEPTH} levels deep; {remedy}")
+        below = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level, depth = [item for items in below for item in items], depth + 1
+
+
+def check_texts(value: Any, path: Path, remedy: str) -> None:
+    """Raise a UserError if a key or text anywhere in the value is too long or not printable."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_texts(key, path, remedy)
+            check_texts(item, path, remedy)
+    elif isinstance(value, list):
+        for item in value:
+            check_texts(item, path, remedy)
+    elif isinstance(value, str) and not _is_text(value):
+        raise UserError(f"{path}: expected {TEXT.description}, got {reprlib.repr(value)}; {remedy}")
+
+
+def read_each(items: Iterable[Item], read: Callable[[Item], Content], consequence: str) -> list[Content]:
+    """Read each of several; one that is damaged is named in a warning, with what follows, and left out.
+
+    Raises:
+        UserError: All of them are damaged.
+    """
+    contents, errors = [], []
+    for item in items:
+        try:
+            contents.append(read(item))
+        except UserError as error:
+            errors.append(str(error))
+    if errors and not contents:
+        raise UserError(errors[0] + (f" (and {len(errors) - 1} more: none is left)" if len(errors) > 1 else ""))
+    for damage in errors:
+        warnings.warn(f"{damage}; {consequence}", stacklevel=3)
+    return contents
+
+
+def look_up(record: Any, key: str) -> Any:
+    """Return the value of a dotted key such as `protocol.num_samples`; None if there is none."""
+    for part in key.split("."):
+        record = record.get(part) if isinstance(record, dict) else None
+    return record
+
+
+def check_fields(
+    record: Mapping[str, Any], fields: Mapping[str, Kind], required: frozenset[str], path: Path, remedy: str
+) -> None:
+    """Raise a UserError unless every field that is there is of its kind, and every required one is there.
+
+    Args:
+        record: What a file holds.
+        fields: Kinds by dotted key; an object comes before its fields.
+        required: Keys that must be there.
+        path: The file.
+        remedy: What an error tells the user to do.
+    """
+    for key, kind in fields.items():
+        *parents, name = key.split(".")
+        holder = look_up(record, ".".join(parents)) if parents else record
+        present = isinstance(holder, Mapping) and name in holder
+        if (present or key in required) and not (present and kind.fits(holder[name])):
+            got = f"got {reprlib.repr(holder[name])}" if present else "which is not there"
+            raise UserError(f"{path}: {key}: missing or of a wrong type: expected {kind.description}, {got}; {remedy}")
