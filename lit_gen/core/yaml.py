@@ -1,0 +1,114 @@
+"""Read YAML from files that may come from anyone: plain types only, and nothing without a limit.
+
+The text is first walked as a stream of events, which builds nothing: an alias counts as much as what it repeats, so a
+few lines that expand to billions of nodes are refused before there is one.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_gen.core.files import MEBIBYTE, read_text
+from lit_gen.errors import UserError
+
+MAX_BYTES = MEBIBYTE
+MAX_NODES = 100_000
+"""Keys and values of a file, with those that an alias repeats."""
+MAX_DEPTH = 50
+"""Lists and mappings within each other."""
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load_yaml(path: str | Path) -> Any:
+    """Return the content of a YAML file as plain types.
+
+    Raises:
+        UserError: the file is not a regular one, not UTF-8 or not valid YAML; it is larger, longer or deeper than the
+            limits above; a key is given twice, or an anchor contains itself.
+        OSError: the file cannot be opened.
+    """
+    return parse_yaml(read_text(path, MAX_BYTES), str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Return the content of a YAML text; raise a UserError that begins with the text's name, as `load_yaml` does."""
+    try:
+        check_yaml(text)
+        return yaml.load(text, _LOADER)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or an integer that is none
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}; correct the file") from None
+
+
+def check_yaml(text: str) -> None:
+    """Raise a UserError if the text expands beyond the limits, gives a key twice or contains itself.
+
+    Raises:
+        UserError: as said.
+        yaml.YAMLError: the text is not valid YAML.
+    """
+    anchors: dict[str, _Node | None] = {}
+    above: list[_Node] = []
+    for event in yaml.parse(text, _LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            if event.anchor is not None:
+                anchors[event.anchor] = None  # not known before its end
+            keys: set[str] | None = set() if isinstance(event, yaml.MappingStartEvent) else None
+            above.append(_Node(event.anchor, depth=1, keys=keys))
+            _limit("lists and mappings within each other", len(above), MAX_DEPTH, event)
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            node = above.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            node = _Node(event.anchor)
+            if above:
+                above[-1].check_key(event)
+        elif isinstance(event, yaml.AliasEvent):
+            known = anchors.get(event.anchor, _Node(None))  # the parser says that there is no such anchor
+            if known is None:
+                raise UserError(f"line {_line(event)}: *{event.anchor} contains itself; write its content out")
+            node = _Node(None, known.size, known.depth)
+        else:
+            continue
+        if node.anchor is not None:
+            anchors[node.anchor] = node
+        if above:
+            above[-1].add(node)
+            _limit("keys and values, with those that aliases repeat", above[-1].size, MAX_NODES, event)
+            _limit("lists and mappings within each other", len(above) + node.depth, MAX_DEPTH, event)
+
+
+@dataclass
+class _Node:
+    """What has been read of one node of the document: the number of nodes, and of levels of collections, in it."""
+
+    anchor: str | None
+    size: int = 1
+    depth: int = 0
+    keys: set[str] | None = None
+    parts: int = field(default=0, init=False)
+
+    def add(self, node: "_Node") -> None:
+        self.size += node.size
+        self.depth = max(self.depth, node.depth + 1)
+        self.parts += 1
+
+    def check_key(self, event: yaml.ScalarEvent) -> None:
+        """Raise a UserError if the scalar is a key of this mapping that was given before."""
+        if self.keys is None or self.parts % 2:
+            return
+        if event.value in self.keys:
+            raise UserError(f"line {_line(event)}: {event.value} is given twice; remove one of the two")
+        self.keys.add(event.value)
+
+
+def _line(event: yaml.Event) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _limit(what: str, number: int, limit: int, event: yaml.Event) -> None:
+    if number > limit:
+        raise UserError(f"line {_line(event)}: more than {limit:,} {what}, the limit; give a smaller file")
