@@ -84,34 +84,22 @@ def values_of(kind: Kind) -> Kind:
     )
 
 
-def read_record(path: Path, remedy: str, limit: int = 16 * MEBIBYTE) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Args:
-        path: The file; a regular one.
-        remedy: What an error tells the user to do.
-        limit: Most bytes of the file.
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text holds.
 
     Raises:
-        UserError: The file is no such file, no JSON, or holds what no file of ours does; the message names it.
-        FileNotFoundError: There is no such file.
+        ValueError: The text is no JSON, is nested too deep, or holds a whole number of too many digits.
     """
     try:
-        text = read_text(path, limit)
         value = json.loads(text, parse_int=_integer)
-    except FileNotFoundError:
-        raise
-    except UserError as error:
-        raise UserError(f"{error}; {remedy}") from None
     except RecursionError:
-        raise UserError(f"{path}: nested more than {MAX_DEPTH} levels deep; {remedy}") from None
-    except OSError as error:
-        raise UserError(f"{path}: not readable ({error.strerror}); {remedy}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected an object, got {reprlib.repr(value)}; {remedy}")
-    _check_depth(value, path, remedy)
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
+    level, depth = [value], 0
+    while level:
+        below = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level, depth = [item for items in below for item in items], depth + 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     return value
 
 
@@ -121,13 +109,36 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _check_depth(value: Any, path: Path, remedy: str) -> None:
-    level, depth = [value], 0
-    while level:
-        if depth > MAX_DEPTH:
-            raise UserError(f"{path}: nested more than {MAX_DEPTH} levels deep; {remedy}")
-        below = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
-        level, depth = [item for items in below for item in items], depth + 1
+def read_json(path: Path, remedy: str, limit: int = 16 * MEBIBYTE) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file; a regular one.
+        remedy: What an error tells the user to do.
+        limit: Most bytes of the file.
+
+    Raises:
+        UserError: The file is not a regular one, not readable, or not valid JSON; the message names it.
+        FileNotFoundError: There is no such file.
+    """
+    try:
+        return parse_json(read_text(path, limit))
+    except FileNotFoundError:
+        raise
+    except UserError as error:
+        raise UserError(f"{str(error).rpartition(';')[0]}; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error.strerror}); {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
+
+
+def read_record(path: Path, remedy: str, limit: int = 16 * MEBIBYTE) -> dict[str, Any]:
+    """Read a JSON file that holds an object; raise as `read_json`, or a UserError if it holds anything else."""
+    value = read_json(path, remedy, limit)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected an object, got {reprlib.repr(value)}; {remedy}")
+    return value
 
 
 def check_texts(value: Any, path: Path, remedy: str) -> None:

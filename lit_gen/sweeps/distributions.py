@@ -48,6 +48,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "q_beta": _BETA | _STEP,
 }
 _POSITIVE = {"q", "a", "b"}
+_OF_ANYTHING = {"constant", "categorical", "categorical_w_probabilities"}
+LARGEST = 10**100
+"""Bound of the magnitude of every number of a distribution."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +67,61 @@ class Distribution:
     fields: dict[str, Any]
     where: str
 
-    def grid(self) -> list[Any]:
-        """The values that a grid search visits, in order.
-
-        As in W&B, `q_uniform` runs from min in steps of q and stops before max, `int_uniform` includes max.
+    @property
+    def num_values(self) -> int:
+        """The number of values that a grid search visits; they need not fit into memory.
 
         Raises:
             UserError: If the distribution is continuous or has probabilities.
         """
         f = self.fields
-        if self.name == "constant":
-            return [f["value"]]
-        if self.name == "categorical":
-            return list(f["values"])
-        if self.name == "int_uniform":
-            return list(range(f["min"], f["max"] + 1))
-        if self.name == "q_uniform":
-            return [f["min"] + i * f["q"] for i in range(math.ceil((f["max"] - f["min"]) / f["q"]))]
+        match self.name:
+            case "constant":
+                return 1
+            case "categorical":
+                return len(f["values"])
+            case "int_uniform":
+                return int(f["max"] - f["min"] + 1)
+            case "q_uniform":
+                steps = (f["max"] - f["min"]) / f["q"]
+                if not math.isfinite(steps):
+                    raise UserError(f"{self.where}.q: {f['q']} is too small a step from {f['min']} to {f['max']}")
+                return max(1, math.ceil(steps))
         raise UserError(
             f"{self.where}: method grid cannot enumerate {self.name}; give `values`, or set `method: random`"
         )
 
+    def value(self, index: int) -> Any:
+        """Value `index`, from 0, of a grid search.
+
+        As in W&B, `q_uniform` runs from min in steps of q and stops before max, `int_uniform` includes max.
+        """
+        f = self.fields
+        match self.name:
+            case "constant":
+                return f["value"]
+            case "categorical":
+                return f["values"][index]
+            case "int_uniform":
+                return f["min"] + index
+        return f["min"] + index * f["q"]
+
     def sample(self, rng: random.Random) -> Any:
-        """One value, drawn with the first numbers of `rng`."""
-        if self.name in ("beta", "q_beta"):
-            return self._quantised(rng.betavariate(self.fields["a"], self.fields["b"]))
-        return self.quantile(max(rng.random(), 2.0**-53))
+        """Draw one value with the first numbers of `rng`.
+
+        Raises:
+            UserError: If the value is too large for a floating-point number.
+        """
+        try:
+            if self.name in ("beta", "q_beta"):
+                value = self._quantised(rng.betavariate(self.fields["a"], self.fields["b"]))
+            else:
+                value = self.quantile(max(rng.random(), 2.0**-53))
+        except OverflowError:
+            value = math.inf
+        if self.name not in _OF_ANYTHING and not math.isfinite(value):
+            raise UserError(f"{self.where}: {self.name} draws numbers beyond 1e308; narrow the range or enlarge q")
+        return value
 
     def quantile(self, u: float) -> Any:
         """The value F^-1(u), for 0 < u < 1; not defined here for the beta distributions."""
@@ -147,7 +179,7 @@ def parse_distribution(entry: dict[str, Any], where: str) -> Distribution:
     if name is None:
         raise UserError(f"{where}: give one of `value`, `values`, `min` and `max`, `distribution`, or `parameters`")
     if not isinstance(name, str) or name not in FIELDS:
-        raise UserError(f"{where}.distribution: unknown distribution {name!r}; known: {', '.join(FIELDS)}")
+        raise UserError(f"{where}.distribution: unknown distribution {name!r:.200}; known: {', '.join(FIELDS)}")
     given = {key: value for key, value in entry.items() if key != "distribution"}
     allowed = FIELDS[name]
     if unknown := [str(key) for key in given if key not in allowed]:
@@ -179,7 +211,7 @@ def _problems(name: str, fields: dict[str, Any]) -> Iterator[str]:
     for key, value in fields.items():
         if key in ("values", "probabilities"):
             if not isinstance(value, list) or not value:
-                yield f".{key}: expected a list of at least one value, got {value!r}"
+                yield f".{key}: expected a list of at least one value, got {value!r:.200}"
         elif key != "value":
             yield from _number_problems(key, value)
     if name == "int_uniform" and not all(_is_int(fields[key]) for key in _BOUNDS):
@@ -198,7 +230,7 @@ def _problems(name: str, fields: dict[str, Any]) -> Iterator[str]:
         if len(weights) != len(fields["values"]):
             yield f".probabilities: {len(weights)} of them for {len(fields['values'])} values"
         if min(weights) < 0 or not math.isclose(sum(weights), 1.0, rel_tol=1e-5, abs_tol=1e-8):
-            yield f".probabilities: must not be negative and must sum to 1, got {weights}"
+            yield f".probabilities: must not be negative and must sum to 1, got {weights!r:.200}"
 
 
 def _number_problems(key: str, value: Any) -> Iterator[str]:
@@ -208,9 +240,9 @@ def _number_problems(key: str, value: Any) -> Iterator[str]:
             number = repr(float(value))
             number = number if "." in number else number.replace("e", ".0e")  # YAML 1.1 wants the point
             hint = f" (YAML reads {value} as text; write {number})"
-        yield f".{key}: expected a number, got {value!r}{hint}"
-    elif not math.isfinite(value):
-        yield f".{key}: expected a finite number, got {value}"
+        yield f".{key}: expected a number, got {value!r:.200}{hint}"
+    elif not abs(value) <= LARGEST:  # of a whole number, isfinite may overflow
+        yield f".{key}: expected a finite number of magnitude at most 1e100, got {value!r:.40}"
     elif key in _POSITIVE and value <= 0:
         yield f".{key}: must be positive, got {value}"
 

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lit_gen.core.files import append
+from lit_gen.core.files import append, read_regular
+from lit_gen.core.records import TEXT, parse_json
 from lit_gen.errors import UserError
 
 JOURNAL_NAME = "journal.jsonl"
@@ -27,15 +28,23 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         UserError: If a line other than the last is not an event.
     """
     events = []
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    lines = read_regular(path, 2**30).split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            event = json.loads(line)
-            events.append(event | {"event": event["event"], "trial": event["trial"]})
-        except (ValueError, KeyError, TypeError):
+            events.append(_event(parse_json(line)))
+        except ValueError:
             if line and number < len(lines):
                 raise UserError(f"{path}: line {number} is damaged; delete that line and start again") from None
     return events
+
+
+def _event(event: Any) -> dict[str, Any]:
+    """Return the event; raise a ValueError if it is none."""
+    if not isinstance(event, dict) or not all(TEXT.fits(event.get(key)) for key in ("event", "trial")):
+        raise ValueError("not an event")
+    if not TEXT.fits(event.get("result", "")):
+        raise ValueError("not a path")
+    return event
 
 
 def outcomes(events: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

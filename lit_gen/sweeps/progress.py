@@ -1,14 +1,16 @@
 """What a sweep shows while it runs: one line for each trial that ends and, on a terminal, live bars."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from lit_gen.core.records import SCORE, read_record, values_of
+from lit_gen.core.text import printable, shorten
+from lit_gen.errors import UserError
 from lit_gen.step import Step
 from lit_gen.sweeps.spec import Trial
 
@@ -31,7 +33,7 @@ def varying_keys(trials: Sequence[Trial]) -> dict[str, str]:
 def describe(trial: Trial, names: dict[str, str]) -> str:
     """The trial's varying parameters in one line, `model=EDM steps=10`."""
     values = (f"{name}={trial.parameters[key]}" for key, name in names.items() if key in trial.parameters)
-    return " ".join(values) or trial.id
+    return printable(" ".join(values) or trial.id)
 
 
 def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
@@ -46,10 +48,10 @@ def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
     table.add_column("#", justify="right")
     table.add_column("trial")
     for name in names.values():
-        table.add_column(name)
+        table.add_column(Text(printable(name)))
     table.add_column("status")
     for number, trial in enumerate(trials, start=1):
-        values = [str(trial.parameters.get(key, "")) for key in names]
+        values = [Text(shorten(printable(trial.parameters.get(key, "")), 80)) for key in names]
         table.add_row(str(number), trial.id, *values, status.get(trial.id, "waiting"))
     return table
 
@@ -57,14 +59,13 @@ def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
 def main_metrics(result: Path) -> str:
     """The metrics of a result.json in one line; empty if it holds none."""
     try:
-        metrics: dict[str, Any] = json.loads(result.read_text())["metrics"]
-    except (OSError, ValueError, KeyError, TypeError):
+        metrics = read_record(result, "").get("metrics")
+    except (OSError, UserError):
         return ""
-    return "  ".join(
-        f"{name} {value:.4g}"
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and not name.endswith(("_std", "_stderr"))
-    )
+    if not values_of(SCORE).fits(metrics):
+        return ""
+    shown = {name: value for name, value in (metrics or {}).items() if not name.endswith(("_std", "_stderr"))}
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 
 class SweepProgress:
@@ -147,7 +148,7 @@ class SweepProgress:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _ended(self, trial: Trial, seconds: float, text: str) -> None:
         self._seconds.append(seconds)

@@ -18,6 +18,7 @@ import shlex
 import signal
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from lit_gen.core.files import write_atomically
+from lit_gen.core.records import TEXT, read_json
+from lit_gen.core.text import printable
 from lit_gen.errors import UserError
 from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, read_journal
 from lit_gen.sweeps.pool import Worker
@@ -77,7 +80,7 @@ def sweep_results(folder: Path) -> dict[str, Path]:
     finished = {
         trial: root / event["result"]
         for trial, event in outcomes(read_journal(folder / JOURNAL_NAME)).items()
-        if event["event"] == "finished"
+        if event["event"] == "finished" and "result" in event
     }
     return {trial: result for trial, result in finished.items() if result.is_file()}
 
@@ -85,9 +88,16 @@ def sweep_results(folder: Path) -> dict[str, Path]:
 def current_results(folder: Path) -> dict[str, Path]:
     """As `sweep_results`, of the trials of the sweep as it was last given: those that its own report ranks."""
     results = sweep_results(folder)
+    path = folder / TRIALS_NAME
+    remedy = "run the sweep again to restore it"
     try:
-        trials = json.loads((folder / TRIALS_NAME).read_text())
+        trials = read_json(path, remedy)
+        if not isinstance(trials, list) or not all(map(TEXT.fits, trials)):
+            raise UserError(f"{path}: not a list of trials; {remedy}")
     except FileNotFoundError:
+        return results
+    except UserError as error:
+        warnings.warn(f"{error}; until then all finished trials of the journal count", stacklevel=2)
         return results
     return {trial: results[trial] for trial in trials if trial in results}
 
@@ -120,7 +130,7 @@ def dry_run(
     }
     console.print(trial_table(sweep.trials, status))
     for note in sweep.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
     num_finished = sum(trial.id in finished for trial in sweep.trials)
     line = f"sweep {sweep.name}: {len(sweep.trials)} trials, {num_finished} of them finished"
     console.print(line, markup=False, highlight=False, soft_wrap=True)

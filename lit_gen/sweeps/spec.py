@@ -17,18 +17,18 @@ same arguments here as there. What follows from that:
 import difflib
 import functools
 import hashlib
-import itertools
 import json
+import math
 import os
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lit_gen.core.files import read_regular
+from lit_gen.core.yaml import load_yaml, parse_yaml
 from lit_gen.errors import UserError
 from lit_gen.runs import TRAINED_FIRST
 from lit_gen.sweeps.distributions import Distribution, parse_distribution
@@ -40,6 +40,10 @@ _KEYS = {
 }
 _FOREIGN_KEYS = {"metrics", "scheduler", "controller", "job", "image_uri"}
 _ENDINGS = (".yaml", ".yml")
+MAX_TRIALS = 100_000
+"""Trials of a sweep file, at most."""
+MAX_FILES = 1000
+"""Configuration files that the trials of one setting name, at most, with those that these name."""
 _PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _MACRO = re.compile(r"\$\{(\w+)\}")
 _ENVIRONMENT_MACRO = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
@@ -100,12 +104,17 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
     trials: dict[str, Trial] = {}
     notes = []
     configs = [_read(path) for path in paths]
+    settings_of = functools.cache(_settings_of)
     for path, config in zip(paths, configs, strict=True):
-        for trial in _trials(config, path, seed, count):
+        listed = list(_trials(config, path, seed, count))
+        for trial in listed:
             trials.setdefault(trial.id, trial)
+        if (distinct := len({trial.id for trial in listed})) < len(listed):
+            more = "; raise run_cap or --count for more" if config["method"] == "random" else ""
+            notes.append(f"{path}: {len(listed)} settings, of which {distinct} are distinct trials{more}")
         if "early_terminate" in config:
             notes.append(f"{path}: early_terminate is left to W&B; every trial runs to its end here")
-    notes += dict.fromkeys(note for trial in trials.values() for note in _trained_first(trial))
+    notes += dict.fromkeys(note for trial in trials.values() for note in _trained_first(trial, settings_of))
     return Sweep(_folder_name(name or configs[0].get("name") or paths[0].stem), paths, list(trials.values()), notes)
 
 
@@ -120,15 +129,15 @@ def option(arguments: Sequence[str], key: str) -> str | None:
     return value
 
 
-def _trained_first(trial: Trial) -> Iterator[str]:
+def _trained_first(trial: Trial, settings_of: Callable[[str | None], dict[str, Any]]) -> Iterator[str]:
     """Which experiments a trial trains first, and on how many images those and itself are trained."""
     file, budget, default = option(trial.arguments, "config"), "budget.num_images", "the default number of"
-    config = _settings_of(file)
+    config = settings_of(file)
     for key in TRAINED_FIRST:
         first = str(option(trial.arguments, key) or config.get(key))
         if first.endswith(_ENDINGS):
             of_first = option(trial.arguments, f"{key}.{budget}") or config.get(f"{key}_overrides.{budget}")
-            of_first = of_first or _settings_of(first).get(budget, default)
+            of_first = of_first or settings_of(first).get(budget, default)
             own = option(trial.arguments, budget) or config.get(budget, default)
             yield f"{file}: first {first}: {of_first} images ({key}.{budget}), then itself: {own} images ({budget})"
 
@@ -136,8 +145,8 @@ def _trained_first(trial: Trial) -> Iterator[str]:
 def _settings_of(file: str | None) -> dict[str, Any]:
     """The values of a configuration file by their dotted keys; none if it cannot be read, as the trial will say."""
     try:
-        return dict(_leaves(yaml.safe_load(Path(str(file)).read_text()), ""))
-    except (OSError, ValueError, yaml.YAMLError):
+        return dict(_leaves(load_yaml(str(file)), ""))
+    except (OSError, ValueError, UserError):
         return {}
 
 
@@ -151,20 +160,20 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _folder_name(name: str) -> str:
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    if len(cleaned) > 100:
+        raise UserError(f"the sweep's name {cleaned:.20}... has {len(cleaned)} letters; give one of at most 100")
     if not cleaned:
-        raise UserError(f"the sweep's name {name!r} holds no letter or digit to name its folder with")
+        raise UserError(f"the sweep's name {name!r:.200} holds no letter or digit to name its folder with")
     return cleaned
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = load_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such sweep file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
         raise UserError(f"{path}: cannot read the sweep file: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: a sweep file is a mapping with the keys `method` and `parameters`")
     for key in config:
@@ -172,18 +181,18 @@ def _read(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {key}: local sweeps do not support this key; use `wandb sweep` and `wandb agent`")
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
-            raise UserError(f"{path}: unknown key {key!r}; " + (f"did you mean {close[0]}?" if close else _known()))
+            raise UserError(f"{path}: unknown key {key!r:.99}; " + (f"did you mean {close[0]}?" if close else _known()))
     if "method" not in config:
         raise UserError(f"{path}: method is missing; set it to grid or random")
     if config["method"] == "bayes":
         raise UserError(f"{path}: method: bayes is not supported locally yet; use `wandb sweep` and `wandb agent`")
     if config["method"] not in ("grid", "random"):
-        raise UserError(f"{path}: method: unknown method {config['method']!r}; known: grid, random")
+        raise UserError(f"{path}: method: unknown method {config['method']!r:.200}; known: grid, random")
     cap = config.get("run_cap")
     if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or cap < 1):
-        raise UserError(f"{path}: run_cap: expected a whole number of at least 1, got {cap!r}")
+        raise UserError(f"{path}: run_cap: expected a whole number of at least 1, got {cap!r:.40}")
     if not isinstance(config.get("name", ""), str | None):
-        raise UserError(f"{path}: name: expected text, got {config['name']!r}")
+        raise UserError(f"{path}: name: expected text, got {config['name']!r:.200}")
     _check_metric(config, path)
     return config
 
@@ -197,25 +206,32 @@ def _check_metric(config: dict[str, Any], path: Path) -> None:
         return
     metric = config["metric"]
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-        raise UserError(f"{path}: metric: expected a mapping with a `name`, got {metric!r}")
+        raise UserError(f"{path}: metric: expected a mapping with a `name`, got {metric!r:.200}")
     if metric.get("goal", "minimize") not in ("minimize", "maximize"):
-        raise UserError(f"{path}: metric.goal: expected minimize or maximize, got {metric['goal']!r}")
+        raise UserError(f"{path}: metric.goal: expected minimize or maximize, got {metric['goal']!r:.200}")
 
 
 def _trials(config: dict[str, Any], path: Path, seed: int, count: int | None) -> Iterator[Trial]:
     space = _space(config.get("parameters"), f"{path}: parameters")
     command = _command(config, path)
     limits = [limit for limit in (count, config.get("run_cap")) if limit is not None]
-    settings: Iterator[dict[str, Any]]
     if config["method"] == "grid":
-        settings = itertools.islice(_grid(space), min(limits, default=None))
-    elif limits:
-        settings = (_draw(space, f"{seed}/{index}") for index in range(min(limits)))
-    else:
+        limits.append(_grid_size(space))
+    elif not limits:
         raise UserError(f"{path}: method: random needs an end; set run_cap in the file, or pass --count")
-    for setting in settings:
+    if (number := min(limits)) > MAX_TRIALS:
+        much = f"{number:,}" if number < 10**15 else f"about 10^{math.log10(number):.0f}"
+        raise UserError(
+            f"{path}: parameters: {much} trials, and the limit is {MAX_TRIALS:,}; give fewer values, or a run_cap or "
+            "--count within the limit"
+        )
+    for index in range(number):
+        setting = _grid_setting(space, index) if config["method"] == "grid" else _draw(space, f"{seed}/{index}")
         parameters = {key: _through_json(value) for key, value in setting.items()}
-        key = json.dumps([command, parameters, _contents(command, parameters)], sort_keys=True, default=str)
+        try:
+            key = json.dumps([command, parameters, _contents(command, parameters)], sort_keys=True, default=str)
+        except TypeError as error:  # of keys that are no texts
+            raise UserError(f"{path}: parameters: a value that JSON cannot hold ({error}); use texts as keys") from None
         identity = hashlib.sha256(key.encode()).hexdigest()[:12]
         yield Trial(identity, parameters, _arguments(command, parameters))
 
@@ -232,7 +248,11 @@ def _contents(command: list[str], parameters: dict[str, Any]) -> dict[str, str]:
         file = files.pop()
         if file in hashes or not os.path.isfile(file):
             continue
-        content = Path(file).read_bytes()
+        if len(hashes) == MAX_FILES:
+            raise UserError(
+                f"{next(iter(hashes))}: names more than {MAX_FILES} configuration files, by way of others; name fewer"
+            )
+        content = read_regular(file)
         hashes[file] = hashlib.sha256(content).hexdigest()
         for name in _files_named_in(content):
             files += [os.path.normpath(os.path.join(os.path.dirname(file), name)), os.path.normpath(name)]
@@ -243,8 +263,8 @@ def _contents(command: list[str], parameters: dict[str, Any]) -> dict[str, str]:
 def _files_named_in(content: bytes) -> list[str]:
     """The configuration files that one names; none if it is not YAML, of which the trial itself will complain."""
     try:
-        return [text for text in _texts(yaml.safe_load(content)) if text.endswith(_ENDINGS)]
-    except (yaml.YAMLError, ValueError):
+        return [text for text in _texts(parse_yaml(content.decode(), "")) if text.endswith(_ENDINGS)]
+    except (UserError, ValueError):
         return []
 
 
@@ -257,14 +277,14 @@ def _texts(value: Any) -> list[str]:
 
 def _space(entries: Any, where: str) -> Space:
     if not isinstance(entries, dict) or not entries:
-        raise UserError(f"{where}: expected a mapping of at least one parameter, got {entries!r}")
+        raise UserError(f"{where}: expected a mapping of at least one parameter, got {entries!r:.200}")
     space: Space = {}
     for key, entry in entries.items():
         if not isinstance(key, str) or not _PARAMETER_NAME.fullmatch(key):
-            raise UserError(f"{where}: {key!r} cannot name a parameter (letters, digits, `_`, `.`, `-`)")
+            raise UserError(f"{where}: {key!r:.200} cannot name a parameter (letters, digits, `_`, `.`, `-`)")
         here = f"{where}.{key}"
         if not isinstance(entry, dict):
-            raise UserError(f"{here}: expected a mapping such as `values: [...]` or `value: ...`, got {entry!r}")
+            raise UserError(f"{here}: expected a mapping such as `values: [...]` or `value: ...`, got {entry!r:.200}")
         if "parameters" in entry:
             if len(entry) > 1:
                 raise UserError(f"{here}: nested `parameters` cannot stand beside other keys")
@@ -274,10 +294,18 @@ def _space(entries: Any, where: str) -> Space:
     return space
 
 
-def _grid(space: Space) -> Iterator[dict[str, Any]]:
-    axes = [list(_grid(child)) if isinstance(child, dict) else child.grid() for child in space.values()]
-    for values in itertools.product(*axes):
-        yield dict(zip(space, values, strict=True))
+def _grid_size(space: Space) -> int:
+    """The number of settings of a grid, which is not listed."""
+    return math.prod(_grid_size(child) if isinstance(child, dict) else child.num_values for child in space.values())
+
+
+def _grid_setting(space: Space, index: int) -> dict[str, Any]:
+    """Setting `index` of a grid, the last key fastest."""
+    setting = dict.fromkeys(space)
+    for name, child in reversed(space.items()):
+        index, place = divmod(index, _grid_size({name: child}))
+        setting[name] = _grid_setting(child, place) if isinstance(child, dict) else child.value(place)
+    return setting
 
 
 def _draw(space: Space, key: str) -> dict[str, Any]:
@@ -303,7 +331,7 @@ def _command(config: dict[str, Any], path: Path) -> list[str]:
     example = "write it as [${env}, lit-gen, run, ${args}]"
     command = config.get("command", ["run", "${args}"])
     if not isinstance(command, list):
-        raise UserError(f"{path}: command: expected a list, got {command!r}; {example}")
+        raise UserError(f"{path}: command: expected a list, got {command!r:.200}; {example}")
     parts = [_ENVIRONMENT_MACRO.sub(lambda match: os.environ.get(match[1], match[1]), str(part)) for part in command]
     if "run" not in parts:
         raise UserError(f"{path}: command: a local sweep needs the element `run` of `lit-gen run`; {example}")
