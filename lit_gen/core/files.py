@@ -195,14 +195,23 @@ def read_regular(path: str | Path, limit: int = 64 * MEBIBYTE) -> bytes:
     """Return the content of a regular file of at most `limit` bytes.
 
     Raises:
-        UserError: the path is a FIFO, a device, a folder or another special file, or the file is larger than `limit`.
+        UserError: the path is a FIFO, a device, a folder or another special file, cannot be read, or the file is larger
+            than `limit`.
         FileNotFoundError: there is no such file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UserError(f"{path}: not a regular file; give an ordinary file")
-        content = file.read(limit + 1)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError(f"{path}: not a regular file; give an ordinary file")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                content = file.read(limit + 1)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); check it") from None
     if len(content) > limit:
         raise UserError(f"{path}: larger than {limit:,} bytes, the limit for such a file; give a smaller one")
     return content

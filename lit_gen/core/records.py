@@ -127,8 +127,6 @@ def read_json(path: Path, remedy: str, limit: int = 16 * MEBIBYTE) -> Any:
         raise
     except UserError as error:
         raise UserError(f"{str(error).rpartition(';')[0]}; {remedy}") from None
-    except OSError as error:
-        raise UserError(f"{path}: not readable ({error.strerror}); {remedy}") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
 

@@ -3,9 +3,12 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
+from lit_gen.data.points import TwoMoons
 from lit_gen.diffusion import (
     DDIM,
     Denoiser,
@@ -13,6 +16,7 @@ from lit_gen.diffusion import (
     DiscreteVP,
     DPMSolver,
     EDMSchedule,
+    GaussianMixtureDenoiser,
     Grid,
     Karras,
     LinearVP,
@@ -53,6 +57,45 @@ def test_order_of_convergence(mixture_1d, sampler, schedule: Schedule, grid: Gri
     coarse, fine = (error(mixture_1d, sampler(steps=steps, grid=grid), schedule) for steps in (60, 120))
     assert order - 0.1 < math.log2(coarse / fine) < order + 0.3
     assert fine < bound
+
+
+def flow_end(points: GaussianMixtureDenoiser, start: torch.Tensor, sigma_max: float, sigma_min: float) -> torch.Tensor:
+    """The end (N, 2) of the exact flow from sigma_max to sigma_min and of the denoiser there, to 1e-13."""
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        one = torch.tensor(1.0, dtype=torch.float64)
+        return points.denoise(x.reshape(start.shape), one, sigma * one, None)
+
+    def slope(log_snr: float, x: np.ndarray) -> np.ndarray:  # dx / dlambda = D - x for alpha = 1
+        state = torch.from_numpy(x)
+        return (denoise(state, math.exp(-log_snr)).flatten() - state).numpy()
+
+    times = -math.log(sigma_max), -math.log(sigma_min)
+    solved = solve_ivp(slope, times, start.flatten().numpy(), method="DOP853", rtol=1e-13, atol=1e-14)
+    return denoise(torch.from_numpy(solved.y[:, -1]), sigma_min)
+
+
+@pytest.mark.parametrize(
+    ("sigma_max", "steps", "order", "largest"),
+    [
+        (80.0, 128, 4, 3e-7),  # as far as docs/diffusion.md plots it
+        (0.5, 256, 3, 1e-8),  # where the first step, of order 2 with its corrector, counts
+        pytest.param(80.0, 2048, 3, 2e-11, marks=pytest.mark.slow),
+    ],
+)
+def test_unipc_of_order_3_is_of_the_fourth_order_before_the_limit_and_of_the_third_in_it(
+    sigma_max: float, steps: int, order: int, largest: float
+) -> None:
+    points, shape = TwoMoons().exact, (2, 1, 1)
+    start = sigma_max * Noise(0, range(40)).normal(shape, torch.float64)
+    schedule, grid = EDMSchedule(sigma_max=sigma_max), Karras(sigma_max=sigma_max)
+    end = flow_end(points, start, sigma_max, 0.002)
+    errors = []
+    for number in (steps, 2 * steps):
+        x = UniPC(steps=number, order=3, grid=grid).sample(points, schedule, Noise(0, range(40)), shape)
+        errors.append(float((x - end).flatten(1).norm(dim=1).median()))
+    assert order - 0.2 < math.log2(errors[0] / errors[1]) < order + 0.3
+    assert errors[1] < largest
 
 
 def test_at_equal_evaluations_the_higher_order_is_closer(mixture_1d):

@@ -1,0 +1,66 @@
+"""Writes README's leaderboard and its two pictures, all from the results of one run of the main job:
+
+lit-gen sweep sweeps/quickstart.yaml sweeps/quickstart_one_pass.yaml --jobs 2
+python docs/update_readme.py runs/sweeps/quickstart
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_gen.core.files import write_atomically
+from lit_gen.core.text import for_markdown
+from lit_gen.report import plots
+from lit_gen.report.leaderboard import rank
+from lit_gen.report.render import to_cells
+from lit_gen.report.results import load_results
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = ("#", "model", "sampler", "NFE", "fd_digits ↓", "inception_score ↑", "parameters")
+MARKED = re.compile(r"(?<=<!-- leaderboard -->\n).*?(?=<!-- end -->)", re.DOTALL)
+PICTURES = ("quickstart_samples.png", "quickstart_distance_vs_nfe.png")
+
+
+def update(folder: Path, readme: Path, pictures: Path) -> None:
+    """Write the leaderboard between README's marks, and the pictures into a folder.
+
+    Args:
+        folder: The folder of a sweep.
+        readme: The file with the marks.
+        pictures: The folder of the pictures.
+    """
+    results = load_results(folder)
+    text = readme.read_text()
+    assert MARKED.search(text), f"{readme}: no <!-- leaderboard --> and <!-- end -->"
+    samples, distances = (pictures / name for name in PICTURES)
+    plots.side_by_side(results, samples)
+    plots.distance_vs_nfe(results, distances)
+    board = rank(results)
+    headers, rows = to_cells(board)
+    places = [index for index, header in enumerate(headers) if header.name in COLUMNS]
+    lines = [
+        [headers[place].name for place in places],
+        ["---:" if headers[place].align == "right" else ":---" for place in places],
+        *([for_markdown(row[place].text) for place in places] for row in rows),
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    shared = {
+        "sampling seed": {str(result.get("seed")) for result in results},
+        "weights": {result.get("weights") for result in results},
+        "grid": {result.grid for result in results if result.grid},
+    }
+    what = ", ".join(f"{name} {' and '.join(sorted(values))}" for name, values in shared.items() if values)
+    block = f"{for_markdown(board.protocol_line)}; {for_markdown(what)}.\n\n{table}\n"
+    write_atomically(readme, MARKED.sub(lambda _: block, text))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Update this checkout's README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the folder of the main job, runs/sweeps/quickstart")
+    update(parser.parse_args(arguments).folder, ROOT / "README.md", ROOT / "docs" / "images")
+
+
+if __name__ == "__main__":
+    main()
