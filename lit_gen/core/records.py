@@ -139,17 +139,25 @@ def read_record(path: Path, remedy: str, limit: int = 16 * MEBIBYTE) -> dict[str
     return value
 
 
-def check_texts(value: Any, path: Path, remedy: str) -> None:
-    """Raise a UserError if a key or text anywhere in the value is too long or not printable."""
+def check_texts(value: Any, path: Path, remedy: str, key: str = "") -> None:
+    """Raise a UserError if a key or text anywhere in the value is too long or not printable.
+
+    Args:
+        value: What a file holds.
+        path: The file.
+        remedy: What an error tells the user to do.
+        key: The dotted key of the value.
+    """
     if isinstance(value, dict):
-        for key, item in value.items():
-            check_texts(key, path, remedy)
-            check_texts(item, path, remedy)
+        for name, item in value.items():
+            check_texts(name, path, remedy, key)
+            check_texts(item, path, remedy, f"{key}.{name}" if key else name)
     elif isinstance(value, list):
         for item in value:
-            check_texts(item, path, remedy)
+            check_texts(item, path, remedy, key)
     elif isinstance(value, str) and not _is_text(value):
-        raise UserError(f"{path}: expected {TEXT.description}, got {reprlib.repr(value)}; {remedy}")
+        where = f"{key}: " if key else ""
+        raise UserError(f"{path}: {where}expected {TEXT.description}, got {reprlib.repr(value)}; {remedy}")
 
 
 def read_each(items: Iterable[Item], read: Callable[[Item], Content], consequence: str) -> list[Content]:

@@ -1,20 +1,26 @@
 """The page holds what the leaderboard says, the pictures that were drawn, and the settings of every training."""
 
 import base64
+import html
 import io
+import json
+import math
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_leaderboard import content, write
 
 from lit_gen import commands
 from lit_gen.cli import main
 from lit_gen.report.leaderboard import rank
-from lit_gen.report.page import read_curves
+from lit_gen.report.page import read_curves, write_page
 from lit_gen.report.render import to_cells
 from lit_gen.report.results import load_results
 from tests.conftest import arguments
@@ -124,3 +130,62 @@ def test_a_damaged_run_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
     page = Page(text)
     assert {row[1] for row in page.rows if row[0].isdigit()} == {"EDM", "VAE"}, "numbers stand without it"
     assert "lit_gen.models.VAE" in text and "lit_gen.models.EDM" not in text, "in the settings of the trainings"
+
+
+# values of a column in the order of the results, and the cells in ascending order
+SORTED: dict[str, tuple[list[Any], list[str]]] = {
+    "parameters": ([1_230_000, 15_400, 35_700_000, 999], ["999", "15.4 k", "1.23 M", "35.7 M"]),
+    "model": (["2-RectifiedFlow", "10-Flow", "Zeta", "alpha"], ["10-Flow", "2-RectifiedFlow", "alpha", "Zeta"]),
+    "training s": ([10_000.0, 9.5, None, 200.0], ["9.50", "200", "10000"]),
+    "fd_digits ↓": ([100.5, 99.25, math.nan, 1e-3], ["0.001000", "99.25", "100.5"]),
+}
+
+
+def sortable(folder: Path) -> str:
+    """A page of four results."""
+    for number in range(4):
+        model, distance, parameters, seconds = (
+            SORTED[name][0][number] for name in ("model", "fd_digits ↓", "parameters", "training s")
+        )
+        changes = {"num_parameters": parameters, "training_seconds": seconds, "run__name": f"r{number}"}
+        write(folder, content(model, distance, **changes))
+    return write_page(load_results(folder), folder / "page.html", "title").read_text()
+
+
+def test_cells_say_what_they_are_sorted_by(tmp_path: Path) -> None:
+    text = sortable(tmp_path)
+    header, *rows = re.findall(r"<tr>.*?</tr>", text)
+    numeric = ["data-numeric" in cell for cell in re.findall("<th.*?>", header)]
+    names = re.findall("<th.*?>(.*?)</th>", header)
+    of_text = [name for name, number in zip(names, numeric, strict=True) if not number]
+    assert of_text == ["model", "sampler", "grid", "run"]
+    for name, (values, _) in SORTED.items():
+        cells = [re.findall("<td(.*?)>", row)[names.index(name)] for row in rows]
+        found = [re.search('data-sort="(.*?)"', cell) for cell in cells]
+        kept = [match[1] for match in found if match]
+        if name == "model":
+            assert sorted(kept) == sorted(values)
+        else:
+            assert sorted(map(float, kept)) == sorted(value for value in values if value and not math.isnan(value))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+def test_a_click_sorts_in_a_browser(tmp_path: Path) -> None:
+    """Numbers by value, names as text, what is missing last in both directions."""
+    probe = """<script>
+      const table = document.querySelector("table"), found = {};
+      for (const head of table.tHead.rows[0].cells) found[head.textContent] = [0, 1].map(() => {
+        head.click();
+        return [...table.tBodies[0].rows].map(row => row.cells[head.cellIndex].textContent);
+      });
+      document.body.innerHTML = "<pre>" + JSON.stringify(found) + "</pre>";
+    </script></body>"""
+    (tmp_path / "probe.html").write_text(sortable(tmp_path).replace("</body>", probe))
+    words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    done = subprocess.run([*words, f"file://{tmp_path}/probe.html"], capture_output=True, text=True, timeout=120)
+    match = re.search("<pre>(.*?)</pre>", done.stdout)
+    assert match is not None, done.stderr
+    found = json.loads(html.unescape(match[1]))
+    for name, (values, order) in SORTED.items():
+        missing = [{"training s": "-", "fd_digits ↓": "nan"}[name]] if len(order) < len(values) else []
+        assert found[name] == [order + missing, order[::-1] + missing], name
