@@ -16,11 +16,13 @@ from lit_gen.averages import Width, parse_weights, reconstruct
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.config import ExperimentCLI
 from lit_gen.data import ImageSource
+from lit_gen.data.facts import DataFacts
 from lit_gen.diffusion.samplers import DiffusionSampler
 from lit_gen.ema import gamma_of
 from lit_gen.errors import UserError
 from lit_gen.images import check_ending, save_images, save_tiles
 from lit_gen.loading import load_model, load_weaker
+from lit_gen.methods import Sampler
 from lit_gen.metrics import as_stored
 from lit_gen.models.base import GenerativeModel
 from lit_gen.noise import Noise
@@ -71,7 +73,8 @@ def evaluate(arguments: list[str]) -> Path:
             "lit-gen fit --help lists the keys of sampler, evaluation and wandb"
         )
         raise SystemExit(0)
-    return _evaluate(*_reopen(arguments, "evaluate"))
+    run, cli, _ = _reopen(arguments, "evaluate")
+    return _evaluate(run, cli)
 
 
 def sample(arguments: list[str]) -> None:
@@ -85,12 +88,12 @@ def sample(arguments: list[str]) -> None:
     parser.add_argument("--weights", default="ema")
     parser.add_argument("--trajectory", type=Path)
     parser.add_argument("--picture")
-    parser.add_argument("--label", type=int)
+    parser.add_argument("--label")
     if arguments and arguments[0] in ("-h", "--help"):
         print(
             "usage: lit-gen sample RUN [-n 64] [--seed 0] [--first 0] [--out samples.png | FOLDER | FILE.npz]\n"
             "                          [--weights ema|raw|ema:0.1] [--batch-size 256] [--trajectory FILE.png]\n"
-            "                          [--label 3: images of one class, of a class-conditional model]\n"
+            "                          [--label CLASS: images of one class, by its name or number]\n"
             "                          [--picture reconstructions|interpolations|completions|...]\n"
             "                          [--sampler Heun --sampler.steps 18 ...]"
         )
@@ -105,15 +108,15 @@ def sample(arguments: list[str]) -> None:
         if own.picture is not None:
             raise UserError("--trajectory: belongs to images that are drawn, not to a --picture; give one of the two")
     parse_weights(own.weights, "--weights")
-    run, cli = _reopen(rest, "sample")
-    objects = cli.objects()
+    run, cli, other_source = _reopen(rest, "sample")
+    objects = cli.objects(DataFacts.recorded(run.metadata))
+    if other_source or own.picture is not None or _reads_data(objects):
+        objects.evaluation.compare_data(run, objects.model, objects.data)
     _check_sampler(objects, processes.device(cli.config.trainer))
     model = load_model(run, objects.model, own.weights).to(processes.device(cli.config.trainer))
+    model.follow_classes(objects.data)
     source: ImageSource = objects.data.source
-    if own.label is not None and not model.num_classes:
-        raise UserError(f"--label: {model.title} was not trained with model.class_conditional=true; leave it out")
-    if own.label is not None and not 0 <= own.label < model.num_classes:
-        raise UserError(f"--label: {own.label} is none of the classes 0 to {model.num_classes - 1}")
+    label = None if own.label is None else _class_number(own.label, model, objects.data.class_names)
     if own.picture is not None:
         _show(model, objects, own)
         return
@@ -128,9 +131,9 @@ def sample(arguments: list[str]) -> None:
         trajectories = Trajectories(sampler, 8 if source.quantised else 40)
         sampler = trajectories.sampler
     parts = []
-    labels = torch.arange(own.first, own.first + own.n) % model.num_classes if model.num_classes else None
-    if own.label is not None:
-        labels = torch.full((own.n,), own.label)
+    labels = model.drawn_classes(torch.arange(own.first, own.first + own.n))
+    if label is not None:
+        labels = torch.full((own.n,), label)
     with image_progress("sampling", own.n) as progress:
         for first in range(0, own.n, own.batch_size):
             indices = range(own.first + first, own.first + min(first + own.batch_size, own.n))
@@ -145,6 +148,30 @@ def sample(arguments: list[str]) -> None:
     if trajectories is not None:
         levels = ", ".join(f"{level:.3g}" for level in trajectories.save(own.trajectory, source))
         print(f"trajectories of the first, at the noise levels sigma / alpha = {levels} -> {own.trajectory}")
+
+
+def _reads_data(objects: Namespace) -> bool:
+    """Whether drawing takes the data: for a sampler that learns from it, or class counts that were not recorded."""
+    learns = type(objects.sampler).prepare is not Sampler.prepare if objects.sampler is not None else False
+    return learns or (objects.data.facts is None and bool(objects.model.num_classes))
+
+
+def _class_number(text: str, model: GenerativeModel, names: tuple[str, ...] | None) -> int:
+    """Return the class that `--label` names, or the number that it gives unless names are numbers themselves.
+
+    Raises:
+        UserError: The model has no classes, or no such class.
+    """
+    if not model.num_classes:
+        raise UserError(f"--label: {model.title} was not trained with model.class_conditional=true; leave it out")
+    if names is not None and text in names:
+        return names.index(text)
+    numbered = names is None or not any(name.isdecimal() for name in names)
+    if numbered and text.isdecimal() and int(text) < model.num_classes:
+        return int(text)
+    choices = f"0 to {model.num_classes - 1}" if names is None else ", ".join(names[:20])
+    more = "" if names is None or len(names) <= 20 else f" and {len(names) - 20} more"
+    raise UserError(f"--label: {text} is not a class; choose one of {choices}{more}")
 
 
 def _show(model: GenerativeModel, objects: Namespace, own: argparse.Namespace) -> None:
@@ -190,10 +217,13 @@ def ema(directory: Path, std: float, images: int | None = None) -> Path:
 
 def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
     """Scores a run with objects built anew: one that was trained may keep the precision of its training."""
-    objects, device = cli.objects(), processes.device(cli.config.trainer)
+    objects = cli.objects(DataFacts.recorded(run.metadata))
+    objects.evaluation.compare_data(run, objects.model, objects.data)
+    device = processes.device(cli.config.trainer)
     _check_scored(objects, device)
     processes.launch(cli.config.trainer)
     model = load_model(run, objects.model, objects.evaluation.weights).to(device)
+    model.follow_classes(objects.data)
     cache = run.directory.parent / ".reference"
     if objects.sampler is not None:
         objects.sampler.prepare(model, objects.data)
@@ -244,8 +274,14 @@ def one_run(arguments: list[str], verb: str) -> tuple[Run, list[str]]:
     return Run.open(names[0]), arguments[1:]
 
 
-def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI]:
-    """The run that the first argument names, with its configuration and the changes that the others ask for."""
+def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
+    """Return the run that the first argument names, and its configuration with the changes that the others ask for.
+
+    Its images may be read from another source; the last value is whether that is asked for.
+
+    Raises:
+        UserError: There is no such run, or a setting of its training is changed.
+    """
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"usage: lit-gen {verb} RUN [--sampler Heun --sampler.steps 18 ...]; RUN is a run directory")
     run, rest = one_run(arguments, verb)
@@ -257,18 +293,18 @@ def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI]:
         key
         for section in ("model", "data", "budget", "ema", "first_stage", "trainer")
         for key in _changed_keys(section, saved[section], asked[section])
-        if not key.startswith(KEYS_OF_THE_MACHINE)
+        if not key.startswith((*KEYS_OF_THE_MACHINE, "data.source"))
     ]
     if changed:
         raise UserError(
             f"{', '.join(changed)}: belongs to the training of {run.directory}, which is done; lit-gen {verb} takes "
-            f"{', '.join(KEYS_OF_AN_EVALUATION)} (use lit-gen run to train with other settings)"
+            f"{', '.join(KEYS_OF_AN_EVALUATION)} and data.source (use lit-gen run to train with other settings)"
         )
-    return run, cli
+    return run, cli, saved["data"]["source"] != asked["data"]["source"]
 
 
 def _check_sampler(objects: Namespace, device: torch.device) -> None:
-    """Says that a sampler or a likelihood does not suit the model before minutes of training, not after.
+    """Says that a sampler does not suit the model before minutes of training, not after.
 
     The weaker model of an autoguidance is loaded, onto the device.
     """
@@ -276,13 +312,13 @@ def _check_sampler(objects: Namespace, device: torch.device) -> None:
     guidance = getattr(objects.sampler, "guidance", None)
     if guidance is not None and guidance.run is not None:
         load_weaker(guidance, objects.model, device)
-    if objects.evaluation.likelihood:
-        objects.evaluation.likelihood_protocol(objects.model, objects.data)
 
 
 def _check_scored(objects: Namespace, device: torch.device) -> None:
-    """As `_check_sampler`, and that what is drawn can be scored."""
+    """As `_check_sampler`, and that what is drawn, and a likelihood, can be scored."""
     _check_sampler(objects, device)
+    if objects.evaluation.likelihood:
+        objects.evaluation.likelihood_protocol(objects.model, objects.data)
     if objects.sampler is not None:
         objects.sampler.check_scored(objects.model, objects.data)
 

@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lit_gen.models  # noqa: F401  (registers the class names that a configuration may use)
 from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
 from lit_gen.data import ImageDataModule, ImageSource
+from lit_gen.data.facts import DataFacts
 from lit_gen.errors import UserError, class_names
 from lit_gen.evaluation import Evaluation
 from lit_gen.first_stage import FirstStage
@@ -140,10 +142,13 @@ class ExperimentCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Deferred: `objects()` and `instantiate_trainer()` build what a verb needs."""
 
-    def objects(self) -> Namespace:
+    def objects(self, facts: DataFacts | None = None) -> Namespace:
         """Builds everything but the Trainer: data, model, callbacks, sampler, evaluation and settings.
 
         The global generators are seeded first, so that the initial weights are those of `seed_everything`.
+
+        Args:
+            facts: What a run recorded of its data; with them no image is read.
         """
         for key in TRAINED_FIRST:
             name, overrides = self.config[key], self.config[f"{key}_overrides"]
@@ -171,7 +176,8 @@ class ExperimentCLI(LightningCLI):
                 raise UserError(f"model.{key}: it comes from {source} and cannot be set to {given}; leave it out")
         seed_everything(self.config.seed_everything, verbose=False)
         try:
-            self.config_init = self.parser.instantiate(self.config)
+            with_facts = [(partial(_with_facts, facts), ImageDataModule, False)]
+            self.config_init = self.parser.instantiate(self.config, instantiators=with_facts)
         except (ArgumentError, ValueError) as error:
             raise UserError(_one_line(error)) from None
         if first_stage is not None:
@@ -212,6 +218,13 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
 def as_arguments(settings: dict[str, Any]) -> list[str]:
     """The arguments that set keys to values; texts are as they are given on the command line."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+def _with_facts(facts: DataFacts | None, data_module: type[ImageDataModule], **settings: Any) -> ImageDataModule:
+    """Build the data module; the model's shape and classes are then those of the facts."""
+    data = data_module(**settings)
+    data.facts = facts
+    return data
 
 
 def _default(model: type[GenerativeModel], key: str) -> Any:

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from lit_gen import drawn_classes
 from lit_gen.averages import parse_weights
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.core.files import write_arrays
 from lit_gen.data import ImageDataModule
+from lit_gen.data.class_order import are_balanced, classes_of
 from lit_gen.dequantisation import bits_per_dim
 from lit_gen.errors import UserError
 from lit_gen.images import save_picture
@@ -59,6 +61,7 @@ class Evaluation:
         likelihood: Test images whose likelihood is computed, in bits per dimension: 0, a number (evenly spaced ones of
             the split) or all.
         likelihood_method: How the likelihood of a diffusion model is computed; null: its own way.
+        other_data: Accept images other than those that the run was trained on; the result records both fingerprints.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Evaluation:
         num_kept: int = 64,
         likelihood: int | Literal["all"] = 0,
         likelihood_method: LikelihoodMethod | None = None,
+        other_data: bool = False,
     ) -> None:
         least = {"num_samples": (num_samples, 2), "batch_size": (batch_size, 1), "num_kept": (num_kept, 1)}
         for name, (value, minimum) in (least | {"inception_splits": (inception_splits, 1)}).items():
@@ -95,6 +99,7 @@ class Evaluation:
         self.num_kept = min(num_kept, num_samples)
         self.likelihood = likelihood
         self.likelihood_method = likelihood_method
+        self.other_data = other_data
 
     def check(self, data: ImageDataModule) -> None:
         """Builds the feature net and shows it an image: what is missing is said before a training, not after."""
@@ -116,6 +121,41 @@ class Evaluation:
                 f"--evaluation.feature_net {remedy}"
             )
         return net
+
+    def compare_data(self, run: Run, model: GenerativeModel, data: ImageDataModule) -> dict[str, str] | None:
+        """Compare the training images of the data with those that the run was trained on.
+
+        Where others are accepted, the data module forgets the facts of the run.
+
+        Returns:
+            Both fingerprints if they differ and `other_data` accepts it; None if they are the same, or if a run of an
+            older version did not record its own.
+
+        Raises:
+            UserError: They differ and `other_data` is false; or the model makes no images of their shape or classes.
+        """
+        recorded, now = run.images_fingerprint, data.fingerprint("train")
+        if recorded in (None, now):
+            return None
+        if not self.other_data:
+            raise UserError(
+                f"data.source: {run.directory} was trained on other images (fingerprint {recorded[:12]}) than these "
+                f"({now[:12]}); restore its images, name their place with --data.source, or accept these with "
+                "--evaluation.other_data true"
+            )
+        shape = data.image_shape
+        data.facts = None
+        if data.image_shape != shape:
+            ours, theirs = ("x".join(map(str, each)) for each in (shape, data.image_shape))
+            raise UserError(
+                f"data.source: its images are {theirs}, but {run.directory} makes {ours}; choose other data"
+            )
+        if model.num_classes not in (0, data.num_classes):
+            raise UserError(
+                f"data.source: it has {data.num_classes or 'no'} classes, but {run.directory} makes images of "
+                f"{model.num_classes}; choose other data"
+            )
+        return {"trained_on": recorded, "given": now}
 
     def protocol(self, data: ImageDataModule, net: FeatureNet) -> dict[str, Any]:
         """Everything that two rows of a leaderboard must share.
@@ -143,6 +183,7 @@ class Evaluation:
             "feature_width": net.width,
             "resize": net.resize,
             "quantisation": "uint8" if data.source.quantised else "none",
+            "drawn_classes": drawn_classes.RULE,
         }
         return protocol | ({"inception_splits": self.inception_splits} if net.num_classes else {})
 
@@ -157,10 +198,30 @@ class Evaluation:
             reference = reference_moments(data, self.split, net, cache, progress=progress.add if progress else None)
         return ImageScores(net, reference, self.num_samples, self.inception_splits, device)
 
-    def directory(self, run: Run, sampler: Sampler | None, protocol: dict[str, Any], images_seen: int) -> Path:
-        """Where the result of this evaluation of a run is kept: the same settings give the same place."""
+    def directory(
+        self,
+        run: Run,
+        sampler: Sampler | None,
+        protocol: dict[str, Any],
+        images_seen: int,
+        class_counts: tuple[int, ...] | None = None,
+        other_data: dict[str, str] | None = None,
+    ) -> Path:
+        """Return where the result of this evaluation of a run is kept: the same settings give the same place.
+
+        Args:
+            run: The run.
+            sampler: How images are drawn.
+            protocol: What `protocol` returned.
+            images_seen: Images that the model was trained on.
+            class_counts: What the classes of drawn images follow; None for a model without classes.
+            other_data: What `compare_data` returned.
+        """
         settings = None if sampler is None else sampler.to_dict()
-        facts = json.dumps([settings, protocol, self.seed, self.weights, images_seen], sort_keys=True)
+        if class_counts is None or are_balanced(class_counts):  # an older version drew the same, and is to be found
+            protocol = {key: value for key, value in protocol.items() if key != "drawn_classes"}
+        other = [] if other_data is None else [other_data]
+        facts = json.dumps([settings, protocol, self.seed, self.weights, images_seen, *other], sort_keys=True)
         name = "one_pass" if settings is None else settings["name"]
         if settings is not None and "steps" in settings:
             name += f"-{settings['steps']}"
@@ -201,12 +262,18 @@ class Evaluation:
         """
         net = self.features_of(data).to(model.device)
         sampler = sampler or model.default_sampler()
+        other_data = self.compare_data(run, model, data)
         protocol = self.protocol(data, net)
-        directory = self.directory(run, sampler, protocol, model.images_seen)
+        counts = data.class_counts(self.split) if model.num_classes else None
+        directory = self.directory(run, sampler, protocol, model.images_seen, counts, other_data)
         path = directory / "result.json"
         rank, world_size = ranks()
         found = from_first(load_result(path) if rank == 0 and path.exists() else None)
         if found is not None:
+            if found["protocol"]["drawn_classes"] != drawn_classes.RULE:  # of an older version, with the same classes
+                found["protocol"]["drawn_classes"] = drawn_classes.RULE
+                if rank == 0:
+                    save_result(path, found)
             return found, path, False
         scores = self.scores(data, net, cache, model.device)
         kept: dict[int, Tensor] = {}
@@ -215,8 +282,9 @@ class Evaluation:
             for batch in range(rank, math.ceil(self.num_samples / self.batch_size), world_size):
                 first = batch * self.batch_size
                 noise = Noise(self.seed, range(first, min(first + self.batch_size, self.num_samples)), model.device)
+                labels = None if counts is None else torch.from_numpy(classes_of(noise.index.cpu().numpy(), counts))
                 begin = time.perf_counter()
-                images = as_stored(model.sample(noise, sampler=sampler), data.source)
+                images = as_stored(model.sample(noise, labels, sampler), data.source)
                 if images.is_cuda:
                     torch.cuda.synchronize()
                 seconds += time.perf_counter() - begin
@@ -252,6 +320,7 @@ class Evaluation:
             "weights": self.weights,
             "seed": self.seed,
             "protocol": protocol,
+            "other_data": other_data,
             "metrics": metrics,
             **model.further_protocol(data),
             "timing": {

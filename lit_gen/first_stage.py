@@ -34,9 +34,10 @@ from lit_gen.callbacks.progress import image_progress
 from lit_gen.core.files import write_atomically
 from lit_gen.data import ImageDataModule
 from lit_gen.data.encoded import Encoded, load_values, save_values
+from lit_gen.data.facts import DataFacts
 from lit_gen.errors import UserError, belonging_to
 from lit_gen.models.vqgan import VQVAE
-from lit_gen.runs import read_metadata
+from lit_gen.runs import Run, read_metadata
 
 FOLDER = "first_stage"
 WEIGHTS = "weights.safetensors"
@@ -87,7 +88,8 @@ class FirstStage:
         if not config.is_file():
             raise UserError(f"first_stage.run: {self.run} is neither a run directory nor the file of an experiment")
         with isolate_rng(), belonging_to("first_stage.run"):  # the second's weights are drawn as if there were no first
-            objects = ExperimentCLI(["--config", str(config), *as_arguments(self.run_overrides)]).objects()
+            cli = ExperimentCLI(["--config", str(config), *as_arguments(self.run_overrides)])
+            objects = cli.objects(DataFacts.recorded(self.metadata) if path.is_dir() else None)
         if not isinstance(objects.model, VQVAE):
             raise UserError(
                 f"first_stage.run: {self.run} holds a {type(objects.model).__name__}, which has no codes; name a VQVAE "
@@ -128,8 +130,8 @@ class FirstStage:
             )
         if to_be_trained and "data.num_val" not in self.run_overrides:
             other.num_val = data.num_val  # with which it will be trained
-        theirs, ours = ((d.name, d.image_shape, d.num_val, d.fingerprint("train")) for d in (other, data))
-        if theirs != ours:
+        recorded = None if to_be_trained else Run(Path(str(self.run))).images_fingerprint
+        if (recorded or other.fingerprint("train")) != data.fingerprint("train"):
             of = f"{other.name} of {'x'.join(map(str, other.image_shape))} with data.num_val {other.num_val}"
             raise UserError(
                 f"first_stage.run: {self.run} has other training images ({of}) than this data; use the same source and "

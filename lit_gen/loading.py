@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor
 
 from lit_gen.averages import load_average, parse_weights
 from lit_gen.callbacks.ema import load_weights
 from lit_gen.config import ExperimentCLI
 from lit_gen.core.records import COUNT, POSITIVE, RECORD, Kind, check_fields, values_of
+from lit_gen.data.facts import DataFacts
 from lit_gen.diffusion.guidance import Guidance
 from lit_gen.errors import UserError
 from lit_gen.first_stage import FOLDER
@@ -80,8 +82,12 @@ def load(directory: str | Path, weights: str = "ema") -> GenerativeModel:
         UserError: There is no such run, its checkpoint is damaged, or it has no such average.
     """
     run = Run.open(Path(directory))
-    model: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
-    return load_model(run, model, weights)
+    return load_model(run, load_objects(run).model, weights)
+
+
+def load_objects(run: Run) -> Namespace:
+    """Build the objects of a run's own configuration; its data is not read if the run recorded what they need of it."""
+    return ExperimentCLI(["--config", str(run.config)]).objects(DataFacts.recorded(run.metadata))
 
 
 def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
@@ -121,7 +127,7 @@ def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device
     """
     assert guidance.run is not None
     run = Run.open(guidance.run)
-    weaker: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
+    weaker: GenerativeModel = load_objects(run).model
     if not isinstance(weaker, Diffusion):
         raise UserError(f"sampler.guidance.run: {run.directory} holds a {type(weaker).__name__}, which is no denoiser")
     if (weaker.image_shape, weaker.num_classes) != (model.image_shape, model.num_classes):

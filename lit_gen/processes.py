@@ -115,6 +115,25 @@ def cuda_index(devices: int | str | list[int], local_rank: int) -> int:
     return devices[local_rank] if isinstance(devices, list) else local_rank
 
 
+def number(trainer: Any) -> int:
+    """Return how many processes will train.
+
+    Args:
+        trainer: The configuration of the trainer.
+    """
+    started, devices = num_started(), trainer.devices
+    if started is not None:
+        return started
+    if isinstance(devices, str) and "," in devices:
+        devices = [index for index in devices.split(",") if index.strip()]
+    if isinstance(devices, list):
+        return len(devices) * trainer.num_nodes
+    if devices in ("auto", -1, "-1"):
+        on_gpu = accelerator(trainer.accelerator) in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        devices = torch.cuda.device_count() if on_gpu else 1
+    return int(devices) * int(trainer.num_nodes)
+
+
 @contextmanager
 def losses_reported(rank: int, number: int) -> Iterator[None]:
     """Turn the error of a collective operation whose other side has ended into one line.

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from lit_gen.callbacks.progress import image_progress
+from lit_gen.data.class_order import are_balanced
 from lit_gen.data.pairs import Pairs
 from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser
 from lit_gen.diffusion.grids import Uniform
@@ -118,7 +119,9 @@ class Reflow:
 
     def path(self, run: Run, model: Diffusion) -> Path:
         """Where the pairs are kept: the same settings give the same place."""
-        settings = [self.sampler.to_dict(), self.num_pairs, self.seed, self.weights, model.images_seen]
+        settings: list[Any] = [self.sampler.to_dict(), self.num_pairs, self.seed, self.weights, model.images_seen]
+        if model.class_counts and not are_balanced(model.class_counts):  # else the classes are index mod num_classes
+            settings.append(model.class_counts)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return run.directory / "pairs" / f"{digest[:10]}.npz"
 
@@ -132,4 +135,4 @@ class Reflow:
                 images.append((quantise(drawn) if quantised else drawn).cpu())
                 if progress is not None:
                     progress.update(int(rows[-1]) + 1)
-        return Pairs(torch.cat(images).numpy(), index, self.seed, model.num_classes)
+        return Pairs(torch.cat(images).numpy(), index, self.seed, model.num_classes, model.class_counts)

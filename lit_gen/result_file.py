@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lit_gen import drawn_classes
 from lit_gen.core.files import write_atomically
 from lit_gen.core.records import (
     AMOUNT,
@@ -108,6 +109,7 @@ def load_result(path: Path) -> dict[str, Any]:
     if (schema := data.get("schema")) != SCHEMA or isinstance(schema, bool):
         raise UserError(f"{path}: schema: expected {SCHEMA}, got {schema!r:.60}; {REMEDY}")
     _check(data, _FIELDS, _REQUIRED, path)
+    data["protocol"].setdefault("drawn_classes", drawn_classes.of_older_result(data))
     return data
 
 

@@ -89,9 +89,18 @@ class Run:
 
     @classmethod
     def of(cls, settings: RunSettings, default_name: str, identity: str) -> "Run":
-        """The directory of a training identity: the same for every process and every repetition."""
+        """Return the run of a training identity: the same for every process and every repetition.
+
+        Without a name in the settings, that is a run of this identity whatever its directory is called: the default
+        name comes from the data's, which changes when a file is renamed.
+        """
         name = re.sub(r"[^\w.=-]+", "_", settings.name or default_name)
-        return cls(Path(settings.root) / f"{name}-{identity[:10]}")
+        run = cls(Path(settings.root) / f"{name}-{identity[:10]}")
+        if settings.name is not None or run.metadata_path.is_file():
+            return run
+        others = [cls(path) for path in sorted(Path(settings.root).glob(f"*-{identity[:10]}"))]
+        same = [other for other in others if other.metadata.get("identity") == identity]
+        return next((other for other in same if other.finished), same[0] if same else run)
 
     @classmethod
     def open(cls, directory: str | Path) -> "Run":
@@ -141,6 +150,21 @@ class Run:
             return read_metadata(self.metadata_path, "restore the file, or delete the run")
         except FileNotFoundError:
             return {}
+
+    @property
+    def images_fingerprint(self) -> str | None:
+        """Fingerprint of the images of the data that it was trained on; None if an older version did not record it.
+
+        What a model of pairs or codes was trained on has a fingerprint of its own.
+        """
+        metadata, first = self.metadata, self.directory / "first_stage"
+        data = metadata.get("data", {})
+        if "images_fingerprint" in data:
+            return str(data["images_fingerprint"])
+        if (first / "run.json").is_file():  # the images of the second stage are those of the first
+            return Run(first).images_fingerprint
+        pairs = "reflow" in metadata.get("training", {"reflow": "unknown"})
+        return None if pairs or "fingerprint" not in data else str(data["fingerprint"])
 
     @property
     def finished(self) -> bool:

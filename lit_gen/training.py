@@ -1,5 +1,6 @@
 """How an experiment is trained: its run, what it builds on, and Lightning's trainer."""
 
+import math
 import time
 import warnings
 from contextlib import nullcontext, suppress
@@ -25,10 +26,11 @@ from lit_gen.config import (
 )
 from lit_gen.core.files import remove_temporaries
 from lit_gen.data import ImageDataModule
+from lit_gen.data.facts import DataFacts
 from lit_gen.errors import LostProcessError, UserError, belonging_to
 from lit_gen.evaluation import device_name
 from lit_gen.first_stage import FOLDER, FirstStage
-from lit_gen.loading import load_model, load_weaker, open_finished, read_checkpoint
+from lit_gen.loading import load_model, load_objects, load_weaker, open_finished, read_checkpoint
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.flow_matching import FlowMatching
@@ -59,11 +61,8 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
     data: ImageDataModule = objects.data
     model: GenerativeModel = objects.model
     stage: FirstStage | None = model.first_stage
-    if stage is not None and objects.reflow.teacher is not None:
-        raise UserError("reflow.teacher: flows of latents are not trained on pairs; leave it or first_stage out")
-    model.check_data(data)
-    model.check_optimizers()
-    _check_trainer(cli.config.trainer, model, data)
+    check_before_training(cli, objects)
+    model.follow_classes(data)
     if stage is not None:
         _learn_encoded(cli, objects)
         config["first_stage"] |= {"run": FOLDER, "run_overrides": None}  # beside the configuration that is saved
@@ -80,7 +79,7 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
             model.check_training()
         if unfinished and processes.is_first():
             run.create(
-                config | {"sampler": None},  # of an evaluation: a run must not depend on which of them came first
+                _without_evaluation(config),
                 identity=identity,
                 recipe=recipe_identity(config, of_recipe),
                 training=training_config(config),
@@ -88,7 +87,7 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
                 flow=flow,
                 seed=config["seed_everything"],
                 earlier_seconds=objects.budget.spent,
-                data={"name": data.name, "fingerprint": fingerprint},
+                data={"fingerprint": fingerprint} | DataFacts.of(data).to_dict(),
             )
             if stage is not None:
                 stage.save(run.directory / FOLDER)
@@ -101,6 +100,11 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
         elif processes.is_first():
             print(f"{run.directory}: this training is finished", flush=True)
     return run
+
+
+def _without_evaluation(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration that a run keeps: it must not depend on which of its evaluations came first."""
+    return config | {"sampler": None, "evaluation": config["evaluation"] | {"other_data": False}}
 
 
 def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
@@ -119,7 +123,7 @@ def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
         raise UserError(f"reflow: {type(model).__name__} cannot learn from pairs; use --model RectifiedFlow")
     assert settings.teacher is not None
     run = _named_run(cli, "reflow.teacher", settings.teacher)
-    teacher: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model
+    teacher: GenerativeModel = load_objects(run).model
     if not isinstance(teacher, Diffusion):
         raise UserError(
             f"reflow.teacher: {run.directory} holds a {type(teacher).__name__}, which has no paths to learn"
@@ -131,6 +135,8 @@ def _learn_pairs(cli: ExperimentCLI, objects: Namespace) -> int:
         )
     device = processes.device(cli.config.trainer)
     load_model(run, teacher, settings.weights).to(device)
+    if teacher.num_classes in (0, objects.data.num_classes):
+        teacher.follow_classes(objects.data)
     if settings.sampler.guidance is not None and settings.sampler.guidance.run is not None:
         load_weaker(settings.sampler.guidance, teacher, device)
     objects.data.train_on(settings.draw(run, teacher, objects.data.source.quantised))
@@ -163,7 +169,6 @@ def _learn_encoded(cli: ExperimentCLI, objects: Namespace) -> None:
     stage: FirstStage = objects.first_stage
     assert stage.run is not None
     stage.check(objects.data)
-    objects.data.train_dataloader()  # says that a batch is larger than the data before the first stage is trained
     if Path(stage.run).is_dir():
         stage.load(Path(stage.run))
     else:
@@ -208,7 +213,55 @@ def _length(cli: ExperimentCLI) -> str:
     return f"{budget.num_images:,} images" + (f" or {budget.seconds:g} s" if budget.seconds is not None else "")
 
 
-def _check_trainer(settings: Namespace, model: GenerativeModel, data: ImageDataModule) -> None:
+def check_before_training(cli: ExperimentCLI, objects: Namespace) -> None:
+    """Check all that can be known before a run directory is made, or a teacher or first stage is trained.
+
+    In this order: what the model builds on; that it suits the data; its optimizers; the settings of the trainer; the
+    validation images and the batches; the settings of the trainer that count batches. What the constructors of model,
+    data and callbacks check was checked before, and what a Trainer checks comes with it, still before the directory.
+
+    Raises:
+        UserError: A training could not take place.
+    """
+    data: ImageDataModule = objects.data
+    model: GenerativeModel = objects.model
+    settings = cli.config.trainer
+    if model.first_stage is not None and objects.reflow.teacher is not None:
+        raise UserError("reflow.teacher: flows of latents are not trained on pairs; leave it or first_stage out")
+    model.check_data(data)
+    model.check_optimizers()
+    _check_trainer(settings, model)
+    num_images = len(data.images("train"))
+    if objects.reflow.teacher is not None:
+        num_images = data.check_pairs(objects.reflow.num_pairs)
+    parts = settings.accumulate_grad_batches
+    data.check_batches(num_images, parts, processes.number(settings))
+    _check_counts(settings, num_images // data.batch_size, -(-data.num_val // data.batch_size))
+
+
+def _check_counts(settings: Namespace, num_batches: int, num_val_batches: int) -> None:
+    """Raise a UserError if a setting of the trainer leaves no batch, or comes after the last batch of an epoch."""
+    used = {"limit_train_batches": num_batches, "limit_val_batches": num_val_batches}
+    for key, number in used.items():
+        share = settings[key]
+        if isinstance(share, float) and number and 0 < share * number < 1:
+            least = math.ceil(1e6 / number) / 1e6
+            raise UserError(
+                f"trainer.{key}: {share:g} of {number} batches is less than one; give at least {least:g}, or a number "
+                "of batches"
+            )
+    limit, every = settings.limit_train_batches, settings.val_check_interval
+    if limit is not None:
+        num_batches = int(limit * num_batches) if isinstance(limit, float) else min(limit, num_batches)
+    per_epoch = isinstance(every, int) and settings.check_val_every_n_epoch is not None
+    if per_epoch and every > num_batches:
+        raise UserError(
+            f"trainer.val_check_interval: {every} is more than the {num_batches} batches of an epoch; give at most "
+            "that, or count over epochs with --trainer.check_val_every_n_epoch null"
+        )
+
+
+def _check_trainer(settings: Namespace, model: GenerativeModel) -> None:
     """Nothing, if a training can take place.
 
     Raises:
@@ -228,7 +281,6 @@ def _check_trainer(settings: Namespace, model: GenerativeModel, data: ImageDataM
     parts = settings.accumulate_grad_batches
     if parts < 1:
         raise UserError(f"trainer.accumulate_grad_batches: {parts} is no number of parts; 1 computes a step at once")
-    data.check_shares(parts)
     for key in COUNTED_IN_BATCHES if parts > 1 and model.automatic_optimization else ():
         if not isinstance(settings[key], int) and settings[key] not in (None, 0.0, 1.0):
             raise UserError(

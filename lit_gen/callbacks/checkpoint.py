@@ -38,6 +38,8 @@ class Checkpoint(Callback):
     """
 
     def __init__(self, every: int = 100_000) -> None:
+        if every < 0:
+            raise UserError(f"checkpoint.every: {every} is not a number of images; 0 saves only the last")
         self.every = every
         self.path: Path | None = None
         self.saved: Callable[[], object] = lambda: None

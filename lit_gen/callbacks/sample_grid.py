@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_gen.callbacks.ema import EMA
 from lit_gen.data import ImageDataModule
+from lit_gen.errors import UserError
 from lit_gen.images import save_picture, save_tiles
 from lit_gen.metrics import as_stored
 from lit_gen.models.base import GenerativeModel
@@ -28,6 +29,9 @@ class SampleGrid(Callback):
     """
 
     def __init__(self, every: int = 200_000, num_samples: int = 64, seed: int = 0) -> None:
+        for name, value in {"every": every, "num_samples": num_samples, "seed": seed}.items():
+            if value < 0:
+                raise UserError(f"grid.{name}: {value} is negative; give 0 or more")
         self.every = every
         self.num_samples = num_samples
         self.seed = seed

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 
 from lit_gen.data.batches import Batch, BatchDataset, BatchLoader, BatchSampler
 from lit_gen.data.encoded import Encoded
+from lit_gen.data.facts import DataFacts
 from lit_gen.data.pairs import Pairs
 from lit_gen.data.sources import ImageSet, ImageSource
 from lit_gen.errors import UserError
@@ -57,6 +58,8 @@ class ImageDataModule(LightningDataModule):
         self.flip = flip
         self.num_val = num_val
         self.seed = seed
+        self.facts: DataFacts | None = None
+        """What a run recorded of its data: it is asked for them in place of the source, whose files may be gone."""
         self._trained_on: dict[str, Pairs] | dict[str, Encoded] = {}
         self._parts: dict[str, ImageSet] = {}
         self._fingerprints: dict[str, str] = {}
@@ -64,17 +67,29 @@ class ImageDataModule(LightningDataModule):
     @property
     def name(self) -> str:  # type: ignore[override]
         """The data set's name, for example "digits"."""
-        return self.source.name
+        return self.source.name if self.facts is None else self.facts.name
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)`."""
-        return self.source.image_shape
+        return self.source.image_shape if self.facts is None else self.facts.image_shape
 
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 for data without labels."""
-        return self.source.num_classes
+        return self.source.num_classes if self.facts is None else self.facts.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, if they are known."""
+        return getattr(self.source, "class_names", None) if self.facts is None else self.facts.class_names
+
+    def class_counts(self, split: str) -> tuple[int, ...] | None:
+        """Number of images of each class in a split; None for data without labels. Raises as `images` does."""
+        if self.facts is not None and split == "train":
+            return self.facts.class_counts
+        labels = self.labels(split)
+        return None if labels is None else tuple(np.bincount(labels, minlength=self.num_classes).tolist())
 
     def images(self, split: str) -> np.ndarray:
         """All images of a split, uint8 `(N, C, H, W)` or float32 points; for a folder they are mapped from disk.
@@ -113,15 +128,23 @@ class ImageDataModule(LightningDataModule):
         if pairs.images.shape[1:] != self.image_shape:
             ours, theirs = ("x".join(map(str, shape)) for shape in (self.image_shape, pairs.images.shape[1:]))
             raise UserError(f"reflow.teacher draws {theirs} images, but those of {self.name} are {ours}")
+        num_train = self.check_pairs(len(pairs.images))
+        self._trained_on = {"train": pairs.slice(0, num_train), "val": pairs.slice(num_train, len(pairs.images))}
+
+    def check_pairs(self, num_pairs: int) -> int:
+        """Return how many of the pairs are trained on.
+
+        Raises:
+            UserError: All of them are set aside for validation, or they would be torn apart by flips.
+        """
         if self.flip:
             raise UserError("data.flip: a flipped image no longer belongs to its noise; set --data.flip false")
-        num_train = len(pairs.images) - self.num_val
-        if num_train <= 0:
+        if num_pairs <= self.num_val:
             raise UserError(
-                f"data.num_val is {self.num_val}, but there are only {len(pairs.images)} pairs: draw more with "
+                f"data.num_val is {self.num_val}, but there are only {num_pairs} pairs: draw more with "
                 "--reflow.num_pairs"
             )
-        self._trained_on = {"train": pairs.slice(0, num_train), "val": pairs.slice(num_train, len(pairs.images))}
+        return num_pairs - self.num_val
 
     def train_on_encoded(self, encoded: dict[str, Encoded]) -> None:
         """Trains and validates on what a first stage makes of the images; all splits stay as they are."""
@@ -144,18 +167,22 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: The batch size exceeds the data or is not divisible by the number of processes and parts.
         """
-        num_images = len(self._served("train").images)
-        if self.batch_size > num_images:
-            raise UserError(f"data.batch_size is {self.batch_size}, but {self.name} has {num_images} training images")
-        self.check_shares(self._num_parts(), self._ranks()[1])
+        self.check_batches(len(self._served("train").images), self._num_parts(), self._ranks()[1])
         return self._loader("train", training=True)
 
-    def check_shares(self, parts: int, num_ranks: int = 1) -> None:
-        """Nothing, if a batch can be split into equal parts, and each of them shared equally by processes.
+    def check_batches(self, num_images: int, parts: int, num_ranks: int) -> None:
+        """Raise a UserError unless batches can be made of the images, and split equally.
 
-        Raises:
-            UserError: it cannot.
+        Args:
+            num_images: Number of images, or of what stands in their place, to train on.
+            parts: Number of micro-batches that a batch is split into.
+            num_ranks: Number of processes that share each of them.
         """
+        if self.batch_size > num_images:
+            raise UserError(
+                f"data.batch_size is {self.batch_size}, but {self.name} has {num_images} training images; choose at "
+                f"most {num_images}"
+            )
         whole = f"data.batch_size is {self.batch_size} over all processes, which"
         if self.batch_size % num_ranks:
             raise UserError(f"{whole} {num_ranks} processes cannot share equally: choose a multiple of {num_ranks}")

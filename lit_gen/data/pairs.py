@@ -3,10 +3,12 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lit_gen.core.files import write_arrays
+from lit_gen.data.class_order import classes_of
 from lit_gen.data.files import read_npz
 from lit_gen.data.sources import ImageSet
 from lit_gen.errors import UserError
@@ -20,18 +22,22 @@ class Pairs:
         images: uint8 (N, C, H, W).
         index: int64 (N,), the sample index of each.
         seed: of the noise.
-        num_classes: of the model that drew them: image i has the class index i mod num_classes; 0 for none.
+        num_classes: of the model that drew them; 0 for none.
+        class_counts: class counts that the drawn classes follow; None: as many of each class.
     """
 
     images: np.ndarray
     index: np.ndarray
     seed: int
     num_classes: int = 0
+    class_counts: tuple[int, ...] | None = None
 
     @property
     def image_set(self) -> ImageSet:
         """The images with their labels."""
-        return ImageSet(self.images, self.index % self.num_classes if self.num_classes else None)
+        if not self.num_classes:
+            return ImageSet(self.images, None)
+        return ImageSet(self.images, classes_of(self.index, self.class_counts or (1,) * self.num_classes))
 
     def slice(self, start: int, stop: int) -> "Pairs":
         """A view of pairs start .. stop - 1."""
@@ -45,7 +51,11 @@ class Pairs:
 
     def save(self, path: Path) -> None:
         """Writes an .npz file, whole or not at all."""
-        write_arrays(path, images=self.images, index=self.index, seed=self.seed, num_classes=self.num_classes)
+        arrays: dict[str, Any] = {"images": self.images, "index": self.index, "seed": self.seed}
+        arrays["num_classes"] = self.num_classes
+        if self.class_counts is not None:
+            arrays["class_counts"] = self.class_counts
+        write_arrays(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Pairs":
@@ -55,11 +65,12 @@ class Pairs:
             UserError: the file is damaged.
         """
         try:
-            file = read_npz(path, ("images", "index", "seed", "num_classes"))
+            file = read_npz(path, ("images", "index", "seed", "num_classes", "class_counts"))
             images, index = file["images"], file["index"]
             if images.ndim != 4 or index.shape != images.shape[:1] or index.dtype != np.int64:
                 raise ValueError(f"images of shape {images.shape}, index {index.dtype} of shape {index.shape}")
-            return cls(images, index, int(file["seed"]), int(file["num_classes"]))
+            counts = tuple(file["class_counts"].tolist()) if "class_counts" in file else None
+            return cls(images, index, int(file["seed"]), int(file["num_classes"]), counts)
         except Exception as error:  # numpy, zipfile and zlib each have their own exceptions for a broken file
             raise UserError(
                 f"{path}: not a readable file of pairs ({error}); delete it, and it is drawn again"

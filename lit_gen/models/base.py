@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.data import Batch, ImageDataModule
+from lit_gen.data.class_order import classes_of
 from lit_gen.errors import NoTestImagesError, UserError, class_names
 from lit_gen.methods import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
@@ -71,6 +72,9 @@ class GenerativeModel(LightningModule, ABC):
     first_stage: "FirstStage | None" = None
     """What makes images of what the model draws; it is trained before, and no part of the model."""
 
+    class_counts: tuple[int, ...] | None = None
+    """Number of training images of each class, which drawn images follow; None: as many of each class."""
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -122,6 +126,18 @@ class GenerativeModel(LightningModule, ABC):
         self.first_stage = first_stage
         self.likelihood_kind = None  # type: ignore[misc]
         self.title = f"{first_stage.title} + {self.title}"
+
+    def follow_classes(self, data: ImageDataModule) -> None:
+        """Let drawn images that are given no labels follow the class frequencies of the training split."""
+        if self.num_classes:
+            self.class_counts = data.class_counts("train")
+
+    def drawn_classes(self, index: Tensor) -> Tensor | None:
+        """Return the classes (N,) of drawn images with the given indices; None for a model without classes."""
+        if not self.num_classes:
+            return None
+        classes = classes_of(index.cpu().numpy(), self.class_counts or (1,) * self.num_classes)
+        return torch.from_numpy(classes).to(index.device)
 
     def diagnostics(self, noise: Noise) -> dict[str, float]:
         """Numbers that are logged beside each grid of samples, with the averaged weights; by default none."""
@@ -263,7 +279,7 @@ class GenerativeModel(LightningModule, ABC):
 
         Args:
             noise: Random numbers keyed by sample index.
-            labels: (N,) classes of a conditional model; class i mod num_classes for index i if not given.
+            labels: (N,) classes of a conditional model; `drawn_classes` if not given.
             sampler: How to draw; the model's own if not given.
 
         Returns:
@@ -275,8 +291,8 @@ class GenerativeModel(LightningModule, ABC):
         self.check_sampler(sampler)
         if labels is not None and not self.num_classes:
             raise UserError(f"labels: this {type(self).__name__} was not trained with model.class_conditional=true")
-        if labels is None and self.num_classes:
-            labels = noise.index % self.num_classes
+        if labels is None:
+            labels = self.drawn_classes(noise.index)
         if labels is not None:
             labels = labels.to(self.device)
         training = self.training

@@ -95,7 +95,7 @@ class FlowMatching(Diffusion):
         """How straight the paths are from which images are drawn (see `straightness`); nothing if it is distilled."""
         if self.distilled:
             return {}
-        labels = noise.index % self.num_classes if self.num_classes else None
+        labels = self.drawn_classes(noise.index)
         training = self.training
         self.eval()
         values = straightness(self.denoiser, noise, self.image_shape, labels=labels)

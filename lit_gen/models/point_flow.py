@@ -120,7 +120,8 @@ class PointFlow(GenerativeModel):
             return _heat_map(self.flow(x).cpu())
         classes = torch.arange(self.num_classes, device=self.device)
         each = torch.stack([self.flow(x, label.expand(len(x))) for label in classes])
-        return _heat_map((each.logsumexp(0) - math.log(self.num_classes)).cpu())
+        counts = torch.tensor(self.class_counts or (1,) * self.num_classes, dtype=each.dtype, device=self.device)
+        return _heat_map((each + (counts / counts.sum()).log()[:, None]).logsumexp(0).cpu())
 
 
 def _grid() -> Tensor:

@@ -203,8 +203,7 @@ def guidance(out: Path, num_points: int = 1500) -> Path:
 
 def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution: int = 100) -> Path:
     """A row for each run: the density of the data, samples of the model, and the density of the model."""
-    from lit_gen.config import ExperimentCLI
-    from lit_gen.loading import load_model  # with all of Lightning, which the other figures do without
+    from lit_gen.loading import load_model, load_objects  # with all of Lightning, which the other figures do without
 
     figure = new_figure(7.5, 2.65 * len(runs), DOTS)
     panels = figure.subplots(
@@ -223,11 +222,11 @@ def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution:
     one, zero = _numbers(1, 0)
     for (true, samples, density), directory in zip(panels, runs, strict=True):
         run = Run.open(directory)
-        objects = ExperimentCLI(["--config", str(run.config)]).objects()
+        objects = load_objects(run)
         model, data, source = objects.model, objects.data, objects.data.source
         if not isinstance(model, Diffusion) or not isinstance(source, PointSource):
             raise UserError(f"{directory}: holds no diffusion model of points of the plane, such as points_edm makes")
-        load_model(run, model, "ema")
+        load_model(run, model, "ema").follow_classes(data)
         held_out = torch.from_numpy(data.images("test")[:num_points])
         points = model.sample(Noise(0, range(num_points)))
         scores = PointScores(Points(), held_out, torch.from_numpy(data.images("train")), torch.device("cpu"))
