@@ -222,11 +222,11 @@ def test_bad_input_is_one_line(
 def test_settings_of_the_training_cannot_be_changed_afterwards(
     trained: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--model.sigma_data=1", "--model.network.channels=32", "--ema.decay=0.5", "--data.source=FashionMNIST"]
+    words = ["--model.sigma_data=1", "--model.network.channels=32", "--ema.decay=0.5", "--data.batch_size=32"]
     error = said(capsys, "evaluate", str(trained.directory), *words)
     keys = error.removeprefix("lit-gen: error: ").partition(": ")[0].split(", ")
     network = "model.init_args.network.init_args.channels"
-    assert set(keys) == {"model.init_args.sigma_data", network, "ema.decay", "data.source.class_path"}
+    assert set(keys) == {"model.init_args.sigma_data", network, "ema.decay", "data.batch_size"}
 
 
 def test_a_sampler_for_a_vae_is_refused(trained_vae: Run, capsys: pytest.CaptureFixture[str]) -> None:
