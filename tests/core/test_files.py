@@ -222,7 +222,7 @@ def test_a_torn_row_is_no_row_of_a_resumed_training(tmp_path: Path) -> None:
     MetricsFile(path).resume(1000)
     assert path.read_bytes() == b"images,loss\r\n64,0.5\r\n"
     path.write_bytes(b"images,loss\r\nx,0.5\r\n")
-    with pytest.raises(UserError, match="metrics.csv: damaged"):
+    with pytest.raises(UserError, match="metrics.csv: line 2: "):
         MetricsFile(path).resume(1000)
 
 
