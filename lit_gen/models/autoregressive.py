@@ -79,13 +79,15 @@ class Autoregressive(GenerativeModel):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
         network: NetworkFactory,
         likelihood: LikelihoodFactory,
         optimizer: OptimizerFactory,
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape=image_shape, **kwargs)
+        if "image_shape" not in kwargs:
+            name = type(self).__name__
+            raise UserError(f"{name}: no image_shape; give it by its name, as in {name}(image_shape=(1, 28, 28))")
+        super().__init__(**kwargs)
         pixel_likelihood = likelihood()
         channels = self.image_shape[0]
         channelwise = not isinstance(pixel_likelihood, LogisticMixture)
@@ -211,13 +213,12 @@ class FVSBN(Autoregressive):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
         network: NetworkFactory = LogisticRegressions,
         likelihood: LikelihoodFactory = Bernoulli,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape=image_shape, network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
+        super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
 
 
 class NADE(Autoregressive):
@@ -233,13 +234,12 @@ class NADE(Autoregressive):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
         network: NetworkFactory = NADENetwork,
         likelihood: LikelihoodFactory = Bernoulli,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape=image_shape, network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
+        super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
 
 
 class MaskMixture(CausalDistribution):
@@ -270,13 +270,12 @@ class MADE(Autoregressive):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
         network: Callable[[tuple[int, int, int], int, int, bool], MaskedMLP] = MaskedMLP,
         likelihood: LikelihoodFactory = Bernoulli,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape=image_shape, network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
+        super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
 
     def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
         log_p = super().log_prob(images, noise, labels, method)

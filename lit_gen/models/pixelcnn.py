@@ -26,13 +26,12 @@ class PixelCNN(Autoregressive):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
         network: NetworkFactory = GatedPixelCNN,
         likelihood: LikelihoodFactory = Categorical,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape=image_shape, network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
+        super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
 
 
 class PixelCNNPlusPlus(Autoregressive):
@@ -49,13 +48,12 @@ class PixelCNNPlusPlus(Autoregressive):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
         network: NetworkFactory = ResidualPixelCNN,
         likelihood: LikelihoodFactory = LogisticMixture,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape=image_shape, network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
+        super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
 
 
 class ImageTransformer(Autoregressive):
@@ -69,10 +67,9 @@ class ImageTransformer(Autoregressive):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
         network: NetworkFactory = CausalTransformer,
         likelihood: LikelihoodFactory = Categorical,
         optimizer: OptimizerFactory = lambda p: torch.optim.AdamW(p, lr=1e-3),
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape=image_shape, network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)
+        super().__init__(network=network, likelihood=likelihood, optimizer=optimizer, **kwargs)

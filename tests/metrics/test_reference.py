@@ -123,7 +123,7 @@ def kept(tmp_path_factory):
     return lambda: reference_moments(data, "train", net, folder / "cache"), exact, path, path.read_bytes()
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=20, derandomize=True, deadline=None)
 @given(cut=st.booleans(), share=st.floats(0, 1, exclude_max=True), in_header=st.booleans())
 def test_cut_and_flipped_files_are_computed_again(kept, cut, share, in_header):
     moments, exact, path, whole = kept
