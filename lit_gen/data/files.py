@@ -111,6 +111,8 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         size = os.fstat(file.fileno()).st_size
         limit = max(NPZ_LIMIT, NPZ_RATIO * size)
+        for name in archive.namelist():  # an optional array must not be missing since its name is damaged
+            archive.open(name).close()  # compares the two places that hold the name
         for name in {f"{name}.npy" for name in names} & set(archive.namelist()):
             if (expanded := archive.getinfo(name).file_size) > limit:
                 raise ValueError(

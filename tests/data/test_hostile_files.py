@@ -226,14 +226,29 @@ def read_npz(path: Path) -> list[Any]:
 KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], list[Any]]]] = {
     "npz": (an_npz, read_npz),
     "pairs": (
-        lambda path: Pairs(np.full((3, 1, 2, 2), 7, np.uint8), np.arange(3), 5, 2).save(path),
-        lambda path: [Pairs.load(path).images.tolist(), Pairs.load(path).fingerprint(), Pairs.load(path).num_classes],
+        lambda path: Pairs(np.full((3, 1, 2, 2), 7, np.uint8), np.arange(3), 5, 2, (1, 2)).save(path),
+        lambda path: [Pairs.load(path).images.tolist(), Pairs.load(path).fingerprint(), Pairs.load(path).class_counts],
     ),
     "codes": (
         lambda path: save_values(np.arange(12, dtype=np.int32).reshape(3, 2, 2), path),
         lambda path: [load_values(path).tolist(), load_values(path).dtype],
     ),
 }
+
+
+@pytest.mark.parametrize(("kind", "name"), [("npz", "labels"), ("npz", "class_names"), ("pairs", "class_counts")])
+def test_an_optional_array_is_not_lost_with_its_name(tmp_path: Path, kind: str, name: str) -> None:
+    write, read = KINDS[kind]
+    path = tmp_path / "a.npz"
+    write(path)
+    content = path.read_bytes()
+    places = [content.index(f"{name}.npy".encode()), content.rindex(f"{name}.npy".encode())]
+    assert places[0] < places[1]
+    for place in places:
+        for offset in range(len(name) + 4):
+            path.write_bytes(content[: place + offset] + b"x" + content[place + offset + 1 :])
+            with pytest.raises(UserError, match=r"a\.npz"):
+                read(path)
 
 
 @settings(max_examples=150, derandomize=True, deadline=None)
