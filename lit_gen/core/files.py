@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from lit_gen.errors import UserError
 
@@ -66,8 +67,8 @@ def staged(path: str | Path) -> Iterator[Path]:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return where this process writes a file that shall replace `path`; see `remove_temporaries`."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    """Return where this process writes a file that shall replace `path`; no thread or other machine does so there."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.{uuid4().hex[:8]}.tmp{path.suffix}")
 
 
 def publish(temporary: Path, path: str | Path, flush: bool = True) -> None:
@@ -86,7 +87,7 @@ def remove_temporaries(folder: Path) -> None:
     machines share, a process that is unknown here may live there.
     """
     for path in folder.glob(".*.tmp*"):
-        if (found := re.search(r"\.(\d+)\.tmp[^.]*(\.\w+)?$", path.name)) and not _lives(int(found.group(1))):
+        if (found := re.search(r"\.(\d+)\.[0-9a-f]{8}\.tmp(\.[^.]*)?$", path.name)) and not _lives(int(found[1])):
             path.unlink(missing_ok=True)
 
 

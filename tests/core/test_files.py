@@ -156,7 +156,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    names = [f".last.{dead.pid}.tmp.ckpt", f".images-000.{dead.pid}.tmp.png", f".wandb_runs.{dead.pid}.tmp"]
+    names = [f".{name}.{dead.pid}.0123abcd.tmp{end}" for name, end in {"last": ".ckpt", "i-0": ".png", "w": ""}.items()]
     kept = [temporary_path(Path("last.ckpt")).name, "last.ckpt", ".run.lock", ".my.tmp.png", f"{dead.pid}.tmp"]
     for name in (*names, *kept):
         (tmp_path / name).touch()
