@@ -144,6 +144,9 @@ def sample(arguments: list[str]) -> None:
                 progress.update(first + len(indices))
     save_images(torch.cat(parts), labels, source, own.out, own.first)
     settings = f"seed {own.seed}, {own.weights} weights, {model.nfe:g} network evaluations"
+    if label is not None:
+        names = objects.data.class_names
+        settings += f", class {label if names is None else names[label]}"
     print(f"{own.n} images of {run.directory} ({settings}) -> {own.out}")
     if trajectories is not None:
         levels = ", ".join(f"{level:.3g}" for level in trajectories.save(own.trajectory, source))

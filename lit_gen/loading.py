@@ -82,7 +82,10 @@ def load(directory: str | Path, weights: str = "ema") -> GenerativeModel:
         UserError: There is no such run, its checkpoint is damaged, or it has no such average.
     """
     run = Run.open(Path(directory))
-    return load_model(run, load_objects(run).model, weights)
+    objects = load_objects(run)
+    model = load_model(run, objects.model, weights)
+    model.follow_classes(objects.data)
+    return model
 
 
 def load_objects(run: Run) -> Namespace:

@@ -16,6 +16,7 @@ from lit_gen import commands
 from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
 from lit_gen.data import Digits, ImageDataModule
+from lit_gen.data.class_order import classes_of
 from lit_gen.data.encoded import load_values
 from lit_gen.errors import UserError
 from lit_gen.first_stage import STD, FirstStage, _moments
@@ -195,6 +196,24 @@ def test_a_checkpoint_holds_the_second_stage_alone(prior: Run, latent: Run) -> N
         checkpoint = torch.load(run.checkpoint, weights_only=True)
         assert all(name.startswith(("network.", "denoiser.")) for name in checkpoint["state_dict"])
         assert not any("quantiser" in name or "decoder" in name for name in checkpoint["state_dict"])
+
+
+def test_images_of_both_stages_are_drawn_without_the_data(
+    prior: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which knows what the codes were made of, and how frequent its classes are."""
+    metadata = prior.metadata["data"]
+    assert metadata["images_fingerprint"] == first(prior).metadata["data"]["fingerprint"] != metadata["fingerprint"]
+
+    def gone(source: Digits, part: str) -> None:
+        raise UserError("the data is gone")
+
+    monkeypatch.setattr(Digits, "load", gone)
+    assert main(["sample", str(prior.directory), "-n", "40", "--out", str(tmp_path / "all.npz")]) == 0
+    with np.load(tmp_path / "all.npz") as file:
+        np.testing.assert_array_equal(file["labels"], classes_of(np.arange(40), metadata["class_counts"]))
+        assert file["images"].std() > 0
+    assert main(["evaluate", str(prior.directory), "--evaluation.seed=77"]) == 2
 
 
 @pytest.mark.parametrize("kind", ["prior", "latent"])

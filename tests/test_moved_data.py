@@ -159,6 +159,7 @@ def test_labels_go_by_name_or_number(trained: Run, tmp_path: Path, capsys: Any) 
     assert main([*words, "house fly"]) == 0
     with np.load(tmp_path / "a.npz") as file:
         assert file["labels"].tolist() == [2, 2]
+    assert "class house fly)" in capsys.readouterr().out
     assert "--label: fly is not a class; choose one of ant, bee, house fly" in said(capsys, *words, "fly")
 
 

@@ -101,6 +101,8 @@ def test_a_result_says_which_flow_it_is(second: Run) -> None:
     result = json.loads(path.read_text())
     assert result["model"] == "2-RectifiedFlow" and result["nfe"] == 1
     assert result["protocol"]["num_real"] == 1442  # the reference is the data, not the pairs
+    data, other = second.metadata["data"], result["other_data"]
+    assert data["images_fingerprint"] == result["protocol"]["data_fingerprint"] != data["fingerprint"] and other is None
 
 
 def test_straightness_is_logged(second: Run) -> None:
