@@ -339,7 +339,7 @@ def test_broken_results_are_named(tmp_path):
     with pytest.raises(UserError, match="lit-gen evaluate"):
         load_results(tmp_path)
     path = write(tmp_path, content())
-    assert read_result(path).data == content()
+    assert read_result(path).data == content(protocol__drawn_classes="reference")
     for text, words in {
         "{": "not valid JSON",
         "[]": "expected an object, got",
