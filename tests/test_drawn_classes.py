@@ -31,7 +31,7 @@ NUM = sum(SHARES.values())
 class Remembering(GenerativeModel):
     """Draws the real images of the class that is asked for, in their order: as good as a model can be."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int = 3, conditional: bool = True) -> None:
+    def __init__(self, images: np.ndarray, labels: Any, num_classes: int = 3, conditional: bool = True) -> None:
         super().__init__((1, 8, 8), num_classes, conditional)
         self.network = nn.Linear(1, 1)
         self.real = torch.from_numpy(images).float() / 127.5 - 1
@@ -128,9 +128,9 @@ def test_old_evaluations_are_found_where_the_images_are_the_same(source: Npz, tm
 
 def test_only_rows_with_the_same_classes_are_ranked_together(tmp_path: Path) -> None:
     """A result of an older version says nothing of its classes; they were the same for some models and data."""
-    new = {"protocol__drawn_classes": "reference"}
-    fashion = {"protocol__data": "fashion_mnist", "protocol__num_real": 60_000}
-    cases = [
+    new: dict[str, Any] = {"protocol__drawn_classes": "reference"}
+    fashion: dict[str, Any] = {"protocol__data": "fashion_mnist", "protocol__num_real": 60_000}
+    cases: list[tuple[str, dict[str, Any], bool]] = [
         ("DDPM", {}, True),
         ("GAN, class-conditional", {}, False),
         ("GAN, class-conditional", fashion, True),
@@ -163,6 +163,6 @@ def test_pairs_keep_the_classes_that_they_were_drawn_of(source: Npz, tmp_path: P
     pairs = Pairs(images[:40], np.arange(40), 7, 3, model.class_counts)
     pairs.save(path)
     loaded = Pairs.load(path)
-    assert loaded.image_set.labels is not None
-    assert loaded.slice(11, 40).image_set.labels.tolist() == classes_of(np.arange(11, 40), (131, 37, 9)).tolist()
+    labels = loaded.slice(11, 40).image_set.labels
+    assert labels is not None and labels.tolist() == classes_of(np.arange(11, 40), (131, 37, 9)).tolist()
     assert loaded.fingerprint() == pairs.fingerprint() != Pairs(images[:40], np.arange(40), 7, 3).fingerprint()

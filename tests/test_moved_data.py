@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lit_gen import commands
 from lit_gen.cli import main
 from lit_gen.data import Digits, ImageDataModule, Npz
 from lit_gen.data.class_order import classes_of
 from lit_gen.errors import UserError
+from lit_gen.loading import load
 from lit_gen.runs import Run, RunSettings
 from tests.conftest import TINY
 
@@ -90,6 +92,8 @@ def test_a_run_is_sampled_without_its_data(trained: Run, tmp_path: Path, capsys:
     assert main([*words, str(tmp_path / "with.npz")]) == 0
     data_of(trained).unlink()
     assert main([*words, str(tmp_path / "without.npz")]) == 0
+    classes = load(trained.directory).drawn_classes(torch.arange(30))
+    assert classes is not None and classes.tolist() == classes_of(np.arange(30), COUNTS).tolist()
     with np.load(tmp_path / "with.npz") as file, np.load(tmp_path / "without.npz") as other:
         np.testing.assert_array_equal(file["labels"], classes_of(np.arange(7, 37), COUNTS))
         for key in ("images", "labels"):
@@ -191,7 +195,7 @@ def test_which_images_a_run_was_trained_on(tmp_path: Path) -> None:
 
     plain = {"data": {"name": "a", "fingerprint": "image"}, "training": {"model": {}}}
     assert write(tmp_path / "plain", **plain).images_fingerprint == "image"
-    pairs = {"data": {"fingerprint": "pairs"}, "training": {"reflow": {"weights": "ema"}}}
+    pairs: dict[str, Any] = {"data": {"fingerprint": "pairs"}, "training": {"reflow": {"weights": "ema"}}}
     assert write(tmp_path / "pairs", **pairs).images_fingerprint is None
     pairs["data"]["images_fingerprint"] = "recorded"
     assert write(tmp_path / "pairs", **pairs).images_fingerprint == "recorded"
