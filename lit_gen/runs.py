@@ -35,8 +35,10 @@ from lit_gen.core.records import (
     TEXT,
     check_fields,
     either,
+    list_of,
     optional,
     read_record,
+    up_to,
     values_of,
 )
 from lit_gen.errors import UserError
@@ -61,6 +63,8 @@ _FIELDS = {
     "data": RECORD,
     "data.name": TEXT,
     "data.fingerprint": TEXT,
+    "data.image_shape": list_of(up_to(4096), 3, 3),
+    "data.num_classes": up_to(1_000_000),
     "packages": values_of(TEXT),
     "git_commit": optional(TEXT),
     "git_dirty": optional(FLAG),

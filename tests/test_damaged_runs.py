@@ -46,7 +46,7 @@ WRONG_RUNS: dict[str, list[Any]] = {
     "training_seconds": ["60", -1.0, float("nan"), 1e999, []],
     "images_seen": [1.5, "64", -3],
     "title": [None, {}, "a\nb", "x" * 5000],
-    "data": [[], "digits", {"name": 3}],
+    "data": [[], "digits", {"name": 3}, {"image_shape": [1, 2**40, 8]}, {"num_classes": 10**9}],
     "packages": [[], {"torch": None}, "torch"],
     "git_dirty": ["no", 3],
 }

@@ -58,6 +58,11 @@ RECORD = Kind("an object", lambda value: isinstance(value, dict))
 LIST = Kind("a list", lambda value: isinstance(value, list))
 
 
+def up_to(most: int) -> Kind:
+    """Return the kind of whole numbers from 0 to `most`."""
+    return Kind(f"a whole number from 0 to {most:,}", lambda value: COUNT.fits(value) and value <= most)
+
+
 def optional(kind: Kind) -> Kind:
     """Return the kind that may also be null."""
     return Kind(f"{kind.description}, or null", lambda value: value is None or kind.fits(value))

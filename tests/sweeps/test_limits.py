@@ -71,7 +71,7 @@ def test_points_drawn_twice_are_said(tmp_path: Path) -> None:
 
 def test_a_sweep_file_is_a_regular_file_within_limits(tmp_path: Path) -> None:
     bomb = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))])
-    contents = {
+    contents: dict[str, str | bytes] = {
         "bomb": f"method: grid\n{bomb}",
         "cycle": "method: grid\nparameters: &p {a: {value: *p}}",
         "deep": f"method: grid\nparameters: {{a: {{value: {'[' * 200}{']' * 200}}}}}",
