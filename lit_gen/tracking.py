@@ -5,7 +5,7 @@ import io
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from lit_gen.metrics_file import read_metrics
 from lit_gen.runs import Run
 
 # Under `wandb agent` these name the trial's run and its sweep; they belong to the evaluation, never to a training that
-# the trial happens to start.
+# the trial happens to start. WANDB_PROJECT and WANDB_ENTITY say where both are logged.
 AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME")
 
 
@@ -30,8 +30,8 @@ class WandbSettings:
 
     Args:
         mode: auto is online with an account (a key in the environment or in netrc) and offline without.
-        project: The W&B project.
-        entity: The W&B user or team; the account's default if not given.
+        project: The W&B project; under `wandb agent` the sweep's own is used instead.
+        entity: The W&B user or team; the account's default if not given, and the sweep's own under `wandb agent`.
         group: Groups runs in W&B; the sweep's name inside a sweep.
         tags: Tags of the runs.
     """
@@ -52,10 +52,16 @@ class WandbSettings:
         return "online" if _has_account() else "offline"
 
     def arguments(self) -> dict[str, Any]:
-        """What training and evaluation give to wandb.init alike."""
-        sweep = os.environ.get("LIT_GEN_SWEEP") or os.environ.get("WANDB_SWEEP_ID")
+        """Return what training and evaluation give to wandb.init alike.
+
+        W&B puts the run of an agent into the project of its sweep whatever it is told, so under an agent neither run
+        names a project: both are logged where the agent's environment says.
+        """
+        agents_sweep = os.environ.get("WANDB_SWEEP_ID")
+        sweep = os.environ.get("LIT_GEN_SWEEP") or agents_sweep
         tags = [*(self.tags or []), *(["sweep"] if sweep else [])]
-        return {"project": self.project, "entity": self.entity, "group": self.group or sweep, "tags": tags or None}
+        place = {} if agents_sweep else {"project": self.project, "entity": self.entity}
+        return {**place, "group": self.group or sweep, "tags": tags or None}
 
 
 def _has_account() -> bool:
@@ -75,7 +81,8 @@ def announce(settings: WandbSettings) -> None:
             "W&B: offline, files stay in the run directory (wandb login, or --wandb.mode online, to upload)", flush=True
         )
     elif mode == "online":
-        print(f"W&B: online, project {settings.project}", flush=True)
+        project = os.environ.get("WANDB_PROJECT") if os.environ.get("WANDB_SWEEP_ID") else settings.project
+        print(f"W&B: online, project {project or 'of the sweep'}", flush=True)
 
 
 def training_loggers(settings: WandbSettings, run: Run, config: dict[str, Any]) -> list[Logger]:
@@ -96,19 +103,17 @@ class Curves(WandbLogger):
     def __init__(self, settings: WandbSettings, run: Run, config: dict[str, Any]) -> None:
         experiment = None
         if not getattr(rank_zero_only, "rank", 0):
-            with _without_agent():
-                experiment = _init(
-                    name=run.directory.name,
-                    id=run.metadata["wandb_id"],
-                    dir=str(run.directory),
-                    mode=settings.resolved_mode(),
-                    resume="allow",
-                    job_type="train",
-                    config=config,
-                    settings=_quiet(),
-                    reinit="finish_previous",
-                    **settings.arguments(),
-                )
+            experiment = _init(
+                of_agent=False,
+                name=run.directory.name,
+                id=run.metadata["wandb_id"],
+                dir=str(run.directory),
+                mode=settings.resolved_mode(),
+                resume="allow",
+                job_type="train",
+                config=config,
+                **settings.arguments(),
+            )
             experiment.define_metric("images")
             experiment.define_metric("*", step_metric="images")
         super().__init__(experiment=experiment, save_dir=str(run.directory))
@@ -137,24 +142,37 @@ def log_evaluation(
     agents_run = os.environ.get("WANDB_RUN_ID")
     if mode == "disabled" or (logged and agents_run in (None, *logged)):
         return
-    sampler = result["sampler"] or {"name": "none"}
+    ours = {**config, "sampler": result["sampler"], "run": result["run"], "protocol": result["protocol"]}
     experiment = _init(
-        name=f"{run.directory.name} {sampler['name']}",
+        of_agent=True,
+        name=evaluation_name(run.directory.name, result),
         dir=str(run.directory),
         mode=mode,
         job_type="evaluate",
-        config={**config, "run": result["run"], "protocol": result["protocol"]},
-        # wandb reads the environment once for each process, which may have been for the training
+        config=ours,
         id=agents_run,
-        settings=_quiet(sweep_id=os.environ.get("WANDB_SWEEP_ID")),
-        reinit="finish_previous",
         **settings.arguments(),
     )
-    if (folder / "samples.png").is_file():
-        experiment.log({"samples": wandb.Image(str(folder / "samples.png"))})
-    experiment.summary.update({**result["metrics"], "nfe": result["nfe"], **result["timing"]})
+    # a parameter of an agent's sweep has its value under its own name, which may be that of a block such as `sampler`
+    if hidden := {key: value for key, value in ours.items() if experiment.config.get(key) != value}:
+        experiment.config.update({"settings": hidden})
+    facts = {**result["metrics"], "nfe": result["nfe"], **result["timing"]}
+    numbers = {name: value for name, value in facts.items() if not isinstance(value, str)}
+    picture = folder / "samples.png"
+    pictures = {"samples": wandb.Image(str(picture))} if picture.is_file() else {}
+    experiment.log({**numbers, **pictures})  # the charts and the search of a sweep read the history
+    experiment.summary.update(facts)
     experiment.finish()
+    _end_session()
     write_atomically(marker, "".join(f"{name}\n" for name in [*logged, experiment.id]))
+
+
+def evaluation_name(run: str, result: dict[str, Any]) -> str:
+    """Return the name of an evaluation in W&B, such as `digits_edm-1234 Heun nfe 35 seed 0`."""
+    sampler = result["sampler"]
+    how = "one pass" if sampler is None else sampler["name"]
+    weights = "" if result["weights"] == "ema" else f" {result['weights']} weights"
+    return f"{run} {how} nfe {result['nfe']:g}{weights} seed {result['seed']}"
 
 
 def finish(failed: bool = False) -> None:
@@ -163,9 +181,13 @@ def finish(failed: bool = False) -> None:
         wandb.finish(exit_code=int(failed))
 
 
-def _init(**arguments: Any) -> wandb.Run:
+def _init(of_agent: bool, **arguments: Any) -> wandb.Run:
+    """Begin a W&B run: the one of the agent's trial, or one that the agent knows nothing of."""
+    _end_session()
     try:
-        return wandb.init(**arguments)
+        with nullcontext() if of_agent else _without_agent():
+            settings = wandb.Settings(silent=True, console="off")
+            return wandb.init(settings=settings, reinit="finish_previous", **arguments)
     except wandb.errors.Error as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"wandb: {reason} (wandb login, or --wandb.mode offline)") from None
@@ -175,11 +197,13 @@ def _init(**arguments: Any) -> wandb.Run:
         ) from None
 
 
-def _quiet(sweep_id: str | None = None) -> wandb.Settings:
-    settings = wandb.Settings(silent=True, console="off")
-    if sweep_id:
-        settings.sweep_id = sweep_id
-    return settings
+def _end_session() -> None:
+    """End W&B's session under an agent, so that the next run reads the environment: W&B reads it once per session.
+
+    The training and the evaluation of a trial need different ones. W&B's own agents end it between two trials, too.
+    """
+    if "WANDB_SWEEP_ID" in os.environ:
+        wandb.teardown()
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lit_gen import commands
-from lit_gen.tracking import MetricsFile, WandbSettings, announce
+from lit_gen.runs import Run
+from lit_gen.tracking import Curves, MetricsFile, WandbSettings, announce, evaluation_name, finish, log_evaluation
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 
@@ -25,6 +27,16 @@ def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     records = subprocess.run([WANDB, "leet", "inspect", "--json", folder], capture_output=True, text=True)
     assert summary.returncode == records.returncode == 0, summary.stderr + records.stderr
     return json.loads(summary.stdout), [json.loads(line) for line in records.stdout.splitlines()]
+
+
+def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def place(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where W&B puts a run."""
+    (run,) = (record["run"] for record in records if record["type"] == "run")
+    return {key: run.get(key) for key in ("run_id", "project", "entity", "run_group", "job_type", "sweep_id")}
 
 
 def offline(tmp_path: Path, *more: str) -> list[str]:
@@ -53,8 +65,7 @@ def test_an_offline_run_holds_config_curves_and_images(
     assert what_it_is(records) == ("train", "my_sweep", ["mine", "sweep"]) and summary["tags"] == ["mine", "sweep"]
     assert summary["config"]["model"]["class_path"].endswith("WGAN")
     assert summary["config"]["budget"]["num_images"] == 640
-    curves = [record["history"]["item"] for record in records if record["type"] == "history"]
-    logged = [row for row in curves if "train/loss" in row]
+    logged = [row for row in history(records) if "train/loss" in row]
     assert [row["images"] for row in logged] == [128, 256, 384, 512, 640]
     names = ["loss", "critic_gap", "generator_loss", "lr", "grad_norm_0", "grad_norm_1", "images_per_second"]
     for name in (f"train/{name}" for name in names):
@@ -105,6 +116,103 @@ def test_the_evaluation_has_the_agents_run_and_the_training_has_its_own(
     ids = {path.name.rsplit("-", 1)[-1]: inspect(path)[0] for path in (train, evaluate)}
     assert set(ids) - {"agentsrun"} != set() and "agentsrun" in ids
     assert "protocol" in ids["agentsrun"]["config"]
+
+
+def under_an_agent(monkeypatch: pytest.MonkeyPatch, folder: Path, run_id: str, **parameters: object) -> None:
+    """Set the environment as `wandb agent` does for a trial; test_wandb_agent.py has the agent itself."""
+    path = folder / f"config-{run_id}.yaml"
+    values = {key: {"value": value} for key, value in parameters.items()}
+    path.write_text(yaml.safe_dump({"wandb_version": 1, **values}))
+    environment = {"SWEEP_ID": "sweep7", "PROJECT": "theirs", "ENTITY": "team", "RUN_ID": run_id}
+    for name, value in (environment | {"SWEEP_PARAM_PATH": str(path)}).items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+
+
+EDM, HEUN = {"class_path": "lit_gen.models.EDM"}, {"name": "Heun", "steps": 18, "grid": {"name": "Karras"}}
+
+
+def train(folder: Path, settings: WandbSettings) -> Run:
+    """A training as W&B sees it."""
+    run = Run(folder / "digits_edm-1")
+    run.create({}, identity="1")
+    Curves(settings, run, {"model": EDM, "seed_everything": 0}).log_metrics({"train/loss": 1.0}, 64)
+    finish()
+    return run
+
+
+def score(run: Run, settings: WandbSettings, seed: int, **changes: Any) -> dict[str, Any]:
+    """An evaluation as W&B sees it; its result."""
+    result = {
+        **{"sampler": HEUN, "nfe": 35.0, "weights": "ema", "seed": seed, "run": {"name": "digits_edm-1"}},
+        **{"protocol": {"num_samples": 24}, "metrics": {"fd_digits": 5.5 + seed, "fd_digits_stderr": float("nan")}},
+        **{"timing": {"sampling_seconds": 0.5, "device": "cpu"}, **changes},
+    }
+    folder = run.evaluations / f"Heun-{seed}"
+    folder.mkdir(parents=True)
+    log_evaluation(settings, run, result, folder, {"model": EDM, "sampler": None, "evaluation": {"seed": seed}})
+    return result
+
+
+def test_the_runs_of_an_agents_trials_are_in_its_project_and_its_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trials that share a training, and then an evaluation with no agent, in one process."""
+    settings = WandbSettings(mode="offline", project="ours", entity="us")
+    with monkeypatch.context() as patch:
+        under_an_agent(patch, tmp_path, "trial3", sampler="Heun", **{"evaluation.seed": 3})
+        run = train(tmp_path, settings)
+        score(run, settings, seed=3)
+        under_an_agent(patch, tmp_path, "trial4", sampler="Heun", **{"evaluation.seed": 4})
+        score(run, settings, seed=4)
+    score(run, settings, seed=5)
+    read = {path.name.rsplit("-", 1)[-1]: inspect(path) for path in wandb_runs(tmp_path)}
+    places = {run_id: place(records) for run_id, (_, records) in read.items()}
+    agents = {"project": "theirs", "entity": "team", "run_group": "sweep7"}
+    training = run.metadata["wandb_id"]
+    assert places.pop(training) == {"run_id": training, **agents, "job_type": "train", "sweep_id": None}
+    for seed in (3, 4):
+        run_id = f"trial{seed}"
+        assert places.pop(run_id) == {"run_id": run_id, **agents, "job_type": "evaluate", "sweep_id": "sweep7"}
+        summary, records = read[run_id]
+        config = summary["config"]
+        assert (config["sampler"], config["evaluation.seed"]) == ("Heun", seed), (
+            "the sweep's parameters, by their names"
+        )
+        assert config["settings"] == {"sampler": HEUN} and config["model"] == EDM
+        for name, value in {"fd_digits": 5.5 + seed, "nfe": 35, "sampling_seconds": 0.5}.items():
+            assert [row[name] for row in history(records) if name in row] == [value] == [summary["summary"][name]]
+    ((_, alone),) = places.items()
+    assert (alone["project"], alone["entity"]) == ("ours", "us")
+    assert (alone["run_group"], alone["sweep_id"]) == (None, None)
+
+
+def test_where_an_agents_runs_go_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    under_an_agent(monkeypatch, tmp_path, "trial")
+    announce(WandbSettings(mode="online", project="ours"))
+    assert capsys.readouterr().out == "W&B: online, project theirs\n"
+
+
+def test_an_evaluation_is_logged_with_the_sampler_it_used(tmp_path: Path) -> None:
+    """Of a configuration that names none: the model's own, with its settings."""
+    settings = WandbSettings(mode="offline")
+    run = Run(tmp_path / "digits_edm-1")
+    score(run, settings, seed=2)
+    (path,) = wandb_runs(tmp_path)
+    summary, _ = inspect(path)
+    assert summary["config"]["sampler"] == HEUN and "settings" not in summary["config"]
+    assert summary["name"] == "digits_edm-1 Heun nfe 35 seed 2"
+
+
+@pytest.mark.parametrize(
+    ("result", "name"),
+    [
+        ({"sampler": {"name": "RK45"}, "nfe": 61.25, "weights": "ema", "seed": 7}, "r RK45 nfe 61.25 seed 7"),
+        ({"sampler": HEUN, "nfe": 35, "weights": "ema:0.1", "seed": 0}, "r Heun nfe 35 ema:0.1 weights seed 0"),
+        ({"sampler": None, "nfe": 1.0, "weights": "raw", "seed": 3}, "r one pass nfe 1 raw weights seed 3"),
+    ],
+)
+def test_the_name_of_an_evaluation(result: dict[str, Any], name: str) -> None:
+    assert evaluation_name("r", result) == name
 
 
 def exit_codes(tmp_path: Path) -> list[int]:
