@@ -7,18 +7,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import Progress, TaskID
 
+from lit_gen.core.progress import Description, Number, bar, clock, speed
 from lit_gen.models.base import GenerativeModel
 from lit_gen.step import Step, listeners
-
-
-class ImagesPerSecond(ProgressColumn):
-    """Images per second over the last seconds."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
 
 
 class ImageProgress:
@@ -61,31 +54,32 @@ class ImageProgress:
         """Sets how many images are done."""
         self.completed = completed
         now = time.monotonic()
-        speed = (completed - self._first) / max(now - self._start, 1e-9)
-        step = Step(self.description, completed, self.total, speed)
+        step = Step(self.description, completed, self.total, (completed - self._first) / max(now - self._start, 1e-9))
         for listener in listeners:
             listener(step)
         if self._console.is_terminal:
-            self._draw()
+            self._draw(step)
         elif now - self._printed >= self.seconds:
             self._printed = now
-            speed_and_time = f"{speed:,.0f} images/s, {step.seconds_left:,.0f} s left"
+            speed_and_time = f"{step.images_per_second:,.0f} images/s, {step.seconds_left:,.0f} s left"
             line = f"{self.description}: {completed:,}/{self.total:,} images, {speed_and_time}"
             print(line, file=self._console.file, flush=True)
 
-    def _draw(self) -> None:
+    def _draw(self, step: Step) -> None:
+        under_way = step.images_per_second > 0
+        fields = {
+            "count": f"{step.completed:,}/{step.total:,} images",
+            "speed": speed(step.images_per_second),
+            "left": f"{clock(step.seconds_left)} left" if under_way else "",
+        }
         if self._bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed:,}/{task.total:,} images"),
-                ImagesPerSecond(),
-                TimeRemainingColumn(),
+            self._bar = Progress(
+                *(Description(), bar(self._console), Number("count"), Number("speed"), Number("left")),
+                console=self._console,
             )
-            self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task(self.description, total=self.total, completed=self._first)
+            self._task = self._bar.add_task(self.description, total=self.total, completed=self._first, **fields)
             self._bar.start()
-        self._bar.update(self._task, completed=self.completed)
+        self._bar.update(self._task, completed=self.completed, **fields)
 
     def close(self) -> None:
         if self._bar is not None:

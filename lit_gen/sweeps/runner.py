@@ -12,7 +12,6 @@ Trials are known by their id, the hash of what they do: an edited sweep file kee
 
 import json
 import os
-import re
 import selectors
 import shlex
 import signal
@@ -32,17 +31,16 @@ from lit_gen.core.files import write_atomically
 from lit_gen.core.records import TEXT, read_json
 from lit_gen.core.text import printable
 from lit_gen.errors import UserError
+from lit_gen.sweeps.estimate import training_of
 from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, read_journal
 from lit_gen.sweeps.pool import Worker
-from lit_gen.sweeps.progress import SweepProgress, describe, trial_table, varying_keys
+from lit_gen.sweeps.progress import SweepProgress, describe, reported_names, trial_table, varying_keys
 from lit_gen.sweeps.spec import Sweep, Trial, load_sweep, option
 
 SWEEP_VARIABLE = "LIT_GEN_SWEEP"
 TRIALS_NAME = "trials.json"
 SECONDS_OF_SILENCE = 60.0
 """After so long without a sign of life a worker is reported."""
-
-_EVALUATION_ARGUMENT = re.compile(r"--(sampler|evaluation|wandb)\b")
 
 # What a stopped trial is sent, each step when the one before has had its seconds, or at another Ctrl-C.
 _STOP_STEPS = [(signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)]
@@ -173,9 +171,18 @@ def run_sweep(
         # The system frees the lock of a killed process, which may take it a moment.
         with FileLock(folder / ".lock").acquire(timeout=2.0):
             _keep_files(sweep, folder)
-            return _Run(sweep, root, folder, jobs, runner, console).run()
+            again = _command(sweep.files, root, jobs, seed, count, name)
+            return _Run(sweep, root, folder, jobs, runner, console, again).run()
     except Timeout:
         raise UserError(f"the sweep {sweep.name} is already running in {folder}; wait for it or stop it") from None
+
+
+def _command(files: Sequence[Path], root: Path, jobs: int, seed: int, count: int | None, name: str | None) -> str:
+    """Return the command line of a sweep, with the options that differ from their defaults."""
+    options = {"root": (root, Path("runs")), "jobs": (jobs, 1), "seed": (seed, 0), "count": (count, None)}
+    options["name"] = (name, None)
+    given = [(f"--{key}", str(value)) for key, (value, default) in options.items() if value != default]
+    return shlex.join(["lit-gen", "sweep", *map(str, files), *(word for pair in given for word in pair)])
 
 
 def _rooted(trial: Trial, root: Path) -> Trial:
@@ -198,9 +205,11 @@ def _keep_files(sweep: Sweep, folder: Path) -> None:
 class _Run:
     """One call of `run_sweep`, with the lock held."""
 
-    def __init__(self, sweep: Sweep, root: Path, folder: Path, jobs: int, runner: str, console: Console) -> None:
+    def __init__(
+        self, sweep: Sweep, root: Path, folder: Path, jobs: int, runner: str, console: Console, again: str
+    ) -> None:
         self._root, self._folder, self._console = root, folder, console
-        self._files = sweep.files
+        self._again = again
         finished = sweep_results(folder)
         results = {trial.id: finished[trial.id] for trial in sweep.trials if trial.id in finished}
         self._result = SweepResult(sweep.name, folder, sweep.trials, results)
@@ -211,8 +220,9 @@ class _Run:
         jobs = max(1, min(jobs, len(self._waiting)))
         self._workers = [Worker(runner, environment) for _ in range(jobs)]
         self._journal = Journal(folder / JOURNAL_NAME)
-        self._progress = SweepProgress(console, sweep.trials, len(results), jobs)
+        self._progress = SweepProgress(console, sweep.trials, list(results), jobs)
         self._notes = sweep.notes
+        self._metrics: set[str | None] = {None}
         self._interrupts = 0
 
     def run(self) -> SweepResult:
@@ -256,8 +266,8 @@ class _Run:
 
     def _next(self) -> Trial:
         """The next trial, rather one of a training that no other worker is at: the second would wait for the first."""
-        busy = {_training(worker.assignment.trial) for worker in self._workers if worker.assignment}
-        trial = next((trial for trial in self._waiting if _training(trial) not in busy), self._waiting[0])
+        busy = {training_of(worker.assignment.trial) for worker in self._workers if worker.assignment}
+        trial = next((trial for trial in self._waiting if training_of(trial) not in busy), self._waiting[0])
         self._waiting.remove(trial)
         return trial
 
@@ -301,6 +311,9 @@ class _Run:
             )
             self._result.results[trial.id] = result
             self._progress.finished(trial, result, seconds)
+            if trial.metric not in self._metrics:  # the first of its metric
+                self._metrics.add(trial.metric)
+                self._check_metric(trial.metric, [result], "the first result does not hold")
         elif not self._interrupts:  # a trial that was told to stop has not failed: it is still to be run
             self._journal.append("failed", trial.id, error=answer["error"], log=os.path.relpath(log, self._folder))
             self._result.failures[trial.id] = (answer["error"], log)
@@ -335,6 +348,12 @@ class _Run:
             while self._busy() and time.monotonic() < until and self._interrupts == seen:
                 self._collect()
 
+    def _check_metric(self, metric: str | None, results: list[Path], what: str) -> None:
+        """Say that no result holds the metric that a sweep file names, and which there are."""
+        names = list(dict.fromkeys(name for result in results for name in reported_names(result)))
+        if metric is not None and names and metric not in names:
+            self._progress.say(f"metric.name: {what} {metric}; name one of {', '.join(names)}")
+
     def _conclude(self) -> None:
         result, say = self._result, self._progress.say
         say(
@@ -346,15 +365,13 @@ class _Run:
             if trial.id in result.failures:
                 error, log = result.failures[trial.id]
                 say(f"  failed: {describe(trial, names)}: {error} (see {log})")
+        for metric in dict.fromkeys(trial.metric for trial in result.trials):
+            of_metric = [trial.id for trial in result.trials if trial.metric == metric]
+            found = [result.results[trial] for trial in of_metric if trial in result.results]
+            self._check_metric(metric, found, "no result holds")
         if result.failures or result.interrupted:
-            files = " ".join(shlex.quote(str(file)) for file in self._files)
             what = "the rest" if result.interrupted else "the failed trials again"
-            say(f"run {what} with the same command: lit-gen sweep {files}; finished trials are not repeated")
-
-
-def _training(trial: Trial) -> frozenset[str]:
-    """The arguments that may change the weights; trials that share them share a training."""
-    return frozenset(argument for argument in trial.arguments if not _EVALUATION_ARGUMENT.match(argument))
+            say(f"run {what} with the same command: {self._again}; finished trials are not repeated")
 
 
 def _num_cores() -> int:

@@ -60,11 +60,13 @@ class Trial:
         id: Hash of the command's fixed arguments and of the parameters; the same in every sweep file.
         parameters: The parameters as W&B would store them, in the order of the file.
         arguments: The arguments of `lit-gen run`.
+        metric: The name that the sweep file gives the metric of its trials.
     """
 
     id: str
     parameters: dict[str, Any]
     arguments: list[str]
+    metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Sweep:
         name: Name of the sweep's folder and of the group in W&B: `name` of the first file, or the name of that file.
         files: The files read.
         trials: The trials of all files in order, each once.
-        notes: What the files ask for and a local sweep does not do, and what is trained before a trial.
+        notes: The files' descriptions, what they ask for and a local sweep does not do, and what is trained first.
     """
 
     name: str
@@ -112,6 +114,8 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
         if (distinct := len({trial.id for trial in listed})) < len(listed):
             more = "; raise run_cap or --count for more" if config["method"] == "random" else ""
             notes.append(f"{path}: {len(listed)} settings, of which {distinct} are distinct trials{more}")
+        if config.get("description"):
+            notes.append(f"{path}: {' '.join(config['description'].split())}")
         if "early_terminate" in config:
             notes.append(f"{path}: early_terminate is left to W&B; every trial runs to its end here")
     notes += dict.fromkeys(note for trial in trials.values() for note in _trained_first(trial, settings_of))
@@ -191,8 +195,9 @@ def _read(path: Path) -> dict[str, Any]:
     cap = config.get("run_cap")
     if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or cap < 1):
         raise UserError(f"{path}: run_cap: expected a whole number of at least 1, got {cap!r:.40}")
-    if not isinstance(config.get("name", ""), str | None):
-        raise UserError(f"{path}: name: expected text, got {config['name']!r:.200}")
+    for key in ("name", "description", "project", "entity"):
+        if not isinstance(config.get(key), str | None):
+            raise UserError(f"{path}: {key}: expected text, got {config[key]!r:.200}; put it into quotes")
     _check_metric(config, path)
     return config
 
@@ -233,7 +238,14 @@ def _trials(config: dict[str, Any], path: Path, seed: int, count: int | None) ->
         except TypeError as error:  # of keys that are no texts
             raise UserError(f"{path}: parameters: a value that JSON cannot hold ({error}); use texts as keys") from None
         identity = hashlib.sha256(key.encode()).hexdigest()[:12]
-        yield Trial(identity, parameters, _arguments(command, parameters))
+        arguments = _arguments(command, parameters)
+        yield Trial(identity, parameters, arguments + _place(config, arguments), config.get("metric", {}).get("name"))
+
+
+def _place(config: dict[str, Any], arguments: list[str]) -> list[str]:
+    """Return the arguments that log a trial in the file's project and entity, unless its own arguments name others."""
+    keys = [key for key in ("project", "entity") if config.get(key) and option(arguments, f"wandb.{key}") is None]
+    return [f"--wandb.{key}={config[key]}" for key in keys]
 
 
 def _contents(command: list[str], parameters: dict[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from lit_gen import commands
 from lit_gen.callbacks import progress as module
@@ -36,6 +38,30 @@ def shown(terminal: bool, seconds: float = 20.0, monkeypatch: pytest.MonkeyPatch
 def test_a_bar_on_a_terminal() -> None:
     text = shown(terminal=True)
     assert "drawing" in text and "400/1,000 images" in text and "images/s" in text and "━" in text
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_bar_total_speed_and_time_left_are_seen_at_every_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the description: it is cut off, not the numbers."""
+    now = time.monotonic()
+    output = StringIO()
+    console = Console(file=output, force_terminal=True, width=width, color_system="standard")
+    progress = ImageProgress(
+        "reference statistics of " + "a data set with a long name " * 9, 1_000_000, console=console
+    )
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 100)
+    progress.update(123_400)
+    (line,) = Text.from_ansi(drawn_by(progress, width)).plain.splitlines()
+    progress.close()
+    assert len(line) <= width and line.startswith("reference statis") and "…" in line
+    assert re.search(r"… [━╸╺]{10,24} 123,400/1,000,000 images 1,234 images/s 11:50 left$", line)
+
+
+def drawn_by(progress: ImageProgress, width: int) -> str:
+    output = StringIO()
+    assert progress._bar is not None
+    Console(file=output, width=width, force_terminal=True, color_system="standard").print(progress._bar)
+    return output.getvalue()
 
 
 def test_nothing_is_drawn_elsewhere() -> None:

@@ -1,13 +1,19 @@
 """What a sweep shows of its running trials."""
 
+import json
+import re
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from rich.console import Console
+from rich.text import Text
 
 from lit_gen.step import Step
-from lit_gen.sweeps.progress import SweepProgress
+from lit_gen.sweeps import load_sweep
+from lit_gen.sweeps.progress import SweepProgress, describe, reported_names, varying_keys
 from lit_gen.sweeps.spec import Trial
+from tests.conftest import ROOT
 
 TRIALS = [Trial("a", {"model": "EDM"}, ["--model=EDM"]), Trial("b", {"model": "VAE"}, ["--model=VAE"])]
 
@@ -15,7 +21,7 @@ TRIALS = [Trial("a", {"model": "EDM"}, ["--model=EDM"]), Trial("b", {"model": "V
 def shown(terminal: bool) -> str:
     output = StringIO()
     console = Console(file=output, force_terminal=terminal, width=160, color_system=None)
-    with SweepProgress(console, TRIALS, num_finished=0, jobs=2) as progress:
+    with SweepProgress(console, TRIALS, finished=[], jobs=2) as progress:
         for trial in TRIALS:
             progress.started(trial)
         progress.stepped(TRIALS[0], Step("training", 6400, 64000, 640.0))
@@ -29,11 +35,71 @@ def shown(terminal: bool) -> str:
 def test_bars_of_the_trials_and_of_the_sweep_tell_images_per_second() -> None:
     lines = shown(terminal=True).splitlines()
     trials = [line for line in lines if "trials" in line]
-    assert any("0 finished, 0 failed of 2, 700 images/s" in line for line in trials)
-    assert any("1 finished, 0 failed of 2, 60 images/s, about 0:50 left" in line for line in trials)
-    assert any("model=EDM" in line and "640 images/s, 1:30 left, training" in line for line in lines)
-    assert any("model=VAE" in line and "60 images/s, 0:05 left, evaluating" in line for line in lines)
+    assert any(re.search("0/2 +700 images/s +1:30 left", line) for line in trials)
+    assert any(re.search("1/2 +60 images/s +0:05 left", line) for line in trials)
+    assert any(re.search("EDM: training .* 6,400/64,000 +640 images/s +1:30 left", line) for line in lines)
+    assert any(re.search("VAE: evaluating .* 100/400 +60 images/s +0:05 left", line) for line in lines)
 
 
 def test_elsewhere_a_line_for_each_trial_that_ends_and_no_more() -> None:
-    assert shown(terminal=False).splitlines() == ["[1/2] model=EDM    100.0 s"]
+    assert shown(terminal=False).splitlines() == ["[1/2] EDM    100.0 s"]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("files", [["quickstart", "quickstart_one_pass"], ["points"], ["likelihood", "families"]])
+def test_every_number_is_seen_at_every_width(files: list[str], width: int) -> None:
+    """One line for each trial and one for all, each with its bar, total, speed and time left, whatever it is called."""
+    trials = load_sweep([ROOT / "sweeps" / f"{file}.yaml" for file in files]).trials
+    long = Trial("long", {"config": "a_name_that_is_longer_than_any_terminal" * 9}, ["--config=long"])
+    console = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
+    progress = SweepProgress(console, [*trials, long], finished=[], jobs=3)
+    for trial in (trials[0], trials[-1], long):
+        progress.started(trial)
+        progress.stepped(trial, Step("evaluating DDIM-10-0123456789", 123_456, 1_000_000, 2345.0))
+    output = StringIO()
+    drawn = Console(file=output, width=width, force_terminal=True, color_system="standard")
+    drawn.print(progress._bars.get_renderable())
+    lines = Text.from_ansi(output.getvalue()).plain.splitlines()
+    assert len(lines) == 4 and all(len(line) <= width for line in lines)
+    assert all(re.search(r"[━╸╺]{10} .* images/s +\d+:\d\d(:\d\d)? left", line) for line in lines), lines
+    assert all("123,456/1,000,000 " in line for line in lines[1:]) and f" 0/{len(trials) + 1} " in lines[0]
+    label = describe(trials[0], varying_keys([*trials, long]))
+    assert lines[1].startswith(f"  {label[:12]}") and "…" in lines[3]
+
+
+def test_trials_are_told_apart_by_what_they_have() -> None:
+    """A key that another file's trials lack, and one that is the same wherever it is, tell nothing."""
+    trials = [
+        Trial(
+            "1", {"config": "conf/a/digits_edm.yaml", "sampler": "Heun", "sampler.nfe": 3, "sampler.grid": "Edm"}, []
+        ),
+        Trial(
+            "2", {"config": "conf/a/digits_edm.yaml", "sampler": "DDIM", "sampler.nfe": 5, "sampler.grid": "Edm"}, []
+        ),
+        Trial("3", {"config": "elsewhere/mine.yml", "evaluation.weights": "raw", "data.augment": None}, []),
+    ]
+    names = varying_keys(trials)
+    assert [describe(trial, names) for trial in trials] == ["digits_edm Heun nfe=3", "digits_edm DDIM nfe=5", "mine"]
+
+
+def test_trials_that_differ_only_in_what_one_lacks_are_told_apart() -> None:
+    trials = [Trial("1", {"model": "EDM"}, []), Trial("2", {"model": "EDM", "model.sigma_data": 0.5}, [])]
+    names = varying_keys(trials)
+    assert [describe(trial, names) for trial in trials] == ["1", "sigma_data=0.5"]
+
+
+def test_the_main_job_has_short_names() -> None:
+    trials = load_sweep([ROOT / "sweeps" / f"{name}.yaml" for name in ("quickstart", "quickstart_one_pass")]).trials
+    names = varying_keys(trials)
+    labels = [describe(trial, names) for trial in trials]
+    assert labels[0] == "digits_ddpm DDPM nfe=10" and len(set(labels)) == len(labels)
+    assert max(map(len, labels)) < 40
+
+
+def test_the_names_that_a_sweep_may_rank_by(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    timing = {"sampling_seconds": 1.5, "device": "cpu"}
+    path.write_text(json.dumps({"metrics": {"fid": 3.0}, "nfe": 35, "timing": timing}))
+    assert reported_names(path) == ["fid", "nfe", "sampling_seconds"]
+    path.write_text("[]")
+    assert reported_names(path) == reported_names(tmp_path / "nowhere.json") == []

@@ -2,6 +2,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from lit_gen.errors import UserError
-from lit_gen.sweeps import SweepResult, current_results, dry_run, run_sweep, runner, sweep_results
+from lit_gen.sweeps import SweepResult, current_results, dry_run, load_sweep, run_sweep, runner, sweep_results
 from lit_gen.sweeps.journal import outcomes, read_journal
 from lit_gen.sweeps.pool import ending
 from tests.full_disk import files_of_at_most
@@ -222,7 +223,7 @@ def test_a_worker_says_how_far_its_trial_is(tmp_path):
     console = Console(file=output, force_terminal=True, width=200, color_system=None)
     result = run_sweep([write(tmp_path, x=1, steps=3)], tmp_path / "runs", runner=RUNNER, console=console)
     assert len(result.results) == 1
-    assert "5 images/s, 0:02 left, fake" in output.getvalue()
+    assert re.search(": fake .* 10/20 5 images/s 0:02 left", output.getvalue())
 
 
 def test_dry_run_lists_the_trials_and_touches_nothing(tmp_path):
@@ -319,7 +320,8 @@ def test_ctrl_c_stops_the_trials_and_says_how_to_go_on(tmp_path, number):
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "with the same command: lit-gen sweep" in output and "0 finished, 0 failed of 3" in output
+    again = f"with the same command: lit-gen sweep {path} --root {root} --jobs 2; finished"
+    assert again in output and "0 finished, 0 failed of 3" in output
     assert not any(map(_alive, worker_pids_of(root)))
     events = read_journal(root / "sweeps" / "demo" / "journal.jsonl")
     assert [event["event"] for event in events] == ["started", "started"]
@@ -335,3 +337,51 @@ def test_the_last_trial_has_as_many_threads_as_the_first(tmp_path, monkeypatch):
     sweep(path, tmp_path / "runs", jobs=4)
     log = (result.folder / "logs" / f"{first}.log").read_text()
     assert [line for line in log.splitlines() if line.startswith("environment")] == ["environment demo 3"] * 2
+
+
+def test_the_advice_repeats_the_command_with_its_options(tmp_path):
+    """Quoted for the shell; options that were left at their defaults are left out."""
+    folder = tmp_path / "my sweeps"
+    folder.mkdir()
+    path = write(folder, x=[1, 2, 3], behaviour="user-error")
+    root = tmp_path / "my runs"
+    _, output = sweep(path, root, jobs=1, seed=3, count=2, name="it's mine")
+    advice = next(line for line in output.splitlines() if "with the same command" in line)
+    command = advice.partition("same command: ")[2].partition("; finished trials")[0]
+    words = ["lit-gen", "sweep", str(path), "--root", str(root), "--seed", "3", "--count", "2", "--name", "it's mine"]
+    assert shlex.split(command) == words
+
+
+def tracked(folder: Path, **keys: object) -> Path:
+    path = write(folder, x=[1, 2])
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | keys))
+    return path
+
+
+def test_a_metric_that_no_result_holds_is_said_with_those_there_are(tmp_path):
+    path = tracked(tmp_path, metric={"name": "fid", "goal": "minimize"})
+    _, output = sweep(path, tmp_path / "runs")
+    said = [line for line in output.splitlines() if line.startswith("metric.name")]
+    assert [line.partition("; ")[0] for line in said] == [
+        "metric.name: the first result does not hold fid",
+        "metric.name: no result holds fid",
+    ]
+    assert all(line.endswith("name one of fd_digits, inception_score_std, nfe") for line in said)
+    _, again = sweep(path, tmp_path / "runs")  # when all had finished before
+    assert "metric.name: no result holds fid" in again and "the first result" not in again
+    assert "metric.name" not in sweep(tracked(tmp_path, metric={"name": "nfe"}), tmp_path / "runs")[1]
+
+
+def test_project_entity_and_description_of_a_file_are_heeded(tmp_path):
+    """Trials are logged there, and known by the same ids as without."""
+    plain = load_sweep([write(tmp_path, x=[1, 2])])
+    path = tracked(tmp_path, project="digits", entity="team", description="What a\n  step costs")
+    result, output = sweep(path, tmp_path / "runs")
+    assert [trial.id for trial in result.trials] == [trial.id for trial in plain.trials]
+    for trial, without in zip(result.trials, plain.trials, strict=True):
+        place = ["--wandb.project=digits", "--wandb.entity=team"]
+        assert trial.arguments == [*without.arguments, *place, f"--run.root={tmp_path / 'runs'}"]
+    assert f"{path}: What a step costs" in output.splitlines()
+    dry = StringIO()
+    dry_run([path], tmp_path / "runs", console=Console(file=dry, width=200))
+    assert f"{path}: What a step costs" in dry.getvalue()

@@ -285,3 +285,21 @@ def test_ids_are_the_hash_of_command_parameters_and_files(tmp_path: Path, monkey
     parameters = {"config": "./x.yaml", "a": [1, "b"], "sampler": "none.yaml"}
     hashed = [["${args}"], parameters, {"./x.yaml": hashlib.sha256(content.encode()).hexdigest()}]
     assert trial.id == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(("key", "value"), [("project", 7), ("entity", ["a", "b"]), ("description", {"a": 1})])
+def test_where_a_sweep_is_logged_is_text(tmp_path: Path, key: str, value: object) -> None:
+    path = write(tmp_path, method="grid", parameters={"a": {"value": 1}}, **{key: value})
+    with pytest.raises(UserError, match=rf"{path}: {key}: expected text, got .*; "):
+        load_sweep([path])
+
+
+def test_a_trials_own_project_comes_before_that_of_its_file(tmp_path: Path) -> None:
+    place = {"project": "files", "entity": "team"}
+    both = write(tmp_path, method="grid", parameters={"wandb.project": {"value": "own"}}, **place)
+    (trial,) = load_sweep([both]).trials
+    assert trial.arguments == ["--wandb.project=own", "--wandb.entity=team"]
+    command = ["lit-gen", "run", "--wandb.entity", "mine", "${args}"]
+    fixed = write(tmp_path, method="grid", parameters={"a": {"value": 1}}, command=command, **place)
+    (trial,) = load_sweep([fixed]).trials
+    assert trial.arguments == ["--wandb.entity", "mine", "--a=1", "--wandb.project=files"]
