@@ -10,31 +10,33 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from lit_gen import __version__
+from lit_gen import __version__, help
 from lit_gen.core.files import explain, write_atomically
 from lit_gen.core.text import printable
 from lit_gen.errors import UserError
 
-DESCRIPTION = """\
+VERBS = {
+    "fit": "train a model",
+    "run": "fit, unless a finished run of the same training exists, then evaluate",
+    "evaluate": "score a run",
+    "sample": "draw images from a run",
+    "reflow": "train a rectified flow again on pairs that a run draws",
+    "ema": "make an average of the weights of a run, of any width",
+    "sweep": "run every trial of W&B sweep files on this machine, with no account",
+    "leaderboard": "rank the evaluations under a folder",
+    "report": "write one HTML page of all evaluations under a folder, with pictures and curves",
+}
+DESCRIPTION = f"""\
 Train, sample, score and compare generative image models on the same data, budget and protocol.
 
-verbs that take a configuration (lit-gen VERB --help lists its keys):
-  fit          train a model: lit-gen fit --config conf/experiment/digits_ddpm.yaml [--model.network.channels 64 ...]
-  run          fit, unless a finished run of the same training exists, then evaluate
-  evaluate     score a run: lit-gen evaluate RUN [--sampler Heun --sampler.steps 18] [--evaluation.num_samples 10000]
-  sample       draw images: lit-gen sample RUN -n 64 --seed 0 --out samples.png (or a folder, or .npz)
-  reflow       train a rectified flow again on pairs that a run draws: lit-gen reflow RUN [--distill]
-  ema          make an average of the weights of any width: lit-gen ema RUN --std 0.1
+  lit-gen run --config conf/experiment/digits_edm.yaml    train a model and score it
+  lit-gen sweep sweeps/quickstart.yaml                    train and score many
+  lit-gen leaderboard runs                                compare them
 
-verbs over many runs:
-  sweep        every trial of W&B sweep files, with no account: lit-gen sweep sweeps/quickstart.yaml
-  leaderboard  rank the evaluations under a folder: lit-gen leaderboard runs/
-  report       one HTML page of all of them, with pictures and curves: lit-gen report runs/ --out report.html
+verbs:
+{chr(10).join(f"  {verb:11}  {does}" for verb, does in VERBS.items())}
 """
-
-
 VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
 
 
@@ -74,44 +76,50 @@ def _give_up_output() -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    if words and words[0] in VERBS_WITH_A_CONFIGURATION:
+    verb, rest = (words[0], words[1:]) if words else ("", [])
+    if verb in help.OF_A_RUN and {"-h", "--help"} & set(rest):
+        print(help.OF_A_RUN[verb](), end="")
+        return 0
+    if verb in VERBS_WITH_A_CONFIGURATION:
         from lit_gen import commands
 
-        verb: Callable[[list[str]], object] = getattr(commands, words[0])
-        verb(words[1:])
+        getattr(commands, verb)(rest)
         return 0
-    options = _parser().parse_args(words)
+    if verb and verb not in VERBS and not verb.startswith("-"):
+        raise UserError(f"{verb}: no such verb; {help.closest(verb, VERBS, 'lit-gen --help lists them')}")
+    parser, parsers = _parser()
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        of_verb = parsers.get(verb, parser)
+        word = next((word for word in unknown if word.startswith("-")), unknown[0])
+        advice = help.closest(word.partition("=")[0], of_verb.names, f"{of_verb.prog} --help lists the options")
+        raise UserError(f"{word}: {of_verb.prog} has no such option; {advice}")
     command: Callable[[argparse.Namespace], int] = options.command
     return command(options)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes no option by the beginning of its name; nor do the parsers of its verbs."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lit-gen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
+    """Return the parser of the command, and those of its verbs."""
+    parser = help.Parser(prog="lit-gen", description=DESCRIPTION, formatter_class=help.Formatter)
+    parser.usage = "lit-gen VERB ...; lit-gen VERB --help lists its options"
     parser.add_argument("--version", action="version", version=f"lit-gen {__version__}")
     parser.set_defaults(command=lambda options: print(parser.format_help(), end="") or 0)
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    verbs = parser.add_subparsers(help=argparse.SUPPRESS, prog="lit-gen")
     for verb in VERBS_WITH_A_CONFIGURATION:
         verbs.add_parser(verb, add_help=False)
 
     ema = verbs.add_parser(
         "ema",
         usage="lit-gen ema RUN --std STD [--at IMAGES]",
-        help="make a power-function average of the weights of a run, of any width",
+        description=VERBS["ema"],
     )
     ema.add_argument("run", nargs="+", metavar="RUN", help="a run that was trained with --ema.stds")
     ema.add_argument("--std", type=float, required=True, help="its relative standard deviation, for example 0.1")
     ema.add_argument("--at", type=int, default=None, metavar="IMAGES", help="images seen by then (default: all)")
     ema.set_defaults(command=_ema)
 
-    sweep = verbs.add_parser("sweep", help="run every trial of W&B sweep files on this machine")
-    sweep.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml")
+    sweep = verbs.add_parser("sweep", usage="lit-gen sweep SWEEP.yaml ... [OPTIONS]", description=VERBS["sweep"])
+    sweep.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml", help="W&B sweep files")
     sweep.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     sweep.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
     sweep.add_argument("--seed", type=int, default=0, help="seed of a random search (default: 0)")
@@ -120,19 +128,23 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--dry-run", action="store_true", help="list the trials and stop")
     sweep.set_defaults(command=_sweep)
 
-    leaderboard = verbs.add_parser("leaderboard", help="rank the evaluations under a folder")
-    leaderboard.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
+    leaderboard = verbs.add_parser(
+        "leaderboard", usage="lit-gen leaderboard [FOLDER] [OPTIONS]", description=VERBS["leaderboard"]
+    )
+    leaderboard.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
     leaderboard.add_argument("--by", default=None, help="metric to rank by (default: the distance)")
     leaderboard.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="keep only these evaluations, for example protocol.num_samples=1000 (may be repeated)",
+        help="keep only these, for example protocol.num_samples=1000; may be repeated",
     )
     formats = leaderboard.add_mutually_exclusive_group()
-    for name in ("json", "csv", "markdown"):
-        formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, default="table")
+    for name, title in {"json": "JSON", "csv": "CSV", "markdown": "Markdown"}.items():
+        formats.add_argument(
+            f"--{name}", dest="format", action="store_const", const=name, default="table", help=f"print {title}"
+        )
     formats.add_argument(
         "--budgets",
         type=_budgets,
@@ -144,12 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     leaderboard.set_defaults(command=_leaderboard)
 
-    report = verbs.add_parser("report", help="one HTML page of the evaluations and trainings under a folder")
-    report.add_argument("folder", type=Path, nargs="?", default=Path("runs"))
+    report = verbs.add_parser("report", usage="lit-gen report [FOLDER] [OPTIONS]", description=VERBS["report"])
+    report.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
     report.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     report.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="as of the leaderboard")
     report.set_defaults(command=_page)
-    return parser
+    return parser, verbs.choices
 
 
 def _budgets(text: str) -> list[int]:

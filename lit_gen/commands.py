@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from lit_gen import processes, tracking
+from lit_gen import config_help, help, processes, tracking
 from lit_gen.averages import Width, parse_weights, reconstruct
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.config import ExperimentCLI
@@ -39,13 +39,13 @@ def fit(arguments: list[str]) -> Run:
 
     A run that is finished is left as it is. Returns the run.
     """
-    cli = ExperimentCLI(arguments)
+    cli = ExperimentCLI(arguments, "fit")
     return fit_run(cli, cli.objects())
 
 
 def run(arguments: list[str]) -> Path:
     """Fits, unless a finished run of the same training exists, then evaluates. Returns the result's path."""
-    cli = ExperimentCLI(arguments)
+    cli = ExperimentCLI(arguments, "run")
     return _evaluate(fit_run(cli, _checked(cli)), cli)
 
 
@@ -67,38 +67,13 @@ def _checked(cli: ExperimentCLI) -> Namespace:
 
 def evaluate(arguments: list[str]) -> Path:
     """Scores a run with a sampler and a protocol. Returns the result's path."""
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(
-            "usage: lit-gen evaluate RUN [--sampler Heun --sampler.steps 18] [--evaluation.num_samples 10000 ...]\n"
-            "lit-gen fit --help lists the keys of sampler, evaluation and wandb"
-        )
-        raise SystemExit(0)
     run, cli, _ = _reopen(arguments, "evaluate")
     return _evaluate(run, cli)
 
 
 def sample(arguments: list[str]) -> None:
     """Draws images from a run into a grid, an archive or a folder."""
-    parser = argparse.ArgumentParser(prog="lit-gen sample", add_help=False, allow_abbrev=False)
-    parser.add_argument("-n", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("samples.png"))
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--weights", default="ema")
-    parser.add_argument("--trajectory", type=Path)
-    parser.add_argument("--picture")
-    parser.add_argument("--label")
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(
-            "usage: lit-gen sample RUN [-n 64] [--seed 0] [--first 0] [--out samples.png | FOLDER | FILE.npz]\n"
-            "                          [--weights ema|raw|ema:0.1] [--batch-size 256] [--trajectory FILE.png]\n"
-            "                          [--label CLASS: images of one class, by its name or number]\n"
-            "                          [--picture reconstructions|interpolations|completions|...]\n"
-            "                          [--sampler Heun --sampler.steps 18 ...]"
-        )
-        return
-    own, rest = parser.parse_known_args(arguments)
+    own, rest = help.sample_parser().parse_known_args(arguments)
     for name, value in {"-n": own.n, "--batch-size": own.batch_size}.items():
         if value < 1:
             raise UserError(f"{name}: {value} is not a positive number of images")
@@ -187,20 +162,13 @@ def _show(model: GenerativeModel, objects: Namespace, own: argparse.Namespace) -
 
 def reflow(arguments: list[str]) -> Run:
     """Trains a run's model once more, on pairs that the run draws. Returns the new run."""
-    if not arguments or arguments[0].startswith("-"):
-        print(
-            "usage: lit-gen reflow RUN [--distill] [--reflow.num_pairs 50000] [--reflow.sampler Heun ...]\n"
-            "                          [--budget.num_images ...]\n"
-            "RUN is a finished run of a RectifiedFlow. --distill learns to draw in one step. lit-gen fit --help lists "
-            "the keys of reflow"
-        )
-        raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
+    _check_named(arguments, "reflow", "RUN [--distill]")
     run, rest = one_run(arguments, "reflow")
     if "--distill" in rest:
         words = (word for word in rest if word != "--distill")
         rest = ["--model.density", "noise", "--evaluation.likelihood", "0", *words]
     teacher = ["--reflow.teacher", str(run.directory), "--reflow.teacher_overrides", "null"]
-    cli = ExperimentCLI(["--config", str(run.config), *teacher, *rest])
+    cli = ExperimentCLI(["--config", str(run.config), *teacher, *rest], "reflow")
     return fit_run(cli, cli.objects())
 
 
@@ -277,6 +245,14 @@ def one_run(arguments: list[str], verb: str) -> tuple[Run, list[str]]:
     return Run.open(names[0]), arguments[1:]
 
 
+def _check_named(arguments: list[str], verb: str, usage: str) -> None:
+    """Raise a UserError unless a run is named first; print the help of a class (`--sampler.help Heun`), if asked."""
+    if any(config_help.asked_for(word) for word in arguments[:1]):
+        ExperimentCLI(arguments, verb)
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"usage: lit-gen {verb} {usage}; RUN is a run directory")
+
+
 def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
     """Return the run that the first argument names, and its configuration with the changes that the others ask for.
 
@@ -285,12 +261,11 @@ def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
     Raises:
         UserError: There is no such run, or a setting of its training is changed.
     """
-    if not arguments or arguments[0].startswith("-"):
-        raise UserError(f"usage: lit-gen {verb} RUN [--sampler Heun --sampler.steps 18 ...]; RUN is a run directory")
+    _check_named(arguments, verb, "RUN [--sampler Heun --sampler.steps 18 ...]")
     run, rest = one_run(arguments, verb)
     own = ["--config", str(run.config)]
     saved = ExperimentCLI(own).resolved()
-    cli = ExperimentCLI([*own, *rest])
+    cli = ExperimentCLI([*own, *rest], verb)
     asked = cli.resolved()
     changed = [
         key

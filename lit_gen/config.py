@@ -28,6 +28,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_gen.models  # noqa: F401  (registers the class names that a configuration may use)
+from lit_gen import config_help, help
 from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
 from lit_gen.data import ImageDataModule, ImageSource
 from lit_gen.data.facts import DataFacts
@@ -62,7 +63,8 @@ SET_BY_THE_MODEL = {"out_channels": None, "augment_dim": 0}
 class ExperimentCLI(LightningCLI):
     """Parses one experiment; builds its objects only when asked, since most verbs need no Trainer."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], verb: str = "fit") -> None:
+        self.verb = verb
         super().__init__(
             GenerativeModel,
             ImageDataModule,
@@ -118,6 +120,9 @@ class ExperimentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
+        if text := config_help.find(parser, args, self.verb):
+            print(text)
+            raise SystemExit(0)
         words = normalise_arguments(args)
         for word in filter(_is_config, words):
             _check_groups(Path(word.partition("=")[2]))
@@ -127,7 +132,7 @@ class ExperimentCLI(LightningCLI):
             with contextlib.redirect_stderr(io.StringIO()):
                 self.config = parser.parse_args(own)
         except ArgumentError as error:
-            raise UserError(_one_line(error)) from None
+            raise UserError(_one_line(error, parser, self.verb)) from None
         for key, part in overrides.items():  # settings of another experiment, which this parser does not know
             settings = dict(word.removeprefix(f"--{key}.").partition("=")[::2] for word in part)
             self.config[f"{key}_overrides"] = (self.config[f"{key}_overrides"] or {}) | settings or None
@@ -305,7 +310,7 @@ def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:
     return training_identity(config | {"seed_everything": None}, fingerprint)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, parser: LightningArgumentParser | None = None, verb: str = "fit") -> str:
     """jsonargparse explains over many lines, with the usage; this keeps the key, the value and the reason."""
     cause: BaseException | None = error
     while cause is not None:  # a class's own complaint comes wrapped
@@ -315,7 +320,10 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if not (found := re.search(r'Parser key "([^"]+)":\s*(.*)', text, re.DOTALL)):
         if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", text):
-            return f"{unknown.group(1)}: no such key; lit-gen fit --help lists the keys"
+            known = [] if parser is None else [name for action in parser._actions for name in action.option_strings]
+            word = unknown.group(1).partition("=")[0]
+            advice = help.closest(word, [*known, *help.own_options(verb)], "lit-gen fit --help lists the keys")
+            return f"{unknown.group(1)}: no such key; {advice}"
         return " ".join(text.split())
     key, reason = found.group(1), found.group(2)
     nested: list[tuple[str, str]] = re.findall(r"NestedArg\(key='([^']+)', val='?(.*?)'?\)", reason)
@@ -325,7 +333,8 @@ def _one_line(error: Exception) -> str:
     if wrong := _of_a_name(reason):
         return f"{key}.{part}: {wrong}" if part else f"{key}: {wrong}"
     if part:
-        return _of_a_part(key, part, given, reason)
+        advice = config_help.of_misspelt(parser, f"{key}.{part}") if parser is not None else ""
+        return _of_a_part(key, part, given, reason) or f"{key}.{part}: no such key; {advice}"
     otherwise = (
         r"Parser key \"(\w+)\":\s*Type [^\n]* expects a function or a callable class: [^\n]*class_path='[\w.]*?(\w+)'"
     )
@@ -367,8 +376,8 @@ def _of_a_name(reason: str) -> str | None:
     return None
 
 
-def _of_a_part(key: str, part: str, value: str, reason: str) -> str:
-    """What is wrong with a value for a part of a key, `network.channels` of `model`."""
+def _of_a_part(key: str, part: str, value: str, reason: str) -> str | None:
+    """What is wrong with a value for a part of a key, `network.channels` of `model`; None if there is no such part."""
     base = BASES.get(key)
     if "is abstract" in reason or (base and f"class_path '{base.__module__}.{base.__name__}'" in reason):
         choices = f" (one of {', '.join(class_names(base))})" if base else ""
@@ -384,7 +393,7 @@ def _of_a_part(key: str, part: str, value: str, reason: str) -> str:
         base = getattr(sys.modules[bases[-1][0]], bases[-1][1]) if bases else None
         choices = _choices(base) or "; give a class of lit_gen or torch by its name, or any by its import path"
         return f"{key}.{part}: there is no class {value}{choices}"
-    return f"{key}.{part}: no such key; lit-gen fit --{key}.help CLASS lists those of a class"
+    return None
 
 
 def _wanted(reason: str) -> str | None:

@@ -44,15 +44,6 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return error
 
 
-def test_help_imports_neither_torch_nor_lightning() -> None:
-    heavy = "{'torch', 'lightning', 'wandb'} & set(sys.modules)"
-    code = f"import sys; from lit_gen.cli import main; main([]); assert not {heavy}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for verb in ("fit", "run", "evaluate", "sample", "reflow", "ema", "sweep", "leaderboard"):
-        assert f"  {verb} " in done.stdout
-
-
 def test_python_m_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "lit_gen", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("lit-gen ")
@@ -388,13 +379,6 @@ def test_a_trial_batch_is_not_taken_for_the_training(tmp_path: Path) -> None:
     assert run != tried and run.metadata["images_seen"] == 128
 
 
-def test_help_of_evaluate_is_short(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["evaluate", "--help"])
-    assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: lit-gen evaluate RUN")
-
-
 def test_run_and_evaluate_score_the_same_model(tmp_path: Path) -> None:
     """A training in one data type leaves its object in that type; what is scored is built anew from the checkpoint."""
     sampler = ["--sampler=DDIM", "--sampler.steps=3"]
@@ -441,27 +425,14 @@ def test_settings_that_wandb_refuses_are_named(
 
 
 def test_budgets_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["leaderboard", "--budgets", "5,ten"])
-    assert ended.value.code == 2
-    assert "argument --budgets: 5,ten is no list of whole numbers such as 5,10,20" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["sweep", "x.yaml", "--coun=3"], ["leaderboard", "--markdow"], ["ema", "x", "--std=0.1", "--a=3"], ["--versio"]],
-    ids=lambda words: words[0],
-)
-def test_an_option_that_lacks_its_end_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    assert ended.value.code == 2
-    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
+    error = said(capsys, "leaderboard", "--budgets", "5,ten")
+    assert "--budgets: 5,ten is no list of whole numbers such as 5,10,20; lit-gen leaderboard --help" in error
 
 
 def test_an_option_of_sample_that_lacks_its_end_is_refused(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "samples.png"
-    assert "--weight=raw: no such key" in said(capsys, "sample", str(trained.directory), f"--out={out}", "--weight=raw")
+    advice = "--weight=raw: no such key; did you mean --weights?"
+    assert advice in said(capsys, "sample", str(trained.directory), f"--out={out}", "--weight=raw")
     assert not out.exists()

@@ -214,9 +214,12 @@ def test_wrong_keys_and_values_are_named_in_one_line(words: list[str], named: st
         (["--model.network=UNett"], "model.network: there is no class UNett; give a class"),
         (["--model.optimizer.lr=abc"], "model.optimizer.lr: abc is not accepted; expected float"),
         (["--model.network.channels=abc"], "model.network.channels: abc is not accepted; expected int"),
-        (["--model.optimiser.lr=1"], "model.optimiser.lr: no such key; lit-gen fit --model.help CLASS"),
+        (
+            ["--model.optimiser.lr=1"],
+            "model.optimiser.lr: no such key; did you mean optimizer? lit-gen fit --model.help CLASS",
+        ),
         (["--model.network.chanels=3"], "model.network.chanels: no such key"),
-        (["--sampler=Heun", "--sampler.stepz=3"], "sampler.stepz: no such key; lit-gen fit --sampler.help CLASS"),
+        (["--sampler=Heun", "--sampler.stepz=3"], "sampler.stepz: no such key; did you mean steps? lit-gen fit --"),
         (
             ["--sampler=Heun", "--sampler.grid=Karrass"],
             "sampler.grid: there is no class Karrass; choose one of Karras, ",
@@ -231,10 +234,10 @@ def test_wrong_keys_and_values_are_named_in_one_line(words: list[str], named: st
             ["--model=GAN", "--model.augment=DiffAugment", "--model.augment.policy=cutout"],
             "model.augment.policy: cutout is not accepted; expected a sequence",
         ),
-        (["--modl=EDM"], "--modl=EDM: no such key; lit-gen fit --help"),
-        (["--budget.num_image=64"], "--budget.num_image=64: no such key; lit-gen fit --help"),
-        (["--ema.half", "64"], "--ema.half=64: no such key; lit-gen fit --help"),
-        (["--seed=3"], "--seed=3: no such key; lit-gen fit --help"),
+        (["--modl=EDM"], "--modl=EDM: no such key; did you mean --model?"),
+        (["--budget.num_image=64"], "--budget.num_image=64: no such key; did you mean --budget.num_images?"),
+        (["--ema.half", "64"], "--ema.half=64: no such key; did you mean --ema.halflife?"),
+        (["--seed=3"], "--seed=3: no such key; did you mean --seed_everything?"),
     ],
 )
 def test_errors_name_the_whole_key_and_its_choices(words: list[str], message: str) -> None:

@@ -87,7 +87,7 @@ def test_a_training_and_two_evaluations_are_in_the_agents_sweep(server: str, tmp
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path / "settings")}
     environment |= {"WANDB_BASE_URL": server, "WANDB_API_KEY": "0" * 40}
-    words = [WANDB, "agent", f"{ENTITY}/{PROJECT}/{SWEEP}", "--count", "2"]
+    words = [str(WANDB), "agent", f"{ENTITY}/{PROJECT}/{SWEEP}", "--count", "2"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and not SweepServer.waiting, done.stdout + done.stderr
     (run,) = (path.parent for path in tmp_path.glob("*/run.json"))

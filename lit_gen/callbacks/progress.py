@@ -67,7 +67,7 @@ class ImageProgress:
 
     def _draw(self, step: Step) -> None:
         under_way = step.images_per_second > 0
-        fields = {
+        fields: dict[str, Any] = {
             "count": f"{step.completed:,}/{step.total:,} images",
             "speed": speed(step.images_per_second),
             "left": f"{clock(step.seconds_left)} left" if under_way else "",

@@ -288,14 +288,14 @@ def test_ids_are_the_hash_of_command_parameters_and_files(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("key", "value"), [("project", 7), ("entity", ["a", "b"]), ("description", {"a": 1})])
-def test_where_a_sweep_is_logged_is_text(tmp_path: Path, key: str, value: object) -> None:
+def test_where_a_sweep_is_logged_is_text(tmp_path: Path, key: str, value: Any) -> None:
     path = write(tmp_path, method="grid", parameters={"a": {"value": 1}}, **{key: value})
     with pytest.raises(UserError, match=rf"{path}: {key}: expected text, got .*; "):
         load_sweep([path])
 
 
 def test_a_trials_own_project_comes_before_that_of_its_file(tmp_path: Path) -> None:
-    place = {"project": "files", "entity": "team"}
+    place: dict[str, Any] = {"project": "files", "entity": "team"}
     both = write(tmp_path, method="grid", parameters={"wandb.project": {"value": "own"}}, **place)
     (trial,) = load_sweep([both]).trials
     assert trial.arguments == ["--wandb.project=own", "--wandb.entity=team"]
