@@ -87,7 +87,7 @@ def of_all(parser: ArgumentParser, verb: str) -> str:
     lines = [
         f"usage: lit-gen {verb} --config FILE [--KEY VALUE ...]",
         "",
-        f"{does.get(verb, '')} The file holds an experiment; keys on the command line come before it.",
+        f"{does.get(verb, '')} FILE holds an experiment; keys on the command line override it.",
         "",
         f"  lit-gen {verb} --config conf/experiment/digits_edm.yaml --budget.num_images 20000",
         "",

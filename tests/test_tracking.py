@@ -21,12 +21,20 @@ WANDB = Path(sys.executable).parent / "wandb"
 OFFLINE = "W&B: offline, files stay in the run directory (wandb login, or --wandb.mode online, to upload)"
 
 
+def read_back(folder: Path, *options: str) -> str:
+    """What W&B's own reader prints of an offline run."""
+    done = subprocess.run([WANDB, "leet", "inspect", "--json", *options, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in read_back(folder).splitlines()]
+
+
 def inspect(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary and the records of an offline run."""
-    summary = subprocess.run([WANDB, "leet", "inspect", "--summary", "--json", folder], capture_output=True, text=True)
-    records = subprocess.run([WANDB, "leet", "inspect", "--json", folder], capture_output=True, text=True)
-    assert summary.returncode == records.returncode == 0, summary.stderr + records.stderr
-    return json.loads(summary.stdout), [json.loads(line) for line in records.stdout.splitlines()]
+    return json.loads(read_back(folder, "--summary")), records_of(folder)
 
 
 def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -165,15 +173,16 @@ def test_the_runs_of_an_agents_trials_are_in_its_project_and_its_sweep(
         under_an_agent(patch, tmp_path, "trial4", sampler="Heun", **{"evaluation.seed": 4})
         score(run, settings, seed=4)
     score(run, settings, seed=5)
-    read = {path.name.rsplit("-", 1)[-1]: inspect(path) for path in wandb_runs(tmp_path)}
-    places = {run_id: place(records) for run_id, (_, records) in read.items()}
+    paths = {path.name.rsplit("-", 1)[-1]: path for path in wandb_runs(tmp_path)}
+    read = {run_id: records_of(path) for run_id, path in paths.items()}
+    places = {run_id: place(records) for run_id, records in read.items()}
     agents = {"project": "theirs", "entity": "team", "run_group": "sweep7"}
     training = run.metadata["wandb_id"]
     assert places.pop(training) == {"run_id": training, **agents, "job_type": "train", "sweep_id": None}
     for seed in (3, 4):
         run_id = f"trial{seed}"
         assert places.pop(run_id) == {"run_id": run_id, **agents, "job_type": "evaluate", "sweep_id": "sweep7"}
-        summary, records = read[run_id]
+        summary, records = json.loads(read_back(paths[run_id], "--summary")), read[run_id]
         config = summary["config"]
         assert (config["sampler"], config["evaluation.seed"]) == ("Heun", seed), (
             "the sweep's parameters, by their names"
@@ -198,7 +207,7 @@ def test_an_evaluation_is_logged_with_the_sampler_it_used(tmp_path: Path) -> Non
     run = Run(tmp_path / "digits_edm-1")
     score(run, settings, seed=2)
     (path,) = wandb_runs(tmp_path)
-    summary, _ = inspect(path)
+    summary = json.loads(read_back(path, "--summary"))
     assert summary["config"]["sampler"] == HEUN and "settings" not in summary["config"]
     assert summary["name"] == "digits_edm-1 Heun nfe 35 seed 2"
 
