@@ -22,6 +22,7 @@ EVALUATION = (
     ("--evaluation.num_kept N", 64, "images kept in samples.npz and samples.png"),
     ("--evaluation.likelihood N", 0, "test images whose likelihood is computed: 0, a number, or all"),
     ("--evaluation.likelihood_method CLASS", None, "how a diffusion model computes it"),
+    ("--evaluation.other_data BOOL", False, "accept images other than those of the training"),
 )
 SAMPLER = (
     ("--sampler CLASS", None, "how images are drawn, such as Heun or DDIM"),
@@ -31,6 +32,7 @@ SAMPLER = (
     ("--sampler.help CLASS", None, "print all keys of a sampler and stop; without CLASS: list the samplers"),
 )
 MACHINE = (
+    ("--data.source CLASS", None, "another place of the images of the training (none: where they were)"),
     ("--trainer.accelerator NAME", "auto", "auto, gpu or cpu"),
     ("--trainer.devices N", "auto", "how many, or which"),
     ("--wandb.mode MODE", "auto", "auto, online, offline or disabled"),
@@ -121,7 +123,9 @@ def _evaluate() -> str:
     )
     _add_keys(parser, "sampler (default: the model's own)", SAMPLER)
     _add_keys(parser, "evaluation", EVALUATION)
-    _add_keys(parser, "machine and tracking", MACHINE, "lit-gen fit --help lists all keys of trainer and wandb")
+    _add_keys(
+        parser, "data, machine and tracking", MACHINE, "lit-gen fit --help lists all keys of data, trainer and wandb"
+    )
     return parser.format_help()
 
 

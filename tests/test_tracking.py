@@ -142,7 +142,7 @@ EDM, HEUN = {"class_path": "lit_gen.models.EDM"}, {"name": "Heun", "steps": 18, 
 def train(folder: Path, settings: WandbSettings) -> Run:
     """A training as W&B sees it."""
     run = Run(folder / "digits_edm-1")
-    run.create({}, identity="1")
+    run.create({}, identity="1", recipe="2", seed=0)
     Curves(settings, run, {"model": EDM, "seed_everything": 0}).log_metrics({"train/loss": 1.0}, 64)
     finish()
     return run

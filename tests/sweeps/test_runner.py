@@ -157,7 +157,7 @@ def test_a_stopped_worker_is_reported_and_so_is_its_return(tmp_path, monkeypatch
         waking.join()
     assert len(result.results) == 2
     silent = re.findall(r"^(.*): process \d+ has given no sign of life for [23] s", output.getvalue(), re.MULTILINE)
-    assert set(silent) == {"behaviour=SIGSTOP"}
+    assert set(silent) == {"SIGSTOP"}
     assert output.getvalue().count("is at work again") == len(silent)
 
 
