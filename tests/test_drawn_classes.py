@@ -26,6 +26,7 @@ from tests.report.test_leaderboard import content, write
 SHARES = {3: 131, 6: 37, 9: 9}
 """Images of three digits, which are the classes 0, 1 and 2."""
 NUM = sum(SHARES.values())
+RUN = {"identity": "ab", "recipe": "cd", "seed": 0, "status": "training", "wandb_id": "0"}
 
 
 class Remembering(GenerativeModel):
@@ -55,6 +56,7 @@ class Remembering(GenerativeModel):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Npz:
     images, digits = Digits().load("train")
+    assert digits is not None
     rows = np.concatenate([np.flatnonzero(digits == digit)[:num] for digit, num in SHARES.items()])
     rows = rows[np.random.default_rng(0).permutation(NUM)]
     labels = np.array([list(SHARES).index(digit) for digit in digits[rows]])
@@ -69,7 +71,7 @@ def score(source: Npz, folder: Path, model: GenerativeModel, **settings: Any) ->
     """The result of an evaluation of all samples in one batch."""
     run = Run(folder / "run")
     run.directory.mkdir(parents=True, exist_ok=True)
-    run.metadata_path.write_text(json.dumps({"identity": "ab", "recipe": "cd", "seed": 0, "title": model.title}))
+    run.metadata_path.write_text(json.dumps(RUN | {"title": model.title}))
     settings = {"num_samples": NUM, "batch_size": 4 * NUM, "inception_splits": 1} | settings
     evaluation = Evaluation(DigitsFeatures, **settings)
     result, path, computed = evaluation(model, ImageDataModule(source), None, run, folder / ".reference")
@@ -95,14 +97,15 @@ def test_a_perfect_model_of_rare_classes_has_no_distance(source: Npz, tmp_path: 
 
 def test_the_classes_are_those_of_the_split_that_is_scored_against(source: Npz, tmp_path: Path) -> None:
     images, labels = source.load("test")
-    assert np.bincount(labels, minlength=3).tolist() == [14, 37, 9], "the test part has other shares"
+    assert labels is not None and np.bincount(labels, minlength=3).tolist() == [14, 37, 9], (
+        "the test part has other shares"
+    )
     result = score(source, tmp_path, Remembering(images, labels), num_samples=60, split="test")
     assert abs(result["metrics"]["fd_digits"]) < 1e-3
 
 
 def test_old_evaluations_are_found_where_the_images_are_the_same(source: Npz, tmp_path: Path) -> None:
     """Those of models without classes, and of equally frequent ones, stay where they were; no others are found."""
-    images, labels = source.load("train")
     places = {}
     evaluation = Evaluation(DigitsFeatures, num_samples=20, inception_splits=1)
     protocol = evaluation.protocol(ImageDataModule(source), DigitsFeatures())
@@ -112,18 +115,27 @@ def test_old_evaluations_are_found_where_the_images_are_the_same(source: Npz, tm
         places[name] = evaluation.directory(Run(tmp_path), None, of, 0, counts)
     assert places["old"] == places["none"] == places["equal"]
     assert evaluation.directory(Run(tmp_path), None, protocol, 0, tuple(SHARES.values())) != places["old"]
-    result = score(source, tmp_path, Remembering(images, labels, conditional=False), num_samples=20)
-    path, stored = result["path"], json.loads(result["path"].read_text())
-    del stored["protocol"]["drawn_classes"]
-    path.write_text(json.dumps(stored))
-    run, model = Run(tmp_path / "run"), Remembering(images, labels, conditional=False)
-    found, same, computed = Evaluation(DigitsFeatures, num_samples=20, inception_splits=1)(
-        model, ImageDataModule(source), None, run, tmp_path
-    )
-    assert (same, computed) == (path, False)
-    assert (
-        found["protocol"]["drawn_classes"] == json.loads(path.read_text())["protocol"]["drawn_classes"] == "reference"
-    )
+
+
+def test_an_old_evaluation_of_equal_classes_becomes_comparable(source: Npz, tmp_path: Path) -> None:
+    """Asked for again, it is not computed again: its file then names the classes, which are what they were."""
+    images, labels = source.load("train")
+    assert labels is not None
+    rows = np.concatenate([np.flatnonzero(labels == c)[:9] for c in range(3)])
+    np.savez(tmp_path / "equal.npz", images=images[rows], labels=labels[rows])
+    equal, settings = Npz(str(tmp_path / "equal.npz")), {"num_samples": 20, "inception_splits": 1}
+    for conditional in (False, True):
+        model = Remembering(images[rows], labels[rows], conditional=conditional)
+        model.title = "Remembering, class-conditional" if conditional else "Remembering"
+        path = score(equal, tmp_path, model, **settings)["path"]
+        stored = json.loads(path.read_text())
+        del stored["protocol"]["drawn_classes"]
+        path.write_text(json.dumps(stored))
+        assert read_result(path).protocol["drawn_classes"] == ("uniform" if conditional else "reference")
+        evaluation, data = Evaluation(DigitsFeatures, **settings), ImageDataModule(equal)  # type: ignore[arg-type]
+        found, same, computed = evaluation(model, data, None, Run(tmp_path / "run"), tmp_path)
+        assert (same, computed, found["protocol"]["drawn_classes"]) == (path, False, "reference")
+        assert read_result(path).protocol["drawn_classes"] == "reference"
 
 
 def test_only_rows_with_the_same_classes_are_ranked_together(tmp_path: Path) -> None:

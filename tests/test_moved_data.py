@@ -21,6 +21,7 @@ from lit_gen.runs import Run, RunSettings
 from tests.conftest import TINY
 
 COUNTS = (60, 11, 29)
+RUN = {"identity": "ab", "recipe": "cd", "seed": 0, "status": "training", "wandb_id": "0"}
 SETTINGS = [
     *TINY["VAE"],
     "--model.class_conditional=true",
@@ -190,7 +191,7 @@ def test_which_images_a_run_was_trained_on(tmp_path: Path) -> None:
 
     def write(folder: Path, **facts: Any) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run.json").write_text(json.dumps(facts))
+        (folder / "run.json").write_text(json.dumps(RUN | facts))
         return Run(folder)
 
     plain = {"data": {"name": "a", "fingerprint": "image"}, "training": {"model": {}}}
@@ -202,7 +203,7 @@ def test_which_images_a_run_was_trained_on(tmp_path: Path) -> None:
     second = write(tmp_path / "second", data={"fingerprint": "codes"}, training={})
     write(second.directory / "first_stage", **plain)
     assert second.images_fingerprint == "image"
-    assert write(tmp_path / "ancient", identity="ab").images_fingerprint is None
+    assert write(tmp_path / "ancient").images_fingerprint is None
 
 
 def test_a_run_is_found_by_its_identity(tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_a_run_is_found_by_its_identity(tmp_path: Path) -> None:
 
     def write(name: str, of: str) -> None:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps({"identity": of, "status": "training"}))
+        (tmp_path / name / "run.json").write_text(json.dumps(RUN | {"identity": of}))
 
     assert of() == "digits_vae-0123456789" and settings.name is None
     write("other-0123456789", "0123456789" + "cd" * 27)  # begins alike, and is another training
@@ -224,7 +225,9 @@ def test_a_run_is_found_by_its_identity(tmp_path: Path) -> None:
     write("second-0123456789", identity)
     (tmp_path / "second-0123456789" / "checkpoints").mkdir()
     (tmp_path / "second-0123456789" / "checkpoints" / "last.ckpt").touch()
-    (tmp_path / "second-0123456789" / "run.json").write_text(json.dumps({"identity": identity, "status": "finished"}))
+    (tmp_path / "second-0123456789" / "run.json").write_text(
+        json.dumps(RUN | {"identity": identity, "status": "finished"})
+    )
     assert of() == "second-0123456789", "a finished one before others"
     write("digits_vae-0123456789", identity)
     assert of() == "digits_vae-0123456789"

@@ -22,7 +22,8 @@ def test_the_facts_of_data_come_back_from_a_file(data: ImageDataModule) -> None:
 
 
 def test_an_older_run_has_none() -> None:
-    for data in ({"name": "digits", "fingerprint": "ab" * 32}, None, [], "digits"):
+    older: tuple[Any, ...] = ({"name": "digits", "fingerprint": "ab" * 32}, None, [], "digits")
+    for data in older:
         assert DataFacts.recorded({"data": data}) is None
     assert DataFacts.recorded({}) is None
 
