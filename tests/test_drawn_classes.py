@@ -127,13 +127,13 @@ def test_an_old_evaluation_of_equal_classes_becomes_comparable(source: Npz, tmp_
     for conditional in (False, True):
         model = Remembering(images[rows], labels[rows], conditional=conditional)
         model.title = "Remembering, class-conditional" if conditional else "Remembering"
-        path = score(equal, tmp_path, model, **settings)["path"]
+        path = score(equal, tmp_path / str(conditional), model, **settings)["path"]
         stored = json.loads(path.read_text())
         del stored["protocol"]["drawn_classes"]
         path.write_text(json.dumps(stored))
         assert read_result(path).protocol["drawn_classes"] == ("uniform" if conditional else "reference")
         evaluation, data = Evaluation(DigitsFeatures, **settings), ImageDataModule(equal)  # type: ignore[arg-type]
-        found, same, computed = evaluation(model, data, None, Run(tmp_path / "run"), tmp_path)
+        found, same, computed = evaluation(model, data, None, Run(tmp_path / str(conditional) / "run"), tmp_path)
         assert (same, computed, found["protocol"]["drawn_classes"]) == (path, False, "reference")
         assert read_result(path).protocol["drawn_classes"] == "reference"
 
