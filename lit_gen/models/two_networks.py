@@ -59,7 +59,8 @@ class TwoNetworks(GenerativeModel):
             )
 
     def on_fit_start(self) -> None:
-        self.trainer.datamodule.check_shares(self.accumulate, self.trainer.world_size)  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.check_batches(data.batch_size, self.accumulate, self.trainer.world_size)
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         """The tensors of a batch in `accumulate` equal parts, each a view; None stays None. Logging follows them."""

@@ -183,7 +183,7 @@ def read_curves(path: Path) -> Curves:
 def _last_pictures(folder: Path) -> dict[str, Path]:
     """The latest of `images-000120064.png`, `reconstructions-...png` and so on."""
     last: dict[str, Path] = {}
-    for path in sorted(folder.glob("*-*.png")):
+    for path in sorted(folder.glob("[!.]*-*.png")):
         last[path.stem.rpartition("-")[0]] = path
     return last
 

@@ -24,7 +24,7 @@ from lit_gen.data.pairs import Pairs
 from lit_gen.data.points import TwoMoons
 from lit_gen.errors import UserError
 from lit_gen.metrics import Moments, reference
-from lit_gen.report import plots, theory
+from lit_gen.report import page, plots, theory
 from lit_gen.runs import Run
 from lit_gen.sweeps.journal import Journal, read_journal
 from lit_gen.tracking import MetricsFile
@@ -224,6 +224,15 @@ def test_a_torn_row_is_no_row_of_a_resumed_training(tmp_path: Path) -> None:
     path.write_bytes(b"images,loss\r\nx,0.5\r\n")
     with pytest.raises(UserError, match="metrics.csv: line 2: "):
         MetricsFile(path).resume(1000)
+
+
+def test_a_picture_that_is_being_drawn_is_not_on_the_page(tmp_path: Path) -> None:
+    """Temporary names end as the file does, and pathlib's `*` begins with a dot as well."""
+    path = tmp_path / "images-000000128.png"
+    images.save_grid(NOISE, path)
+    with replacing(tmp_path / "images-000000256.png") as temporary:
+        temporary.write_bytes(b"half")
+        assert page._last_pictures(tmp_path) == {"images": path}
 
 
 def test_append_makes_the_file(tmp_path: Path) -> None:

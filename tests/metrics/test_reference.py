@@ -101,7 +101,7 @@ def test_concurrent_writers_never_tear_the_file(data, tmp_path, caplog):
     def write_many_times(_: int) -> None:
         net = DigitsFeatures()
         for _ in range(20):
-            for path in (tmp_path / "shared").glob("*.safetensors"):
+            for path in (tmp_path / "shared").glob("[!.]*.safetensors"):
                 path.unlink(missing_ok=True)
             assert_same(reference_moments(data, "test", net, tmp_path / "shared"), exact)
 
