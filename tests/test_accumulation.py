@@ -178,13 +178,13 @@ class Saved:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.after: list[int] = []
-        save = Checkpoint.save
+        save = Checkpoint._write
 
         def noting(checkpoint: Checkpoint, trainer: Trainer, model: GenerativeModel) -> None:
             self.after.append(model._batches_seen)
             save(checkpoint, trainer, model)
 
-        monkeypatch.setattr(Checkpoint, "save", noting)
+        monkeypatch.setattr(Checkpoint, "_write", noting)
 
 
 def training(model: str, root: Path, *more: str) -> list[str]:
