@@ -181,7 +181,9 @@ def _ema(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     from lit_gen import sweeps
+    from lit_gen.core.seeds import check_seed
 
+    check_seed(options.seed, "--seed")
     if options.jobs < 1:
         raise UserError(f"--jobs: {options.jobs} is not a positive number of trials at a time")
     common = {"seed": options.seed, "count": options.count, "name": options.name}

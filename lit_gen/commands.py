@@ -15,6 +15,7 @@ from lit_gen import config_help, help, processes, tracking
 from lit_gen.averages import Width, parse_weights, reconstruct
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.config import ExperimentCLI
+from lit_gen.core.seeds import check_seed
 from lit_gen.data import ImageSource
 from lit_gen.data.facts import DataFacts
 from lit_gen.diffusion.samplers import DiffusionSampler
@@ -77,6 +78,7 @@ def sample(arguments: list[str]) -> None:
     for name, value in {"-n": own.n, "--batch-size": own.batch_size}.items():
         if value < 1:
             raise UserError(f"{name}: {value} is not a positive number of images")
+    check_seed(own.seed, "--seed")
     check_ending(own.out)
     if own.trajectory is not None:
         check_path(own.trajectory)

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import io
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -23,13 +24,17 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_gen.models  # noqa: F401  (registers the class names that a configuration may use)
 from lit_gen import config_help, help
+from lit_gen.build import build
 from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
+from lit_gen.config_errors import explain, own_error
+from lit_gen.config_files import OF_THE_STANDARD_LIBRARY, check_argument, check_config
+from lit_gen.core.seeds import check_seed
 from lit_gen.data import ImageDataModule, ImageSource
 from lit_gen.data.facts import DataFacts
 from lit_gen.errors import UserError, class_names
@@ -41,8 +46,7 @@ from lit_gen.models.base import GenerativeModel
 from lit_gen.reflow import Reflow
 from lit_gen.runs import TRAINED_FIRST, RunSettings
 from lit_gen.tracking import WandbSettings
-
-set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+from lit_gen.trust import check_parsed, keys_alone, plain_key
 
 # A Trainer argument that is not named here is taken to change the weights.
 TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = {
@@ -56,6 +60,19 @@ TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = {
 DATA_KEYS_THAT_CHANGE_NO_WEIGHT = {"source", "num_workers"}
 LINKED = {"image_shape": "the data, or the first stage,", "num_classes": "the data", "num_codes": "the first stage"}
 """Arguments of a model that no one sets, and what they come from."""
+GROUPS: dict[type, str] = {
+    ImageDataModule: "data",
+    Evaluation: "evaluation",
+    Reflow: "reflow",
+    FirstStage: "first_stage",
+    RunSettings: "run",
+    WandbSettings: "wandb",
+    Budget: "budget",
+    Checkpoint: "checkpoint",
+    EMA: "ema",
+    SampleGrid: "grid",
+}
+"""Classes whose arguments are the keys of a group."""
 SET_BY_THE_MODEL = {"out_channels": None, "augment_dim": 0}
 """Arguments of a network that its model gives, and what they are until then."""
 
@@ -99,15 +116,10 @@ class ExperimentCLI(LightningCLI):
             enable_path=True,
             help="How a diffusion model draws images; null: its own.",
         )
-        parser.add_class_arguments(Evaluation, "evaluation")
-        parser.add_class_arguments(Reflow, "reflow")
-        parser.add_class_arguments(FirstStage, "first_stage")
-        parser.add_class_arguments(RunSettings, "run")
-        parser.add_class_arguments(WandbSettings, "wandb")
-        parser.add_lightning_class_args(Budget, "budget")
-        parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.add_lightning_class_args(EMA, "ema")
-        parser.add_lightning_class_args(SampleGrid, "grid")
+        for group in (Evaluation, Reflow, FirstStage, RunSettings, WandbSettings):
+            parser.add_class_arguments(group, GROUPS[group])
+        for callback in (Budget, Checkpoint, EMA, SampleGrid):
+            parser.add_lightning_class_args(callback, GROUPS[callback])
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments(
             ("data.image_shape", "first_stage"),
@@ -124,15 +136,21 @@ class ExperimentCLI(LightningCLI):
             print(text)
             raise SystemExit(0)
         words = normalise_arguments(args)
-        for word in filter(_is_config, words):
-            _check_groups(Path(word.partition("=")[2]))
+        for word in words:
+            if _is_config(word):
+                check_config(Path(word.partition("=")[2]))
+            check_argument(word)
         overrides = {key: [word for word in words if word.startswith(f"--{key}.")] for key in TRAINED_FIRST}
         own = [word for word in words if not any(word in part for part in overrides.values())]
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), keys_alone():
                 self.config = parser.parse_args(own)
         except ArgumentError as error:
-            raise UserError(_one_line(error, parser, self.verb)) from None
+            raise UserError(_readable(_one_line(error, parser, self.verb))) from None
+        except RecursionError:
+            raise UserError("--config: classes within each other are nested too deeply; write fewer levels") from None
+        check_parsed(parser, self.config, {f"model.{key}" for key in LINKED})
+        _check_numbers(self.config.as_dict(), "")
         for key, part in overrides.items():  # settings of another experiment, which this parser does not know
             settings = dict(word.removeprefix(f"--{key}.").partition("=")[::2] for word in part)
             self.config[f"{key}_overrides"] = (self.config[f"{key}_overrides"] or {}) | settings or None
@@ -181,8 +199,8 @@ class ExperimentCLI(LightningCLI):
                 raise UserError(f"model.{key}: it comes from {source} and cannot be set to {given}; leave it out")
         seed_everything(self.config.seed_everything, verbose=False)
         try:
-            with_facts = [(partial(_with_facts, facts), ImageDataModule, False)]
-            self.config_init = self.parser.instantiate(self.config, instantiators=with_facts)
+            with_facts = (partial(_with_facts, facts), ImageDataModule, False)
+            self.config_init = build(self.parser, self.config, GROUPS, [with_facts])
         except (ArgumentError, ValueError) as error:
             raise UserError(_one_line(error)) from None
         if first_stage is not None:
@@ -220,6 +238,20 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
     return sorted(pairs, key=depth)
 
 
+def _check_numbers(value: Any, key: str) -> None:
+    """Raise a UserError if a value of a configuration, or one in it, is a seed out of range or not a number."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_numbers(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _check_numbers(part, key)
+    elif isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{plain_key(key)}: nan is not a number; give one, or leave it out")
+    elif isinstance(value, int) and key.endswith(("seed", "seed_everything")):
+        check_seed(value, plain_key(key))
+
+
 def as_arguments(settings: dict[str, Any]) -> list[str]:
     """The arguments that set keys to values; texts are as they are given on the command line."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
@@ -250,30 +282,6 @@ def _with_null(pair: str) -> str:
 
 def _is_config(pair: str) -> bool:
     return pair.partition("=")[0] in ("--config", "-c")
-
-
-def _check_groups(file: Path) -> None:
-    """Nothing, unless of a group's file or class and a dotted key of that group the parser would keep the later alone.
-
-    Raises:
-        UserError: a configuration file holds both, or no keys at all.
-    """
-    try:
-        config = yaml.safe_load(file.read_text())
-    except OSError:  # the parser says what is wrong
-        return
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: expected keys with values, such as model: ..., got {str(config)[:60]}")
-    for key in config:
-        parts = str(key).split(".")
-        for group in (".".join(parts[:end]) for end in range(1, len(parts))):
-            if isinstance(config.get(group), str):
-                raise UserError(
-                    f"{file}: {key} cannot stand beside {group}: {config[group]}; give --{key} on the command line, or "
-                    f"write the keys of {group} below it"
-                )
 
 
 def training_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -312,12 +320,13 @@ def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:
 
 def _one_line(error: Exception, parser: LightningArgumentParser | None = None, verb: str = "fit") -> str:
     """jsonargparse explains over many lines, with the usage; this keeps the key, the value and the reason."""
-    cause: BaseException | None = error
-    while cause is not None:  # a class's own complaint comes wrapped
-        if isinstance(cause, UserError):
-            return str(cause)
-        cause = cause.__cause__
+    if (own := own_error(error)) is not None:
+        return str(own)
     text = str(error)
+    if explained := explain(error):
+        return explained
+    if "linked_targets" in text:  # the parser takes no function with arguments for a key of the model
+        return "model: a function cannot stand as the class_path of a part; name the function alone, or a class"
     if not (found := re.search(r'Parser key "([^"]+)":\s*(.*)', text, re.DOTALL)):
         if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", text):
             known = [] if parser is None else [name for action in parser._actions for name in action.option_strings]
@@ -357,12 +366,19 @@ def _one_line(error: Exception, parser: LightningArgumentParser | None = None, v
     return f"{key}: {' '.join(reason.split())}"
 
 
+def _readable(message: str) -> str:
+    """Return a message with null as YAML writes it, and a value that is empty said to be."""
+    return re.sub(r": None is ", ": null is ", re.sub(r":  is ", ": an empty value is ", message))
+
+
 def _of_a_name(reason: str) -> str | None:
     """What is wrong with the import path of a class, or with a file of settings, if that is what is wrong."""
     if file := re.search(r"Expected a path but (\S+\.ya?ml) either", reason):
         return f"there is no file {file.group(1)}"
     named = r"(?:Expected (?:a path but |')|given class_path '|Got value: )([a-zA-Z_][\w.]*\.\w+)\b"
     for path in re.findall(named, reason):
+        if path.partition(".")[0] in sys.stdlib_module_names:  # not to be imported
+            return f"{path} is {OF_THE_STANDARD_LIBRARY}"
         module, _, name = path.rpartition(".")
         try:
             getattr(importlib.import_module(module), name)

@@ -31,6 +31,7 @@ from torch import Tensor
 from lit_gen.averages import parse_weights
 from lit_gen.callbacks.ema import load_weights, named_weights
 from lit_gen.callbacks.progress import image_progress
+from lit_gen.config_files import opening
 from lit_gen.core.files import write_atomically
 from lit_gen.data import ImageDataModule
 from lit_gen.data.encoded import Encoded, load_values, save_values
@@ -87,7 +88,8 @@ class FirstStage:
         config = path / "config.yaml" if path.is_dir() else path
         if not config.is_file():
             raise UserError(f"first_stage.run: {self.run} is neither a run directory nor the file of an experiment")
-        with isolate_rng(), belonging_to("first_stage.run"):  # the second's weights are drawn as if there were no first
+        # the second's weights are drawn as if there were no first
+        with isolate_rng(), opening(config, "first_stage.run"), belonging_to("first_stage.run"):
             cli = ExperimentCLI(["--config", str(config), *as_arguments(self.run_overrides)])
             objects = cli.objects(DataFacts.recorded(self.metadata) if path.is_dir() else None)
         if not isinstance(objects.model, VQVAE):

@@ -24,6 +24,7 @@ from lit_gen.config import (
     training_config,
     training_identity,
 )
+from lit_gen.config_files import opening
 from lit_gen.core.files import remove_temporaries
 from lit_gen.data import ImageDataModule
 from lit_gen.data.facts import DataFacts
@@ -45,7 +46,7 @@ KEYS_OF_THE_MACHINE = (
     "trainer.num_nodes",
     "trainer.strategy",
 )
-COUNTED_IN_BATCHES = ("limit_train_batches", "val_check_interval", "overfit_batches", "fast_dev_run")
+COUNTED_IN_BATCHES = ("limit_train_batches", "val_check_interval", "fast_dev_run")
 """Settings of the trainer that count training batches, of which each is a step."""
 
 
@@ -194,17 +195,18 @@ def _named_run(cli: ExperimentCLI, key: str, name: str, *more: str) -> Run:
     for other in (*(key for key in KEYS_OF_THE_MACHINE if key.startswith("trainer")), *more):
         section, _, setting = other.partition(".")
         of_all[other] = config[section][setting]
-    with belonging_to(key):
-        words = as_arguments(of_all | (cli.config[f"{key}_overrides"] or {}))
-        first = ExperimentCLI(["--config", name, *words])
-        objects = first.objects()
-    if processes.is_first():
-        print(
-            f"first {name}: {_length(first)} (--{key}.budget.num_images), "
-            f"then what follows it: {_length(cli)} (--budget.num_images)",
-            flush=True,
-        )
-    return fit_run(first, objects)
+    with opening(path, key):
+        with belonging_to(key):
+            words = as_arguments(of_all | (cli.config[f"{key}_overrides"] or {}))
+            first = ExperimentCLI(["--config", name, *words])
+            objects = first.objects()
+        if processes.is_first():
+            print(
+                f"first {name}: {_length(first)} (--{key}.budget.num_images), "
+                f"then what follows it: {_length(cli)} (--budget.num_images)",
+                flush=True,
+            )
+        return fit_run(first, objects)
 
 
 def _length(cli: ExperimentCLI) -> str:
@@ -272,6 +274,11 @@ def _check_trainer(settings: Namespace, model: GenerativeModel) -> None:
             raise UserError(
                 f"trainer.{key}: 0 trains on nothing; leave it out (--budget.num_images is the length of a training)"
             )
+    if settings.overfit_batches:
+        raise UserError(
+            f"trainer.overfit_batches: {settings.overfit_batches} would replace the order of the batches, on which an "
+            "exact resume rests; leave it out, and give a small data set or a small --budget.num_images"
+        )
     if not model.automatic_optimization and settings.max_steps not in (None, -1):
         raise UserError(
             f"trainer.max_steps: {settings.max_steps} would count the steps of both networks of {model.title}; "
