@@ -17,6 +17,8 @@ from lit_gen.core.yaml import load_yaml, parse_yaml
 from lit_gen.errors import UserError
 
 ENDINGS = (".yaml", ".yml")
+MAX_LEVELS = 16
+"""Parts of a dotted key, `init_args` included: the parser takes twice as long for each class within another."""
 
 
 def check_config(file: Path) -> None:
@@ -86,6 +88,8 @@ def _check_values(content: Any, file: Path | None, key: str, above: tuple[Path, 
     """Check each value of a file: the class that it names, and the file."""
     prefix = f"{file}: " if file is not None else ""
     for name, value in _texts(content, key):
+        if name.count(".") >= MAX_LEVELS:
+            raise UserError(f"{prefix}{_named(name)}: more than {MAX_LEVELS} levels, the limit; write fewer")
         if name.rpartition(".")[2] == "class_path" and value.partition(".")[0] in sys.stdlib_module_names:
             raise UserError(f"{prefix}{_named(name)}: {value} is {OF_THE_STANDARD_LIBRARY}")
         for path in {(file.parent if file is not None else Path()) / value, Path(value)}:
@@ -97,7 +101,7 @@ def _check_values(content: Any, file: Path | None, key: str, above: tuple[Path, 
             if path.suffix in ENDINGS and name not in ("config", *NAMES_OF_EXPERIMENTS):
                 if path.resolve() in above:
                     raise UserError(f"{prefix}{_named(name)}: {value} includes itself; write its content out")
-                _check_values(_load(path), path, "", (*above, path.resolve()))
+                _check_values(_load(path), path, name, (*above, path.resolve()))
 
 
 OF_THE_STANDARD_LIBRARY = (

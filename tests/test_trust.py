@@ -380,14 +380,17 @@ def test_bombs_within_a_value_are_not_expanded(marker: Path) -> None:
 
 
 def test_classes_within_each_other_have_an_end(marker: Path) -> None:
+    """The parser doubles its work with each, so it must not see many, in one file or in several."""
     source: Any = "Digits"
-    for _ in range(23):
+    for _ in range(20):
         source = {"class_path": "Binarised", "init_args": {"source": source}}
     file = written({"model": "DDPM", "data": {"source": source}}, marker.parent / "deep.yaml")
-    try:
-        ExperimentCLI([f"--config={file}"])
-    except UserError as error:
-        assert "\n" not in str(error)
+    for number in range(30):
+        written({"class_path": "Binarised", "init_args": {"source": f"s{number + 1}.yaml"}}, Path(f"s{number}.yaml"))
+    chain = written({"model": "DDPM", "data": {"source": "s0.yaml"}}, marker.parent / "chain.yaml")
+    for words in ([f"--config={file}"], [f"--config={chain}"], ["--data.source=s0.yaml"]):
+        with pytest.raises(UserError, match="more than 16 levels, the limit"):
+            ExperimentCLI(words)
 
 
 @pytest.mark.parametrize("key", ["first_stage.run", "reflow.teacher"])
