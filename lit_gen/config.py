@@ -202,7 +202,7 @@ class ExperimentCLI(LightningCLI):
             with_facts = (partial(_with_facts, facts), ImageDataModule, False)
             self.config_init = build(self.parser, self.config, GROUPS, [with_facts])
         except (ArgumentError, ValueError) as error:
-            raise UserError(_one_line(error)) from None
+            raise UserError(_readable(_one_line(error))) from None
         if first_stage is not None:
             self.config_init.model.follow(self.config_init.first_stage)
         return self.config_init
@@ -367,8 +367,9 @@ def _one_line(error: Exception, parser: LightningArgumentParser | None = None, v
 
 
 def _readable(message: str) -> str:
-    """Return a message with null as YAML writes it, and a value that is empty said to be."""
-    return re.sub(r": None is ", ": null is ", re.sub(r":  is ", ": an empty value is ", message))
+    """Return a message as one line, with null as YAML writes it, and a value that is empty said to be."""
+    message = re.sub(r": None is ", ": null is ", re.sub(r":  is ", ": an empty value is ", message))
+    return " ".join(message.split())
 
 
 def _of_a_name(reason: str) -> str | None:

@@ -36,8 +36,12 @@ def explain(error: BaseException) -> str | None:
         r"Expected '(.+?)' to be a (?:subclass of|function that returns) (?:<class ')?([\w.]+)", reason
     ):
         return f"{key}: {not_a(other.group(1), other.group(2).rpartition('.')[2])}"
+    if other := re.match(r"Import path (\S+) does not correspond to a subclass of (\w+)", reason):
+        return f"{key}: {not_a(*other.groups())}"
     if denied := re.match(r"Importing '(.+?)' is not allowed", reason):
         return f"{key}: {denied.group(1)} is {OF_THE_STANDARD_LIBRARY}"
+    if none := re.match(r"Not a valid subclass of (\w+)\. Got value: ([^\n]*)", reason):
+        return f"{key}: {none.group(2)[:80]} is no {none.group(1)}; name a class of that kind"
     if "NestedArg(" in str(error):
         return None
     if re.fullmatch(r"Expected an instantiatable class, but \S+ is abstract", reason):

@@ -80,8 +80,8 @@ def _load(file: Path) -> Any:
         return load_yaml(file)
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such file; give the path of a configuration") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give the path of a configuration") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); give the path of a configuration") from None
 
 
 def _check_values(content: Any, file: Path | None, key: str, above: tuple[Path, ...]) -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +15,24 @@ from omegaconf import OmegaConf
 
 from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
+from lit_gen.config_files import check_argument, check_config
 from lit_gen.errors import UserError
 from lit_gen.networks import UNet
-from tests.conftest import ROOT, TINY, arguments
+from tests.conftest import TINY, arguments
 
 HOSTILE_MODULE = """
 from pathlib import Path
 import torch
 
-def unannotated(path): Path(path).touch()
-def returns_another(path) -> int: Path(path).touch()
-def annotated_with_what_is_missing(path) -> "Nothing": Path(path).touch()
+def unannotated(path: str): Path(path).touch()
+def returns_another(path: str) -> int: Path(path).touch()
+def annotated_with_what_is_missing(path: str) -> "Nothing": Path(path).touch()
 class NoKind:
-    def __init__(self, path): Path(path).touch()
+    def __init__(self, path: str): Path(path).touch()
 class Tensorlike(torch.Tensor):
-    def __new__(cls, path): Path(path).touch()
+    def __new__(cls, path: str): Path(path).touch()
 class Called:
-    def __init__(self, path): Path(path).touch()
+    def __init__(self, path: str): Path(path).touch()
     def __call__(self, *parts): return self
 """
 HOSTILE: dict[str, dict[str, Any]] = {
@@ -144,7 +147,7 @@ def check_refused(experiment: Experiment, key: str, path: str, marker: Path) -> 
         ExperimentCLI([f"--config={file}"]).objects()
     except UserError as error:
         assert "\n" not in str(error)
-        assert key.replace(".init_args", "").removesuffix(".source") in str(error)
+        assert key.replace(".init_args", "").removesuffix(".source").removesuffix("_overrides") in str(error)
     else:  # a value that nothing is made of
         assert key == "first_stage.run_overrides"
         assert not path.startswith(("os.", "subprocess.", "builtins.", "shutil."))
@@ -152,7 +155,7 @@ def check_refused(experiment: Experiment, key: str, path: str, marker: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("key", "path"), [PRODUCT[i] for i in range(0, len(PRODUCT), 13)], ids=lambda word: word.replace(".init_args", "")
+    ("key", "path"), [PRODUCT[i] for i in range(0, len(PRODUCT), 29)], ids=lambda word: word.replace(".init_args", "")
 )
 def test_nothing_is_called_that_is_not_of_the_kind_of_its_key(
     key: str, path: str, experiment: Experiment, marker: Path
@@ -166,8 +169,16 @@ def test_nothing_is_called_by_any_key(key: str, path: str, experiment: Experimen
     check_refused(experiment, key, path, marker)
 
 
-@pytest.mark.parametrize("path", ["os.system", "hostile.unannotated", "lit_gen.core.files.write_atomically"])
-@pytest.mark.parametrize("verb", ["fit", "run", "evaluate", "sample", "reflow"])
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [
+        ("fit", "hostile.unannotated"),
+        ("run", "lit_gen.core.files.write_atomically"),
+        ("evaluate", "os.system"),
+        ("sample", "hostile.returns_another"),
+        ("reflow", "subprocess.Popen"),
+    ],
+)
 def test_no_verb_calls_what_a_configuration_names(
     verb: str, path: str, experiment: Experiment, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,8 +189,14 @@ def test_no_verb_calls_what_a_configuration_names(
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("path", ["subprocess.Popen", "hostile.NoKind"])
-@pytest.mark.parametrize("door", ["reflow.teacher", "first_stage.run", "sampler.guidance.run"])
+@pytest.mark.parametrize(
+    ("door", "path"),
+    [
+        ("reflow.teacher", "hostile.NoKind"),
+        ("first_stage.run", "subprocess.Popen"),
+        ("sampler.guidance.run", "hostile.unannotated"),
+    ],
+)
 def test_no_run_that_is_named_calls_anything(
     door: str, path: str, experiment: Experiment, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,19 +212,22 @@ def test_no_run_that_is_named_calls_anything(
     assert not (marker.parent / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["this", "antigravity", "idlelib.idle"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.init_args.network", "this.x"),
+        ("model.init_args.optimizer", {"class_path": "antigravity.x"}),
+        ("sampler", "idlelib.idle.x"),
+    ],
+)
 def test_modules_of_the_standard_library_are_not_even_imported(
-    name: str, experiment: Experiment, marker: Path, capsys: pytest.CaptureFixture[str]
+    key: str, value: Any, experiment: Experiment, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for key, value in {
-        "model.init_args.network": f"{name}.x",
-        "model.init_args.optimizer": {"class_path": f"{name}.x"},
-        "sampler": f"{name}.x",
-    }.items():
-        file = written(changed(experiment, key, value), marker.parent / "theirs.yaml")
-        with pytest.raises(UserError, match=rf"{name}.x is of Python's standard library"):
-            ExperimentCLI([f"--config={file}"])
+    file = written(changed(experiment, key, value), marker.parent / "theirs.yaml")
+    with pytest.raises(UserError, match="is of Python's standard library"):
+        ExperimentCLI([f"--config={file}"])
     assert capsys.readouterr().out == ""
+    assert not {"this", "antigravity", "idlelib.idle"} & set(sys.modules)
 
 
 @pytest.mark.parametrize("value", ["os.system", {"class_path": "hostile.Called", "init_args": {"path": "{marker}"}}])
@@ -233,8 +253,8 @@ def own_module(folder: Path) -> None:
         "from lit_gen.metrics import DigitsFeatures, FeatureNet\n"
         "from lit_gen.networks import UNet\n"
         "class Net(UNet):\n"
-        "    def __init__(self, *args, extra: int = 0, **kwargs):\n"
-        "        super().__init__(*args, **kwargs)\n"
+        "    def __init__(self, shape: tuple[int, int, int], num_classes: int, extra: int = 0, **kwargs):\n"
+        "        super().__init__(shape, num_classes, **kwargs)\n"
         "        self.extra = extra\n"
         "class Watch(Callback):\n"
         "    def __init__(self, every: int = 1): self.every = every\n"
@@ -333,8 +353,6 @@ BOMB = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10
 
 
 def a_fifo(path: Path) -> None:
-    import os
-
     os.mkfifo(path)
 
 
@@ -343,7 +361,6 @@ def a_fifo(path: Path) -> None:
     [
         (a_fifo, "not a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
-        (lambda path: path.mkdir(), "cannot be read|either not accessible|no file|is not accepted"),
         (lambda path: path.write_text(BOMB), "100,000 keys and values"),
         (lambda path: path.write_text("a: &a [*a]"), "contains itself"),
         (lambda path: path.write_text("[" * 3000), "50 lists and mappings"),
@@ -351,23 +368,32 @@ def a_fifo(path: Path) -> None:
         (lambda path: path.write_bytes(b"class_path: \xff"), "not UTF-8"),
         (lambda path: path.write_text("#" * 2**20 + "\n"), "1,048,576 bytes"),
         (lambda path: path.write_text("a: !!python/object/apply:os.getcwd []"), "not valid YAML"),
-        (lambda path: path.write_text("{class_path: DDPM, init_args: {network: bad.yaml}}"), "includes itself"),
+        (lambda path: path.write_text("{class_path: DDPM, other: bad.yaml}"), "includes itself"),
     ],
 )
 @pytest.mark.parametrize("how", ["config", "group", "within", "argument"])
 def test_a_file_that_cannot_be_a_configuration_is_named(
     how: str, make: Callable[[Path], object], reason: str, marker: Path
 ) -> None:
-    bad = marker.parent / "bad.yaml"
-    make(bad)
+    make(bad := marker.parent / "bad.yaml")
     config = {"model": "bad.yaml"} if how == "group" else {"model": {"init_args": {"network": "bad.yaml"}}}
-    file = bad if how == "config" else written(config, marker.parent / "good.yaml")
-    words = [f"--model={bad}"] if how == "argument" else [f"--config={file}"]
+    good = written(config, marker.parent / "good.yaml")
     with pytest.raises(UserError) as error:
-        ExperimentCLI(words)
-    assert any(part in str(error.value) for part in reason.split("|")) or (how == "config" and reason[0] == "i")
+        check_argument(f"--model={bad}") if how == "argument" else check_config(bad if how == "config" else good)
+    assert reason in str(error.value)
     assert "bad.yaml" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_parser_does_not_see_such_a_file(marker: Path) -> None:
+    os.mkfifo(marker.parent / "pipe")
+    for words in (["--config=pipe"], ["--sampler=pipe"], ["--model=DDPM", "--model.network=pipe"]):
+        with pytest.raises(UserError, match="pipe is not a regular file|pipe: not a regular file"):
+            ExperimentCLI(words)
+    with pytest.raises(UserError, match=r"^nothing.yaml: there is no such file"):
+        ExperimentCLI(["--config=nothing.yaml"])
+    with pytest.raises(UserError, match=r"cannot be read"):
+        ExperimentCLI([f"--config={marker.parent}"])
 
 
 def test_bombs_within_a_value_are_not_expanded(marker: Path) -> None:
@@ -404,8 +430,3 @@ def test_an_experiment_that_builds_on_itself_is_refused(
         written(config, marker.parent / f"{name}.yaml")
     assert "leads back to itself" in refused(["fit", "--config=a.yaml"], capsys)
     assert not (marker.parent / "runs").exists()
-
-
-@pytest.mark.parametrize("file", sorted(ROOT.glob("conf/model/*.yaml"))[::6], ids=lambda file: file.stem)
-def test_our_own_files_are_trusted(file: Path) -> None:
-    ExperimentCLI([f"--model={file}", "--data.source=Digits"])
