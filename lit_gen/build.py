@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,30 @@ def build(
     Raises:
         UserError: a constructor does not take its values; the message begins with a key.
     """
-    keys = dict(_keys(config, "")) | groups
+    construct = _Constructor(dict(_keys(config, "")) | groups, frozenset(vars(config)))
+    return parser.instantiate(config, instantiators=[*first, (construct, object, True)])
 
-    def construct(made: type, *arguments: Any, **named: Any) -> Any:
-        key = keys.get(made, "model")
+
+@dataclass(frozen=True)
+class _Constructor:
+    """Calls a class, for the parser or, as a part of a factory, for a model.
+
+    Attributes:
+        keys: The classes of a configuration with their keys.
+        sections: First parts of all keys; a message that begins with one names its key already.
+    """
+
+    keys: dict[Any, str]
+    sections: frozenset[str]
+
+    def __call__(self, made: type, *arguments: Any, **named: Any) -> Any:
+        key = self.keys.get(made, "model")
         try:
             return made(*arguments, **named)
         except UserError as error:
-            if str(error).startswith("-") or _first_word(str(error)) in config:
+            if str(error).startswith("-") or _first_word(str(error)) in self.sections:
                 raise
-            raise UserError(f"{key}: {error}") from None
+            raise type(error)(f"{key}: {error}") from None
         except WRONG_VALUE as error:
             reason = " ".join(str(error).split())[:200]
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -56,8 +71,6 @@ def build(
                 f"{key}: {made.__name__} cannot be built with these settings ({type(error).__name__}: {reason}; "
                 f"{Path(place.filename).name}, line {place.lineno}); correct them"
             ) from error
-
-    return parser.instantiate(config, instantiators=[*first, (construct, object, True)])
 
 
 def _first_word(message: str) -> str:

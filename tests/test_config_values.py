@@ -1,5 +1,6 @@
 """A value that a key cannot take is one line that names the key, whatever the value."""
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,11 @@ def test_the_keys_are_keys() -> None:
     config = ExperimentCLI(WORDS).resolved()
     classes = {"model.optimizer", "model.network", "data.source", "sampler", "sampler.grid", "evaluation.feature_net"}
     assert set(KEYS) <= {*leaves(config), *classes}
+
+
+def test_a_factory_can_be_pickled_and_names_its_key() -> None:
+    """Processes that are spawned get the model by pickle."""
+    model = ExperimentCLI([*WORDS, "--model.optimizer.lr=-1"]).objects().model
+    optimizer = pickle.loads(pickle.dumps(model.optimizer))
+    with pytest.raises(UserError, match=r"^model.optimizer: Adam cannot be built .*Invalid learning rate: -1"):
+        optimizer(model.parameters())
