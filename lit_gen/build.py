@@ -27,7 +27,7 @@ WRONG_VALUE = (
 
 
 def build(
-    parser: LightningArgumentParser, config: Namespace, groups: dict[type, str], first: Sequence[Any]
+    parser: LightningArgumentParser, config: Namespace, groups: dict[type, str], first: Sequence[Any] = ()
 ) -> Namespace:
     """Return the objects of a configuration; a factory, such as that of a network, builds later, in the same way.
 
