@@ -155,6 +155,7 @@ def test_every_part_draws_random_numbers_of_its_own(tmp_path: Path, monkeypatch:
     assert len({t.sum().item() for t in drawn}) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "more"),
     [
@@ -193,6 +194,7 @@ def training(model: str, root: Path, *more: str) -> list[str]:
     return arguments(model, root, 64 * 30, IN_TWO, *words, f"--checkpoint.every={64 * 11}", *more)
 
 
+@pytest.mark.slow
 def test_resumed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = Saved(monkeypatch)
     grids = ["--grid.every=640", "--grid.num_samples=2"]
@@ -210,6 +212,7 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch: p
     assert {path.name for path in run.samples.iterdir()} == {f"images-{images:09d}.png" for images in (640, 1280, 1920)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [20, 21])
 def test_ctrl_c_is_heard_at_the_end_of_a_step(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = Saved(monkeypatch)
@@ -254,6 +257,7 @@ def test_a_time_ends_a_training_after_a_step(tmp_path: Path) -> None:
         assert checkpoint["images_seen"] == 64 * checkpoint["global_step"] == 16 * checkpoint["batches_seen"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "steps"), [("max_epochs=1", 22), ("max_steps=5", 5), ("limit_train_batches=3", 6), ("max_epochs=2", 25)]
 )

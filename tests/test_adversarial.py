@@ -97,6 +97,7 @@ def test_penalty_takes_labels() -> None:
     torch.testing.assert_close(penalty.detach(), (norms - 1).square().mean(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [2.0, 5.0])
 def test_gap_of_a_penalised_critic_is_that_of_the_dual(shift: float) -> None:
     """The best critic under a penalty of weight 100 has the gap W + W^2 / 200 in one dimension.

@@ -92,6 +92,7 @@ def test_a_finished_training_is_not_repeated(trained: Run, capsys: pytest.Captur
     assert trained.checkpoint.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_sampler_of_the_command_line_wins(trained: Run) -> None:
     paths = [
         commands.evaluate([str(trained.directory), "--sampler", sampler, "--sampler.steps", "5"])
@@ -160,6 +161,7 @@ def test_sample_writes_grid_archive_and_folder(trained: Run, tmp_path: Path) -> 
     assert Image.open(tmp_path / "grid.png").size[0] > 3 * 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "columns"), [(["--sampler=DDIM", "--sampler.steps=3"], 4), (["--sampler=RK45", "--sampler.rtol=1"], 10)]
 )
@@ -224,6 +226,7 @@ def test_a_sampler_for_a_vae_is_refused(trained_vae: Run, capsys: pytest.Capture
     assert "VAE" in said(capsys, "evaluate", str(trained_vae.directory), "--sampler=DDIM", "--sampler.steps=3")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(trained_vae: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = tmp_path / "run"
     (damaged / "checkpoints").mkdir(parents=True)
@@ -275,6 +278,7 @@ def test_inception_without_its_weights_says_where_to_get_them(
     assert str(missing) in error and "https://" in error
 
 
+@pytest.mark.slow
 def test_images_of_one_class(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those of the indices that would have had the class anyway stay as they are."""
     steep = ["--model.class_conditional=true", "--model.warmup=0", "--model.optimizer.lr=0.01"]
@@ -292,6 +296,7 @@ def test_images_of_one_class(trained: Run, tmp_path: Path, capsys: pytest.Captur
     assert "--label: " in said(capsys, "sample", str(trained.directory), "--label", "3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["interrupt", "terminate"])
 def test_interrupted_training_is_resumable(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal before any checkpoint was due: exit code 130, and the same command goes on from the batch it came at."""
@@ -307,6 +312,7 @@ def test_interrupted_training_is_resumable(how: str, tmp_path: Path, monkeypatch
     assert run.finished and run.metadata["images_seen"] == 64 * 30
 
 
+@pytest.mark.slow
 def test_the_readmes_evaluation_works_whatever_sampler_the_run_began_with(tmp_path: Path) -> None:
     words = arguments("EDM", tmp_path, 64, "--sampler=DDPM", "--sampler.nfe=3", "--sampler.grid=Uniform")
     first = commands.run(words)
@@ -379,6 +385,7 @@ def test_a_trial_batch_is_not_taken_for_the_training(tmp_path: Path) -> None:
     assert run != tried and run.metadata["images_seen"] == 128
 
 
+@pytest.mark.slow
 def test_run_and_evaluate_score_the_same_model(tmp_path: Path) -> None:
     """A training in one data type leaves its object in that type; what is scored is built anew from the checkpoint."""
     sampler = ["--sampler=DDIM", "--sampler.steps=3"]

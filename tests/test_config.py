@@ -116,6 +116,7 @@ def test_a_model_must_be_named(tmp_path: Path) -> None:
         ExperimentCLI([f"--config={file}"]).objects()
 
 
+@pytest.mark.slow
 def test_only_what_changes_the_weights_changes_the_identity() -> None:
     base = [f"--config={DDPM}"]
     same = [

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from jsonargparse import Namespace
 
 from lit_gen import commands
 from lit_gen.config import ExperimentCLI
@@ -70,14 +71,12 @@ def num_batches(cli: ExperimentCLI) -> int:
     return max(2, settings.get("critic_steps") or 0, settings.get("discriminator_steps") or 0)
 
 
-def small_files(cli: ExperimentCLI, data_root: Path) -> list[str]:
-    """The arguments that name small files in the place of the official ones."""
+def official_source(cli: ExperimentCLI) -> tuple[Namespace, str] | None:
+    """The settings of the source of official files, and their key; None if there is none."""
     source, key = cli.config.data.source, "data.source"
     while "source" in source.get("init_args", {}):
         source, key = source.init_args.source, f"{key}.source"
-    if source.class_path.rsplit(".")[-1] not in ("MNIST", "FashionMNIST", "CIFAR10"):
-        return []
-    return [f"--{key}.root={data_root}", f"--{key}.checksum=false"]
+    return (source, key) if source.class_path.rsplit(".")[-1] in ("MNIST", "FashionMNIST", "CIFAR10") else None
 
 
 def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
@@ -96,7 +95,8 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
         "--grid.num_samples=0",
         "--wandb.mode=disabled",
     ]
-    words += small_files(cli, data_root)
+    if official := official_source(cli):
+        words += [f"--{official[1]}.root={data_root}", f"--{official[1]}.checksum=false"]
     network = cli.config.model.init_args.get("network") or cli.config.model.init_args.get("encoder")
     if network and network.class_path.endswith("UNet") and not path.name.startswith("digits"):
         words.append("--model.network.channels=8")
@@ -119,7 +119,9 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
 def test_experiment_is_built(name: str, data_root: Path) -> None:
     """At its full size, with the values that the file gives."""
     path = CONF / "experiment" / f"{name}.yaml"
-    cli = ExperimentCLI([f"--config={path}", *small_files(experiment(path), data_root)])
+    cli = ExperimentCLI([f"--config={path}"])
+    if official := official_source(cli):
+        official[0].init_args.root, official[0].init_args.checksum = str(data_root), False
     objects, given = cli.objects(), yaml.safe_load(path.read_text())
     assert type(objects.model).__name__ == cli.config.model.class_path.rpartition(".")[2]
     assert sum(weight.numel() for weight in objects.model.parameters()) > 0
@@ -240,7 +242,10 @@ def in_repository(words: list[str]) -> list[str]:
     return [word.replace("=conf/", f"={CONF}/") for word in words]
 
 
-@pytest.mark.parametrize("name", files("sweeps"))
+@pytest.mark.parametrize(
+    "name",
+    [name if name.startswith("quickstart") else pytest.param(name, marks=pytest.mark.slow) for name in files("sweeps")],
+)
 def test_the_trials_of_a_sweep_are_accepted(name: str) -> None:
     """Trials that together hold every value of every parameter are valid experiments."""
     found = trials(name)

@@ -49,6 +49,7 @@ def test_seconds_before_an_interruption_count(tmp_path: Path) -> None:
     assert commands.fit(given).metadata["images_seen"] - images in range(0, 100)  # one more batch at the most
 
 
+@pytest.mark.slow
 def test_the_time_of_the_first_stage_counts(tmp_path: Path) -> None:
     """Two stages have what a family of one has: all of its seconds, together."""
     tiny = [*TINY["TokenPrior"], *DIGITS, *TINY_FIRST_STAGE, f"--run.root={tmp_path}"]
@@ -64,6 +65,7 @@ def test_the_time_of_the_first_stage_counts(tmp_path: Path) -> None:
     assert 1 <= elapsed < spent + 1 or spent < 1  # its own share, not all of it
 
 
+@pytest.mark.slow
 def test_seeds_of_one_time_are_one_row(tmp_path: Path) -> None:
     """Though they saw unlike numbers of images."""
     from lit_gen.report import leaderboard, results

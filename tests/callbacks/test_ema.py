@@ -175,6 +175,7 @@ def test_options_out_of_range(options: dict[str, Any]) -> None:
         EMA(**options)
 
 
+@pytest.mark.slow
 def test_kills_leave_no_snapshot_out_and_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def words(folder: str) -> list[str]:
         return arguments(

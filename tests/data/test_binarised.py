@@ -124,6 +124,7 @@ def binary(root: Path, how: str, num_images: int, *more: str) -> list[str]:
     return [*TINY["VAE"], *words, *source, f"--run.root={root}", f"--budget.num_images={num_images}", *more]
 
 
+@pytest.mark.slow
 def test_a_dynamic_training_resumes_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     num_images = 28 * 64  # digits have 22 batches of 64 in an epoch: this is one and a part
     every = ["--checkpoint.every=640", "--grid.num_samples=0", "--trainer.callbacks=tests.interrupt.Interrupt"]

@@ -246,6 +246,7 @@ def test_a_network_that_fails_is_a_user_error():
         ProbabilityFlow(solver="rk45").log_density(Broken(), EDMSchedule(), torch.zeros(1, 2, 3), Noise(0, [0]))
 
 
+@pytest.mark.slow
 def test_a_tolerance_below_the_rounding_of_the_network_ends(mixture):
     """In steps that are too small to arrive, and far from too small to advance; without rounding, it arrives."""
 

@@ -73,6 +73,7 @@ def test_at_equal_evaluations_the_second_order_is_closer(mixture_1d):
     assert heun < euler / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "schedule"),
     [

@@ -303,6 +303,7 @@ def evaluate(run: Run, *words: str) -> tuple[dict[str, Any], np.ndarray]:
     return json.loads(path.read_text()), np.load(path.with_name("samples.npz"))["images"]
 
 
+@pytest.mark.slow
 def test_guidance_on_the_command_line(trained: Run, less_trained: Run) -> None:
     by_weaker = f"--sampler.guidance.run={less_trained.directory}"
     settings = [
@@ -327,6 +328,7 @@ def test_guidance_on_the_command_line(trained: Run, less_trained: Run) -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_cannot_guide_is_said_in_one_line(
     trained: Run, less_trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -348,6 +350,7 @@ def test_what_cannot_guide_is_said_in_one_line(
     assert "not a run directory" in line
 
 
+@pytest.mark.slow
 def test_a_training_with_dropped_labels_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def words(folder: str) -> list[str]:
         interrupt = ["--checkpoint.every=128", "--trainer.callbacks=tests.interrupt.Interrupt"]

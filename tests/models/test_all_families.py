@@ -24,6 +24,8 @@ from tests.processes import in_two_processes
 from tests.test_resume import assert_equal_bits, contents
 
 NUM_BATCHES, EVERY = 7, 3
+BY_DEFAULT = ("EDM", "Glow", "MADE", "VAE", "GAN", "VQGAN")
+"""One of each kind; the slow tests have all of them."""
 
 
 def training(model: str, root: Path) -> list[str]:
@@ -35,7 +37,10 @@ def training(model: str, root: Path) -> list[str]:
     return arguments(model, root, 64 * NUM_BATCHES, "--data.batch_size=64", *words)
 
 
-@pytest.fixture(scope="module", params=list(TINY))
+@pytest.fixture(
+    scope="module",
+    params=[name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in TINY],
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished training of each family."""
     return commands.fit(training(request.param, tmp_path_factory.mktemp(request.param) / "whole"))

@@ -190,6 +190,7 @@ def test_completions_are_drawn_given_the_upper_half(build: Builder) -> None:
     assert ((counts - 500).square() / 500).sum() > 25
 
 
+@pytest.mark.slow
 def test_the_command_completes_with_the_sampler(tmp_path: Path) -> None:
     """A temperature near 0 takes the likelier value of each pixel, so that all four completions are one."""
     run = commands.fit(arguments("FVSBN", tmp_path, 64, "--grid.num_samples=0"))

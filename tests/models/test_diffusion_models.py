@@ -398,6 +398,7 @@ def test_importance_sampling_counts_the_losses_of_all_processes(tmp_path: Path):
     assert isinstance(counts, Tensor) and counts.sum() == 64 * 10
 
 
+@pytest.mark.slow
 def test_a_learned_variance_can_be_asked_for_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the default's settings by name the default's images; and a model that has none is refused untrained."""
     named = ["--sampler=DDPM", "--sampler.variance=learned", "--sampler.steps=50"]

@@ -309,6 +309,7 @@ def test_a_linear_flow_learns_a_gaussian() -> None:
     assert -float(flow(data).mean()) == pytest.approx(entropy, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["NICE", "RealNVP", "Glow"])
 def test_training_in_float32_is_stable(name: str) -> None:
     """With lr 1e-3 and no clipping, on digits."""

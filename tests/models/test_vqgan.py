@@ -54,6 +54,7 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> s
     return {name.split(".")[0] for name, value in one.items() if not torch.equal(value, other[name])}
 
 
+@pytest.mark.slow
 def test_the_discriminator_starts_after_its_delay_and_is_heeded_after_its_warmup(tmp_path: Path) -> None:
     """Of three batches it learns in the second and third, and the autoencoder heeds it in the third."""
     delayed = [weights_after(n, tmp_path / f"delayed{n}", "--model.discriminator_start=6400") for n in (1, 2, 3)]
@@ -90,6 +91,7 @@ def test_the_run_says_its_perceptual_loss_and_goes_on_with_no_other(tmp_path: Pa
         commands.fit(words)
 
 
+@pytest.mark.slow
 def test_lpips_is_needed_to_train_and_not_to_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +209,7 @@ def test_what_a_second_stage_uses() -> None:
     assert torch.equal(model.decode_latents(codes), model.decode(indices)), "a code is its own code"
 
 
+@pytest.mark.slow
 def test_it_is_scored_by_its_reconstructions_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ("--data.num_val=100", "--trainer.val_check_interval=20", "--grid.num_samples=4", "--ema.decay=0.9")
     words = arguments("VQVAE", tmp_path, 64 * 60, *more)

@@ -59,6 +59,7 @@ def test_penalty_is_taken_between_real_and_generated() -> None:
     torch.testing.assert_close(penalty, (between.flatten(1).norm(dim=1) - 1).square().mean())
 
 
+@pytest.mark.slow
 def test_of_points_the_exact_distance_is_logged(tmp_path: Path) -> None:
     """That between a thousand samples and a thousand training points, to hold the critic's estimate against."""
     words = ["--model=WGAN", "--model.latent_dim=2", "--model.generator=MLPGenerator", "--model.critic=MLPCritic"]
