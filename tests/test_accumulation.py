@@ -89,6 +89,7 @@ def test_a_step_in_parts_is_the_step_at_once(model: str, rate: float, more: list
 SGD_OF = "--model.{}optimizer=SGD", "--model.{}optimizer.lr={}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "other", "rate", "more"),
     [

@@ -127,6 +127,7 @@ def test_validation_has_the_objective_of_training(first: Run) -> None:
     assert abs(losses[1] - losses[0]) > 1e-2 * losses[0]
 
 
+@pytest.mark.slow
 def test_an_experiment_can_be_the_teacher_and_a_third_flow_follows(first: Run, second: Run, tmp_path: Path) -> None:
     root = first.directory.parent
     third = commands.reflow([str(second.directory), *QUICK])
@@ -139,6 +140,7 @@ def test_an_experiment_can_be_the_teacher_and_a_third_flow_follows(first: Run, s
     assert run.metadata["flow"] == 2 and len(list(tmp_path.glob("digits_rectifiedflow-*"))) == 1
 
 
+@pytest.mark.slow
 def test_the_budget_of_a_teacher_has_a_key_of_its_own(
     first: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +177,7 @@ def test_distilling_trains_at_pure_noise_alone(distilled: Run) -> None:
     assert result["sampler"]["grid"] == {"name": "Uniform"}
 
 
+@pytest.mark.slow
 def test_a_distilled_flow_has_no_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = commands.fit(arguments("RectifiedFlow", tmp_path, 64, "--evaluation.likelihood=4"))
     run = commands.reflow([str(teacher.directory), "--distill", *QUICK])
@@ -333,6 +336,7 @@ def test_damaged_pairs_are_named(tmp_path: Path) -> None:
         Pairs.load(path)
 
 
+@pytest.mark.slow
 def test_pairs_can_be_drawn_with_autoguidance(first: Run, tmp_path: Path) -> None:
     weaker = commands.fit(arguments("RectifiedFlow", tmp_path, 64))
     euler = ["--reflow.sampler=Euler", "--reflow.sampler.steps=4"]

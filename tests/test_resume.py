@@ -69,6 +69,7 @@ def assert_equal_bits(one: dict[str, object], other: dict[str, object]) -> None:
     assert not differing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["DDPM", "WGAN", "VAE"])
 def test_resumed_training_ends_with_the_same_bits(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands.fit(training(model, tmp_path / "whole"))
