@@ -13,18 +13,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_gen.errors import UserError
 from lit_gen.trust import plain_key
 
-WRONG_VALUE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a constructor raises for a value that it does not check itself."""
-
 
 def build(
     parser: LightningArgumentParser, config: Namespace, groups: dict[type, str], first: Sequence[Any] = ()
@@ -64,8 +52,10 @@ class _Constructor:
             if str(error).startswith("-") or _first_word(str(error)) in self.sections:
                 raise
             raise type(error)(f"{key}: {error}") from None
-        except WRONG_VALUE as error:
+        except Exception as error:  # whatever a constructor raises for a value that it does not check itself
             reason = " ".join(str(error).split())[:200]
+            if isinstance(error, ValueError) and reason:  # said of a value, as by the optimizers of torch
+                raise UserError(f"{key}: {reason}; choose another value") from error
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
                 f"{key}: {made.__name__} cannot be built with these settings ({type(error).__name__}: {reason}; "

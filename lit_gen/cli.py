@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # else a full disk would be found behind the last line that can be reported
         return code
     except UserError as error:
-        print(f"lit-gen: error: {printable(error, lines=True)}", file=sys.stderr)
+        print(f"lit-gen: error: {printable(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()

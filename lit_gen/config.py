@@ -33,7 +33,8 @@ from lit_gen import config_help, help
 from lit_gen.build import build
 from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
 from lit_gen.config_errors import explain, own_error
-from lit_gen.config_files import OF_THE_STANDARD_LIBRARY, check_argument, check_config
+from lit_gen.config_files import check_argument, check_config
+from lit_gen.core.imports import REFUSED, may_be_named
 from lit_gen.core.seeds import check_seed
 from lit_gen.data import ImageDataModule, ImageSource
 from lit_gen.data.facts import DataFacts
@@ -376,10 +377,10 @@ def _of_a_name(reason: str) -> str | None:
     """What is wrong with the import path of a class, or with a file of settings, if that is what is wrong."""
     if file := re.search(r"Expected a path but (\S+\.ya?ml) either", reason):
         return f"there is no file {file.group(1)}"
-    named = r"(?:Expected (?:a path but |')|given class_path '|Got value: )([a-zA-Z_][\w.]*\.\w+)\b"
+    named = r"(?:Expected (?:a path but |')|given class_path '|Got value: |, val=')([a-zA-Z_][\w.]*\.\w+)\b"
     for path in re.findall(named, reason):
-        if path.partition(".")[0] in sys.stdlib_module_names:  # not to be imported
-            return f"{path} is {OF_THE_STANDARD_LIBRARY}"
+        if not may_be_named(path):  # nor imported
+            return f"{path} is {REFUSED}"
         module, _, name = path.rpartition(".")
         try:
             getattr(importlib.import_module(module), name)
@@ -388,6 +389,8 @@ def _of_a_name(reason: str) -> str | None:
             return f"{path} cannot be imported: {error}{where}"
         except (ImportError, AttributeError, SyntaxError) as error:
             return f"{path} cannot be imported: {error}"
+        except Exception as error:  # whatever a module of the user's raises when it is imported
+            return f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
         if base := re.search(r"subclass of (?:<class ')?(\w+)", reason):
             return f"{path} is no {base.group(1)}"
     return None

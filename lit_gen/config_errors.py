@@ -4,10 +4,12 @@ jsonargparse raises an error for each level of a value, from the innermost outwa
 text. Each level that has a key begins with it, so the keys in their order are the dotted key of the value at fault.
 """
 
+import inspect
 import re
+import sys
 from collections.abc import Iterator
 
-from lit_gen.config_files import OF_THE_STANDARD_LIBRARY
+from lit_gen.core.imports import REFUSED
 from lit_gen.errors import UserError
 from lit_gen.trust import not_a
 
@@ -39,7 +41,7 @@ def explain(error: BaseException) -> str | None:
     if other := re.match(r"Import path (\S+) does not correspond to a subclass of (\w+)", reason):
         return f"{key}: {not_a(*other.groups())}"
     if denied := re.match(r"Importing '(.+?)' is not allowed", reason):
-        return f"{key}: {denied.group(1)} is {OF_THE_STANDARD_LIBRARY}"
+        return f"{key}: {denied.group(1)} is {REFUSED}"
     if none := re.match(r"Not a valid subclass of (\w+)\. Got value: ([^\n]*)", reason):
         return f"{key}: {none.group(2)[:80]} is no {none.group(1)}; name a class of that kind"
     if "NestedArg(" in str(error):
@@ -50,6 +52,8 @@ def explain(error: BaseException) -> str | None:
         r"(?:Group '([\w.]+)' does not accept option|Option) '([^']*)'(?: is not accepted)?", reason
     ):
         group, name = unknown.group(1) or key, unknown.group(2)
+        if other_call := _called_otherwise(str(error), name):
+            return f"{key}: {other_call} is not called as a {key.rpartition('.')[2]} is; choose another class"
         return f"{group + '.' if group else ''}{name}: no such key; lit-gen fit --help lists the keys"
     if "." not in key:
         return None
@@ -57,6 +61,18 @@ def explain(error: BaseException) -> str | None:
         kind = wrong.group(1) or wrong.group(2).replace("typing.", "")
         return f"{key}: {' '.join(wrong.group(3).split())[:80]} is not accepted; expected {kind}"
     return None
+
+
+def _called_otherwise(text: str, argument: str) -> str | None:
+    """Return the class of a factory's key that has the argument, but for what the factory gives; None if there is none.
+
+    The parser says of both, an argument that a class lacks and one that the factory's call takes up, that it is not
+    accepted.
+    """
+    refused = rf"expects a function or a callable class: Option '{argument}' .*?class_path='(\w[\w.]*)\.(\w+)'"
+    found = re.search(refused, text)
+    made = getattr(sys.modules.get(found.group(1)), found.group(2), None) if found else None
+    return found.group(2) if found and made and argument in inspect.signature(made).parameters else None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

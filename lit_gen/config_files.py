@@ -6,13 +6,13 @@ first read here, with those that it names.
 
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from lit_gen.core.imports import REFUSED, may_be_named
 from lit_gen.core.yaml import load_yaml, parse_yaml
 from lit_gen.errors import UserError
 
@@ -90,8 +90,8 @@ def _check_values(content: Any, file: Path | None, key: str, above: tuple[Path, 
     for name, value in _texts(content, key):
         if name.count(".") >= MAX_LEVELS:
             raise UserError(f"{prefix}{_named(name)}: more than {MAX_LEVELS} levels, the limit; write fewer")
-        if name.rpartition(".")[2] == "class_path" and value.partition(".")[0] in sys.stdlib_module_names:
-            raise UserError(f"{prefix}{_named(name)}: {value} is {OF_THE_STANDARD_LIBRARY}")
+        if name.rpartition(".")[2] == "class_path" and "." in value and not may_be_named(value):
+            raise UserError(f"{prefix}{_named(name)}: {value} is {REFUSED}")
         for path in {(file.parent if file is not None else Path()) / value, Path(value)}:
             mode = _mode(path)
             if mode is None or stat.S_ISDIR(mode):
@@ -104,10 +104,6 @@ def _check_values(content: Any, file: Path | None, key: str, above: tuple[Path, 
                 _check_values(_load(path), path, name, (*above, path.resolve()))
 
 
-OF_THE_STANDARD_LIBRARY = (
-    "of Python's standard library, which has no class that a configuration may name; give a class of lit_gen, torch or "
-    "Lightning, or of your own"
-)
 NAMES_OF_EXPERIMENTS = ("first_stage.run", "reflow.teacher")
 """Keys whose file is another experiment, which is checked when that is read."""
 

@@ -37,6 +37,8 @@ MACHINE = (
     ("--trainer.devices N", "auto", "how many, or which"),
     ("--wandb.mode MODE", "auto", "auto, online, offline or disabled"),
 )
+OF_THE_RUN = "A key that you leave out is as in the config.yaml of the run."
+ALL_KEYS = "lit-gen fit --help lists all keys of data, trainer and wandb."
 REFLOW = (
     ("--reflow.num_pairs N", 50_000, "pairs that the run draws"),
     ("--reflow.sampler CLASS", None, "how it draws them (none: Heun in 20 equal steps)"),
@@ -82,12 +84,14 @@ def _parser(verb: str, description: str, usage: str) -> Parser:
     return parser
 
 
-def _add_keys(parser: Parser, title: str, keys: Iterable[tuple[str, object, str]], more: str = "") -> None:
-    """List keys of the configuration, which another parser reads."""
+def _add_keys(
+    parser: Parser, title: str, keys: Iterable[tuple[str, object, str]], more: str = "", defaults: bool = True
+) -> None:
+    """List keys of the configuration, which another parser reads; without defaults where those of a run hold."""
     group = parser.add_argument_group(title, more or None)
     for option, default, text in keys:
         name, _, metavar = option.partition(" ")
-        given = "" if default is None else f" (default: {default})"
+        given = f" (default: {default})" if defaults and default is not None else ""
         group.add_argument(name, metavar=metavar, help=text + given)
 
 
@@ -122,10 +126,8 @@ def _evaluate() -> str:
         "RUN [--sampler CLASS ...] [--evaluation.KEY VALUE ...]",
     )
     _add_keys(parser, "sampler (default: the model's own)", SAMPLER)
-    _add_keys(parser, "evaluation", EVALUATION)
-    _add_keys(
-        parser, "data, machine and tracking", MACHINE, "lit-gen fit --help lists all keys of data, trainer and wandb"
-    )
+    _add_keys(parser, "evaluation", EVALUATION, OF_THE_RUN, defaults=False)
+    _add_keys(parser, "data, machine and tracking", MACHINE, f"{OF_THE_RUN} {ALL_KEYS}", defaults=False)
     return parser.format_help()
 
 
@@ -138,6 +140,7 @@ def _sample() -> str:
     )
     sample_options(parser)
     _add_keys(parser, "sampler (default: the model's own)", SAMPLER)
+    _add_keys(parser, "data and machine", MACHINE[:3], f"{OF_THE_RUN} {ALL_KEYS}", defaults=False)
     return parser.format_help()
 
 
@@ -165,6 +168,6 @@ def own_options(verb: str) -> list[str]:
 def closest(word: str, known: Iterable[str], otherwise: str) -> str:
     """Return `did you mean X?` for the known word nearest to one that is misspelt, or else what else to do."""
     known = list(known)
-    near = sorted((name for name in known if word and name.startswith(word)), key=len)
+    near = sorted((name for name in known if word and name.lower().startswith(word.lower())), key=len)
     near = near or difflib.get_close_matches(word, known, n=1)
     return f"did you mean {near[0]}?" if near else otherwise

@@ -4,7 +4,8 @@ A configuration, or the run directory that it stands in, may come from someone e
 names, calls any function for a key such as `model.network`, builds any class for a value without a type, and lets
 OmegaConf read the environment. Four rules hold instead, for every configuration that is read:
 
-- A module of Python's standard library is not imported: nothing in it is of a kind that a key takes.
+- Nothing is imported of Python's standard library, nor of an installed package but those in `core.imports.ALLOWED`; a
+  function must be of lit_gen or the user's own: torch has some that return a module and execute their arguments.
 - Before anything is built, `check_parsed` walks the parsed configuration and holds each class and function against
   the type of its key. Where a key has no type of class, nothing is built.
 - `${...}` names another key, and nothing else (`keys_alone`).
@@ -29,12 +30,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_gen.core.imports import ALLOWED, REFUSED, installed, is_of_a_package
 from lit_gen.core.yaml import check_yaml
 from lit_gen.errors import UserError
 
 set_parsing_settings(
     instantiate_subclass_spec_in_any=False,
-    import_path_denylist=sorted(sys.stdlib_module_names),
+    import_path_denylist=[*sorted(installed()), "lit_gen.__main__"],
+    import_path_allowlist=list(ALLOWED),
     omegaconf_absolute_to_relative_paths=True,
 )
 
@@ -152,6 +155,8 @@ def _name(hint: Any) -> str:
 
 
 def _check_made(made: Any, kinds: tuple[type, ...], key: str, name: str) -> None:
+    if not isinstance(made, type) and is_of_a_package(str(getattr(made, "__module__", ""))):
+        raise UserError(f"{key}: the function {name} is {REFUSED}")
     returned = made if isinstance(made, type) else _return_type(made)
     if not (isinstance(returned, type) and issubclass(returned, kinds)):
         if not kinds:

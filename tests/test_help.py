@@ -190,7 +190,7 @@ def test_the_keys_of_a_model_are_its_own_and_those_of_its_family(capsys: pytest.
     text = printed(capsys, "fit", "--model.help", "EDM")
     assert text.startswith("EDM: Elucidating the design space of diffusion models")
     assert {"--model.sigma_data", "--model.network", "--model.optimizer", "--model.warmup"} <= set(options(text))
-    assert re.search(r"--model.sigma_data X .*\(default: 0.5\)", text)
+    assert re.search(r"--model.sigma_data X\s[^(]*\(default:\s+0.5\)", text)
     assert "--model.image_shape" not in text and "--trainer" not in text
 
 

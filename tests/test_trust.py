@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
 from lit_gen.config_files import check_argument, check_config
+from lit_gen.core.imports import may_be_named
 from lit_gen.errors import UserError
 from lit_gen.networks import UNet
 from tests.conftest import TINY, arguments
@@ -226,7 +227,7 @@ def test_modules_of_the_standard_library_are_not_even_imported(
     key: str, value: Any, experiment: Experiment, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = written(changed(experiment, key, value), marker.parent / "theirs.yaml")
-    with pytest.raises(UserError, match="is of Python's standard library"):
+    with pytest.raises(UserError, match="is of the standard library or of an installed package"):
         ExperimentCLI([f"--config={file}"])
     assert capsys.readouterr().out == ""
     assert not {"this", "antigravity", "idlelib.idle"} & set(sys.modules)
@@ -394,7 +395,7 @@ def test_the_parser_does_not_see_such_a_file(marker: Path) -> None:
             ExperimentCLI(words)
     with pytest.raises(UserError, match=r"^nothing.yaml: there is no such file"):
         ExperimentCLI(["--config=nothing.yaml"])
-    with pytest.raises(UserError, match=r"cannot be read"):
+    with pytest.raises(UserError, match=r"not a regular file"):
         ExperimentCLI([f"--config={marker.parent}"])
 
 
@@ -432,3 +433,42 @@ def test_an_experiment_that_builds_on_itself_is_refused(
         written(config, marker.parent / f"{name}.yaml")
     assert "leads back to itself" in refused(["fit", "--config=a.yaml"], capsys)
     assert not (marker.parent / "runs").exists()
+
+
+EXECUTES = {"body": {"_code": "forward=1"}, "import_block": "import pathlib; pathlib.Path('{marker}').touch()"}
+"""Arguments of a function of torch that is annotated to return a module, and executes them."""
+
+
+@pytest.mark.parametrize("key", ["encoder", "decoder"])
+@pytest.mark.parametrize("path", ["torch.fx.graph_module.reduce_graph_module", "torch.fx._lazy_graph_module.x"])
+def test_a_function_of_an_installed_package_is_not_called(key: str, path: str, marker: Path) -> None:
+    """Nor within a class that may be named."""
+    config = ExperimentCLI(arguments("VAE", Path("runs"))).resolved()
+    code = yaml.safe_load(yaml.safe_dump(EXECUTES).replace("{marker}", str(marker)))
+    inner = {"class_path": path, "init_args": code}
+    outer = {"class_path": "torch.nn.TransformerEncoder", "init_args": {"norm": inner}}
+    for part in (inner, outer):
+        config["model"]["init_args"][key] = part
+        run = as_run(config, marker.parent / f"run{len(str(part))}")
+        assert main(["sample", str(run), "-n=1"]) == 2
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize("path", ["wandb.__main__.x", "lit_gen.__main__.x", "sklearn.conftest.x", "pip._vendor.six.x"])
+def test_an_installed_module_is_not_imported(path: str, marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(sys.modules)
+    for words in ([f"--model.network={path}"], [f"--model.network.class_path={path}"]):
+        assert main(["fit", *arguments("DDPM", marker.parent / "runs", 64), *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("lit-gen: error: model.network: ") and path in line
+    assert path.rpartition(".")[0] not in set(sys.modules) - before
+
+
+@pytest.mark.parametrize("path", ["torch.nn.Linear", "torch.optim.Adam", "lit_gen.networks.UNet", "mine.Net", "a.b.C"])
+def test_paths_that_may_be_named(path: str) -> None:
+    assert may_be_named(path)
+
+
+@pytest.mark.parametrize("path", ["torch.hub.load", "torch.nnx.X", "os.system", "wandb.init", "mine.__main__.Net"])
+def test_paths_that_may_not_be_named(path: str) -> None:
+    assert not may_be_named(path)

@@ -1,6 +1,7 @@
 """What every family has in common: how it is sampled, counted and trained."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
@@ -232,9 +233,11 @@ class GenerativeModel(LightningModule, ABC):
         """
         for name, factory in self.optimizer_factories().items():
             try:
-                factory([nn.Parameter(torch.zeros(1, 1))])
+                optimizer = factory([nn.Parameter(torch.zeros(1, 1))])
             except ValueError as error:
                 raise UserError(f"model.{name}: {' '.join(str(error).split())}; choose another value") from None
+            if not all(math.isfinite(group["lr"]) for group in optimizer.param_groups):
+                raise UserError(f"model.{name}.lr: the learning rate is not finite; give a finite number")
 
     @property
     def num_initial(self) -> int:
