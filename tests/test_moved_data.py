@@ -17,6 +17,7 @@ from lit_gen.data import Digits, ImageDataModule, Npz
 from lit_gen.data.class_order import classes_of
 from lit_gen.errors import UserError
 from lit_gen.loading import load
+from lit_gen.report.results import read_result
 from lit_gen.runs import Run, RunSettings
 from tests.conftest import TINY
 
@@ -143,6 +144,7 @@ def test_other_images_are_refused_unless_they_are_accepted(trained: Run, tmp_pat
     assert path != first and result["other_data"]["trained_on"] == before
     assert result["other_data"]["given"] == result["protocol"]["data_fingerprint"] != before
     assert result["protocol"]["data"] == "b"
+    assert read_result(path).model == f"{result['model']} (trained on {before[:8]})"
     assert main(["sample", run, "-n", "2", "--out", out]) == 0, "which needs no images"
     assert "trained on other images" in said(capsys, "sample", run, "--data.source.path", other)
     forget_facts(trained)

@@ -1,9 +1,10 @@
 """Ranks evaluations: a pure function of result.json files.
 
 Rows are comparable if and only if their protocols are equal (data, split, numbers of real and generated images, feature
-net and its version, resize, quantisation); `rank` refuses others and says which field differs. Rows that differ in
-nothing but seeds are one row, mean +- standard deviation (of n - 1) over n. Rows whose metric is exactly equal share a
-rank, and the next rank counts them all: 1, 2, 2, 4.
+net and its version, resize, quantisation); `rank` refuses others and says which field differs. Data are equal if their
+fingerprints are, whatever they are called. Rows that differ in nothing but seeds are one row, mean +- standard
+deviation (of n - 1) over n. Rows whose metric is exactly equal share a rank, and the next rank counts them all: 1, 2,
+2, 4.
 
 Likelihoods have a protocol of their own (kind, images, dequantisation, method): rows are ranked by bits per dimension
 if and only if those are equal too. Beside another metric they are shown whatever they are, and say so. Scores of
@@ -17,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lit_gen import drawn_classes
 from lit_gen.errors import UserError
 from lit_gen.report.results import Result, select
 
@@ -196,18 +198,24 @@ def refuse_unlike(results: Sequence[Result], part: str = "protocol") -> None:
     Raises:
         UserError: If their protocols differ; the message names the fields, the rows and the remedy.
     """
-    fields = dict.fromkeys(key for result in results for key in result.get(part) or {})
+    protocols: list[dict[str, object]] = [result.get(part) or {} for result in results]
+    fields = dict.fromkeys(key for protocol in protocols for key in protocol)
+    if not _names_tell_data_apart(protocols):
+        fields.pop("data", None)
     differences = []
     remedy = ""
     for field in fields:
         groups: dict[str, list[Result]] = defaultdict(list)
-        for result in results:
-            groups[_compact((result.get(part) or {}).get(field))].append(result)
+        for result, protocol in zip(results, protocols, strict=True):
+            groups[_compact(protocol.get(field))].append(result)
         if len(groups) > 1:
-            ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+            of_classes = field == "drawn_classes"  # the rule of today comes first
+            preferred = drawn_classes.RULE if of_classes else None
+            ordered = sorted(groups.items(), key=lambda item: (item[0] != preferred, -len(item[1])))
             values = " and ".join(f"{value} ({_rows(group)})" for value, group in ordered)
             differences.append(f"{part}.{field} is {values}")
-            remedy = remedy or f"--where {part}.{field}={ordered[0][0]}"
+            instead = ", or evaluate the older runs again" if of_classes else ""
+            remedy = remedy or f"--where {part}.{field}={ordered[0][0]}{instead}"
     if differences:
         raise UserError(
             f"results with unlike protocols cannot be ranked: {'; '.join(differences)}. Choose some, e.g. {remedy}"
@@ -218,7 +226,7 @@ def comparable(results: Sequence[Result]) -> list[list[Result]]:
     """The results in groups that share one protocol each, such as those of one data set, in the order they come."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        groups[_compact(result.protocol)].append(result)
+        groups[_compact(_compared(result.protocol))].append(result)
     return list(groups.values())
 
 
@@ -243,7 +251,20 @@ def _setting(result: Result) -> list[object]:
     training = result.get("run.recipe") or result.get("run.identity")
     # the recipe of a finished training says how long it is, in images or in seconds, in which seeds differ by a few
     images_seen = None if result.get("run.finished") else data["images_seen"]
-    return [training, data["model"], data.get("sampler"), data["weights"], images_seen, data["protocol"]]
+    facts = [training, data["model"], data.get("sampler"), data["weights"], images_seen, data.get("other_data")]
+    return [*facts, _compared(data["protocol"])]
+
+
+def _compared(protocol: dict[str, object]) -> dict[str, object]:
+    """A protocol without the name of the data, for which their fingerprint stands if there is one."""
+    by_name = not protocol.get("data_fingerprint")
+    return {key: value for key, value in protocol.items() if key != "data" or by_name}
+
+
+def _names_tell_data_apart(protocols: Sequence[dict[str, object]]) -> bool:
+    """Whether different data have different names, and the same data one name."""
+    named = {(str(each.get("data")), str(each.get("data_fingerprint") or each.get("data"))) for each in protocols}
+    return all(len(set(side)) == len(named) for side in zip(*named, strict=True))
 
 
 def _rows(results: list[Result]) -> str:

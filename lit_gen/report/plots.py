@@ -295,7 +295,7 @@ def _family(result: Result, results: Sequence[Result]) -> str:
         return {other.get("run.recipe") or other.get("run.identity") for other in of}
 
     alike = [other for other in results if other.model == result.model]
-    name = result.model if len(trainings(alike)) == 1 else result.get("run.name")
+    name = result.model if len(trainings(alike)) == 1 else result.get("run.name") + result.mark
     several = len({other.get("weights") for other in alike}) > 1
     return for_figure(f"{name} {result.get('weights')}" if several else name)
 

@@ -299,6 +299,8 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
         record[f"{name}_std_over_seeds"] = row.std(f"metrics.{name}")
     if likelihood := first.get("likelihood.protocol"):
         record["likelihood"] = likelihood
+    if other_data := first.get("other_data"):
+        record["other_data"] = other_data
     record |= {
         "num_seeds": len(row.results),
         "images_per_second": row.mean("timing.images_per_second"),

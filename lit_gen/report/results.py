@@ -57,7 +57,14 @@ class Result:
 
     @property
     def model(self) -> str:
-        return self.data["model"]
+        """The model's title; marked if it was trained on other data than those it is scored with."""
+        return self.data["model"] + self.mark
+
+    @property
+    def mark(self) -> str:
+        """` (trained on 63bac8b2)` if the evaluation accepted other data than those of the training; else empty."""
+        other = self.data.get("other_data")
+        return f" (trained on {other['trained_on'][:8]})" if other else ""
 
     @property
     def sampler(self) -> str:

@@ -102,6 +102,63 @@ def test_unlike_protocols_are_refused_with_field_rows_and_remedy():
         rank(extra)
 
 
+def test_the_same_data_under_two_names_are_the_same_data():
+    run: dict[str, Any] = {"run__recipe": "r", "run__name": "x"}
+    renamed = content("EDM", 3.0, **run, run__identity="2", training_seed=1, protocol__data="copy")
+    found = results(content("EDM", 1.0, **run, run__identity="1"), renamed, content("VAE", 4.0))
+    assert [(row.first.model, len(row.results)) for row in rank(found).rows] == [("EDM", 2), ("VAE", 1)]
+    assert rank(found).rows[0].mean("metrics.fd_digits") == 2.0 and rank(found).protocol_line.startswith("digits abab")
+    assert comparable(found) == [found]
+
+
+def test_unlike_data_are_refused_whatever_their_names():
+    other: dict[str, Any] = {"protocol__data_fingerprint": "ef" * 32}
+    same_name = results(content("A"), content("B"), content("C", **other))
+    two_names = results(content("A"), content("B", protocol__data="copy"), content("C", **other))
+    unnamed = results(content("A", protocol__data_fingerprint=None), content("B"))
+    by_name = results(
+        *(content(name, protocol__data=name, protocol__data_fingerprint=None) for name in ("mnist", "digits"))
+    )
+    for found, field, left in (
+        (same_name, "data_fingerprint", "AB"),
+        (two_names, "data_fingerprint", "AB"),
+        (results(content("A"), content("B"), content("C", protocol__data="mnist", **other)), "data", "AB"),
+        (unnamed, "data_fingerprint", "A"),
+        (by_name, "data", ["mnist"]),
+    ):
+        with pytest.raises(UserError, match=rf"ranked: protocol\.{field} is ") as error:
+            rank(found)
+        remedy = str(error.value).rpartition("--where ")[2]
+        assert [row.first.model for row in rank(found, where=[remedy]).rows] == list(left)
+        assert len(comparable(found)) == 2
+
+
+def test_older_classes_are_no_remedy():
+    classes: list[dict[str, Any]] = [{"protocol__drawn_classes": rule} for rule in ("uniform", "uniform", "reference")]
+    found = results(*(content(name, **rule) for name, rule in zip("ABC", classes, strict=True)))
+    for chosen in (found, found[1:]):
+        with pytest.raises(UserError) as error:
+            rank(chosen)
+        remedy = "Choose some, e.g. --where protocol.drawn_classes=reference, or evaluate the older runs again"
+        assert str(error.value).endswith(remedy)
+
+
+def test_a_model_of_other_data_is_marked_and_no_seed_of_others():
+    run: dict[str, Any] = {"run__recipe": "r", "run__identity": "i"}
+    other = {"trained_on": "63bac8b2" + "0" * 56, "given": "ab" * 32}
+    found = results(content("EDM", 2.0, **run), content("EDM", 1.0, **run, seed=1, other_data=other))
+    found += results(content("EDM", 3.0, **run, seed=2, other_data=None))
+    board = rank(found)
+    name = "EDM (trained on 63bac8b2)"
+    assert [(row.rank, row.first.model, len(row.results)) for row in board.rows] == [(1, name, 1), (2, "EDM", 2)]
+    file = io.StringIO()
+    print_table(board, Console(file=file, width=300))
+    for text in (file.getvalue(), to_markdown(board), to_csv(board), to_json(board), to_budget_table(board, [20])):
+        assert text.count(name) == 1, text
+    rows = json.loads(to_json(board))["rows"]
+    assert rows[0]["other_data"] == other and "other_data" not in rows[1]
+
+
 def test_equals_are_in_one_order(tmp_path):
     names = ["DDIM", "Euler", "Heun"]
     found = results(*(content("EDM", 1.0, sampler=DDIM | {"name": name}) for name in names), content("DDPM", 1.0))
@@ -114,8 +171,9 @@ def test_a_sweep_over_two_data_sets_ends_with_two_leaderboards(tmp_path, capsys)
     from lit_gen.cli import _report
 
     paths = []
-    for name, data in (("A", "digits"), ("B", "digits"), ("C", "digits_binary")):
-        path = write(tmp_path / "runs", content(name, protocol__data=data))
+    for name, data, letters in (("A", "digits", "ab"), ("B", "digits", "ab"), ("C", "digits_binary", "ef")):
+        changes: dict[str, Any] = {"protocol__data": data, "protocol__data_fingerprint": letters * 32}
+        path = write(tmp_path / "runs", content(name, **changes))
         np.savez(path.with_name("samples.npz"), images=np.zeros((4, 1, 8, 8), np.uint8))
         paths.append(path)
     found = [read_result(path) for path in paths]

@@ -87,6 +87,14 @@ def test_the_page_holds_tables_pictures_and_settings(runs: Path, tmp_path: Path)
         assert re.sub(r"\s+", " ", (run / "config.yaml").read_text().splitlines()[0]) in text
 
 
+def test_data_under_two_names_share_a_table(tmp_path: Path) -> None:
+    other = {"trained_on": "63bac8b2" * 8, "given": "ab" * 32}
+    write(tmp_path, content("VAE", 1.0))
+    write(tmp_path, content("EDM", 2.0, protocol__data="copy", other_data=other))
+    page = Page(write_page(load_results(tmp_path), tmp_path / "report.html", "runs").read_text())
+    assert [row[:2] for row in page.rows] == [["#", "model"], ["1", "VAE"], ["2", "EDM (trained on 63bac8b2)"]]
+
+
 def test_conditions_choose(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert main(["report", str(runs), "--out", str(out), "--where", "model=VAE"]) == 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.legend import Legend
 from PIL import Image
 from test_leaderboard import DDIM, content, write
 
@@ -52,6 +53,20 @@ def test_grids_are_told_apart_if_there_are_several(tmp_path, monkeypatch):
     write(tmp_path, content("EDM", 1.0, sampler=DDIM | {"grid": {"name": "Uniform"}}), "e1")
     figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["DDIM Karras", "DDIM Uniform"]
+
+
+def test_models_of_other_data_are_marked(tmp_path, monkeypatch):
+    other = {"trained_on": "63bac8b2" * 8, "given": "ab" * 32}
+    write(tmp_path, content("VAE", 1.0))
+    write(tmp_path, content("EDM", 2.0, run__name="only", run__identity="0", other_data=other))
+    for number, name in enumerate(("first", "second")):
+        run = {"run__name": name, "run__identity": name}
+        write(tmp_path, content("GAN", 3.0 + number, **run, other_data=other))
+    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    legends = [part for part in figure.axes[0].get_children() if isinstance(part, Legend)]
+    [models] = [legend for legend in legends if legend.get_title().get_text() == "model"]
+    mark = " (trained on 63bac8b2)"
+    assert {text.get_text() for text in models.get_texts()} == {"VAE", f"EDM{mark}", f"first{mark}", f"second{mark}"}
 
 
 def test_the_leaderboard_draws_the_rows_that_it_ranks(tmp_path, monkeypatch, capsys):
