@@ -191,6 +191,7 @@ def ema(directory: Path, std: float, images: int | None = None) -> Path:
 def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
     """Scores a run with objects built anew: one that was trained may keep the precision of its training."""
     objects = cli.objects(DataFacts.recorded(run.metadata))
+    tracking.check_account(objects.wandb)
     objects.evaluation.compare_data(run, objects.model, objects.data)
     device = processes.device(cli.config.trainer)
     _check_scored(objects, device)

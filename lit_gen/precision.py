@@ -1,4 +1,4 @@
-"""Training in one data type throughout (bf16-true, 16-true, 64-true): the networks have it, their surroundings do not.
+"""Training in one data type throughout (bf16-true, 64-true): the networks have it, their surroundings do not.
 
 The weights, the optimizer and the inside of each network have the chosen type. Images, noise, times and losses stay
 float32: in bfloat16 neighbouring times, and the likelihoods of neighbouring values of an 8-bit image, would be one.
@@ -64,6 +64,15 @@ def _networks(module: nn.Module) -> Iterator[nn.Module]:
 
 def _converted(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def check_precision(precision: Any) -> None:
+    """Raise a UserError for float16 throughout: small gradients, and the epsilon of Adam, are zero in it."""
+    if precision == "16-true":
+        raise UserError(
+            "trainer.precision: 16-true cannot hold small gradients, and its trainings end in weights that are not "
+            "finite; use bf16-true, or 16-mixed"
+        )
 
 
 def use_network_precision(trainer: Trainer, model: GenerativeModel) -> None:

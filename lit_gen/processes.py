@@ -120,18 +120,24 @@ def number(trainer: Any) -> int:
 
     Args:
         trainer: The configuration of the trainer.
+
+    Raises:
+        UserError: The devices or the nodes are none, or no number.
     """
     started, devices = num_started(), trainer.devices
-    if started is not None:
-        return started
     if isinstance(devices, str) and "," in devices:
         devices = [index for index in devices.split(",") if index.strip()]
     if isinstance(devices, list):
-        return len(devices) * trainer.num_nodes
-    if devices in ("auto", -1, "-1"):
+        devices = len(devices)
+    elif devices in ("auto", -1, "-1"):
         on_gpu = accelerator(trainer.accelerator) in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         devices = torch.cuda.device_count() if on_gpu else 1
-    return int(devices) * int(trainer.num_nodes)
+    for key, count in {"devices": devices, "num_nodes": trainer.num_nodes}.items():
+        if not str(count).strip().isdecimal() or int(count) < 1:
+            raise UserError(
+                f"trainer.{key}: {getattr(trainer, key)} leaves no process to train; give at least 1, or leave it out"
+            )
+    return int(devices) * int(trainer.num_nodes) if started is None else started
 
 
 @contextmanager

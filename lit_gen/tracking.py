@@ -1,11 +1,12 @@
 """Where numbers go: Weights & Biases, and a CSV file of the same metrics in the run directory."""
 
+import configparser
 import csv
 import io
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,13 +65,30 @@ class WandbSettings:
         return {**place, "group": self.group or sweep, "tags": tags or None}
 
 
+def check_account(settings: WandbSettings) -> None:
+    """Raise a UserError if W&B is asked to be online, but has no key."""
+    if settings.resolved_mode() == "online" and not _has_account():
+        raise UserError(
+            f"wandb.mode: online needs a key for {_server()}, and there is none; wandb login, or --wandb.mode offline"
+        )
+
+
 def _has_account() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     import requests.utils
 
-    base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return requests.utils.get_netrc_auth(base) is not None
+    return requests.utils.get_netrc_auth(_server()) is not None
+
+
+def _server() -> str:
+    """Return the address of W&B: that of the environment, or of the settings that `wandb login --host` leaves."""
+    settings = configparser.ConfigParser(interpolation=None)
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    with suppress(OSError, ValueError, configparser.Error):
+        settings.read(folder / "settings")
+    saved = settings.get("default", "base_url", fallback="https://api.wandb.ai")
+    return os.environ.get("WANDB_BASE_URL") or saved
 
 
 def announce(settings: WandbSettings) -> None:

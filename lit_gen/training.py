@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 
 from lit_gen import processes, tracking
 from lit_gen.callbacks import Monitor, TrainingProgress
@@ -35,7 +35,7 @@ from lit_gen.loading import load_model, load_objects, load_weaker, open_finished
 from lit_gen.models.base import GenerativeModel
 from lit_gen.models.diffusion import Diffusion
 from lit_gen.models.flow_matching import FlowMatching
-from lit_gen.precision import use_network_precision
+from lit_gen.precision import check_precision, use_network_precision
 from lit_gen.reflow import Reflow
 from lit_gen.runs import Run
 
@@ -218,9 +218,10 @@ def _length(cli: ExperimentCLI) -> str:
 def check_before_training(cli: ExperimentCLI, objects: Namespace) -> None:
     """Check all that can be known before a run directory is made, or a teacher or first stage is trained.
 
-    In this order: what the model builds on; that it suits the data; its optimizers; the settings of the trainer; the
-    validation images and the batches; the settings of the trainer that count batches. What the constructors of model,
-    data and callbacks check was checked before, and what a Trainer checks comes with it, still before the directory.
+    In this order: what the model builds on; the account of W&B; that the model suits the data; its optimizers; the
+    settings of the trainer; the validation images and the batches; the settings of the trainer that count batches. What
+    the constructors of model, data and callbacks check was checked before, and what a Trainer checks comes with it,
+    still before the directory.
 
     Raises:
         UserError: A training could not take place.
@@ -230,9 +231,12 @@ def check_before_training(cli: ExperimentCLI, objects: Namespace) -> None:
     settings = cli.config.trainer
     if model.first_stage is not None and objects.reflow.teacher is not None:
         raise UserError("reflow.teacher: flows of latents are not trained on pairs; leave it or first_stage out")
+    tracking.check_account(objects.wandb)
     model.check_data(data)
     model.check_optimizers()
     _check_trainer(settings, model)
+    _check_times(settings)
+    check_precision(settings.precision)
     num_images = len(data.images("train"))
     if objects.reflow.teacher is not None:
         num_images = data.check_pairs(objects.reflow.num_pairs)
@@ -293,6 +297,25 @@ def _check_trainer(settings: Namespace, model: GenerativeModel) -> None:
             raise UserError(
                 f"trainer.{key}: {settings[key]} may lie within a step of {parts} parts; give a number of steps"
             )
+
+
+def _check_times(settings: Namespace) -> None:
+    """Raise a UserError if the trainer's settings leave no time to train, or validate after no epochs."""
+    try:
+        left = Timer(settings.max_time).time_remaining()
+    except (MisconfigurationException, TypeError) as error:
+        raise UserError(f"trainer.max_time: {' '.join(str(error).split())}") from None
+    if left is not None and left <= 0:
+        raise UserError(
+            f"trainer.max_time: {settings.max_time} trains on nothing; give more, or leave it out "
+            "(--budget.num_images is the length of a training)"
+        )
+    every = settings.check_val_every_n_epoch
+    if every is not None and every < 1:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch: {every} is no number of epochs; give at least 1, or null to count "
+            "batches (--trainer.limit_val_batches 0 leaves validation out)"
+        )
 
 
 def _trainer(cli: ExperimentCLI, model: GenerativeModel) -> Trainer:
@@ -374,6 +397,8 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
             processes.losses_reported(trainer.global_rank, trainer.world_size),
         ):
             trainer.fit(model, datamodule=data, ckpt_path=run.checkpoint if resume else None, weights_only=True)
+        if not processes.from_first(model.images_seen > 0 and run.checkpoint.is_file()):
+            raise UserError("trainer: the training ended before its first step; see its callbacks and limits")
         failed = False
     except LostProcessError:
         processes.end_others(trainer)
@@ -384,6 +409,10 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
         raise KeyboardInterrupt from None  # what Lightning makes of Ctrl-C
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+    except RuntimeError as error:  # of Lightning's EarlyStopping; any other is no mistake of the input
+        if not str(error).startswith("Early stopping conditioned on metric"):
+            raise
+        raise UserError(f"trainer.callbacks: {' '.join(str(error).split())}") from None
     finally:
         if trainer.is_global_zero:
             with suppress(UserError) if failed else nullcontext():  # a full disk was reported already
