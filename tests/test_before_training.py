@@ -2,12 +2,10 @@
 
 import json
 import re
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gen.cli import main
 from lit_gen.errors import UserError
@@ -19,11 +17,11 @@ STAGE = f"--first_stage.run={ROOT / 'tests' / 'tiny_vqvae.yaml'}"
 TEACHER = ["--reflow.teacher={teacher}"]
 
 
-class Deadline(Timer):
-    """A timer that is over before the training begins; no setting of the trainer shows it."""
+class Deadline(Callback):
+    """Stops before the first batch, which no setting of the trainer shows."""
 
-    def __init__(self) -> None:
-        super().__init__(timedelta(0))
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = True
 
 
 class Broken(Callback):
@@ -105,7 +103,9 @@ def test_a_mistake_leaves_nothing_behind(
 def test_what_a_callback_ends_is_said_in_one_line_and_not_finished(
     callback: dict[str, object], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = arguments("VAE", tmp_path, 2048, "--data.num_val=90", "--grid.num_samples=0")
+    words = arguments(
+        "VAE", tmp_path, 512, "--data.num_val=90", "--grid.num_samples=0", "--trainer.limit_train_batches=2"
+    )
     assert main(["fit", *words, f"--trainer.callbacks={json.dumps([callback])}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("lit-gen: error: trainer") and says in error, error
