@@ -173,5 +173,5 @@ def test_a_factory_can_be_pickled_and_names_its_key() -> None:
     """Processes that are spawned get the model by pickle."""
     model = ExperimentCLI([*WORDS, "--model.optimizer.lr=-1"]).objects().model
     optimizer = pickle.loads(pickle.dumps(model.optimizer))
-    with pytest.raises(UserError, match=r"^model.optimizer: Adam cannot be built .*Invalid learning rate: -1"):
+    with pytest.raises(UserError, match=r"^model.optimizer: Invalid learning rate: -1"):
         optimizer(model.parameters())

@@ -234,8 +234,11 @@ class GenerativeModel(LightningModule, ABC):
         for name, factory in self.optimizer_factories().items():
             try:
                 optimizer = factory([nn.Parameter(torch.zeros(1, 1))])
-            except ValueError as error:
-                raise UserError(f"model.{name}: {' '.join(str(error).split())}; choose another value") from None
+            except (ValueError, UserError) as error:  # of one of several optimizers of a class, its builder names any
+                reason = error.__cause__ or error
+                if isinstance(reason, UserError):
+                    raise
+                raise UserError(f"model.{name}: {' '.join(str(reason).split())}; choose another value") from None
             if not all(math.isfinite(group["lr"]) for group in optimizer.param_groups):
                 raise UserError(f"model.{name}.lr: the learning rate is not finite; give a finite number")
 
