@@ -129,7 +129,7 @@ class Curves(WandbLogger):
                 mode=settings.resolved_mode(),
                 resume="allow",
                 job_type="train",
-                config=config,
+                config={key: value for key, value in config.items() if key != "sampler"},  # of evaluations alone
                 **settings.arguments(),
             )
             experiment.define_metric("images")

@@ -73,6 +73,7 @@ def test_an_offline_run_holds_config_curves_and_images(
     assert what_it_is(records) == ("train", "my_sweep", ["mine", "sweep"]) and summary["tags"] == ["mine", "sweep"]
     assert summary["config"]["model"]["class_path"].endswith("WGAN")
     assert summary["config"]["budget"]["num_images"] == 640
+    assert "sampler" not in summary["config"], "a training has none"
     logged = [row for row in history(records) if "train/loss" in row]
     assert [row["images"] for row in logged] == [128, 256, 384, 512, 640]
     names = ["loss", "critic_gap", "generator_loss", "lr", "grad_norm_0", "grad_norm_1", "images_per_second"]

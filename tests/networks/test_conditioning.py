@@ -228,3 +228,10 @@ def test_augmentation_labels_for_a_network_without_them(build: Build) -> None:
     x, c_noise, labels = inputs(build)
     with pytest.raises(UserError, match="set augment_dim"):
         build()(x.float(), c_noise.float(), labels, torch.zeros(4, 9))
+
+
+def test_random_frequencies_are_those_of_every_version() -> None:
+    """They are no parameters, but they decide what the weights of a run mean."""
+    expected = torch.tensor([24.65593719482422, -4.694862365722656, -34.86063003540039])
+    torch.testing.assert_close(FourierFeatures(6).frequencies, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(FourierFeatures(6, scale=0.5).frequencies, expected / 32, rtol=1e-6, atol=0)
