@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from lit_gen.cli import main
 from lit_gen.config import ExperimentCLI
 from lit_gen.config_files import check_argument, check_config
-from lit_gen.core.imports import may_be_named
+from lit_gen.core.imports import installed, may_be_named
 from lit_gen.errors import UserError
 from lit_gen.networks import UNet
 from tests.conftest import TINY, arguments
@@ -467,6 +467,17 @@ def test_an_installed_module_is_not_imported(path: str, marker: Path, capsys: py
 @pytest.mark.parametrize("path", ["torch.nn.Linear", "torch.optim.Adam", "lit_gen.networks.UNet", "mine.Net", "a.b.C"])
 def test_paths_that_may_be_named(path: str) -> None:
     assert may_be_named(path)
+
+
+def test_a_module_before_an_installed_one_on_the_path_is_the_users(marker: Path) -> None:
+    """A package may install a module as common as `tests`."""
+    assert not may_be_named("filelock.X")
+    (marker.parent / "filelock.py").write_text("class X: pass\n")
+    installed.cache_clear()
+    try:
+        assert may_be_named("filelock.X") and not may_be_named("jinja2.X")
+    finally:
+        installed.cache_clear()
 
 
 @pytest.mark.parametrize("path", ["torch.hub.load", "torch.nnx.X", "os.system", "wandb.init", "mine.__main__.Net"])

@@ -5,10 +5,12 @@ it may name those in `ALLOWED`, whose classes are known to run nothing but thems
 nothing; and any other module, which then lies in the current folder or in PYTHONPATH and is the user's own.
 """
 
+import os
 import pkgutil
 import sys
 import sysconfig
 from functools import cache
+from importlib.machinery import PathFinder
 
 ALLOWED = (
     *("lit_gen", "torch.nn", "torch.optim", "torchvision", "torchmetrics", "diffusers"),
@@ -23,10 +25,21 @@ REFUSED = (
 
 @cache
 def installed() -> frozenset[str]:
-    """Return the top-level modules of the standard library and of all installed packages."""
+    """Return the top-level modules of the standard library and of all installed packages.
+
+    One that stands in a folder before them on the path, such as a user's `tests`, is the user's.
+    """
     folders = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
     names = {module.name for module in pkgutil.iter_modules(folders)}
-    return frozenset(name for name in names | set(sys.stdlib_module_names) if name.isidentifier()) | {"torch"}
+    theirs = {name for name in names if name.isidentifier() and _found_in(name, folders)}
+    return frozenset(theirs | set(sys.stdlib_module_names) | {"torch"})
+
+
+def _found_in(name: str, folders: list[str]) -> bool:
+    """Return whether an import of a top-level module takes it from one of the folders."""
+    spec = PathFinder.find_spec(name)
+    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
+    return not places or any(place and place.startswith(folder + os.sep) for place in places for folder in folders)
 
 
 def may_be_named(path: str) -> bool:
