@@ -131,7 +131,7 @@ def sample(arguments: list[str]) -> None:
 
 
 def _reads_data(objects: Namespace) -> bool:
-    """Whether drawing takes the data: for a sampler that learns from it, or class counts that were not recorded."""
+    """Return whether sampling reads the data: the sampler is fitted to it, or the run recorded no class counts."""
     learns = type(objects.sampler).prepare is not Sampler.prepare if objects.sampler is not None else False
     return learns or (objects.data.facts is None and bool(objects.model.num_classes))
 
@@ -262,7 +262,7 @@ def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
     Its images may be read from another source; the last value is whether that is asked for.
 
     Raises:
-        UserError: There is no such run, or a setting of its training is changed.
+        UserError: The run does not exist, or the arguments change a setting of its training.
     """
     _check_named(arguments, verb, "RUN [--sampler Heun --sampler.steps 18 ...]")
     run, rest = one_run(arguments, verb)
@@ -285,7 +285,7 @@ def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
 
 
 def _check_sampler(objects: Namespace, device: torch.device) -> None:
-    """Says that a sampler does not suit the model before minutes of training, not after.
+    """Raise a UserError unless the sampler suits the model, before minutes of training rather than after.
 
     The weaker model of an autoguidance is loaded, onto the device.
     """
@@ -296,7 +296,7 @@ def _check_sampler(objects: Namespace, device: torch.device) -> None:
 
 
 def _check_scored(objects: Namespace, device: torch.device) -> None:
-    """As `_check_sampler`, and that what is drawn, and a likelihood, can be scored."""
+    """Raise a UserError unless the sampler suits the model, and its samples and the likelihood can be scored."""
     _check_sampler(objects, device)
     if objects.evaluation.likelihood:
         objects.evaluation.likelihood_protocol(objects.model, objects.data)

@@ -9,13 +9,11 @@ makes of them. Beside them stand `sampler` and
 import ast
 import contextlib
 import hashlib
-import importlib
 import inspect
 import io
 import json
 import math
 import re
-import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -29,20 +27,18 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_gen.models  # noqa: F401  (registers the class names that a configuration may use)
-from lit_gen import config_help, help
+from lit_gen import config_help
 from lit_gen.build import build
 from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
-from lit_gen.config_errors import explain, own_error
+from lit_gen.config_errors import one_line
 from lit_gen.config_files import check_argument, check_config
-from lit_gen.core.imports import REFUSED, may_be_named
 from lit_gen.core.seeds import check_seed
-from lit_gen.data import ImageDataModule, ImageSource
+from lit_gen.data import ImageDataModule
 from lit_gen.data.facts import DataFacts
-from lit_gen.errors import UserError, class_names
+from lit_gen.errors import UserError
 from lit_gen.evaluation import Evaluation
 from lit_gen.first_stage import FirstStage
-from lit_gen.methods import LikelihoodMethod, Sampler
-from lit_gen.metrics import FeatureNet
+from lit_gen.methods import Sampler
 from lit_gen.models.base import GenerativeModel
 from lit_gen.reflow import Reflow
 from lit_gen.runs import TRAINED_FIRST, RunSettings
@@ -147,7 +143,7 @@ class ExperimentCLI(LightningCLI):
             with contextlib.redirect_stderr(io.StringIO()), keys_alone():
                 self.config = parser.parse_args(own)
         except ArgumentError as error:
-            raise UserError(_readable(_one_line(error, parser, self.verb))) from None
+            raise UserError(one_line(error, parser, self.verb)) from None
         except RecursionError:
             raise UserError("--config: classes within each other are nested too deeply; write fewer levels") from None
         check_parsed(parser, self.config, {f"model.{key}" for key in LINKED})
@@ -203,7 +199,7 @@ class ExperimentCLI(LightningCLI):
             with_facts = (partial(_with_facts, facts), ImageDataModule, False)
             self.config_init = build(self.parser, self.config, GROUPS, [with_facts])
         except (ArgumentError, ValueError) as error:
-            raise UserError(_readable(_one_line(error))) from None
+            raise UserError(one_line(error)) from None
         if first_stage is not None:
             self.config_init.model.follow(self.config_init.first_stage)
         return self.config_init
@@ -317,121 +313,3 @@ def _num_devices(trainer: dict[str, Any]) -> int | str | list[int]:
 def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:
     """As `training_identity`, but the same for every seed: runs that share it are repetitions of one training."""
     return training_identity(config | {"seed_everything": None}, fingerprint)
-
-
-def _one_line(error: Exception, parser: LightningArgumentParser | None = None, verb: str = "fit") -> str:
-    """jsonargparse explains over many lines, with the usage; this keeps the key, the value and the reason."""
-    if (own := own_error(error)) is not None:
-        return str(own)
-    text = str(error)
-    if explained := explain(error):
-        return explained
-    if "linked_targets" in text:  # the parser takes no function with arguments for a key of the model
-        return "model: a function cannot stand as the class_path of a part; name the function alone, or a class"
-    if not (found := re.search(r'Parser key "([^"]+)":\s*(.*)', text, re.DOTALL)):
-        if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", text):
-            known = [] if parser is None else [name for action in parser._actions for name in action.option_strings]
-            word = unknown.group(1).partition("=")[0]
-            advice = help.closest(word, [*known, *help.own_options(verb)], "lit-gen fit --help lists the keys")
-            return f"{unknown.group(1)}: no such key; {advice}"
-        return " ".join(text.split())
-    key, reason = found.group(1), found.group(2)
-    nested: list[tuple[str, str]] = re.findall(r"NestedArg\(key='([^']+)', val='?(.*?)'?\)", reason)
-    part, given = max(
-        nested, key=lambda argument: len(argument[0]), default=("", "")
-    )  # whole: a class within counts on
-    if wrong := _of_a_name(reason):
-        return f"{key}.{part}: {wrong}" if part else f"{key}: {wrong}"
-    if part:
-        advice = config_help.of_misspelt(parser, f"{key}.{part}") if parser is not None else ""
-        return _of_a_part(key, part, given, reason) or f"{key}.{part}: no such key; {advice}"
-    otherwise = (
-        r"Parser key \"(\w+)\":\s*Type [^\n]* expects a function or a callable class: [^\n]*class_path='[\w.]*?(\w+)'"
-    )
-    if called := re.search(otherwise, reason):
-        part, name = called.groups()
-        return f"{key}.{part}: {name} is not called as a {part} is; choose another class"
-    inner = re.findall(r'Parser key "([^"]+)":', reason)  # of a class that a file names with its arguments
-    value = re.search(r"(?:Got|Given) value: ([^\n]*?)(?:\. Got|\n|$)", reason)
-    if inner and value and (wanted := _wanted(reason)):
-        return f"{key}.{'.'.join(inner)}: {value.group(1)} is not accepted; {wanted}"
-    if unknown := re.search(r"dot import path string: (\S+)|Import path (\S+)", reason):
-        return f"{key}: there is no class {unknown.group(1) or unknown.group(2)}{_choices(BASES.get(key))}"
-    if value := re.search(r"Given value: (.*)", reason):
-        lines = [line.strip(" -") for line in reason.splitlines() if line.strip().startswith("- ")]
-        why = "; ".join(line for line in lines if "NoneType" not in line)
-        return f"{key}: {value.group(1)} is not accepted: {' '.join((why or reason).split())}"
-    if value := re.search(r"Expected a (.*?)\. Got value: (.*)", reason, re.DOTALL):
-        kind = re.sub(r"<class '(\w+)'>", r"\1", value.group(1)).replace("typing.", "")
-        return f"{key}: {value.group(2).strip()} is not accepted; expected {kind}"
-    return f"{key}: {' '.join(reason.split())}"
-
-
-def _readable(message: str) -> str:
-    """Return a message as one line, with null as YAML writes it, and a value that is empty said to be."""
-    message = re.sub(r": None is ", ": null is ", re.sub(r":  is ", ": an empty value is ", message))
-    return " ".join(message.split())
-
-
-def _of_a_name(reason: str) -> str | None:
-    """What is wrong with the import path of a class, or with a file of settings, if that is what is wrong."""
-    if file := re.search(r"Expected a path but (\S+\.ya?ml) either", reason):
-        return f"there is no file {file.group(1)}"
-    named = r"(?:Expected (?:a path but |')|given class_path '|Got value: |, val=')([a-zA-Z_][\w.]*\.\w+)\b"
-    for path in re.findall(named, reason):
-        if not may_be_named(path):  # nor imported
-            return f"{path} is {REFUSED}"
-        module, _, name = path.rpartition(".")
-        try:
-            getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError as error:
-            where = "; modules are searched in the current folder and in PYTHONPATH" if error.name == module else ""
-            return f"{path} cannot be imported: {error}{where}"
-        except (ImportError, AttributeError, SyntaxError) as error:
-            return f"{path} cannot be imported: {error}"
-        except Exception as error:  # whatever a module of the user's raises when it is imported
-            return f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-        if base := re.search(r"subclass of (?:<class ')?(\w+)", reason):
-            return f"{path} is no {base.group(1)}"
-    return None
-
-
-def _of_a_part(key: str, part: str, value: str, reason: str) -> str | None:
-    """What is wrong with a value for a part of a key, `network.channels` of `model`; None if there is no such part."""
-    base = BASES.get(key)
-    if "is abstract" in reason or (base and f"class_path '{base.__module__}.{base.__name__}'" in reason):
-        choices = f" (one of {', '.join(class_names(base))})" if base else ""
-        return f"{key}.{part}: name the class with it, --{key} CLASS{choices}"
-    if kinds := re.findall(r"Expected an? <class '(int|float|bool|str)'>", reason):
-        return f"{key}.{part}: {value} is not accepted; expected {' or '.join(dict.fromkeys(kinds))}"
-    if wanted := _wanted(reason):
-        return f"{key}.{part}: {value} is not accepted; {wanted}"
-    if kind := re.search(r"Expected a <class '(?:\w+\.)*(?!NoneType)(\w+)'>\. Got value: ", reason):
-        return f"{key}.{part}: {value} is not accepted; expected a {kind.group(1).lower()}"
-    if f"dot import path string: {value}" in reason:
-        bases = re.findall(r"Subtypes: \[<class '(lit_gen[\w.]*)\.(\w+)'>", reason)[1:]
-        base = getattr(sys.modules[bases[-1][0]], bases[-1][1]) if bases else None
-        choices = _choices(base) or "; give a class of lit_gen or torch by its name, or any by its import path"
-        return f"{key}.{part}: there is no class {value}{choices}"
-    return None
-
-
-def _wanted(reason: str) -> str | None:
-    """Of which choices a value is none, or which numbers it should be, if that is what is wrong."""
-    if literal := re.search(r"Literal\[([^\]]*)\]\S* Got value: ", reason):
-        return f"choose one of {literal.group(1)}".replace("'", "")
-    items = re.search(r"tuple\[(.*?)\]", reason)
-    return f"expected [{items.group(1)}]" if items and re.search(r"Expected a (tuple|<class 'tuple)", reason) else None
-
-
-def _choices(base: type | None) -> str:
-    return f"; choose one of {', '.join(class_names(base))}" if base is not None else ""
-
-
-BASES: dict[str, type] = {
-    "model": GenerativeModel,
-    "sampler": Sampler,
-    "data.source": ImageSource,
-    "evaluation.feature_net": FeatureNet,
-    "evaluation.likelihood_method": LikelihoodMethod,
-}

@@ -34,12 +34,12 @@ def check_config(file: Path) -> None:
         raise UserError(f"{file}: expected keys with values, such as model: ..., got {str(config)[:60]}")
     for key in config:
         if not isinstance(key, str):
-            raise UserError(f"{file}: {key} is no key; lit-gen fit --help lists the keys")
+            raise UserError(f"{file}: {key}: unknown key; lit-gen fit --help lists the keys")
         parts = key.split(".")
         for group in (".".join(parts[:end]) for end in range(1, len(parts))):
             if isinstance(config.get(group), str):
                 raise UserError(
-                    f"{file}: {key} cannot stand beside {group}: {config[group]}; give --{key} on the command line, or "
+                    f"{file}: {key} conflicts with {group}: {config[group]}; give --{key} on the command line, or "
                     f"write the keys of {group} below it"
                 )
     _check_values(config, file, "", (file.resolve(),))
@@ -79,7 +79,7 @@ def _load(file: Path) -> Any:
     try:
         return load_yaml(file)
     except FileNotFoundError:
-        raise UserError(f"{file}: there is no such file; give the path of a configuration") from None
+        raise UserError(f"{file}: not found; give the path of a configuration") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); give the path of a configuration") from None
 

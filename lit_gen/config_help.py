@@ -33,7 +33,7 @@ TEXTS = {
     "model": "The model; --model.help lists them.",
     "seed_everything": "Seed of the first weights, of the order of the images and of all noise in training.",
 }
-"""What is said in place of another package's words."""
+"""Descriptions in place of those of other packages."""
 OF_CLASSES = {
     "model": [
         ("--model.KEY VALUE", "A key of the class; --model.help EDM prints those of EDM."),
@@ -195,7 +195,7 @@ def choices(kinds: Iterable[Kind]) -> dict[str, type]:
 
 
 def _is_ours(cls: type) -> bool:
-    """Whether a class may be named itself: of other packages, a kind of class is a base that does nothing."""
+    """Return whether a class can be chosen itself: the base classes of other packages do nothing."""
     return cls.__module__.startswith("lit_gen.")
 
 

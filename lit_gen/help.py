@@ -1,4 +1,4 @@
-"""What `lit-gen VERB --help` prints for verbs that name a run, and the closest match of a misspelt word.
+"""Print `lit-gen VERB --help` for the verbs that name a run, and find the closest match of a misspelt word.
 
 Nothing here takes time to import: help is there at once.
 """

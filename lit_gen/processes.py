@@ -25,7 +25,7 @@ from lit_gen.errors import LostProcessError, UserError
 from lit_gen.runs import Run
 
 SECONDS_TO_LEAVE = 10.0
-"""How long the first process waits for those that it has started, once they have no reason to live on."""
+"""Seconds that the first process waits for those it started, once they should end."""
 
 
 def ranks() -> tuple[int, int]:

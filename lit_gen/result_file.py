@@ -102,7 +102,7 @@ _REQUIRED_OF = {
     "likelihood.protocol.method": ("name",),
     "reconstruction": ("protocol",),
 }
-"""What an object must hold if it is there."""
+"""Required fields of the optional objects."""
 
 _LIKELIHOOD_FIELDS: dict[str, Kind] = {
     "metrics": values_of(SCORE),

@@ -68,9 +68,7 @@ class WandbSettings:
 def check_account(settings: WandbSettings) -> None:
     """Raise a UserError if W&B is asked to be online, but has no key."""
     if settings.resolved_mode() == "online" and not _has_account():
-        raise UserError(
-            f"wandb.mode: online needs a key for {_server()}, and there is none; wandb login, or --wandb.mode offline"
-        )
+        raise UserError(f"wandb.mode: online needs a key for {_server()}; run wandb login, or set --wandb.mode offline")
 
 
 def _has_account() -> bool:

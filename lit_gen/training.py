@@ -291,7 +291,7 @@ def _check_trainer(settings: Namespace, model: GenerativeModel) -> None:
     model.check_trainer(settings)
     parts = settings.accumulate_grad_batches
     if parts < 1:
-        raise UserError(f"trainer.accumulate_grad_batches: {parts} is no number of parts; 1 computes a step at once")
+        raise UserError(f"trainer.accumulate_grad_batches: {parts} is not a number of micro-batches; give 1 or more")
     for key in COUNTED_IN_BATCHES if parts > 1 and model.automatic_optimization else ():
         if not isinstance(settings[key], int) and settings[key] not in (None, 0.0, 1.0):
             raise UserError(
@@ -313,7 +313,7 @@ def _check_times(settings: Namespace) -> None:
     every = settings.check_val_every_n_epoch
     if every is not None and every < 1:
         raise UserError(
-            f"trainer.check_val_every_n_epoch: {every} is no number of epochs; give at least 1, or null to count "
+            f"trainer.check_val_every_n_epoch: {every} is not a number of epochs; give at least 1, or null to count "
             "batches (--trainer.limit_val_batches 0 leaves validation out)"
         )
 
@@ -409,7 +409,7 @@ def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Ru
         raise KeyboardInterrupt from None  # what Lightning makes of Ctrl-C
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
-    except RuntimeError as error:  # of Lightning's EarlyStopping; any other is no mistake of the input
+    except RuntimeError as error:  # of Lightning's EarlyStopping; any other is a fault of the code
         if not str(error).startswith("Early stopping conditioned on metric"):
             raise
         raise UserError(f"trainer.callbacks: {' '.join(str(error).split())}") from None

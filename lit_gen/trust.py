@@ -1,4 +1,4 @@
-"""What a configuration may call: classes of the kind that its key takes, and functions annotated to return one.
+"""Check what a configuration may call: classes of the kind that its key takes, and functions annotated to return one.
 
 A configuration, or the run directory that it stands in, may come from someone else. jsonargparse imports whatever it
 names, calls any function for a key such as `model.network`, builds any class for a value without a type, and lets
@@ -87,7 +87,7 @@ def keys_alone() -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"{plain_key(error.full_key or 'interpolation')}: {reason}; ${{KEY}} takes the value of another key, such "
-            "as ${budget.num_images}, and there is no other form"
+            "as ${budget.num_images}, the only form"
         ) from None
     finally:
         BaseContainer._resolvers = resolvers
@@ -100,7 +100,7 @@ def plain_key(key: str) -> str:
 
 def not_a(name: str, kind: str) -> str:
     """Return what is wrong with a class or function that is not of a kind."""
-    return f"{name} is no {kind}; give a class of that kind, or a function annotated to return one"
+    return f"{name} is not a {kind}; give a class of that kind, or a function annotated to return one"
 
 
 def _check(value: Any, hint: Any, key: str, default: Any, linked: Collection[str]) -> None:
@@ -137,7 +137,7 @@ def _parameters(made: Any) -> dict[str, Any]:
 
 
 def _takes_null(hint: Any) -> bool:
-    """Whether None is a value of a type; of what is no type, it may be."""
+    """Return whether a type has None among its values; of an annotation that is not a type, it may."""
     if get_origin(hint) in (Union, UnionType, Annotated):
         return any(map(_takes_null, get_args(hint)))
     if get_origin(hint) is Literal:

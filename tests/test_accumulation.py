@@ -360,8 +360,14 @@ def test_parts_of_one_process_are_the_shares_of_two(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches: 0 is no number of parts"),
-        (["--trainer.accumulate_grad_batches=-2"], "trainer.accumulate_grad_batches: -2 is no number of parts"),
+        (
+            ["--trainer.accumulate_grad_batches=0"],
+            "accumulate_grad_batches: 0 is not a number of micro-batches",
+        ),
+        (
+            ["--trainer.accumulate_grad_batches=-2"],
+            "accumulate_grad_batches: -2 is not a number of micro-batches",
+        ),
         (["--trainer.accumulate_grad_batches={1: 2}"], "trainer.accumulate_grad_batches: .*1: 2.* expected int"),
         (["--trainer.accumulate_grad_batches=1.5"], "trainer.accumulate_grad_batches: 1.5 .*expected int"),
         (

@@ -69,7 +69,11 @@ def without_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("VAE", ["--trainer.max_time={{minutes: 0}}"], "trainer.max_time: .* trains on nothing"),
         ("VAE", ["--trainer.max_time=soon"], "trainer.max_time: .*DD:HH:MM:SS"),
         ("VAE", ["--trainer.precision=16-true"], "trainer.precision: 16-true .* bf16-true"),
-        ("VAE", ["--wandb.mode=online"], "wandb.mode: online needs a key .*wandb login, or --wandb.mode offline"),
+        (
+            "VAE",
+            ["--wandb.mode=online"],
+            "wandb.mode: online needs a key .*wandb login, or set --wandb.mode offline",
+        ),
         ("TokenPrior", [STAGE, "--trainer.max_time=00:00:00:00"], "trainer.max_time"),
         ("TokenPrior", [STAGE, "--trainer.limit_train_batches=0.01"], "trainer.limit_train_batches: 0.01"),
         ("TokenPrior", [STAGE, "--data.batch_size=2000"], "data.batch_size is 2000"),

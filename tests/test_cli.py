@@ -400,7 +400,7 @@ def test_run_and_evaluate_score_the_same_model(tmp_path: Path) -> None:
 
 def test_a_step_of_no_parts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = said(capsys, "fit", *arguments("VAE", tmp_path, 64, "--trainer.accumulate_grad_batches=0"))
-    assert "trainer.accumulate_grad_batches: 0 is no number of parts; 1 computes a step at once" in error
+    assert "trainer.accumulate_grad_batches: 0 is not a number of micro-batches; give 1 or more" in error
     assert not list(tmp_path.glob("*/run.json"))
 
 

@@ -93,7 +93,7 @@ def test_a_dotted_key_beside_its_group_in_one_file_is_refused(key: str, content:
     """The parser would take the later of the two for the whole group, in part without a word."""
     file = tmp_path / "both.yaml"
     file.write_text(content.format(conf=ROOT / "conf") + "data: {source: Digits}\n")
-    with pytest.raises(UserError, match=f"both.yaml: {key} cannot stand beside .* give --{key} on the command line"):
+    with pytest.raises(UserError, match=f"both.yaml: {key} conflicts with .* give --{key} on the command line"):
         ExperimentCLI([f"--config={file}"])
 
 
@@ -260,8 +260,8 @@ def test_errors_name_the_whole_key_and_its_choices(words: list[str], message: st
             "sampler: thiers.Heun cannot be imported: No module named 'thiers'; modules are searched in the current "
             "folder and in PYTHONPATH",
         ),
-        (["--sampler=theirs.Thing"], "sampler: theirs.Thing is no Sampler"),
-        (["--model=theirs.Thing"], "model: theirs.Thing is no GenerativeModel"),
+        (["--sampler=theirs.Thing"], "sampler: theirs.Thing is not a Sampler"),
+        (["--model=theirs.Thing"], "model: theirs.Thing is not a GenerativeModel"),
         (
             ["--sampler=needs_more.Heun"],
             "sampler: needs_more.Heun cannot be imported: No module named 'no_such_module'",
@@ -272,7 +272,7 @@ def test_errors_name_the_whole_key_and_its_choices(words: list[str], message: st
             "model.network: theirs.Net cannot be imported: module 'theirs' has no attribute",
         ),
         (["--data.source=theirs.Set"], "data.source: theirs.Set cannot be imported: module 'theirs' has no attribute"),
-        (["--evaluation.feature_net=theirs.Thing"], "evaluation.feature_net: theirs.Thing is no FeatureNet"),
+        (["--evaluation.feature_net=theirs.Thing"], "evaluation.feature_net: theirs.Thing is not a FeatureNet"),
         (["--sampler=missing.yaml"], "sampler: there is no file missing.yaml"),
         (["--sampler=conf/missing.yaml"], "sampler: there is no file conf/missing.yaml"),
     ],

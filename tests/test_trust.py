@@ -393,7 +393,7 @@ def test_the_parser_does_not_see_such_a_file(marker: Path) -> None:
     for words in (["--config=pipe"], ["--sampler=pipe"], ["--model=DDPM", "--model.network=pipe"]):
         with pytest.raises(UserError, match="pipe is not a regular file|pipe: not a regular file"):
             ExperimentCLI(words)
-    with pytest.raises(UserError, match=r"^nothing.yaml: there is no such file"):
+    with pytest.raises(UserError, match=r"^nothing.yaml: not found"):
         ExperimentCLI(["--config=nothing.yaml"])
     with pytest.raises(UserError, match=r"not a regular file"):
         ExperimentCLI([f"--config={marker.parent}"])

@@ -1,1 +1,1 @@
-"""What every other package may build on; nothing here imports lit_gen beyond its errors."""
+"""The ground floor: helpers for files, text and processes that import nothing of lit_gen but its errors."""

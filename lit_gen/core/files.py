@@ -30,7 +30,7 @@ REMEDIES = {
     errno.ENOENT: "choose another path",
     errno.ELOOP: "choose another path",
 }
-"""What to do about an error of the file system, by its number."""
+"""The remedy for each error of the file system, by its number."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def staged(path: str | Path) -> Iterator[Path]:
-    """As `replacing`, but leave it to `publish` to replace `path` at some later time."""
+    """Yield a temporary path as `replacing` does, and leave it to `publish` to replace `path` later."""
     with writing(path), _folders_of(_target(path)) as target:
         temporary = temporary_path(target)
         try:

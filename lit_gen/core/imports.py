@@ -1,4 +1,4 @@
-"""Which import paths a configuration may name: decided by the path alone, before anything is imported.
+"""Decide which import paths a configuration may name, by the path alone and before anything is imported.
 
 A configuration may come from someone else, and what it names is imported and called. Of the packages that are installed
 it may name those in `ALLOWED`, whose classes are known to run nothing but themselves; of Python's standard library

@@ -23,7 +23,7 @@ LARGEST = 1e100
 
 
 class Kind(NamedTuple):
-    """What a field holds: its description for an error, and the test of a value."""
+    """The kind of value that a field holds: a description for errors, and a test."""
 
     description: str
     fits: Callable[[Any], bool]
@@ -93,7 +93,7 @@ def parse_json(text: str | bytes) -> Any:
     """Return what a JSON text holds.
 
     Raises:
-        ValueError: The text is no JSON, is nested too deep, or holds a whole number of too many digits.
+        ValueError: The text is not JSON, is nested too deep, or holds a whole number of too many digits.
     """
     try:
         value = json.loads(text, parse_int=_integer)

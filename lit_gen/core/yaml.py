@@ -83,7 +83,7 @@ def check_yaml(text: str) -> None:
 
 @dataclass
 class _Node:
-    """What has been read of one node of the document: the number of nodes, and of levels of collections, in it."""
+    """The part of one node that has been read: the numbers of nodes and of levels of collections in it."""
 
     anchor: str | None
     size: int = 1

@@ -55,7 +55,7 @@ class EDMAugmentation:
     def __init__(self, p: float = 0.12, mirror: float = 0.5) -> None:
         for key, value in (("p", p), ("mirror", mirror)):
             if not 0 <= value <= 1:
-                raise UserError(f"augment.{key}: {value} is no probability; choose a number from 0 to 1")
+                raise UserError(f"augment.{key}: {value} is not a probability; give a number in [0, 1]")
         self.p = p
         self.mirror = mirror
 

@@ -38,7 +38,7 @@ def classes_of(index: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 
 
 def are_balanced(counts: Sequence[int]) -> bool:
-    """Whether all classes have equally many images, so that image i has the class i mod K."""
+    """Return whether all classes have equally many images, so that image i has the class i mod K."""
     return len(set(counts)) == 1
 
 

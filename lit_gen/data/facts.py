@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What `data` of a run.json says of the images that the run was trained on.
+    """The facts about the training images of a run that its run.json records under `data`.
 
     Attributes:
         name: Name of the data set.

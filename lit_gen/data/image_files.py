@@ -23,7 +23,7 @@ ENDINGS = (
     ".tiff", ".webp",
 )  # fmt: skip
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
-"""What Pillow may take the content of a file for: other formats start programs (EPS) or are rarely images."""
+"""The formats that Pillow may recognise: others start programs (EPS) or are rarely images."""
 IGNORED = ("desktop.ini", "thumbs.db")
 MAX_PIXELS = 89_478_485
 """Pixels of a file that are decoded: Pillow warns of more."""
@@ -36,7 +36,7 @@ class Tree(NamedTuple):
         root: The folder.
         files: Names relative to it, with slashes; bytes that are not UTF-8 are surrogates, as in `os.fsdecode`.
         sizes_and_times: Size in bytes and time of change in ns of each file; -1 of what cannot be read.
-        left_out: One line about what is no image, or empty.
+        left_out: One line about the files that are not images, or empty.
     """
 
     root: Path
@@ -87,7 +87,7 @@ class Tree(NamedTuple):
 
 @dataclass
 class _LeftOut:
-    """What lies below a folder and is not read."""
+    """The files and folders below a folder that are not read."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     links_back: list[str] = field(default_factory=list)
@@ -176,7 +176,7 @@ def _is_image(root: Path, name: str, left_out: _LeftOut) -> bool:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """What the cache knows a file by; a link that leads nowhere is a file that cannot be read, which is said later."""
+    """The key of a file in the cache; a broken link counts as a file that cannot be read, which is reported later."""
     try:
         status = path.stat()
     except OSError:

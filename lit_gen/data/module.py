@@ -59,7 +59,7 @@ class ImageDataModule(LightningDataModule):
         self.num_val = num_val
         self.seed = seed
         self.facts: DataFacts | None = None
-        """What a run recorded of its data: it is asked for them in place of the source, whose files may be gone."""
+        """The facts that a run recorded about its data, used in place of the source, whose files may be gone."""
         self._trained_on: dict[str, Pairs] | dict[str, Encoded] = {}
         self._parts: dict[str, ImageSet] = {}
         self._fingerprints: dict[str, str] = {}

@@ -262,7 +262,7 @@ def _compared(protocol: dict[str, object]) -> dict[str, object]:
 
 
 def _names_tell_data_apart(protocols: Sequence[dict[str, object]]) -> bool:
-    """Whether different data have different names, and the same data one name."""
+    """Return whether names and fingerprints of the data correspond one to one."""
     named = {(str(each.get("data")), str(each.get("data_fingerprint") or each.get("data"))) for each in protocols}
     return all(len(set(side)) == len(named) for side in zip(*named, strict=True))
 

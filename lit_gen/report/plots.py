@@ -256,7 +256,7 @@ def _scatters(results: Sequence[Result], samples: list[np.ndarray], path: Path |
 
 
 def _shown(row: Row, metric: str) -> dict[str, object]:
-    """What a picture shows of a row in numbers."""
+    """Return the numbers that a picture shows of a row."""
     first = row.first
     labels = {"model": first.model, "sampler": first.sampler, "grid": first.grid}
     return labels | {"nfe": row.mean("nfe"), metric: row.mean(f"metrics.{metric}")}

@@ -17,7 +17,7 @@ from lit_gen.step import Step
 from lit_gen.sweeps.spec import Trial
 
 SHARE_OF_EVALUATION = 0.1
-"""What a trial that only evaluates is taken to cost of one that trains, until one has run."""
+"""Assumed cost of a trial that only evaluates, as a share of one that trains, until one has run."""
 
 _EVALUATION_ARGUMENT = re.compile(r"--(sampler|evaluation|wandb)\b")
 

@@ -33,7 +33,7 @@ class Assignment:
 
 
 def ending(code: int) -> str:
-    """How a process ended, given the status that its parent sees: by a signal, or with an exit status."""
+    """Return how a process ended, given the status that its parent sees: by a signal, or with an exit status."""
     if code < 0:
         return f"was ended by {_name(-code)}" + ("; out of memory?" if code == -signal.SIGKILL else "")
     as_after = f", as a shell says of {_name(code - 128)}" if code > 128 else ""

@@ -235,5 +235,5 @@ def test_autocast_leaves_the_transform_alone() -> None:
 
 @pytest.mark.parametrize("settings", [{"p": 1.2}, {"mirror": -0.1}])
 def test_unsuitable_probabilities(settings: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=f"augment.{next(iter(settings))}: .* is no probability"):
+    with pytest.raises(UserError, match=f"augment.{next(iter(settings))}: .* is not a probability"):
         EDMAugmentation(**settings)
