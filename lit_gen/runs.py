@@ -35,12 +35,11 @@ from lit_gen.core.records import (
     TEXT,
     check_fields,
     either,
-    list_of,
     optional,
     read_record,
-    up_to,
     values_of,
 )
+from lit_gen.data.facts import FIELDS as FACTS
 from lit_gen.errors import UserError
 
 VERSIONED_PACKAGES = (
@@ -61,10 +60,8 @@ _FIELDS = {
     "training_seconds": AMOUNT,
     "earlier_seconds": AMOUNT,
     "data": RECORD,
-    "data.name": TEXT,
     "data.fingerprint": TEXT,
-    "data.image_shape": list_of(up_to(4096), 3, 3),
-    "data.num_classes": up_to(1_000_000),
+    **FACTS,
     "packages": values_of(TEXT),
     "git_commit": optional(TEXT),
     "git_dirty": optional(FLAG),

@@ -6,6 +6,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -192,6 +193,23 @@ def _lives(process: int) -> bool:
     return True
 
 
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[BufferedReader]:
+    """Open a regular file to read bytes.
+
+    Raises:
+        UserError: the path is a FIFO, a device, a folder or another special file.
+        OSError: it cannot be opened.
+        ValueError: no file can have this name.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: not a regular file; give an ordinary file")
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
 def read_regular(path: str | Path, limit: int = 64 * MEBIBYTE) -> bytes:
     """Return the content of a regular file of at most `limit` bytes.
 
@@ -201,14 +219,8 @@ def read_regular(path: str | Path, limit: int = 64 * MEBIBYTE) -> bytes:
         FileNotFoundError: there is no such file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UserError(f"{path}: not a regular file; give an ordinary file")
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                content = file.read(limit + 1)
-        finally:
-            os.close(descriptor)
+        with open_regular(path) as file:
+            content = file.read(limit + 1)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # ValueError: of a name that no file can have

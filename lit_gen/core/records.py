@@ -58,9 +58,9 @@ RECORD = Kind("an object", lambda value: isinstance(value, dict))
 LIST = Kind("a list", lambda value: isinstance(value, list))
 
 
-def up_to(most: int) -> Kind:
-    """Return the kind of whole numbers from 0 to `most`."""
-    return Kind(f"a whole number from 0 to {most:,}", lambda value: COUNT.fits(value) and value <= most)
+def up_to(most: int, least: int = 0) -> Kind:
+    """Return the kind of whole numbers from `least` to `most`."""
+    return Kind(f"a whole number from {least} to {most:,}", lambda value: COUNT.fits(value) and least <= value <= most)
 
 
 def optional(kind: Kind) -> Kind:

@@ -2,12 +2,29 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_gen.core.records import COUNT, TEXT, check_fields, list_of, optional, up_to
 from lit_gen.errors import UserError
 
 if TYPE_CHECKING:
     from lit_gen.data.module import ImageDataModule
+
+MAX_CLASSES = 1_000_000
+MAX_PIXELS = 4096
+"""Pixels along a side, and channels, of a recorded image."""
+REMEDY = "restore the file"
+_FILE = Path("run.json")
+FIELDS = {
+    "data.name": TEXT,
+    "data.images_fingerprint": TEXT,
+    "data.image_shape": list_of(up_to(MAX_PIXELS, least=1), 3, 3),
+    "data.num_classes": up_to(MAX_CLASSES),
+    "data.class_counts": optional(list_of(COUNT, 1, MAX_CLASSES)),
+    "data.class_names": optional(list_of(TEXT, 1, MAX_CLASSES)),
+}
+"""The kinds of the facts in a run.json."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +69,15 @@ class DataFacts:
         data = metadata.get("data")
         if not isinstance(data, dict) or "image_shape" not in data:
             return None
-        counts, names = data.get("class_counts"), data.get("class_names")
-        shape, num_classes = data["image_shape"], data.get("num_classes")
-        valid = {
-            "name": isinstance(data.get("name"), str),
-            "images_fingerprint": isinstance(data.get("images_fingerprint"), str),
-            "image_shape": _are_integers(shape, least=1) and len(shape) == 3,
-            "num_classes": _are_integers([num_classes]),
-            "class_counts": counts is None or (_are_integers(counts) and len(counts) == num_classes and any(counts)),
-            "class_names": names is None
-            or (isinstance(names, list) and all(isinstance(n, str) for n in names) and len(names) == num_classes),
-        }
-        for key, is_valid in valid.items():
-            if not is_valid:
+        check_fields(metadata, FIELDS, frozenset(FIELDS), _FILE, REMEDY)
+        shape, counts, names = data["image_shape"], data["class_counts"], data["class_names"]
+        for key, values in (("class_counts", counts), ("class_names", names)):
+            if values is not None and len(values) != data["num_classes"]:
                 raise UserError(
-                    f"run.json: data.{key}: {str(data.get(key))[:60]} is not what lit-gen records; restore the file"
+                    f"{_FILE}: data.{key}: {len(values)} of them for {data['num_classes']} classes; {REMEDY}"
                 )
+        if counts is not None and not any(counts):
+            raise UserError(f"{_FILE}: data.class_counts: all are 0; {REMEDY}")
         return cls(
             name=data["name"],
             images_fingerprint=data["images_fingerprint"],
@@ -80,9 +90,3 @@ class DataFacts:
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as run.json holds them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-
-def _are_integers(values: Any, least: int = 0) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(value, int) and not isinstance(value, bool) and value >= least for value in values
-    )

@@ -4,18 +4,16 @@ import gzip
 import hashlib
 import io
 import os
-import stat
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 
-from lit_gen.core.files import replacing
+from lit_gen.core.files import open_regular, replacing
 from lit_gen.errors import UserError
 
 LIMIT = 2**30
@@ -48,22 +46,6 @@ def check_md5(content: bytes, md5: str, what: str) -> None:
             f"{what} is not the official file: its content has md5 {found}, expected {md5}. Delete it to have it "
             "downloaded again, or set --data.source.checksum false to read files of your own"
         )
-
-
-@contextmanager
-def open_regular(path: Path) -> Iterator[io.BufferedReader]:
-    """Open a regular file to read.
-
-    Raises:
-        UserError: The path is a FIFO, a device, a folder or another special file.
-        OSError: It cannot be opened.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path}: not a regular file; give an ordinary file")
-    with os.fdopen(descriptor, "rb") as file:
-        yield file
 
 
 def decompress(path: Path, limit: int = LIMIT) -> bytes:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
+from lit_gen.core.text import printable, shorten
 from lit_gen.data.batches import Batch, BatchDataset, BatchLoader, BatchSampler
 from lit_gen.data.encoded import Encoded
 from lit_gen.data.facts import DataFacts
@@ -15,6 +16,9 @@ from lit_gen.errors import UserError
 from lit_gen.noise import Noise
 
 Split = Literal["train", "val", "test"]
+
+MAX_NAME = 200
+"""Letters of the name of a data set or a class."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -66,8 +70,8 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The data set's name, for example "digits"."""
-        return self.source.name if self.facts is None else self.facts.name
+        """The data set's name, for example "digits", in printable letters."""
+        return _name(self.source.name) if self.facts is None else self.facts.name
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -81,8 +85,11 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, if they are known."""
-        return getattr(self.source, "class_names", None) if self.facts is None else self.facts.class_names
+        """Names of the classes in printable letters, if they are known."""
+        if self.facts is not None:
+            return self.facts.class_names
+        names = self.source.class_names
+        return None if names is None else tuple(map(_name, names))
 
     def class_counts(self, split: str) -> tuple[int, ...] | None:
         """Number of images of each class in a split; None for data without labels. Raises as `images` does."""
@@ -290,3 +297,8 @@ class ImageDataModule(LightningDataModule):
                 "them are no fair sample: shuffle the file"
             )
         return (part, 0, num_train) if split == "train" else (part, num_train, num_images)
+
+
+def _name(text: str) -> str:
+    """Return a name that every file of a run can hold."""
+    return shorten(printable(text), MAX_NAME)
