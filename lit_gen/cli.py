@@ -226,6 +226,8 @@ def _leaderboard(options: argparse.Namespace) -> int:
     from lit_gen.report import leaderboard, plots, render
     from lit_gen.report.results import load_results
 
+    if options.figure is not None and options.figure.suffix != ".png":
+        raise UserError(f"--figure: {options.figure} does not end in .png; give a name that does")
     board = leaderboard.rank(load_results(options.folder), by=options.by, where=options.where)
     if options.figure is not None:
         plots.distance_vs_nfe([result for row in board.rows for result in row.results], options.figure, board.by)

@@ -15,9 +15,9 @@ from lit_gen import config_help, help, processes, tracking
 from lit_gen.averages import Width, parse_weights, reconstruct
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.config import ExperimentCLI
+from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.seeds import check_seed
 from lit_gen.data import ImageSource
-from lit_gen.data.facts import DataFacts
 from lit_gen.diffusion.samplers import DiffusionSampler
 from lit_gen.ema import gamma_of
 from lit_gen.errors import UserError
@@ -78,6 +78,8 @@ def sample(arguments: list[str]) -> None:
     for name, value in {"-n": own.n, "--batch-size": own.batch_size}.items():
         if value < 1:
             raise UserError(f"{name}: {value} is not a positive number of images")
+    if own.first < 0:
+        raise UserError(f"--first: {own.first} is not an index; give 0 or more")
     check_seed(own.seed, "--seed")
     check_ending(own.out)
     if own.trajectory is not None:

@@ -15,26 +15,26 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_gen.models  # noqa: F401  (registers the class names that a configuration may use)
-from lit_gen import config_help
+from lit_gen import config_help, processes
 from lit_gen.build import build
 from lit_gen.callbacks import EMA, Budget, Checkpoint, SampleGrid
 from lit_gen.config_errors import one_line
 from lit_gen.config_files import check_argument, check_config
+from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.seeds import check_seed
 from lit_gen.data import ImageDataModule
-from lit_gen.data.facts import DataFacts
 from lit_gen.errors import UserError
 from lit_gen.evaluation import Evaluation
 from lit_gen.first_stage import FirstStage
@@ -44,6 +44,9 @@ from lit_gen.reflow import Reflow
 from lit_gen.runs import TRAINED_FIRST, RunSettings
 from lit_gen.tracking import WandbSettings
 from lit_gen.trust import check_parsed, keys_alone, plain_key
+
+# Some callbacks of Lightning have a member of an enumeration for a default; a file holds its value.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 # A Trainer argument that is not named here is taken to change the weights.
 TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = {
@@ -206,7 +209,12 @@ class ExperimentCLI(LightningCLI):
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration, defaults included, as plain YAML types."""
-        text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=True)
+        try:
+            text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=True)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"the configuration cannot be saved as YAML: {' '.join(str(error).split())}; leave the value out"
+            ) from None
         config: dict[str, Any] = yaml.safe_load(text)
         config.pop("config", None)
         return config
@@ -299,15 +307,10 @@ def training_identity(config: dict[str, Any], fingerprint: str) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
-def _num_devices(trainer: dict[str, Any]) -> int | str | list[int]:
-    """What `auto` stands for on this machine: each process draws its own random numbers, so their number matters."""
-    devices: int | str | list[int] = trainer["devices"]
-    if isinstance(devices, list):
-        return len(devices)
-    if devices not in ("auto", -1, "-1"):
-        return int(devices) if str(devices).isdigit() else devices
-    on_gpu = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.cuda.device_count() if on_gpu else 1
+def _num_devices(trainer: dict[str, Any]) -> int | str:
+    """Return the number of devices: each process draws its own random numbers, so it changes the weights."""
+    devices: int | str = processes.num_devices(trainer["devices"], trainer["accelerator"])
+    return int(devices) if str(devices).isdigit() else devices
 
 
 def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:

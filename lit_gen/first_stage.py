@@ -32,10 +32,10 @@ from lit_gen.averages import parse_weights
 from lit_gen.callbacks.ema import load_weights, named_weights
 from lit_gen.callbacks.progress import image_progress
 from lit_gen.config_files import opening
+from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.files import write_atomically
 from lit_gen.data import ImageDataModule
 from lit_gen.data.encoded import Encoded, load_values, save_values
-from lit_gen.data.facts import DataFacts
 from lit_gen.errors import UserError, belonging_to
 from lit_gen.models.vqgan import VQVAE
 from lit_gen.runs import Run, read_metadata

@@ -43,7 +43,9 @@ def save_picture(samples: Tensor, source: ImageSource, path: Path) -> Path:
 
 
 def check_ending(out: Path) -> None:
-    """Raises a UserError unless `save_images` knows what to write there."""
+    """Raise a UserError unless `save_images` knows what to write there."""
+    if out == Path():
+        raise UserError("--out: no file or folder is named; give a .png, an .npz, or a folder of its own")
     if out.suffix not in (".png", ".npz", ""):
         raise UserError(f"--out: {out} ends in {out.suffix}; give .png for a grid, .npz, or a folder")
 

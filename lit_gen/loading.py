@@ -10,8 +10,8 @@ from torch import Tensor
 from lit_gen.averages import load_average, parse_weights
 from lit_gen.callbacks.ema import load_weights
 from lit_gen.config import ExperimentCLI
+from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.records import COUNT, POSITIVE, RECORD, Kind, check_fields, values_of
-from lit_gen.data.facts import DataFacts
 from lit_gen.diffusion.guidance import Guidance
 from lit_gen.errors import UserError
 from lit_gen.first_stage import FOLDER

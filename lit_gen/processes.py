@@ -115,6 +115,16 @@ def cuda_index(devices: int | str | list[int], local_rank: int) -> int:
     return devices[local_rank] if isinstance(devices, list) else local_rank
 
 
+def num_devices(devices: Any, accelerator: str) -> Any:
+    """Return how many devices a list, or `auto` on this machine, stands for; any other value as it is."""
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        return torch.cuda.device_count() if on_gpu else 1
+    return devices
+
+
 def number(trainer: Any) -> int:
     """Return how many processes will train.
 
@@ -122,16 +132,12 @@ def number(trainer: Any) -> int:
         trainer: The configuration of the trainer.
 
     Raises:
-        UserError: The devices or the nodes are none, or no number.
+        UserError: The number of devices or nodes is below 1 or not a number.
     """
     started, devices = num_started(), trainer.devices
     if isinstance(devices, str) and "," in devices:
         devices = [index for index in devices.split(",") if index.strip()]
-    if isinstance(devices, list):
-        devices = len(devices)
-    elif devices in ("auto", -1, "-1"):
-        on_gpu = accelerator(trainer.accelerator) in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        devices = torch.cuda.device_count() if on_gpu else 1
+    devices = num_devices(devices, trainer.accelerator)
     for key, count in {"devices": devices, "num_nodes": trainer.num_nodes}.items():
         if not str(count).strip().isdecimal() or int(count) < 1:
             raise UserError(

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from lit_gen.core.data_facts import FIELDS as FACTS
 from lit_gen.core.files import replacing, write_atomically
 from lit_gen.core.records import (
     AMOUNT,
@@ -39,7 +40,6 @@ from lit_gen.core.records import (
     read_record,
     values_of,
 )
-from lit_gen.data.facts import FIELDS as FACTS
 from lit_gen.errors import UserError
 
 VERSIONED_PACKAGES = (

@@ -27,7 +27,6 @@ from lit_gen.config import (
 from lit_gen.config_files import opening
 from lit_gen.core.files import remove_temporaries
 from lit_gen.data import ImageDataModule
-from lit_gen.data.facts import DataFacts
 from lit_gen.errors import LostProcessError, UserError, belonging_to
 from lit_gen.evaluation import device_name
 from lit_gen.first_stage import FOLDER, FirstStage
@@ -88,7 +87,7 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
                 flow=flow,
                 seed=config["seed_everything"],
                 earlier_seconds=objects.budget.spent,
-                data={"fingerprint": fingerprint} | DataFacts.of(data).to_dict(),
+                data={"fingerprint": fingerprint} | data.describe().to_dict(),
             )
             if stage is not None:
                 stage.save(run.directory / FOLDER)

@@ -8,6 +8,7 @@ import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gen.cli import main
+from lit_gen.config import ExperimentCLI
 from lit_gen.errors import UserError
 from lit_gen.runs import Run
 from lit_gen.tracking import WandbSettings, check_account
@@ -151,3 +152,12 @@ def test_a_key_for_the_server_is_an_account(tmp_path: Path, monkeypatch: pytest.
     check_account(WandbSettings(mode="offline"))
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     check_account(online)
+
+
+def test_a_callback_whose_default_is_a_member_of_an_enumeration_is_saved_and_read_back(tmp_path: Path) -> None:
+    timer = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": "00:00:10:00"}}
+    words = arguments("VAE", tmp_path, 128, "--grid.num_samples=0", f"--trainer.callbacks={json.dumps([timer])}")
+    assert main(["fit", *words]) == 0
+    [run] = (path.parent for path in tmp_path.glob("*/run.json"))
+    saved = ExperimentCLI(["--config", str(run / "config.yaml")]).resolved()["trainer"]["callbacks"]
+    assert saved == [{**timer, "init_args": {"duration": "00:00:10:00", "interval": "step", "verbose": True}}]

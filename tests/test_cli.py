@@ -354,6 +354,20 @@ def test_values_that_cannot_be_are_refused(
     assert not list(tmp_path.glob("*/run.json"))
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["sample", "run", "--first", "-5"], "--first: -5 is not an index"),
+        (["sample", "run", "--out", ""], "--out: no file or folder is named"),
+        (["leaderboard", "--figure", "plot.jpg"], "--figure: plot.jpg does not end in .png"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_a_run_is_looked_for(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in said(capsys, *words)
+
+
 SPLINE = "--model.coupling=Spline"
 
 

@@ -56,6 +56,11 @@ def wandb_runs(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.glob("*/wandb/offline-run-*"))
 
 
+def wandb_id(folder: Path) -> str:
+    """The id in `offline-run-TIME-ID`; W&B adds `-1` to a second folder of the same second."""
+    return folder.name.split("-")[3]
+
+
 def what_it_is(records: list[dict[str, Any]]) -> tuple[str, str, list[str]]:
     """Job type, group and tags of a run."""
     (run,) = (record["run"] for record in records if record["type"] == "run")
@@ -107,7 +112,7 @@ def test_a_resumed_training_continues_its_wandb_run_and_its_csv(
         commands.fit(words)
     monkeypatch.delenv(KILL_AT)
     run = commands.fit(words)
-    assert len({path.name.rsplit("-", 1)[-1] for path in wandb_runs(tmp_path)}) == 1
+    assert len({wandb_id(path) for path in wandb_runs(tmp_path)}) == 1
     with (run.directory / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     images = [int(row["images"]) for row in rows]
@@ -122,7 +127,7 @@ def test_the_evaluation_has_the_agents_run_and_the_training_has_its_own(
     monkeypatch.setenv("WANDB_RUN_ID", "agentsrun")
     commands.run(offline(tmp_path))
     train, evaluate = wandb_runs(tmp_path)
-    ids = {path.name.rsplit("-", 1)[-1]: inspect(path)[0] for path in (train, evaluate)}
+    ids = {wandb_id(path): inspect(path)[0] for path in (train, evaluate)}
     assert set(ids) - {"agentsrun"} != set() and "agentsrun" in ids
     assert "protocol" in ids["agentsrun"]["config"]
 
@@ -174,7 +179,7 @@ def test_the_runs_of_an_agents_trials_are_in_its_project_and_its_sweep(
         under_an_agent(patch, tmp_path, "trial4", sampler="Heun", **{"evaluation.seed": 4})
         score(run, settings, seed=4)
     score(run, settings, seed=5)
-    paths = {path.name.rsplit("-", 1)[-1]: path for path in wandb_runs(tmp_path)}
+    paths = {wandb_id(path): path for path in wandb_runs(tmp_path)}
     read = {run_id: records_of(path) for run_id, path in paths.items()}
     places = {run_id: place(records) for run_id, records in read.items()}
     agents = {"project": "theirs", "entity": "team", "run_group": "sweep7"}

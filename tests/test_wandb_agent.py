@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, arguments
-from tests.test_tracking import WANDB, history, inspect, place, wandb_runs
+from tests.test_tracking import WANDB, history, inspect, place, wandb_id, wandb_runs
 
 pytestmark = [
     pytest.mark.slow,
@@ -91,7 +91,7 @@ def test_a_training_and_two_evaluations_are_in_the_agents_sweep(server: str, tmp
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and not SweepServer.waiting, done.stdout + done.stderr
     (run,) = (path.parent for path in tmp_path.glob("*/run.json"))
-    read = {path.name.rsplit("-", 1)[-1]: inspect(path) for path in wandb_runs(tmp_path)}
+    read = {wandb_id(path): inspect(path) for path in wandb_runs(tmp_path)}
     training = json.loads((run / "run.json").read_text())["wandb_id"]
     assert read.keys() == {training, *TRIALS}
     agents = {"project": PROJECT, "entity": ENTITY, "run_group": SWEEP}

@@ -172,8 +172,11 @@ class Checkpoint(Callback):
 
 
 class InPlace(TorchCheckpointIO):
-    """Writes a checkpoint where it is asked for: Lightning's own way takes a detour over the system's folder of
-    temporary files, which may be too small and leaves the file unreadable for others."""
+    """A writer that creates the checkpoint at its own path.
+
+    Lightning's own goes through the system's folder of temporary files, which may be too small, and the file that comes
+    from there cannot be read by other users.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with open(path, "wb") as file:

@@ -28,7 +28,7 @@ from lit_gen.errors import NoTestImagesError, UserError
 META, IMAGES, LABELS = "meta.json", "images.u8", "labels.npy"
 CACHE_VERSION = 3
 CHUNK = 512  # images decoded at a time: bounds the memory of a build
-VERIFIED = 2**26
+VERIFIED = 2**29
 """Bytes of pixels that are compared with their checksum whenever a cache is opened; more only if they were touched."""
 TRAINING = {"train", "training"}
 OTHERS = {"test", "testing", "val", "valid", "validation"}
@@ -93,6 +93,11 @@ class Folder(ImageSource):
         self.on_error = on_error
         self.cache = Path(cache).expanduser() if cache is not None else cache_home() / "folders"
         self.background = _colour(background)
+        if self.test is not None and self.root.resolve().is_relative_to(self.test.resolve()):
+            raise UserError(
+                f"data.source.test: {shown(self.test)} holds the training images of {shown(self.root)}; give a folder "
+                "of test images alone"
+            )
         self._name = name or shown(self.root.resolve().name)
         self._trees: dict[str, Tree] = {}
         self._classes: list[str] | None = None

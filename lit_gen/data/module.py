@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
+from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.text import printable, shorten
 from lit_gen.data.batches import Batch, BatchDataset, BatchLoader, BatchSampler
 from lit_gen.data.encoded import Encoded
-from lit_gen.data.facts import DataFacts
 from lit_gen.data.pairs import Pairs
 from lit_gen.data.sources import ImageSet, ImageSource
 from lit_gen.errors import UserError
@@ -90,6 +90,17 @@ class ImageDataModule(LightningDataModule):
             return self.facts.class_names
         names = self.source.class_names
         return None if names is None else tuple(map(_name, names))
+
+    def describe(self) -> DataFacts:
+        """Return the facts that a run of this data records; reads the training images."""
+        return DataFacts(
+            name=self.name,
+            images_fingerprint=self.fingerprint("train"),
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+            class_counts=self.class_counts("train"),
+            class_names=self.class_names,
+        )
 
     def class_counts(self, split: str) -> tuple[int, ...] | None:
         """Number of images of each class in a split; None for data without labels. Raises as `images` does."""

@@ -56,9 +56,15 @@ def describe(trial: Trial, names: dict[str, str]) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a value as text, a file as its stem."""
-    is_file = isinstance(value, str) and value.endswith(_FILE_ENDINGS)
-    return Path(value).stem if is_file else str(value)
+    """Return a value as text: a file as its stem, another path as its last part, a class by its name."""
+    if isinstance(value, dict) and "class_path" in value:
+        settings = ", ".join(f"{key}={_short(part)}" for key, part in (value.get("init_args") or {}).items())
+        name = str(value["class_path"]).rpartition(".")[2]
+        return f"{name}({settings})" if settings else name
+    if isinstance(value, str) and "://" not in value:
+        path = Path(value)
+        return path.stem if value.endswith(_FILE_ENDINGS) else path.name if "/" in value and path.name else value
+    return str(value)
 
 
 def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:

@@ -57,6 +57,7 @@ class SweepResult:
         results: Trial id -> its result.json, in the order of the trials.
         failures: Trial id -> (error in one line, log file).
         interrupted: Whether it was stopped before its end.
+        unknown_metrics: Values of `metric.name` that no result holds.
     """
 
     name: str
@@ -65,11 +66,12 @@ class SweepResult:
     results: dict[str, Path] = field(default_factory=dict)
     failures: dict[str, tuple[str, Path]] = field(default_factory=dict)
     interrupted: bool = False
+    unknown_metrics: list[str] = field(default_factory=list)
 
     @property
     def exit_status(self) -> int:
-        """0 if every trial finished, 1 if one failed, 130 if the sweep was stopped."""
-        return 130 if self.interrupted else 1 if self.failures else 0
+        """0 if every trial finished and holds the metric of its sweep, 1 if not, 130 if the sweep was stopped."""
+        return 130 if self.interrupted else 1 if self.failures or self.unknown_metrics else 0
 
 
 def sweep_results(folder: Path) -> dict[str, Path]:
@@ -222,7 +224,7 @@ class _Run:
         self._journal = Journal(folder / JOURNAL_NAME)
         self._progress = SweepProgress(console, sweep.trials, list(results), jobs)
         self._notes = sweep.notes
-        self._metrics: set[str | None] = {None}
+        self._metrics: set[str] = set()
         self._interrupts = 0
 
     def run(self) -> SweepResult:
@@ -311,7 +313,7 @@ class _Run:
             )
             self._result.results[trial.id] = result
             self._progress.finished(trial, result, seconds)
-            if trial.metric not in self._metrics:  # the first of its metric
+            if trial.metric is not None and trial.metric not in self._metrics:  # the first of its metric
                 self._metrics.add(trial.metric)
                 self._check_metric(trial.metric, [result], "the first result does not hold")
         elif not self._interrupts:  # a trial that was told to stop has not failed: it is still to be run
@@ -348,11 +350,13 @@ class _Run:
             while self._busy() and time.monotonic() < until and self._interrupts == seen:
                 self._collect()
 
-    def _check_metric(self, metric: str | None, results: list[Path], what: str) -> None:
-        """Say that no result holds the metric that a sweep file names, and which there are."""
+    def _check_metric(self, metric: str, results: list[Path], what: str) -> bool:
+        """Return whether a result holds the metric that a sweep file names; if none does, say which there are."""
         names = list(dict.fromkeys(name for result in results for name in reported_names(result)))
-        if metric is not None and names and metric not in names:
-            self._progress.say(f"metric.name: {what} {metric}; name one of {', '.join(names)}")
+        if not names or metric in names:
+            return True
+        self._progress.say(f"metric.name: {what} {metric}; name one of {', '.join(names)}")
+        return False
 
     def _conclude(self) -> None:
         result, say = self._result, self._progress.say
@@ -368,7 +372,8 @@ class _Run:
         for metric in dict.fromkeys(trial.metric for trial in result.trials):
             of_metric = [trial.id for trial in result.trials if trial.metric == metric]
             found = [result.results[trial] for trial in of_metric if trial in result.results]
-            self._check_metric(metric, found, "no result holds")
+            if metric is not None and not self._check_metric(metric, found, "no result holds"):
+                result.unknown_metrics.append(metric)
         if result.failures or result.interrupted:
             what = "the rest" if result.interrupted else "the failed trials again"
             say(f"run {what} with the same command: {self._again}; finished trials are not repeated")

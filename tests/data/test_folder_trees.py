@@ -288,3 +288,11 @@ def test_opaque_images_keep_their_bits(
 def test_a_background_is_an_opaque_colour(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(UserError, match=r"^data\.source\.background: .* is not a colour; give a name"):
         folder(tmp_path, background=wrong)
+
+
+@pytest.mark.parametrize("test", ["set", "set/../set", "."])
+def test_a_test_folder_that_holds_the_training_images_is_refused(test: str, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with pytest.raises(UserError, match=r"^data.source.test: .* holds the training images"):
+        Folder(str(tmp_path / "set"), test=str(tmp_path / test))
+    Folder(str(tmp_path / "set"), test=str(tmp_path / "set" / "test"))

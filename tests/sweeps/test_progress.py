@@ -103,3 +103,21 @@ def test_the_names_that_a_sweep_may_rank_by(tmp_path: Path) -> None:
     assert reported_names(path) == ["fid", "nfe", "sampling_seconds"]
     path.write_text("[]")
     assert reported_names(path) == reported_names(tmp_path / "nowhere.json") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("conf/experiment/digits_edm.yaml", "digits_edm"),
+        ("/data/sets/of/birds", "birds"),
+        ("Heun", "Heun"),
+        ("16-mixed", "16-mixed"),
+        ("/", "/"),
+        ({"class_path": "lit_gen.networks.UNet"}, "UNet"),
+        ({"class_path": "DiT", "init_args": {"depth": 2, "path": "a/b.ckpt"}}, "DiT(depth=2, path=b)"),
+        ({"a": 1}, "{'a': 1}"),
+        (0.5, "0.5"),
+    ],
+)
+def test_a_value_is_as_short_as_it_can_be(value: object, text: str) -> None:
+    assert describe(Trial("id", {"key": value}, []), {"key": "key"}).removeprefix("key=") == text

@@ -360,7 +360,8 @@ def tracked(folder: Path, **keys: object) -> Path:
 
 def test_a_metric_that_no_result_holds_is_said_with_those_there_are(tmp_path):
     path = tracked(tmp_path, metric={"name": "fid", "goal": "minimize"})
-    _, output = sweep(path, tmp_path / "runs")
+    result, output = sweep(path, tmp_path / "runs")
+    assert not result.failures and result.exit_status == 1
     said = [line for line in output.splitlines() if line.startswith("metric.name")]
     assert [line.partition("; ")[0] for line in said] == [
         "metric.name: the first result does not hold fid",
@@ -369,7 +370,8 @@ def test_a_metric_that_no_result_holds_is_said_with_those_there_are(tmp_path):
     assert all(line.endswith("name one of fd_digits, inception_score_std, nfe") for line in said)
     _, again = sweep(path, tmp_path / "runs")  # when all had finished before
     assert "metric.name: no result holds fid" in again and "the first result" not in again
-    assert "metric.name" not in sweep(tracked(tmp_path, metric={"name": "nfe"}), tmp_path / "runs")[1]
+    result, output = sweep(tracked(tmp_path, metric={"name": "nfe"}), tmp_path / "runs")
+    assert "metric.name" not in output and result.exit_status == 0
 
 
 def test_project_entity_and_description_of_a_file_are_heeded(tmp_path):

@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_gen.core.records import COUNT, TEXT, check_fields, list_of, optional, up_to
 from lit_gen.errors import UserError
-
-if TYPE_CHECKING:
-    from lit_gen.data.module import ImageDataModule
 
 MAX_CLASSES = 1_000_000
 MAX_PIXELS = 4096
@@ -46,18 +43,6 @@ class DataFacts:
     num_classes: int
     class_counts: tuple[int, ...] | None
     class_names: tuple[str, ...] | None
-
-    @classmethod
-    def of(cls, data: "ImageDataModule") -> "DataFacts":
-        """Return the facts of a data module; its training images are read."""
-        return cls(
-            name=data.name,
-            images_fingerprint=data.fingerprint("train"),
-            image_shape=data.image_shape,
-            num_classes=data.num_classes,
-            class_counts=data.class_counts("train"),
-            class_names=data.class_names,
-        )
 
     @classmethod
     def recorded(cls, metadata: Mapping[str, Any]) -> "DataFacts | None":

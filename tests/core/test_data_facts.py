@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.files import write_atomically
 from lit_gen.core.text import is_printable
 from lit_gen.data import Digits, ImageDataModule, Npz, Spiral
-from lit_gen.data.facts import DataFacts
 from lit_gen.errors import UserError
 from lit_gen.runs import read_metadata
 
 
 @pytest.mark.parametrize("data", [ImageDataModule(Digits(), num_val=100), ImageDataModule(Spiral(num_points=50))])
 def test_the_facts_of_data_come_back_from_a_file(data: ImageDataModule) -> None:
-    facts = DataFacts.of(data)
+    facts = data.describe()
     assert facts.images_fingerprint == data.fingerprint("train")
     assert (facts.class_counts is None) == (data.num_classes == 0)
     if facts.class_counts is not None:
@@ -56,7 +56,7 @@ def test_an_older_run_has_none() -> None:
     ],
 )
 def test_a_fact_that_is_none_is_named(key: str, value: Any) -> None:
-    data = DataFacts.of(ImageDataModule(Digits())).to_dict() | {key: value}
+    data = ImageDataModule(Digits()).describe().to_dict() | {key: value}
     with pytest.raises(UserError, match=r"run.json: data\.(num_classes|class_\w+|image\w*|name): .*; restore"):
         DataFacts.recorded({"data": data})
 
@@ -66,7 +66,7 @@ def test_any_name_can_be_written_and_read_back(name: str, tmp_path: Path) -> Non
     """A file may be called so, and a class of an .npz file."""
     images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
     np.savez(tmp_path / "data.npz", images=images, labels=labels, class_names=np.array([name, "other"]))
-    facts = DataFacts.of(ImageDataModule(Npz(str(tmp_path / "data.npz"), name=name)))
+    facts = ImageDataModule(Npz(str(tmp_path / "data.npz"), name=name)).describe()
     assert is_printable(facts.name) and len(facts.name) <= 200 and facts.class_names == (facts.name, "other")
     assert facts.name == name or "$" not in name, "what is printable stays as it is"
     required = {"identity": "0", "recipe": "0", "seed": 0, "status": "finished", "wandb_id": "0"}
