@@ -16,10 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lit_gen.models import FVSBN, MADE, NADE, ImageTransformer, PixelCNN, PixelCNNPlusPlus
-from lit_gen.models.autoregressive import Autoregressive
-from lit_gen.networks import MaskedMLP
-from lit_gen.noise import Noise
+from lit_gen.core.noise import Noise
+from lit_gen.families.autoregressive import FVSBN, MADE, NADE, ImageTransformer, MaskedMLP, PixelCNN, PixelCNNPlusPlus
+from lit_gen.families.autoregressive.models.dense import Autoregressive
 
 
 @torch.inference_mode()

@@ -15,8 +15,9 @@ import time
 
 import torch
 
-from lit_gen.diffusion.denoisers import NetworkDenoiser, Velocity
-from lit_gen.diffusion.samplers import (
+from lit_gen.core.noise import Noise
+from lit_gen.families.diffusion import NetworkDenoiser, Rectified, UNet, Velocity
+from lit_gen.families.diffusion.samplers import (
     DDIM,
     DDPM,
     RK45,
@@ -29,9 +30,6 @@ from lit_gen.diffusion.samplers import (
     PredictorCorrector,
     UniPC,
 )
-from lit_gen.diffusion.schedules import Rectified
-from lit_gen.networks import UNet
-from lit_gen.noise import Noise
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lit_gen.models import TokenPrior
-from lit_gen.networks.token_transformer import TokenTransformer
-from lit_gen.noise import Noise
-from lit_gen.token_sampling import TokenSampling
+from lit_gen.core.noise import Noise
+from lit_gen.families.vq import TokenPrior
+from lit_gen.families.vq.networks.token_transformer import TokenTransformer
+from lit_gen.families.vq.token_sampling import TokenSampling
 
 
 def without_cache(model: TokenPrior, noise: Noise, sampler: TokenSampling) -> Tensor:

@@ -25,13 +25,12 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
-from lit_gen.callbacks import EMA, Budget, Checkpoint, Monitor, TrainingProgress
 from lit_gen.data import ImageDataModule, Npz
-from lit_gen.models import RectifiedFlow
-from lit_gen.networks import UNet
-from lit_gen.runs import Run
-from lit_gen.tracking import WandbSettings, training_loggers
-from lit_gen.training import quieten
+from lit_gen.experiment.fit import quieten
+from lit_gen.families.diffusion import RectifiedFlow, UNet
+from lit_gen.runs.directory import Run
+from lit_gen.runs.tracking import WandbSettings, training_loggers
+from lit_gen.training.callbacks import EMA, Budget, Checkpoint, Monitor, TrainingProgress
 
 LOG_EVERY = 10
 SAVE_EVERY = 60

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_gen.networks import DiT, UNet
+from lit_gen.families.diffusion import DiT, UNet
 
 CHANNELS, MULT, BLOCKS = 32, (1, 2, 2), 1
 WIDTH, DEPTH, HEADS, PATCH = 384, 4, 6, 2

@@ -2,7 +2,7 @@
 
 import sys
 
-from lit_gen.cli import main
+from lit_gen.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,9 +17,11 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from torch import distributed
 from torch.multiprocessing import start_processes
 
-from lit_gen.cli import main
+from lit_gen.cli.main import main
 
-multiprocessing.set_forkserver_preload(["lit_gen.commands", "lit_gen.config", "torch._dynamo", "sklearn.datasets"])
+multiprocessing.set_forkserver_preload(
+    ["lit_gen.cli.commands", "lit_gen.experiment.parser", "torch._dynamo", "sklearn.datasets"]
+)
 
 
 def in_two_processes(work: Callable[[int, Path], object], folder: Path, **environment: str) -> None:

@@ -9,18 +9,19 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lit_gen import commands
-from lit_gen.callbacks import EMA, Budget, Checkpoint
-from lit_gen.config import ExperimentCLI
+from lit_gen.cli import commands
+from lit_gen.core.errors import UserError
 from lit_gen.data import Binarised, Digits, ImageDataModule
-from lit_gen.errors import UserError
-from lit_gen.models import DDPM, FVSBN, base
-from lit_gen.models.base import GenerativeModel
-from lit_gen.models.vqgan import VQGAN
-from lit_gen.networks.quantisers import VectorQuantiser
-from lit_gen.networks.vqgan import ConvAutoencoder, PatchDiscriminator
-from lit_gen.runs import Run
-from lit_gen.training import _trainer
+from lit_gen.experiment.fit import _trainer
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families import base
+from lit_gen.families.autoregressive import FVSBN
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.diffusion import DDPM
+from lit_gen.families.vq import VQGAN, ConvAutoencoder, PatchDiscriminator
+from lit_gen.families.vq.networks.quantisers import VectorQuantiser
+from lit_gen.runs.directory import Run
+from lit_gen.training.callbacks import EMA, Budget, Checkpoint
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 from tests.processes import in_two_processes

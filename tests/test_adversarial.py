@@ -7,7 +7,9 @@ import torch
 from scipy.stats import truncnorm
 from torch import Tensor, nn
 
-from lit_gen.adversarial import (
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.families.gan.adversarial import (
     LOSSES,
     AdaptiveAugment,
     DiffAugment,
@@ -18,10 +20,8 @@ from lit_gen.adversarial import (
     translation,
     wasserstein_of_gap,
 )
-from lit_gen.errors import UserError
+from lit_gen.families.gan.truncation import Truncation
 from lit_gen.metrics import density_and_coverage, duplicate_rate
-from lit_gen.noise import Noise
-from lit_gen.truncation import Truncation
 
 LN2 = math.log(2)
 AT_ZERO = {

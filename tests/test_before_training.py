@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_gen.cli import main
-from lit_gen.config import ExperimentCLI
-from lit_gen.errors import UserError
-from lit_gen.runs import Run
-from lit_gen.tracking import WandbSettings, check_account
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.runs.directory import Run
+from lit_gen.runs.tracking import WandbSettings, check_account
 from tests.conftest import ROOT, arguments
 
 STAGE = f"--first_stage.run={ROOT / 'tests' / 'tiny_vqvae.yaml'}"

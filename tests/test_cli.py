@@ -15,9 +15,9 @@ import torch
 import yaml
 from PIL import Image
 
-from lit_gen import commands
-from lit_gen.cli import main
-from lit_gen.runs import Run
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.runs.directory import Run
 from tests.conftest import ROOT, arguments
 from tests.interrupt import KILL_AT
 
@@ -54,7 +54,7 @@ def test_the_current_folder_is_searched_last(tmp_path: Path) -> None:
     (tmp_path / "theirs.py").write_text("")
     (tmp_path / "yaml.py").write_text("raise SystemExit('hidden')")
     code = (
-        "import sys; sys.path[:] = [p for p in sys.path if p]; from lit_gen.cli import main; main([]); "
+        "import sys; sys.path[:] = [p for p in sys.path if p]; from lit_gen.cli.main import main; main([]); "
         "import theirs, yaml; print(theirs.__file__, yaml.__version__)"
     )
     done = subprocess.run(

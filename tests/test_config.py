@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_gen.config import ExperimentCLI, normalise_arguments, training_identity
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
+from lit_gen.experiment.parser import ExperimentCLI, normalise_arguments, training_identity
 from tests.conftest import ROOT, arguments
 
 DDPM = str(ROOT / "conf/experiment/digits_ddpm.yaml")

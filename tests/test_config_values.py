@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lit_gen import cli
-from lit_gen.config import ExperimentCLI
-from lit_gen.errors import UserError
+from lit_gen.cli import main as cli
+from lit_gen.core.errors import UserError
+from lit_gen.experiment.parser import ExperimentCLI
 from tests.conftest import ROOT, arguments
 
 WORDS = [*arguments("DDPM", Path("runs"), 64, "--model.num_timesteps=20"), "--sampler=Heun", "--sampler.grid=Karras"]

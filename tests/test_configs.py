@@ -13,9 +13,9 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from lit_gen import commands
-from lit_gen.config import ExperimentCLI
-from lit_gen.runs import Run
+from lit_gen.cli import commands
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.runs.directory import Run
 from lit_gen.sweeps import Trial, load_sweep
 from tests.conftest import DIGITS, OTHER_DATA, ROOT, TINY
 

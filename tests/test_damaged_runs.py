@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lit_gen.averages import Width, find_snapshots, reconstruct
-from lit_gen.errors import UserError
-from lit_gen.loading import read_checkpoint
-from lit_gen.result_file import load_likelihood, save_likelihood
-from lit_gen.runs import Run
+from lit_gen.core.errors import UserError
+from lit_gen.evaluation.result_file import load_likelihood, save_likelihood
+from lit_gen.experiment.loading import read_checkpoint
+from lit_gen.runs.directory import Run
+from lit_gen.runs.weights import Width, find_snapshots, reconstruct
 
 WEIGHTS = {"a": torch.ones(3), "b": torch.tensor(2)}
 CHECKPOINT: dict[str, Any] = {

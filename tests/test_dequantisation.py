@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_gen.dequantisation import BIN_WIDTH, bits_per_dim, dequantise, log_mass
-from lit_gen.metrics import quantise
-from lit_gen.noise import Noise
+from lit_gen.core.noise import Noise
+from lit_gen.core.pixels import quantise
+from lit_gen.distributions.dequantisation import BIN_WIDTH, bits_per_dim, dequantise, log_mass
 
 VALUES = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_gen.cli import main
-from lit_gen.runs import Run
+from lit_gen.cli.main import main
+from lit_gen.runs.directory import Run
 from tests.conftest import ROOT, arguments
 from tests.processes import lit_gen_in_two_processes
 from tests.test_tracking import wandb_runs

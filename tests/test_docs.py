@@ -12,9 +12,9 @@ import yaml
 from matplotlib.axes import Axes
 from PIL import Image
 
-from lit_gen import commands
-from lit_gen.config import ExperimentCLI
-from lit_gen.noise import Noise
+from lit_gen.cli import commands
+from lit_gen.core.noise import Noise
+from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.report import theory
 from lit_gen.sweeps import load_sweep
 from tests.conftest import ROOT

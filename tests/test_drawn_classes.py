@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
 from lit_gen.data import Digits, ImageDataModule, Npz
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.pairs import Pairs
-from lit_gen.errors import UserError
-from lit_gen.evaluation import Evaluation
-from lit_gen.metrics.feature_nets import DigitsFeatures
-from lit_gen.models.base import GenerativeModel
-from lit_gen.noise import Noise
-from lit_gen.reflow import Reflow
+from lit_gen.evaluation.protocol import Evaluation
+from lit_gen.experiment.reflow import Reflow
+from lit_gen.families.base import GenerativeModel
+from lit_gen.metrics import DigitsFeatures
 from lit_gen.report.leaderboard import rank
 from lit_gen.report.results import read_result
-from lit_gen.runs import Run
+from lit_gen.runs.directory import Run
 from tests.report.test_leaderboard import content, write
 
 SHARES = {3: 131, 6: 37, 9: 9}

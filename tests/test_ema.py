@@ -11,14 +11,23 @@ import torch
 from safetensors.torch import load_file
 from scipy.integrate import quad
 
-from lit_gen import commands
-from lit_gen.averages import Width, find_snapshots, load_average, parse_weights, reconstruct, save_snapshot
-from lit_gen.cli import main
-from lit_gen.ema import MAX_STD, combine, gamma_of, halflife_decay, inner_product, power_decay, profile, std_of
-from lit_gen.errors import UserError
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
 from lit_gen.report.leaderboard import rank
 from lit_gen.report.results import load_results
-from lit_gen.runs import Run
+from lit_gen.runs.directory import Run
+from lit_gen.runs.power_averages import (
+    MAX_STD,
+    combine,
+    gamma_of,
+    halflife_decay,
+    inner_product,
+    power_decay,
+    profile,
+    std_of,
+)
+from lit_gen.runs.weights import Width, find_snapshots, load_average, parse_weights, reconstruct, save_snapshot
 from tests.conftest import arguments
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_gen import commands
+from lit_gen.cli import commands
 from tests.conftest import arguments
 
 
@@ -22,7 +22,7 @@ def test_samples_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 
     result.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("lit_gen.evaluation.np.savez_compressed", full_disk)
+        patch.setattr("lit_gen.evaluation.protocol.np.savez_compressed", full_disk)
         with pytest.raises(OSError, match="no space left"):
             commands.evaluate([str(result.parents[2])])
     assert samples.read_bytes() == content and not result.exists()

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from lit_gen.cli import main
-from lit_gen.config import ExperimentCLI
-from lit_gen.dequantisation import dequantise
-from lit_gen.methods import Temperature
-from lit_gen.models import GenerativeModel
-from lit_gen.noise import Noise
+from lit_gen.cli.main import main
+from lit_gen.core.noise import Noise
+from lit_gen.distributions.dequantisation import dequantise
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.settings import Temperature
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs/extending.md").read_text()

@@ -12,19 +12,19 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from lit_gen import commands
-from lit_gen.cli import main
-from lit_gen.config import ExperimentCLI
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
 from lit_gen.data import Digits, ImageDataModule
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.encoded import load_values
-from lit_gen.errors import UserError
-from lit_gen.first_stage import STD, FirstStage, _moments
-from lit_gen.loading import load_model
-from lit_gen.models.base import GenerativeModel
-from lit_gen.models.vqgan import VQVAE
-from lit_gen.noise import Noise
-from lit_gen.runs import Run
+from lit_gen.experiment.first_stage import STD, FirstStage, _moments
+from lit_gen.experiment.loading import load_model
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.vq import VQVAE
+from lit_gen.runs.directory import Run
 from tests.conftest import ROOT, arguments
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lit_gen import commands
-from lit_gen.cli import main
-from lit_gen.runs import Run
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 from tests.full_disk import files_of_at_most
 

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from lit_gen import config_help, help
-from lit_gen.cli import VERBS, main
-from lit_gen.config import ExperimentCLI
+from lit_gen.cli import help
+from lit_gen.cli.main import VERBS, main
+from lit_gen.core.errors import UserError
+from lit_gen.core.text import closest
 from lit_gen.data import Folder
-from lit_gen.diffusion import Heun
-from lit_gen.errors import UserError
-from lit_gen.evaluation import Evaluation
-from lit_gen.networks import UNet
-from lit_gen.reflow import Reflow
+from lit_gen.evaluation.protocol import Evaluation
+from lit_gen.experiment import key_help
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.experiment.reflow import Reflow
+from lit_gen.families.diffusion import UNet
+from lit_gen.families.diffusion.samplers import Heun
 
 HEAVY = {"torch", "lightning", "wandb", "matplotlib", "jsonargparse", "numpy", "rich", "yaml"}
 ORDER = ["fit", "run", "evaluate", "sample", "reflow", "ema", "sweep", "leaderboard", "report"]
@@ -131,16 +133,16 @@ def test_what_is_misspelt_is_one_line_with_the_closest_match(
 
 
 def test_the_nearest_of_several() -> None:
-    assert help.closest("--seed", ["--grid.seed", "--seed_everything", "--seeds_of_all_kinds"], "") == (
+    assert closest("--seed", ["--grid.seed", "--seed_everything", "--seeds_of_all_kinds"], "") == (
         "did you mean --seed_everything?"
     )
-    assert help.closest("chanels", ["channels", "channel_mult"], "") == "did you mean channels?"
-    assert help.closest("q", ["channels"], "read the manual") == "read the manual"
+    assert closest("chanels", ["channels", "channel_mult"], "") == "did you mean channels?"
+    assert closest("q", ["channels"], "read the manual") == "read the manual"
 
 
 @pytest.mark.parametrize("verb", ["fit", "run"])
 def test_all_keys_are_listed_ours_first(verb: str, parser: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    text = config_help.of_all(parser, verb)
+    text = key_help.of_all(parser, verb)
     assert text.startswith(f"usage: lit-gen {verb} --config FILE") and "Lightning command" not in text
     for example in ("--model.help EDM", "--sampler.help Heun", "--model.network.help UNet"):
         assert f"lit-gen {verb} {example}" in text
@@ -207,8 +209,8 @@ def test_without_a_class_the_classes_are_listed(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("key", ["model", "sampler", "data.source", "model.network", "evaluation.feature_net"])
 def test_every_class_that_is_listed_has_help(key: str, parser: Any) -> None:
-    for name, cls in config_help.choices(config_help.kinds_at(parser, key)).items():
-        text = config_help.of_class(parser, "fit", key, name)
+    for name, cls in key_help.choices(key_help.kinds_at(parser, key)).items():
+        text = key_help.of_class(parser, "fit", key, name)
         assert text.startswith(f"{name}: ") and inspect.getdoc(cls)
 
 
@@ -219,7 +221,7 @@ def test_a_class_or_key_that_is_not_there(parser: Any) -> None:
         ("budget", "X", "budget.help: budget takes no class; lit-gen fit --help lists the keys"),
     ):
         with pytest.raises(UserError, match=f"^{re.escape(wrong)}$"):
-            config_help.of_class(parser, "fit", key, name)
+            key_help.of_class(parser, "fit", key, name)
 
 
 @pytest.mark.parametrize(
@@ -232,4 +234,4 @@ def test_a_class_or_key_that_is_not_there(parser: Any) -> None:
     ],
 )
 def test_advice_on_a_part_that_is_misspelt(key: str, advice: str, parser: Any) -> None:
-    assert config_help.of_misspelt(parser, key).startswith(advice)
+    assert key_help.of_misspelt(parser, key).startswith(advice)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_gen import commands
-from lit_gen.cli import main
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
 from tests.conftest import arguments
 from tests.hostile import CANARY, damage
 

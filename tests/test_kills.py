@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from torch.multiprocessing import ProcessExitedException
 
-from lit_gen.cli import main
-from lit_gen.runs import Run
+from lit_gen.cli.main import main
+from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT
 from tests.processes import in_one_process, lit_gen_in_two_processes

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_gen import commands
-from lit_gen.cli import main
-from lit_gen.config import ExperimentCLI
-from lit_gen.dequantisation import bits_per_dim
-from lit_gen.diffusion import ProbabilityFlow
-from lit_gen.errors import UserError
-from lit_gen.loading import load_model
-from lit_gen.models.base import GenerativeModel
-from lit_gen.noise import Noise
-from lit_gen.runs import Run
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.distributions.dequantisation import bits_per_dim
+from lit_gen.experiment.loading import load_model
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.diffusion import ProbabilityFlow
+from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 from tests.processes import lit_gen_in_two_processes
 

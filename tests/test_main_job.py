@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from lit_gen.cli import main
+from lit_gen.cli.main import main
 from tests.conftest import ROOT
 
 pytestmark = [

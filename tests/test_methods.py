@@ -8,14 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_gen import commands
-from lit_gen.cli import main
-from lit_gen.data import ImageDataModule
-from lit_gen.data.sources import Digits, Npz
-from lit_gen.errors import UserError, class_names
-from lit_gen.methods import LikelihoodMethod, Sampler, Temperature
-from lit_gen.models.vae import VAE
-from lit_gen.noise import Noise
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError, class_names
+from lit_gen.core.noise import Noise
+from lit_gen.data import Digits, ImageDataModule, Npz
+from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
+from lit_gen.families.vae import VAE
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from lit_gen import commands
-from lit_gen.cli import main
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
 from lit_gen.data import Digits, ImageDataModule, Npz
 from lit_gen.data.class_order import classes_of
-from lit_gen.errors import UserError
-from lit_gen.loading import load
+from lit_gen.experiment.loading import load
 from lit_gen.report.results import read_result
-from lit_gen.runs import Run, RunSettings
+from lit_gen.runs.directory import Run, RunSettings
 from tests.conftest import TINY
 
 COUNTS = (60, 11, 29)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lit_gen.errors import UserError
-from lit_gen.noise import Noise, philox
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise, philox
 
 ONES = 0xFFFFFFFF
 
@@ -130,7 +130,7 @@ def test_devices_agree():
 def test_reading_ahead_changes_no_number(monkeypatch, num, num_calls):
     """Draws of several sizes, normal and uniform, and again from the second on, in fewer calls of philox."""
     counted = Mock(wraps=philox)
-    monkeypatch.setattr("lit_gen.noise.philox", counted)
+    monkeypatch.setattr("lit_gen.core.noise.philox", counted)
 
     def numbers(ahead):
         counted.reset_mock()

@@ -1,7 +1,6 @@
 """The likelihoods of pixels against exact sums, and what they draw against their masses."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,11 +8,11 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from lit_gen.data import Digits, ImageDataModule
-from lit_gen.dequantisation import log_mass
-from lit_gen.errors import UserError
-from lit_gen.noise import Noise
-from lit_gen.pixel_likelihoods import (
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.data import Binarised, Digits, ImageDataModule, Spiral
+from lit_gen.distributions.dequantisation import log_mass
+from lit_gen.distributions.pixels import (
     Bernoulli,
     Categorical,
     DiscretisedLogistic,
@@ -271,8 +270,8 @@ def test_half_precision_parameters_are_scored_in_float32(likelihood: PixelLikeli
 
 def test_what_does_not_suit_is_said() -> None:
     digits: Any = ImageDataModule(Digits())
-    binary: Any = SimpleNamespace(name="digits_binary", source=SimpleNamespace(quantised=True, num_levels=2))
-    points: Any = SimpleNamespace(name="spiral", source=SimpleNamespace(quantised=False))
+    binary: Any = ImageDataModule(Binarised(Digits()))
+    points: Any = ImageDataModule(Spiral())
     for likelihood, data, named in (
         (Bernoulli(), digits, "Binarised"),
         (Categorical(16), digits, "num_levels"),
@@ -280,7 +279,7 @@ def test_what_does_not_suit_is_said() -> None:
         (LogisticMixture(), points, "holds points"),
     ):
         with pytest.raises(UserError, match=named):
-            likelihood.check_data(data)
+            likelihood.check_levels(data.name, data.num_levels)
     for likelihood, data in (  # type: ignore[assignment]
         (Bernoulli(), binary),
         (Categorical(), binary),
@@ -288,7 +287,7 @@ def test_what_does_not_suit_is_said() -> None:
         (Gaussian(), digits),
         (Categorical(), digits),
     ):
-        likelihood.check_data(data)
+        likelihood.check_levels(data.name, data.num_levels)
     with pytest.raises(UserError, match="num_components"):
         LogisticMixture(0)
     with pytest.raises(UserError, match="num_levels"):

@@ -10,18 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_gen import commands
-from lit_gen.cli import main
-from lit_gen.config import ExperimentCLI
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.core.noise import Noise
 from lit_gen.data import TwoMoons
-from lit_gen.diffusion.likelihood import ProbabilityFlow
-from lit_gen.loading import load_model
+from lit_gen.experiment.loading import load_model
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families.diffusion import Diffusion, ProbabilityFlow
 from lit_gen.metrics import wasserstein
-from lit_gen.models.diffusion import Diffusion
-from lit_gen.noise import Noise
 from lit_gen.report import leaderboard, plots
 from lit_gen.report.results import load_results
-from lit_gen.runs import Run
+from lit_gen.runs.directory import Run
 from tests.conftest import ROOT
 from tests.processes import lit_gen_in_two_processes
 from tests.test_cli import said

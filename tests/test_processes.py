@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gen import commands, processes
-from lit_gen.errors import UserError
+from lit_gen.cli import commands
+from lit_gen.core.errors import UserError
+from lit_gen.training import processes
 from tests.conftest import arguments
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS")

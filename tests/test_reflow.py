@@ -12,22 +12,42 @@ import pytest
 import torch
 import yaml
 
-from lit_gen import commands
-from lit_gen.cli import main
-from lit_gen.config import ExperimentCLI
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.core.pixels import quantise
 from lit_gen.data import Batch, Digits, ImageDataModule, TwoMoons
 from lit_gen.data.pairs import Pairs
-from lit_gen.diffusion import DDIM, DDPM, RK45, DiffusionSampler, Euler, Heun, Karras, Quadratic, TimeShift, Uniform
-from lit_gen.diffusion.samplers import AnnealedLangevin, DPMSolver, EulerMaruyama, PredictorCorrector
-from lit_gen.diffusion.schedules import EDMSchedule, LinearVP, Rectified, Schedule
-from lit_gen.diffusion.straightness import straightness
-from lit_gen.errors import UserError
-from lit_gen.loading import load_model
-from lit_gen.metrics import quantise, wasserstein
-from lit_gen.models import FlowMatching
-from lit_gen.noise import Noise
-from lit_gen.reflow import Reflow
-from lit_gen.runs import Run
+from lit_gen.experiment.loading import load_model
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.experiment.reflow import Reflow
+from lit_gen.families.diffusion import (
+    EDMSchedule,
+    FlowMatching,
+    Karras,
+    LinearVP,
+    Quadratic,
+    Rectified,
+    Schedule,
+    TimeShift,
+    Uniform,
+)
+from lit_gen.families.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    RK45,
+    AnnealedLangevin,
+    DiffusionSampler,
+    DPMSolver,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+)
+from lit_gen.families.diffusion.straightness import straightness
+from lit_gen.metrics import wasserstein
+from lit_gen.runs.directory import Run
 from tests.conftest import ROOT, arguments
 
 QUICK = ["--reflow.num_pairs=80", "--reflow.batch_size=33", "--reflow.sampler=Euler", "--reflow.sampler.steps=3"]

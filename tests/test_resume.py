@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessExitedException
 
-from lit_gen import commands
-from lit_gen.errors import UserError
-from lit_gen.runs import Run
+from lit_gen.cli import commands
+from lit_gen.core.errors import UserError
+from lit_gen.runs.directory import Run
 from tests.conftest import ROOT, arguments
 from tests.interrupt import KILL_AT, CrashError
 from tests.processes import lit_gen_in_two_processes

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_gen.config import ExperimentCLI
-from lit_gen.diffusion.grids import Karras
-from lit_gen.diffusion.samplers import (
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.diffusion import Karras
+from lit_gen.families.diffusion.samplers import (
     DDIM,
     DDPM,
     RK45,
@@ -19,9 +22,6 @@ from lit_gen.diffusion.samplers import (
     PredictorCorrector,
     UniPC,
 )
-from lit_gen.errors import UserError
-from lit_gen.models import GenerativeModel
-from lit_gen.noise import Noise
 from tests.conftest import arguments
 
 SAMPLERS = [

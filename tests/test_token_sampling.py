@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lit_gen.errors import UserError
-from lit_gen.noise import Noise
-from lit_gen.token_sampling import TokenSampling
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.families.vq.token_sampling import TokenSampling
 
 P = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]], dtype=torch.float64)
 

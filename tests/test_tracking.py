@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_gen import commands
-from lit_gen.runs import Run
-from lit_gen.tracking import Curves, MetricsFile, WandbSettings, announce, evaluation_name, finish, log_evaluation
+from lit_gen.cli import commands
+from lit_gen.runs.directory import Run
+from lit_gen.runs.tracking import Curves, MetricsFile, WandbSettings, announce, evaluation_name, finish, log_evaluation
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 
@@ -142,7 +142,7 @@ def under_an_agent(monkeypatch: pytest.MonkeyPatch, folder: Path, run_id: str, *
         monkeypatch.setenv(f"WANDB_{name}", value)
 
 
-EDM, HEUN = {"class_path": "lit_gen.models.EDM"}, {"name": "Heun", "steps": 18, "grid": {"name": "Karras"}}
+EDM, HEUN = {"class_path": "lit_gen.families.diffusion.EDM"}, {"name": "Heun", "steps": 18, "grid": {"name": "Karras"}}
 
 
 def train(folder: Path, settings: WandbSettings) -> Run:
@@ -254,7 +254,7 @@ def test_an_evaluation_that_was_killed_before_wandb_had_it_is_logged_the_next_ti
         raise CrashError
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_gen.tracking.log_evaluation", killed)
+        patch.setattr("lit_gen.runs.tracking.log_evaluation", killed)
         with pytest.raises(CrashError):
             commands.run(offline(tmp_path))
     assert len(wandb_runs(tmp_path)) == 1, "the training"

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gen import commands
-from lit_gen.callbacks import EMA
-from lit_gen.cli import main
-from lit_gen.config import ExperimentCLI
-from lit_gen.errors import UserError
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.training.callbacks import EMA
 from tests.conftest import ROOT, arguments
 
 

@@ -14,12 +14,12 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from lit_gen.cli import main
-from lit_gen.config import ExperimentCLI
-from lit_gen.config_files import check_argument, check_config
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
 from lit_gen.core.imports import installed, may_be_named
-from lit_gen.errors import UserError
-from lit_gen.networks import UNet
+from lit_gen.experiment.files import check_argument, check_config
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families.diffusion import UNet
 from tests.conftest import TINY, arguments
 
 HOSTILE_MODULE = """
@@ -46,8 +46,8 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "pathlib.Path.touch": {"self": "{marker}"},
     "shutil.copyfile": {"src": __file__, "dst": "{marker}"},
     "functools.partial": {"func": "os.system"},
-    "lit_gen.runs.subprocess.run": {"args": ["touch", "{marker}"]},
-    "lit_gen.cli.main": {"arguments": ["report", "runs", "--out", "{marker}"]},
+    "lit_gen.runs.directory.subprocess.run": {"args": ["touch", "{marker}"]},
+    "lit_gen.cli.main.main": {"arguments": ["report", "runs", "--out", "{marker}"]},
     "lit_gen.core.files.write_atomically": {"path": "{marker}", "content": ""},
     "torch.save": {"obj": 1, "f": "{marker}"},
     **{
@@ -464,7 +464,9 @@ def test_an_installed_module_is_not_imported(path: str, marker: Path, capsys: py
     assert path.rpartition(".")[0] not in set(sys.modules) - before
 
 
-@pytest.mark.parametrize("path", ["torch.nn.Linear", "torch.optim.Adam", "lit_gen.networks.UNet", "mine.Net", "a.b.C"])
+@pytest.mark.parametrize(
+    "path", ["torch.nn.Linear", "torch.optim.Adam", "lit_gen.families.diffusion.UNet", "mine.Net", "a.b.C"]
+)
 def test_paths_that_may_be_named(path: str) -> None:
     assert may_be_named(path)
 

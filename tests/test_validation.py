@@ -12,9 +12,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_gen.data import Digits, ImageDataModule
-from lit_gen.models import EDM, VAE, WGAN, RectifiedFlow
-from lit_gen.models.base import GenerativeModel
-from lit_gen.networks import DiT, UNet
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.diffusion import EDM, DiT, RectifiedFlow, UNet
+from lit_gen.families.gan import WGAN
+from lit_gen.families.vae import VAE
 from tests.networks.random_networks import randomise
 from tests.processes import in_two_processes
 

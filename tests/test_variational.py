@@ -7,9 +7,9 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
-from lit_gen.noise import Noise
-from lit_gen.pixel_likelihoods import PixelLikelihood
-from lit_gen.variational import (
+from lit_gen.core.noise import Noise
+from lit_gen.distributions.pixels import PixelLikelihood
+from lit_gen.families.vae.variational import (
     Autoencoder,
     MixtureOfGaussians,
     Prior,

@@ -1,1 +1,1 @@
-"""The ground floor: helpers for files, text and processes that import nothing of lit_gen but its errors."""
+"""The ground floor: errors, noise, pixels, files, progress and processes; it imports nothing else of lit_gen."""

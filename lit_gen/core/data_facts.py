@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.records import COUNT, TEXT, check_fields, list_of, optional, up_to
-from lit_gen.errors import UserError
 
 MAX_CLASSES = 1_000_000
 MAX_PIXELS = 4096

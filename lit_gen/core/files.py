@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 
 MEBIBYTE = 2**20
 _ROOM = "free some space and run the same command again"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import MEBIBYTE, read_text
 from lit_gen.core.text import is_printable
-from lit_gen.errors import UserError
 
 Item = TypeVar("Item")
 Content = TypeVar("Content")

@@ -1,6 +1,6 @@
 """The seeds that every generator takes: numpy's legacy one, which Lightning seeds as well, takes 32 bits."""
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 
 MAX_SEED = 2**32 - 1
 

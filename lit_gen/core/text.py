@@ -1,7 +1,9 @@
 """Show text that may come from someone else, so that no terminal, matplotlib, Markdown or spreadsheet obeys it."""
 
+import difflib
 import hashlib
 import re
+from collections.abc import Iterable
 
 # Control characters (with them ANSI escapes), lone surrogates, and marks that reorder or break lines.
 _UNPRINTABLE = "\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff"
@@ -46,3 +48,11 @@ def for_markdown(text: str) -> str:
 def for_csv(text: str) -> str:
     """Return the text as a spreadsheet shows it: a cell that begins as a formula does gets an apostrophe before it."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def closest(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Return `did you mean X?` for the known word nearest to one that is misspelt, or else what else to do."""
+    known = list(known)
+    near = sorted((name for name in known if word and name.lower().startswith(word.lower())), key=len)
+    near = near or difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else otherwise

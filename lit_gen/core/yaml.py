@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import MEBIBYTE, read_text
-from lit_gen.errors import UserError
 
 MAX_BYTES = MEBIBYTE
 MAX_NODES = 100_000

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lit_gen.core.errors import UserError
 from lit_gen.data.sources import ImageSet
-from lit_gen.errors import UserError
 
 ORDER, FLIP = 0, 1  # purposes of hash_bits, so that order and flips are independent
 

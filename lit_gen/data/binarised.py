@@ -5,9 +5,9 @@ from typing import Literal
 
 import numpy as np
 
+from lit_gen.core.errors import UserError
 from lit_gen.data.batches import hash_bits
 from lit_gen.data.sources import ImageSet, ImageSource, Part
-from lit_gen.errors import UserError
 
 EPOCH, FIXED = 2, {"train": 3, "test": 4}  # purposes of hash_bits, beside those of the batches
 

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import open_regular, read_regular
 from lit_gen.data.files import LIMIT, Bounded, cache_home, check_md5, download, find, listed
 from lit_gen.data.sources import ImageSet, ImageSource, Part
-from lit_gen.errors import UserError
 
 _CIFAR100 = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle

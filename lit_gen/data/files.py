@@ -13,8 +13,8 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import open_regular, replacing
-from lit_gen.errors import UserError
 
 LIMIT = 2**30
 """Bytes that a compressed official file may unpack to; the largest, CIFAR-10, takes 186 million."""

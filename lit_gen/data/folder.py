@@ -19,11 +19,11 @@ from PIL import ImageColor
 from rich.console import Console
 from rich.progress import track
 
+from lit_gen.core.errors import NoTestImagesError, UserError
 from lit_gen.core.files import open_regular, read_regular, write_atomically
 from lit_gen.data.files import cache_home
 from lit_gen.data.image_files import Tree, no_warning_of_size, read_pixels, shown
 from lit_gen.data.sources import ImageSet, ImageSource, Part
-from lit_gen.errors import NoTestImagesError, UserError
 
 META, IMAGES, LABELS = "meta.json", "images.u8", "labels.npy"
 CACHE_VERSION = 3

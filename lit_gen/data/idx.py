@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lit_gen.core.errors import UserError
 from lit_gen.data.files import LIMIT, cache_home, check_md5, decompress, download, find, listed
 from lit_gen.data.sources import ImageSet, ImageSource, Part
-from lit_gen.errors import UserError
 
 
 def header_size(num_dimensions: int) -> int:

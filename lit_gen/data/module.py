@@ -7,13 +7,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lit_gen.core.data_facts import DataFacts
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.core.pixels import to_float
 from lit_gen.core.text import printable, shorten
 from lit_gen.data.batches import Batch, BatchDataset, BatchLoader, BatchSampler
 from lit_gen.data.encoded import Encoded
 from lit_gen.data.pairs import Pairs
 from lit_gen.data.sources import ImageSet, ImageSource
-from lit_gen.errors import UserError
-from lit_gen.noise import Noise
 
 Split = Literal["train", "val", "test"]
 
@@ -91,6 +92,11 @@ class ImageDataModule(LightningDataModule):
         names = self.source.class_names
         return None if names is None else tuple(map(_name, names))
 
+    @property
+    def num_levels(self) -> int | None:
+        """Number of different values of a pixel; None for points."""
+        return self.source.num_levels if self.source.quantised else None
+
     def describe(self) -> DataFacts:
         """Return the facts that a run of this data records; reads the training images."""
         return DataFacts(
@@ -126,9 +132,9 @@ class ImageDataModule(LightningDataModule):
         images, labels = self._load(split)
         index = np.arange(min(num, len(images))) * len(images) // min(num, len(images))
         chosen = torch.from_numpy(np.array(images[index]))
-        if self.source.quantised:
-            chosen = chosen.to(torch.float32).div_(127.5).sub_(1)
-        return Batch(chosen, None if labels is None else torch.from_numpy(labels[index]), torch.from_numpy(index))
+        return Batch(
+            to_float(chosen), None if labels is None else torch.from_numpy(labels[index]), torch.from_numpy(index)
+        )
 
     def fingerprint(self, split: str) -> str:
         """Sha256 (hex) over shape, type, bytes and labels of a split; raises as `images` does."""
@@ -227,9 +233,7 @@ class ImageDataModule(LightningDataModule):
         if isinstance(pairs, Pairs):
             index = torch.from_numpy(pairs.index)[batch.index.cpu()].to(batch.images.device)
             batch = batch._replace(noise=Noise(pairs.seed, index).normal(self.image_shape))
-        if batch.images.dtype != torch.uint8:
-            return batch
-        return batch._replace(images=batch.images.to(torch.float32).div_(127.5).sub_(1))
+        return batch._replace(images=to_float(batch.images))
 
     def _loader(self, split: str, training: bool) -> BatchLoader:
         rank, num_ranks = self._ranks()

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import write_arrays
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.files import read_npz
 from lit_gen.data.sources import ImageSet
-from lit_gen.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
 from lit_gen.data.sources import ImageSet, ImageSource, Part
-from lit_gen.diffusion.denoisers import GaussianMixtureDenoiser, MixtureDenoiser
-from lit_gen.diffusion.uniform_mixture import UniformMixtureDenoiser
-from lit_gen.errors import UserError
-from lit_gen.noise import Noise
+from lit_gen.distributions.mixtures import GaussianMixture, Mixture, UniformMixture
 
 _FIRST_OF_TEST = 2**32  # so that a longer training part begins with a shorter one, and never reaches the test part
 
@@ -44,8 +43,8 @@ class PointSource(ImageSource):
 
     @property
     @abstractmethod
-    def exact(self) -> MixtureDenoiser:
-        """The exact denoiser and density of x_t, for x_t (N, 2, 1, 1) or (N, 2)."""
+    def exact(self) -> Mixture:
+        """The mixture that the points are drawn from, with the exact density and posterior mean of x_t."""
 
     def classes(self, component: Tensor) -> Tensor | None:
         """The labels of points of given components of the mixture, (N,); None without labels."""
@@ -79,7 +78,7 @@ class GaussianMixture2D(PointSource):
         self.std = std
 
     @property
-    def exact(self) -> GaussianMixtureDenoiser:
+    def exact(self) -> GaussianMixture:
         angle = torch.arange(self.num_components, dtype=torch.float64) * (2 * math.pi / self.num_components)
         return _normals(self.radius * torch.stack([angle.cos(), angle.sin()], 1), self.std)
 
@@ -103,7 +102,7 @@ class TwoMoons(PointSource):
         self.std = std
 
     @property
-    def exact(self) -> GaussianMixtureDenoiser:
+    def exact(self) -> GaussianMixture:
         angle = math.pi * _on_curve(math.pi / 2, self.std)
         upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
         return _normals(torch.cat([upper, -upper]) / 2, self.std)
@@ -131,7 +130,7 @@ class Spiral(PointSource):
         self.std = std
 
     @property
-    def exact(self) -> GaussianMixtureDenoiser:
+    def exact(self) -> GaussianMixture:
         share = _on_curve(0.8 * (1 + math.pi * self.turns), self.std).sqrt()  # about evenly along the curve
         angle = 2 * math.pi * self.turns * share
         return _normals(0.8 * share[:, None] * torch.stack([angle.cos(), angle.sin()], 1), self.std)
@@ -157,15 +156,22 @@ class Checkerboard(PointSource):
         self.half_width = half_width
 
     @property
-    def exact(self) -> UniformMixtureDenoiser:
+    def exact(self) -> UniformMixture:
         size = 2 * self.half_width / self.num_cells
         cells = [[i, j] for i in range(self.num_cells) for j in range(self.num_cells) if (i + j) % 2 == 0]
         low = torch.tensor(cells, dtype=torch.float64) * size - self.half_width
-        return UniformMixtureDenoiser(low, low + size)
+        return UniformMixture(low, low + size)
 
 
-def _normals(means: Tensor, std: float) -> GaussianMixtureDenoiser:
-    return GaussianMixtureDenoiser(means, torch.full((len(means),), std, dtype=torch.float64))
+def grid_of_points(reach: float, num: int = 160) -> Tensor:
+    """The middles of num x num pixels of [-reach, reach]^2, row by row from below: (num^2, 2)."""
+    middles = ((torch.arange(num, dtype=torch.float64) + 0.5) / num * 2 - 1) * reach
+    y, x = torch.meshgrid(middles, middles, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1)
+
+
+def _normals(means: Tensor, std: float) -> GaussianMixture:
+    return GaussianMixture(means, torch.full((len(means),), std, dtype=torch.float64))
 
 
 def _on_curve(length: float, std: float) -> Tensor:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from lit_gen.core.errors import NoTestImagesError, UserError
+from lit_gen.core.pixels import finite, quantise
 from lit_gen.data.files import read_npz
-from lit_gen.errors import NoTestImagesError, UserError
 
 Part = Literal["train", "test"]
 
@@ -82,6 +85,17 @@ class ImageSource(ABC):
         Raises:
             UserError: A file is missing or bad, or the data set has no such part.
         """
+
+    def stored(self, samples: Tensor) -> Tensor:
+        """Return samples in the form of the images: uint8, of binary images 0 or 255, whichever is nearer; or float32.
+
+        Raises:
+            UserError: A value is not finite.
+        """
+        if not self.quantised:
+            return finite(samples).float()
+        images = quantise(samples)
+        return images if self.num_levels > 2 else (images >= 128).to(torch.uint8) * 255
 
     def redraw(self, index: np.ndarray, epoch: int) -> np.ndarray | None:
         """Training images as they are in one epoch, a pure function of (index, epoch); None: as they were loaded."""

@@ -4,7 +4,6 @@ from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
 from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception, Points
 from lit_gen.metrics.frechet import FrechetDistance, Moments, frechet_distance
 from lit_gen.metrics.inception_score import InceptionScore
-from lit_gen.metrics.quantise import as_stored, quantise
 from lit_gen.metrics.reconstruction import psnr, reconstructed_split, reconstruction_scores, ssim
 from lit_gen.metrics.reference import reference_moments
 from lit_gen.metrics.scores import ImageScores, PointScores, Scores
@@ -23,12 +22,10 @@ __all__ = [
     "Points",
     "Scores",
     "WassersteinDistance",
-    "as_stored",
     "density_and_coverage",
     "duplicate_rate",
     "frechet_distance",
     "psnr",
-    "quantise",
     "reconstructed_split",
     "reconstruction_scores",
     "reference_moments",

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 
 
 class InceptionScore(Metric):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.metrics.feature_nets import ClassifierFeatures, ClassifierNetwork, DigitsFeatures, FashionFeatures
 
 PerceptualKind = Literal["auto", "lpips", "features", "none"]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lit_gen.data import ImageDataModule
-from lit_gen.errors import NoTestImagesError
+from lit_gen.core.errors import NoTestImagesError
+from lit_gen.core.pixels import quantise, to_float
+from lit_gen.data.module import ImageDataModule
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.metrics.frechet import Moments, frechet_distance
-from lit_gen.metrics.quantise import quantise
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def reconstruction_scores(
     values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "features": [], "reconstructed": []}
     for first in range(0, len(images), batch_size):
         stored = torch.from_numpy(np.array(images[first : first + batch_size])).to(device)
-        batch = stored.float() / 127.5 - 1
+        batch = to_float(stored)
         reconstructions = reconstruct(batch).float()
         values["psnr"].append(psnr(reconstructions, batch))
         values["ssim"].append(ssim(reconstructions, batch).reshape(-1))

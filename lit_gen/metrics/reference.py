@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from lit_gen.core.files import write_atomically
-from lit_gen.data import ImageDataModule
+from lit_gen.data.module import ImageDataModule
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.metrics.frechet import Moments
 

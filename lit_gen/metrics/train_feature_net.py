@@ -16,7 +16,9 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lit_gen.core.files import write_atomically
-from lit_gen.data import Digits, FashionMNIST, ImageDataModule, ImageSource
+from lit_gen.data.idx import FashionMNIST
+from lit_gen.data.module import ImageDataModule
+from lit_gen.data.sources import Digits, ImageSource
 from lit_gen.metrics.feature_nets import ClassifierFeatures, ClassifierNetwork, DigitsFeatures, FashionFeatures
 
 SOURCES: dict[str, tuple[type[ImageSource], type[ClassifierFeatures], int]] = {

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 
 MAX_POINTS = 5000
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 
 MIN_SIZE = 4
 Module = TypeVar("Module", bound=nn.Module)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 
 TimeEmbedding = Literal["positional", "fourier"]
 

@@ -18,8 +18,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_gen import drawn_classes
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
+from lit_gen.evaluation import drawn_classes
 from lit_gen.report.results import Result, select
 
 LIKELIHOODS = ("bits_per_dim", "nll_nats")

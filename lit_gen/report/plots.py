@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import json
 import math
 import textwrap
 import zipfile
@@ -13,21 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_gen.core.files import read_regular, replacing
+from lit_gen.core.errors import UserError
+from lit_gen.core.files import read_regular
 from lit_gen.core.records import read_each
 from lit_gen.core.text import for_figure
-from lit_gen.errors import UserError
+from lit_gen.pictures.figures import new_figure, save_figure
 from lit_gen.report.leaderboard import Row, describe_protocol, distance_metric, group_seeds, refuse_unlike
 from lit_gen.report.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MARKERS = ["o", "s", "x", "^", "+", "D", "v", "*", "P"]
 _LINES = ["-", "--", ":", "-."]
-NUMBERS = "lit_gen:numbers"
-"""Name of the text of a PNG that holds the numbers that it shows."""
 MOST_PIXELS = 2**16 - 1
 """Pixels on a side of a picture, at most: those that matplotlib draws."""
 MOST_BYTES = 2**28
@@ -260,32 +257,6 @@ def _shown(row: Row, metric: str) -> dict[str, object]:
     first = row.first
     labels = {"model": first.model, "sampler": first.sampler, "grid": first.grid}
     return labels | {"nfe": row.mean("nfe"), metric: row.mean(f"metrics.{metric}")}
-
-
-def new_figure(width: float, height: float, dots: int = 150) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dots)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: "Figure", path: Path | str, numbers: Sequence[Mapping[str, object]] = ()) -> Path:
-    """Save a figure as a PNG, and in it, as text, the numbers that it shows."""
-    path = Path(path)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={NUMBERS: json.dumps(list(numbers))} if numbers else None)
-    return path
-
-
-def numbers_of(path: Path | str) -> list[dict[str, Any]]:
-    """Return the numbers that a picture of evaluations shows, one record for each row or point; none if it has none."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        records: list[dict[str, Any]] = json.loads(picture.info.get(NUMBERS, "[]"))
-    return records
 
 
 def _family(result: Result, results: Sequence[Result]) -> str:

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_csv, for_markdown, printable
-from lit_gen.errors import UserError
 from lit_gen.report.leaderboard import LIKELIHOODS, Leaderboard, Row, better
 
 _ALWAYS_SHOWN = {"#", "model", "sampler", "NFE"}

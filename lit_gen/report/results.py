@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.records import look_up, read_each
-from lit_gen.errors import UserError
-from lit_gen.result_file import load_result
+from lit_gen.evaluation.result_file import load_result
 from lit_gen.sweeps.journal import JOURNAL_NAME
 from lit_gen.sweeps.runner import current_results
 

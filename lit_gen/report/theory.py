@@ -20,40 +20,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import replacing
-from lit_gen.data.points import Checkerboard, GaussianMixture2D, PointSource, Spiral, TwoMoons
-from lit_gen.diffusion import (
-    DDIM,
-    DDPM,
-    RK45,
-    VE,
-    AnnealedLangevin,
-    Cosine,
-    Denoiser,
-    DiffusionSampler,
-    DPMSolver,
-    EDMSchedule,
-    EulerMaruyama,
-    GaussianMixtureDenoiser,
-    Guidance,
-    Heun,
-    LinearVP,
-    PredictorCorrector,
-    Rectified,
-    Schedule,
-    SubVP,
-    UniformLogSNR,
-    UniPC,
-)
-from lit_gen.diffusion.likelihood import ProbabilityFlow
-from lit_gen.errors import UserError
-from lit_gen.metrics import Points, PointScores, wasserstein
-from lit_gen.models.diffusion import Diffusion
-from lit_gen.noise import Noise
-from lit_gen.report.plots import new_figure
-from lit_gen.report.points import draw_density, draw_paths, draw_points, grid_of_points, shade
-from lit_gen.report.trajectories import Trajectories
-from lit_gen.runs import Run
+from lit_gen.core.noise import Noise
+from lit_gen.data.points import Checkerboard, GaussianMixture2D, PointSource, Spiral, TwoMoons, grid_of_points
+from lit_gen.families.diffusion.denoisers import Denoiser, GaussianMixtureDenoiser, MixtureDenoiser
+from lit_gen.families.diffusion.grids import UniformLogSNR
+from lit_gen.families.diffusion.guidance import Guidance
+from lit_gen.families.diffusion.likelihood import ProbabilityFlow
+from lit_gen.families.diffusion.models.general import Diffusion
+from lit_gen.families.diffusion.samplers.adaptive import RK45
+from lit_gen.families.diffusion.samplers.ancestral import DDIM, DDPM
+from lit_gen.families.diffusion.samplers.base import DiffusionSampler
+from lit_gen.families.diffusion.samplers.langevin import AnnealedLangevin, PredictorCorrector
+from lit_gen.families.diffusion.samplers.multistep import DPMSolver, UniPC
+from lit_gen.families.diffusion.samplers.ode import Heun
+from lit_gen.families.diffusion.samplers.sde import EulerMaruyama
+from lit_gen.families.diffusion.schedules import VE, Cosine, EDMSchedule, LinearVP, Rectified, Schedule, SubVP
+from lit_gen.metrics import wasserstein
+from lit_gen.metrics.feature_nets import Points
+from lit_gen.metrics.scores import PointScores
+from lit_gen.pictures.figures import new_figure
+from lit_gen.pictures.points import draw_density, draw_paths, draw_points, shade
+from lit_gen.pictures.trajectories import Trajectories
+from lit_gen.runs.directory import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +76,7 @@ def path(source: PointSource, out: Path) -> Path:
         if u:
             noise = Noise(0, range(40))
             x = (1 - u) * source.exact.draw(noise)[0] + u * noise.normal((2,), torch.float64)
-            towards = source.exact.denoise(x, *_numbers(1 - u, u)) - x
+            towards = source.exact.posterior_mean(x, *_numbers(1 - u, u)) - x
             axes.quiver(*x.T, *towards.T, angles="xy", scale_units="xy", scale=1, width=0.006, color="C3")
     plane, levels_axes = (figure.add_axes(box) for box in ((0.06, 0.1, 0.29, 0.37), (0.45, 0.1, 0.36, 0.37)))
     t = torch.linspace(0, 1, 401, dtype=torch.float64)
@@ -127,7 +117,7 @@ def trajectories(source: PointSource, out: Path, num_points: int = 150) -> Path:
         3, 4, gridspec_kw={"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 0.96, "wspace": 0.04, "hspace": 0.13}
     )
     for axes, sampler, title in zip(panels.flatten(), samplers, titles, strict=True):
-        watched, exact = Trajectories(sampler, num_points), source.exact
+        watched, exact = Trajectories(sampler, num_points), MixtureDenoiser(source.exact)
         _points(watched.sampler, exact, num_points)
         draw_density(axes, source, 1.6)
         draw_paths(axes, watched.states, num_lines=40 if sampler in samplers[:6] else 2)
@@ -139,7 +129,7 @@ def convergence(source: PointSource, out: Path, num_points: int = 1000) -> Path:
     """Left: the distance from the end of the exact flow, against NFE. Right: W_2 to the data, with noise or without."""
     figure = new_figure(10.0, 4.2, DOTS)
     left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.12, "top": 0.92})
-    flow = _points(RK45(rtol=1e-9, atol=1e-11), source.exact, num_points // 4)
+    flow = _points(RK45(rtol=1e-9, atol=1e-11), MixtureDenoiser(source.exact), num_points // 4)
     of_order: list[tuple[str, str, DiffusionSampler]] = []
     for budget in (5, 7, 11, 15, 23, 31, 47, 63, 95, 127, 191, 255):
         of_order += [
@@ -189,7 +179,7 @@ def guidance(out: Path, num_points: int = 1500) -> Path:
     settings = [(0.0, (0.0, math.inf)), (1.0, (0.0, math.inf)), (3.0, (0.0, math.inf)), (3.0, (0.1, 0.5))]
     for axes, (weight, interval) in zip(panels, settings, strict=True):
         guide = Guidance(weight, interval)
-        guide.weaker = whole
+        guide.weaker = MixtureDenoiser(whole)
         draw_density(axes, source)
         for label in range(source.num_classes):
             of_class = GaussianMixtureDenoiser(whole.means[label, None], whole.variances[label].sqrt()[None])
@@ -203,7 +193,10 @@ def guidance(out: Path, num_points: int = 1500) -> Path:
 
 def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution: int = 100) -> Path:
     """A row for each run: the density of the data, samples of the model, and the density of the model."""
-    from lit_gen.loading import load_model, load_objects  # with all of Lightning, which the other figures do without
+    from lit_gen.experiment.loading import (  # with all of Lightning, which the other figures do without
+        load_model,
+        load_objects,
+    )
 
     figure = new_figure(7.5, 2.65 * len(runs), DOTS)
     panels = figure.subplots(
@@ -313,7 +306,7 @@ def _draw_curves(
     """A line through (NFE, error of the samples) for each name."""
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for name, style, sampler in curves:
-        exact = source.exact
+        exact = MixtureDenoiser(source.exact)
         samples = _points(sampler, exact, num)
         points.setdefault((name, style), []).append((exact.evaluations, error(samples)))
     for (name, style), curve in points.items():

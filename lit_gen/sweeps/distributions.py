@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 
 REQUIRED = object()
 _BOUNDS = {"min": REQUIRED, "max": REQUIRED}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from lit_gen.step import Step
+from lit_gen.core.progress import Step
 from lit_gen.sweeps.spec import Trial
 
 SHARE_OF_EVALUATION = 0.1

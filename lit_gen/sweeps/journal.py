@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import append, read_regular
 from lit_gen.core.records import TEXT, parse_json
-from lit_gen.errors import UserError
 
 JOURNAL_NAME = "journal.jsonl"
 

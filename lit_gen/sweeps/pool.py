@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_gen.step import Step
+from lit_gen.core.progress import Step
 from lit_gen.sweeps.spec import Trial
 
 

@@ -9,11 +9,11 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from lit_gen.core.progress import Description, Number, bar, clock, speed
+from lit_gen.core.display import Description, Number, bar, clock, speed
+from lit_gen.core.errors import UserError
+from lit_gen.core.progress import Step
 from lit_gen.core.records import SCORE, read_record, values_of
 from lit_gen.core.text import printable, shorten
-from lit_gen.errors import UserError
-from lit_gen.step import Step
 from lit_gen.sweeps.estimate import Estimate
 from lit_gen.sweeps.spec import Trial
 

@@ -27,10 +27,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import write_atomically
 from lit_gen.core.records import TEXT, read_json
 from lit_gen.core.text import printable
-from lit_gen.errors import UserError
 from lit_gen.sweeps.estimate import training_of
 from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, read_journal
 from lit_gen.sweeps.pool import Worker
@@ -144,7 +144,7 @@ def run_sweep(
     seed: int = 0,
     count: int | None = None,
     name: str | None = None,
-    runner: str = "lit_gen.commands:run",
+    runner: str = "lit_gen.cli.commands:run",
     console: Console | None = None,
 ) -> SweepResult:
     """Run every trial that has not finished yet; trials that failed before are tried again.

@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import read_regular
 from lit_gen.core.yaml import load_yaml, parse_yaml
-from lit_gen.errors import UserError
-from lit_gen.runs import TRAINED_FIRST
+from lit_gen.runs.directory import TRAINED_FIRST
 from lit_gen.sweeps.distributions import Distribution, parse_distribution
 
 # W&B's top-level keys; those of the second set ask for services that only W&B's own programs have.

@@ -2,7 +2,7 @@
 
 Importing torch and Lightning takes longer than many a trial, so one process runs trial after trial. It reads a JSON
 line `{"id", "arguments", "log"}` from its standard input, runs the trial with both output streams in the log file,
-says now and then on its first standard output how far the trial is, `{"id", "step": [...]}` (see `lit_gen.step`), and
+says now and then on its first standard output how far the trial is, `{"id", "step": [...]}` (see `core.progress`), and
 answers there with `{"id", "status": "finished" | "failed", "result" | "error", "exit"}`. `"exit": true` says that it
 leaves after this answer: a process group cannot be used twice. An empty line every second, whatever the trial is at,
 is a sign of life.
@@ -29,11 +29,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_gen import step
-from lit_gen.errors import UserError
+from lit_gen.core import progress
+from lit_gen.core.errors import UserError
 from lit_gen.sweeps.spec import option
 
-DEFAULT_RUNNER = "lit_gen.commands:run"
+DEFAULT_RUNNER = "lit_gen.cli.commands:run"
 SECONDS_BETWEEN_STEPS = 0.5
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         for line in requests:
             request = json.loads(line)
-            step.listeners[:] = [_Teller(request["id"], answers)]
+            progress.listeners[:] = [_Teller(request["id"], answers)]
             answer = _serve(request, settings.runner)
             answers.send(json.dumps(answer))
             if answer["exit"]:
@@ -93,7 +93,7 @@ class _Teller:
         self._answers = answers
         self._told = -math.inf
 
-    def __call__(self, reached: step.Step) -> None:
+    def __call__(self, reached: progress.Step) -> None:
         if time.monotonic() - self._told < SECONDS_BETWEEN_STEPS:
             return
         self._told = time.monotonic()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_gen.config import ExperimentCLI, training_identity
+from lit_gen.experiment.parser import ExperimentCLI, training_identity
 from tests.conftest import ROOT
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "golden" / "identities.json").read_text())

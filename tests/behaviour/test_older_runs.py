@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_gen import commands
-from lit_gen.cli import main
-from lit_gen.runs import Run
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.runs.directory import Run
 from tests.conftest import TINY
 
 ARCHIVE = Path(__file__).parent / "golden" / "runs.tar.xz"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from lit_gen.core.data_facts import DataFacts
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import write_atomically
 from lit_gen.core.text import is_printable
 from lit_gen.data import Digits, ImageDataModule, Npz, Spiral
-from lit_gen.errors import UserError
-from lit_gen.runs import read_metadata
+from lit_gen.runs.directory import read_metadata
 
 
 @pytest.mark.parametrize("data", [ImageDataModule(Digits(), num_val=100), ImageDataModule(Spiral(num_points=50))])

@@ -15,19 +15,20 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_gen import averages, images
-from lit_gen.callbacks.checkpoint import Checkpoint, InPlace
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import append, remove_temporaries, replacing, temporary_path, write_arrays, write_atomically
-from lit_gen.data import files
+from lit_gen.data import TwoMoons, files
 from lit_gen.data.encoded import save_values
 from lit_gen.data.pairs import Pairs
-from lit_gen.data.points import TwoMoons
-from lit_gen.errors import UserError
 from lit_gen.metrics import Moments, reference
+from lit_gen.pictures import grids as images
 from lit_gen.report import page, plots, theory
-from lit_gen.runs import Run
+from lit_gen.runs import weights as averages
+from lit_gen.runs.directory import Run
+from lit_gen.runs.tracking import MetricsFile
 from lit_gen.sweeps.journal import Journal, read_journal
-from lit_gen.tracking import MetricsFile
+from lit_gen.training.callbacks import Checkpoint
+from lit_gen.training.callbacks.checkpoint import InPlace
 from tests.full_disk import files_of_at_most, filled, small_disk
 
 NOISE = torch.randint(0, 256, (36, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

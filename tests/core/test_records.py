@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.records import MAX_DEPTH, parse_json, read_each, read_json, read_record
 from lit_gen.core.text import for_csv, for_figure, for_markdown, is_printable, printable, shorten
-from lit_gen.errors import UserError
 
 
 def nested(depth: int) -> str:

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.yaml import MAX_BYTES, MAX_DEPTH, MAX_NODES, load_yaml, parse_yaml
-from lit_gen.errors import UserError
 from tests.conftest import ROOT
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

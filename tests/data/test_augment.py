@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lit_gen.data.augment import EDMAugmentation, matrix, transform
-from lit_gen.errors import UserError
-from lit_gen.noise import Noise
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.families.diffusion.augment import EDMAugmentation, matrix, transform
 
 MIRROR, TURN, SCALE, COS, SIN, U, V, RIGHT, DOWN = range(9)
 

@@ -10,14 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_gen import commands
-from lit_gen.cli import main
-from lit_gen.config import ExperimentCLI
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
 from lit_gen.data import Binarised, Digits, ImageDataModule, Npz, TwoMoons
 from lit_gen.data.batches import BatchKey
 from lit_gen.data.sources import Part
-from lit_gen.errors import UserError
-from lit_gen.metrics import as_stored
+from lit_gen.experiment.parser import ExperimentCLI
 from tests.conftest import DIGITS, ROOT, TINY
 from tests.interrupt import KILL_AT, CrashError
 from tests.test_resume import assert_equal_bits, contents
@@ -113,8 +112,8 @@ def test_fingerprints_tell_binarisations_apart() -> None:
 
 def test_samples_of_binary_data_are_black_or_white() -> None:
     samples = torch.tensor([-3.0, -1.0, -0.3, -0.005, 0.005, 0.4, 1.0, 2.0])
-    assert as_stored(samples, Binarised(Digits())).tolist() == [0, 0, 0, 0, 255, 255, 255, 255]
-    assert as_stored(samples, Digits()).tolist() == [0, 0, 89, 127, 128, 179, 255, 255]
+    assert Binarised(Digits()).stored(samples).tolist() == [0, 0, 0, 0, 255, 255, 255, 255]
+    assert Digits().stored(samples).tolist() == [0, 0, 89, 127, 128, 179, 255, 255]
 
 
 def binary(root: Path, how: str, num_images: int, *more: str) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lit_gen.core.errors import UserError
 from lit_gen.data import CIFAR10, CIFAR100
 from lit_gen.data.cifar import CifarSource
-from lit_gen.errors import UserError
 
 SOURCES: list[type[CifarSource]] = [CIFAR10, CIFAR100]
 

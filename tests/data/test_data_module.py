@@ -12,9 +12,9 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import lit_gen.data
+from lit_gen.core.errors import UserError
 from lit_gen.data import Batch, Digits, ImageDataModule, ImageSource, Npz
 from lit_gen.data.sources import ImageSet, Part
-from lit_gen.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "data"
 

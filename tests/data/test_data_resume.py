@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_gen.core.errors import UserError
 from lit_gen.data import Batch, Digits, ImageDataModule
-from lit_gen.errors import UserError
 
 BATCH = 320  # 1,342 training images: 4 batches an epoch
 

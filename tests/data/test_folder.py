@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lit_gen.core.errors import UserError
 from lit_gen.data import Folder, ImageDataModule
-from lit_gen.errors import UserError
 
 
 def save(path: Path, pixels: Any, **options: Any) -> None:

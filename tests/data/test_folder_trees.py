@@ -15,8 +15,8 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from lit_gen.core.errors import UserError
 from lit_gen.data import Folder, ImageDataModule
-from lit_gen.errors import UserError
 
 Channels = Literal[1, 3]
 

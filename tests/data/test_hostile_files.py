@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_gen.core.errors import UserError
 from lit_gen.data import CIFAR10, MNIST, Npz
 from lit_gen.data import files as data_files
 from lit_gen.data.encoded import load_values, save_values
 from lit_gen.data.pairs import Pairs
-from lit_gen.errors import UserError
 
 MEGABYTE = 10**6
 needs_fifos = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lit_gen.core.errors import UserError
 from lit_gen.data import MNIST, FashionMNIST, ImageDataModule
 from lit_gen.data.files import decompress, download
 from lit_gen.data.idx import read_idx
-from lit_gen.errors import UserError
 
 SIZES = {"train": 6, "t10k": 4}
 

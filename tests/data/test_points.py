@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
 from lit_gen.data import Checkerboard, GaussianMixture2D, ImageDataModule, PointSource, Spiral, TwoMoons
-from lit_gen.errors import UserError
-from lit_gen.noise import Noise
-from lit_gen.report.points import grid_of_points
+from lit_gen.data.points import grid_of_points
 
 SOURCES = [GaussianMixture2D(), TwoMoons(), Spiral(), Checkerboard()]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from lit_gen.core.errors import UserError
 from lit_gen.data import (
     CIFAR10,
     CIFAR100,
@@ -19,7 +20,6 @@ from lit_gen.data import (
     Npz,
     Spiral,
 )
-from lit_gen.errors import UserError
 
 
 def test_digits_are_all_there_and_stratified() -> None:

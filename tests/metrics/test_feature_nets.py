@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from lit_gen.core.errors import UserError
 from lit_gen.data import Digits, FashionMNIST, ImageDataModule
-from lit_gen.errors import UserError
 from lit_gen.metrics import DigitsFeatures, FashionFeatures, Inception, InceptionScore, Moments, frechet_distance
 from lit_gen.metrics.train_feature_net import accuracy
 

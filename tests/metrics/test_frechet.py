@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.metrics import FrechetDistance, Moments, frechet_distance
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.metrics import InceptionScore
 
 

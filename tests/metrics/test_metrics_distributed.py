@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.metrics import FrechetDistance, InceptionScore, Moments, frechet_distance
 from tests.processes import in_two_processes
 

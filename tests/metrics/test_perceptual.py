@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gen.errors import UserError
-from lit_gen.metrics import perceptual
-from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures
+from lit_gen.core.errors import UserError
+from lit_gen.metrics import DigitsFeatures, FashionFeatures, perceptual
 from lit_gen.metrics.perceptual import LPIPS, FeatureLoss, perceptual_loss
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from lit_gen.core.errors import UserError
+from lit_gen.core.pixels import quantise
 from lit_gen.data import Batch, Digits, ImageDataModule
-from lit_gen.errors import UserError
-from lit_gen.metrics import quantise
 
 
 def test_inverts_the_data_modules_scaling_for_every_grey_level():

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from lit_gen.core.errors import UserError
 from lit_gen.data import Digits, ImageDataModule, Npz
-from lit_gen.errors import UserError
 from lit_gen.metrics import DigitsFeatures, Moments, reference_moments
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.metrics import WassersteinDistance, wasserstein
 
 

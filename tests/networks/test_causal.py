@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_gen.errors import UserError
-from lit_gen.networks import CausalTransformer, GatedPixelCNN, ResidualPixelCNN
-from lit_gen.networks.causal import CausalConv
-from lit_gen.networks.pixelcnn import GatedLayer
+from lit_gen.core.errors import UserError
+from lit_gen.families.autoregressive import CausalTransformer, GatedPixelCNN, ResidualPixelCNN
+from lit_gen.families.autoregressive.networks.causal import CausalConv
+from lit_gen.families.autoregressive.networks.pixelcnn import GatedLayer
 
 Network = GatedPixelCNN | ResidualPixelCNN | CausalTransformer
 Shape = tuple[int, int, int]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_gen.errors import UserError
-from lit_gen.networks import DiT, ResidualMLP, UNet
+from lit_gen.core.errors import UserError
+from lit_gen.families.diffusion import DiT, ResidualMLP, UNet
 from lit_gen.networks.embeddings import FourierFeatures, sinusoids
 from tests.networks.random_networks import batch, randomise
 

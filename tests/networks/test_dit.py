@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_gen.errors import UserError
-from lit_gen.networks import DiT
-from lit_gen.networks.dit import DiTBlock, positions
+from lit_gen.core.errors import UserError
+from lit_gen.families.diffusion import DiT
+from lit_gen.families.diffusion.networks.dit import DiTBlock, positions
 from tests.networks.random_networks import batch, randomise
 
 

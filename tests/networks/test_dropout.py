@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from torch import nn
 
-from lit_gen import networks
-from lit_gen.errors import UserError
-from lit_gen.networks.token_transformer import TokenTransformer
+from lit_gen.core.errors import UserError
+from lit_gen.experiment.key_help import Kind, choices
 
-ALL = [*(getattr(networks, name) for name in networks.__all__), TokenTransformer]
-DROPPING = [network for network in ALL if "dropout" in inspect.signature(network).parameters]
+DROPPING = [
+    network for network in choices([Kind(nn.Module)]).values() if "dropout" in inspect.signature(network).parameters
+]
 REQUIRED: dict[str, Any] = {"image_shape": (1, 16, 16), "shape": (1, 8, 8), "grid": (2, 2)}
 
 

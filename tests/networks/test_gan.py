@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lit_gen.errors import UserError
-from lit_gen.networks import (
+from lit_gen.core.errors import UserError
+from lit_gen.families.gan import (
     Critic,
     DCGANDiscriminator,
     DCGANGenerator,
@@ -18,7 +18,7 @@ from lit_gen.networks import (
     SNGANDiscriminator,
     SNGANGenerator,
 )
-from lit_gen.networks.gan import DownBlock, Projection, normalise_spectrally, statistics_kept
+from lit_gen.families.gan.networks import DownBlock, Projection, normalise_spectrally, statistics_kept
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 GENERATORS = {"Generator": Generator, "DCGANGenerator": DCGANGenerator, "SNGANGenerator": SNGANGenerator}

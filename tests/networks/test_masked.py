@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_gen.errors import UserError
-from lit_gen.networks import LogisticRegressions, MaskedMLP, NADENetwork
+from lit_gen.core.errors import UserError
+from lit_gen.families.autoregressive import LogisticRegressions, MaskedMLP, NADENetwork
 from tests.networks.random_networks import randomise
 
 Shape = tuple[int, int, int]

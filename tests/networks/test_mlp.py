@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_gen.errors import UserError
-from lit_gen.networks import ResidualMLP
+from lit_gen.core.errors import UserError
+from lit_gen.families.diffusion import ResidualMLP
+from lit_gen.families.diffusion.networks.mlp import MLPBlock
 from lit_gen.networks.embeddings import sinusoids
-from lit_gen.networks.mlp import MLPBlock
 from tests.networks.random_networks import batch, randomise
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from lit_gen.errors import UserError
-from lit_gen.networks.quantisers import (
+from lit_gen.core.errors import UserError
+from lit_gen.core.processes import gather
+from lit_gen.families.vq.networks.quantisers import (
     FSQ,
     Quantiser,
     VectorQuantiser,
@@ -21,7 +22,6 @@ from lit_gen.networks.quantisers import (
     perplexity,
     usage,
 )
-from lit_gen.processes import gather
 from tests.networks.random_networks import randomise
 from tests.processes import in_two_processes
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from lit_gen.errors import UserError
-from lit_gen.networks.token_transformer import TokenTransformer
+from lit_gen.core.errors import UserError
+from lit_gen.families.vq.networks.token_transformer import TokenTransformer
 
 
 def randomised(grid: tuple[int, int], num_codes: int, num_classes: int = 0, seed: int = 0) -> TokenTransformer:

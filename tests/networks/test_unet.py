@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_gen.errors import UserError
-from lit_gen.networks.unet import Attention, Resample, UNet, UNetBlock
+from lit_gen.core.errors import UserError
+from lit_gen.families.diffusion import UNet
+from lit_gen.families.diffusion.networks.unet import Attention, Resample, UNetBlock
 from tests.networks.random_networks import batch, randomise
 
 

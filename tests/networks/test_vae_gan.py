@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_gen.errors import UserError
-from lit_gen.networks import ConvDecoder, ConvEncoder, Critic, Generator
+from lit_gen.core.errors import UserError
+from lit_gen.families.gan import Critic, Generator
+from lit_gen.families.vae import ConvDecoder, ConvEncoder
 from lit_gen.networks.blocks import ResBlock, halvings
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (2, 12, 16)]

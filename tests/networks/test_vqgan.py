@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from lit_gen.errors import UserError
-from lit_gen.networks.quantisers import FSQ, Quantiser, VectorQuantiser
-from lit_gen.networks.vqgan import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
-from lit_gen.noise import Noise
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.families.vq import ConvAutoencoder, PatchDiscriminator
+from lit_gen.families.vq.networks.autoencoder import QuantisedAutoencoder
+from lit_gen.families.vq.networks.quantisers import FSQ, Quantiser, VectorQuantiser
 from tests.networks.random_networks import randomise
 
 

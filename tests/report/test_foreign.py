@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_leaderboard import DDIM, content, results, with_likelihood, write
 
-from lit_gen.cli import main
-from lit_gen.errors import UserError
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
+from lit_gen.pictures.figures import numbers_of
 from lit_gen.report import plots
 from lit_gen.report.leaderboard import rank
 from lit_gen.report.page import read_curves, write_page
@@ -180,7 +181,7 @@ def test_samples_that_cannot_be_shown_are_left_out(tmp_path: Path) -> None:
     write(tmp_path, content("torn")).with_name("samples.npz").write_bytes(b"PK\x03\x04rest")
     with pytest.warns(UserWarning, match=r"samples\.npz: cannot read .*its row is left out") as said:
         drawn = plots.side_by_side(load_results(tmp_path), tmp_path / "s.png")
-    assert [row["model"] for row in plots.numbers_of(drawn)] == ["good"] and len(said) == len(wrong) + 1
+    assert [row["model"] for row in numbers_of(drawn)] == ["good"] and len(said) == len(wrong) + 1
     with pytest.raises(UserError, match="cannot read the samples"):
         plots.side_by_side(load_results(tmp_path / "digits_torn-0"), tmp_path / "s.png")
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lit_gen.diffusion import grids, samplers, schedules
-from lit_gen.errors import UserError
-from lit_gen.methods import Sampler, Temperature
+from lit_gen.core.errors import UserError
+from lit_gen.families.diffusion import grids, samplers, schedules
+from lit_gen.families.settings import Sampler, Temperature
+from lit_gen.families.vq.token_sampling import TokenSampling
 from lit_gen.report.leaderboard import comparable, rank
 from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json, to_markdown, to_table
 from lit_gen.report.results import DEFAULTS, Result, load_results, read_result, select
 from lit_gen.sweeps.journal import Journal
-from lit_gen.token_sampling import TokenSampling
 
 PROTOCOL = {
     "data": "digits",
@@ -168,7 +168,7 @@ def test_equals_are_in_one_order(tmp_path):
 
 
 def test_a_sweep_over_two_data_sets_ends_with_two_leaderboards(tmp_path, capsys):
-    from lit_gen.cli import _report
+    from lit_gen.cli.main import _report
 
     paths = []
     for name, data, letters in (("A", "digits", "ab"), ("B", "digits", "ab"), ("C", "digits_binary", "ef")):

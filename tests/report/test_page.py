@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from test_leaderboard import content, write
 
-from lit_gen import commands
-from lit_gen.cli import main
+from lit_gen.cli import commands
+from lit_gen.cli.main import main
 from lit_gen.report.leaderboard import rank
 from lit_gen.report.page import read_curves, write_page
 from lit_gen.report.render import to_cells
@@ -137,7 +137,9 @@ def test_a_damaged_run_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
     assert {row[1] for row in page.rows if row[0].isdigit()} == {"EDM", "VAE"}, "numbers stand without it"
-    assert "lit_gen.models.VAE" in text and "lit_gen.models.EDM" not in text, "in the settings of the trainings"
+    assert "lit_gen.families.vae.VAE" in text and "lit_gen.families.diffusion.EDM" not in text, (
+        "in the settings of the trainings"
+    )
 
 
 # values of a column in the order of the results, and the cells in ascending order

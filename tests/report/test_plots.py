@@ -9,8 +9,8 @@ from matplotlib.legend import Legend
 from PIL import Image
 from test_leaderboard import DDIM, content, write
 
-from lit_gen.cli import main
-from lit_gen.errors import UserError
+from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
 from lit_gen.report import plots
 from lit_gen.report.results import load_results
 

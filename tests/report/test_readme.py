@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_leaderboard import DDIM, content, write
 
+from lit_gen.pictures.figures import numbers_of
 from lit_gen.report import plots
-from lit_gen.report.plots import numbers_of
 from tests.conftest import ROOT
 
 spec = importlib.util.spec_from_file_location("update_readme", ROOT / "docs" / "update_readme.py")

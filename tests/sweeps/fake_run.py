@@ -1,4 +1,4 @@
-"""A stand-in for `lit_gen.commands.run`, run in the sweep's workers: counts its executions in files."""
+"""A stand-in for `lit_gen.cli.commands.run`, run in the sweep's workers: counts its executions in files."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import time
 import uuid
 from pathlib import Path
 
-from lit_gen import step
-from lit_gen.errors import UserError
+from lit_gen.core import progress
+from lit_gen.core.errors import UserError
 from lit_gen.sweeps.spec import option
 
 
@@ -24,8 +24,8 @@ def run(arguments: list[str]) -> Path:
     time.sleep(float(option(arguments, "sleep") or 0))
     if option(arguments, "steps"):
         for _ in range(2):
-            for listener in step.listeners:
-                listener(step.Step("fake", 10, 20, 5.0))
+            for listener in progress.listeners:
+                listener(progress.Step("fake", 10, 20, 5.0))
             time.sleep(0.6)
     behaviour = option(arguments, "behaviour")
     if behaviour == "user-error":

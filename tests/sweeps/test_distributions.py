@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.sweeps.distributions import FIELDS, parse_distribution
 
 E, LOG = np.exp, np.log

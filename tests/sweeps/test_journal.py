@@ -1,6 +1,6 @@
 import pytest
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.sweeps.journal import Journal, outcomes, read_journal
 
 

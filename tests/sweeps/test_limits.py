@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.sweeps.distributions import FIELDS
 from lit_gen.sweeps.spec import MAX_FILES, MAX_TRIALS, load_sweep
 

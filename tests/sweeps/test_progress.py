@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from lit_gen.step import Step
+from lit_gen.core.progress import Step
 from lit_gen.sweeps import load_sweep
 from lit_gen.sweeps.progress import SweepProgress, describe, reported_names, varying_keys
 from lit_gen.sweeps.spec import Trial
@@ -113,7 +113,7 @@ def test_the_names_that_a_sweep_may_rank_by(tmp_path: Path) -> None:
         ("Heun", "Heun"),
         ("16-mixed", "16-mixed"),
         ("/", "/"),
-        ({"class_path": "lit_gen.networks.UNet"}, "UNet"),
+        ({"class_path": "lit_gen.families.diffusion.UNet"}, "UNet"),
         ({"class_path": "DiT", "init_args": {"depth": 2, "path": "a/b.ckpt"}}, "DiT(depth=2, path=b)"),
         ({"a": 1}, "{'a': 1}"),
         (0.5, "0.5"),

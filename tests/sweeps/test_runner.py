@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock
 from rich.console import Console
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.sweeps import SweepResult, current_results, dry_run, load_sweep, run_sweep, runner, sweep_results
 from lit_gen.sweeps.journal import outcomes, read_journal
 from lit_gen.sweeps.pool import ending

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_gen.errors import UserError
+from lit_gen.core.errors import UserError
 from lit_gen.sweeps.spec import load_sweep, option
 
 COMMAND = ["${env}", "lit-gen", "run", "--config=conf/x.yaml", "${args}"]

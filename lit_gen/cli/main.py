@@ -1,0 +1,251 @@
+"""The `lit-gen` command: which verb was asked for, and how errors reach the user.
+
+Imports of torch and Lightning take seconds, so each verb imports what it needs when it is called.
+"""
+
+import argparse
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lit_gen import __version__
+from lit_gen.cli import help
+from lit_gen.core.errors import UserError
+from lit_gen.core.files import explain, write_atomically
+from lit_gen.core.text import closest, printable
+
+VERBS = {
+    "fit": "train a model",
+    "run": "fit, unless a finished run of the same training exists, then evaluate",
+    "evaluate": "score a run",
+    "sample": "draw images from a run",
+    "reflow": "train a rectified flow again on pairs that a run draws",
+    "ema": "make an average of the weights of a run, of any width",
+    "sweep": "run every trial of W&B sweep files on this machine, with no account",
+    "leaderboard": "rank the evaluations under a folder",
+    "report": "write one HTML page of all evaluations under a folder, with pictures and curves",
+}
+DESCRIPTION = f"""\
+Train, sample, score and compare generative image models on the same data, budget and protocol.
+
+  lit-gen run --config conf/experiment/digits_edm.yaml    train a model and score it
+  lit-gen sweep sweeps/quickstart.yaml                    train and score many
+  lit-gen leaderboard runs                                compare them
+
+verbs:
+{chr(10).join(f"  {verb:11}  {does}" for verb, does in VERBS.items())}
+"""
+VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code (0 done, 1 some trials failed, 2 bad input, 130 interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if os.getcwd() not in sys.path:  # a class of the user's own is named by its import path; the last, to hide nothing
+        sys.path.append(os.getcwd())
+    # no place in the code, no source line
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(message)}\n"
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()  # else a full disk would be found behind the last line that can be reported
+        return code
+    except UserError as error:
+        print(f"lit-gen: error: {printable(error)}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        _give_up_output()
+        where = printable(error.filename or "output")
+        print(f"lit-gen: error: {where}: {printable(explain(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lit-gen: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return 130
+
+
+def _give_up_output() -> None:
+    """Throw away what is still to be printed if it cannot be: the interpreter would try again as it leaves."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(words: list[str]) -> int:
+    verb, rest = (words[0], words[1:]) if words else ("", [])
+    if verb in help.OF_A_RUN and {"-h", "--help"} & set(rest):
+        print(help.OF_A_RUN[verb](), end="")
+        return 0
+    if verb in VERBS_WITH_A_CONFIGURATION:
+        from lit_gen.cli import commands
+
+        getattr(commands, verb)(rest)
+        return 0
+    if verb and verb not in VERBS and not verb.startswith("-"):
+        raise UserError(f"{verb}: no such verb; {closest(verb, VERBS, 'lit-gen --help lists them')}")
+    parser, parsers = _parser()
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        of_verb = parsers.get(verb, parser)
+        word = next((word for word in unknown if word.startswith("-")), unknown[0])
+        advice = closest(word.partition("=")[0], of_verb.names, f"{of_verb.prog} --help lists the options")
+        raise UserError(f"{word}: {of_verb.prog} has no such option; {advice}")
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
+
+
+def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
+    """Return the parser of the command, and those of its verbs."""
+    parser = help.Parser(prog="lit-gen", description=DESCRIPTION, formatter_class=help.Formatter)
+    parser.usage = "lit-gen VERB ...; lit-gen VERB --help lists its options"
+    parser.add_argument("--version", action="version", version=f"lit-gen {__version__}")
+    parser.set_defaults(command=lambda options: print(parser.format_help(), end="") or 0)
+    verbs = parser.add_subparsers(help=argparse.SUPPRESS, prog="lit-gen")
+    for verb in VERBS_WITH_A_CONFIGURATION:
+        verbs.add_parser(verb, add_help=False)
+
+    ema = verbs.add_parser(
+        "ema",
+        usage="lit-gen ema RUN --std STD [--at IMAGES]",
+        description=VERBS["ema"],
+    )
+    ema.add_argument("run", nargs="+", metavar="RUN", help="a run that was trained with --ema.stds")
+    ema.add_argument("--std", type=float, required=True, help="its relative standard deviation, for example 0.1")
+    ema.add_argument("--at", type=int, default=None, metavar="IMAGES", help="images seen by then (default: all)")
+    ema.set_defaults(command=_ema)
+
+    sweep = verbs.add_parser("sweep", usage="lit-gen sweep SWEEP.yaml ... [OPTIONS]", description=VERBS["sweep"])
+    sweep.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml", help="W&B sweep files")
+    sweep.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    sweep.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
+    sweep.add_argument("--seed", type=int, default=0, help="seed of a random search (default: 0)")
+    sweep.add_argument("--count", type=int, default=None, help="number of trials of a random search")
+    sweep.add_argument("--name", default=None, help="name of the sweep's folder (default: the first file's name)")
+    sweep.add_argument("--dry-run", action="store_true", help="list the trials and stop")
+    sweep.set_defaults(command=_sweep)
+
+    leaderboard = verbs.add_parser(
+        "leaderboard", usage="lit-gen leaderboard [FOLDER] [OPTIONS]", description=VERBS["leaderboard"]
+    )
+    leaderboard.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
+    leaderboard.add_argument("--by", default=None, help="metric to rank by (default: the distance)")
+    leaderboard.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keep only these, for example protocol.num_samples=1000; may be repeated",
+    )
+    formats = leaderboard.add_mutually_exclusive_group()
+    for name, title in {"json": "JSON", "csv": "CSV", "markdown": "Markdown"}.items():
+        formats.add_argument(
+            f"--{name}", dest="format", action="store_const", const=name, default="table", help=f"print {title}"
+        )
+    formats.add_argument(
+        "--budgets",
+        type=_budgets,
+        metavar="5,10,20",
+        help="a Markdown table of model and sampler against budgets of network evaluations",
+    )
+    leaderboard.add_argument(
+        "--figure", type=Path, metavar="PNG", help="draw the metric against the network evaluations as well"
+    )
+    leaderboard.set_defaults(command=_leaderboard)
+
+    report = verbs.add_parser("report", usage="lit-gen report [FOLDER] [OPTIONS]", description=VERBS["report"])
+    report.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
+    report.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    report.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="as of the leaderboard")
+    report.set_defaults(command=_page)
+    return parser, verbs.choices
+
+
+def _budgets(text: str) -> list[int]:
+    try:
+        return [int(budget) for budget in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no list of whole numbers such as 5,10,20") from None
+
+
+def _ema(options: argparse.Namespace) -> int:
+    from lit_gen.cli import commands
+
+    run, _ = commands.one_run(options.run, "ema")
+    commands.ema(run.directory, options.std, options.at)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from lit_gen import sweeps
+    from lit_gen.core.seeds import check_seed
+
+    check_seed(options.seed, "--seed")
+    if options.jobs < 1:
+        raise UserError(f"--jobs: {options.jobs} is not a positive number of trials at a time")
+    common = {"seed": options.seed, "count": options.count, "name": options.name}
+    if options.dry_run:
+        sweeps.dry_run(options.files, options.root, **common)
+        return 0
+    done = sweeps.run_sweep(options.files, options.root, jobs=options.jobs, **common)
+    if done.results and not done.interrupted:
+        try:
+            _report(sorted(set(done.results.values())), done.folder)
+        except UserError as error:  # a report that cannot be made does not undo the trials
+            print(f"no report: {printable(error)}")
+            return max(done.exit_status, 1)
+    return done.exit_status
+
+
+def _report(paths: list[Path], folder: Path) -> None:
+    """What a sweep ends with, for each protocol: leaderboard, distance against evaluations, samples side by side."""
+    from lit_gen.report import leaderboard, plots, render
+    from lit_gen.report.results import read_results
+
+    groups = leaderboard.comparable(read_results(paths))
+    tables, files = [], [folder / "leaderboard.md"]
+    for number, results in enumerate(groups, start=1):
+        board = leaderboard.rank(results)
+        render.print_table(board)
+        tables.append(render.to_markdown(board))
+        data = re.sub(r"[^\w.=-]+", "_", results[0].protocol["data"])[:80]
+        ending = "" if len(groups) == 1 else f"_{number}_{data}"
+        distances, samples = folder / f"distance_vs_nfe{ending}.png", folder / f"samples{ending}.png"
+        plots.distance_vs_nfe(results, distances)
+        plots.side_by_side(results, samples)
+        files += [distances, samples]
+    write_atomically(files[0], "\n".join(tables))
+    for file in files:
+        print(printable(file))
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from lit_gen.report import leaderboard, plots, render
+    from lit_gen.report.results import load_results
+
+    if options.figure is not None and options.figure.suffix != ".png":
+        raise UserError(f"--figure: {options.figure} does not end in .png; give a name that does")
+    board = leaderboard.rank(load_results(options.folder), by=options.by, where=options.where)
+    if options.figure is not None:
+        plots.distance_vs_nfe([result for row in board.rows for result in row.results], options.figure, board.by)
+    if options.budgets:
+        print(render.to_budget_table(board, options.budgets).rstrip())
+    elif options.format == "table":
+        render.print_table(board)
+    else:
+        formats = {"json": render.to_json, "csv": render.to_csv, "markdown": render.to_markdown}
+        print(formats[options.format](board).rstrip())
+    return 0
+
+
+def _page(options: argparse.Namespace) -> int:
+    from lit_gen.report.page import write_page
+    from lit_gen.report.results import load_results, select
+
+    results = select(load_results(options.folder), options.where)
+    print(printable(write_page(results, options.out, str(options.folder))))
+    return 0

@@ -1,0 +1,126 @@
+r"""Random numbers keyed by (seed, sample index, draw).
+
+Image i of seed s is the same image whatever the batch size, the number of processes, or the images drawn beside it,
+because its random numbers are a pure function of where they are used. The function is Philox4x32-10, a counter-based
+generator: ten rounds that mix a counter of four 32-bit words under a key of two,
+
+    (c0, c1, c2, c3)  <-  (hi(M1 c2) ^ c1 ^ k0,  lo(M1 c2),  hi(M0 c0) ^ c3 ^ k1,  lo(M0 c0)).
+
+Here the counter is (block, draw, index low, index high) and the key is the seed; a block gives four words, hence four
+numbers.
+
+Paper: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", https://doi.org/10.1145/2063384.2063405
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lit_gen.core.errors import UserError
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_AHEAD = 2**14
+"""Counters that are computed at once of several draws: where philox costs little more than for one."""
+
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox(counter: Words, key: tuple[int, int]) -> Words:
+    """Philox4x32-10: four words of random bits for each counter.
+
+    Args:
+        counter: four int64 tensors that broadcast against each other, values in [0, 2^32).
+        key: two words in [0, 2^32).
+
+    Returns:
+        Four int64 tensors of the broadcast shape, uniform on [0, 2^32).
+    """
+    c0, c1, c2, c3 = (word.clone(memory_format=torch.contiguous_format) for word in torch.broadcast_tensors(*counter))
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # In place, and with the upper halves masked only where they matter: this is most of the cost of a draw.
+        # A product wraps around in int64, which leaves its 64 bits right.
+        p0, p1 = c0.bitwise_and_(_MASK).mul_(_MULTIPLIERS[0]), c2.bitwise_and_(_MASK).mul_(_MULTIPLIERS[1])
+        c0, c2 = c1.bitwise_xor_(p1 >> 32).bitwise_xor_(k0), c3.bitwise_xor_(p0 >> 32).bitwise_xor_(k1)
+        c1, c3 = p1, p0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0.bitwise_and_(_MASK), c1.bitwise_and_(_MASK), c2.bitwise_and_(_MASK), c3.bitwise_and_(_MASK)
+
+
+class Noise:
+    """The random numbers of a batch of samples, on any device, without touching the global random state.
+
+    Each call of `normal` or `uniform` is one draw and gives fresh numbers; the n-th draw of sample i is the same in
+    every batch. The numbers are computed in float64 and then cast, so that they agree between data types.
+
+    Args:
+        seed: which family of samples, in [0, 2^64).
+        index: the indices (N,) of the samples, not negative.
+        device: where the numbers are made.
+
+    Raises:
+        UserError: seed or index out of range.
+    """
+
+    def __init__(self, seed: int, index: Tensor | Sequence[int], device: torch.device | str | None = None) -> None:
+        if not 0 <= seed < 2**64:
+            raise UserError(f"seed must lie in [0, 2^64), not {seed}")
+        self.seed = seed
+        self.index = torch.as_tensor(index, dtype=torch.int64, device=device)
+        if self.index.ndim != 1 or bool((self.index < 0).any()):
+            raise UserError("sample indices must be a flat sequence of integers >= 0")
+        self.draws = 0
+        self.reads_ahead = False
+        """Whether the numbers of the draws to come are computed with those of one: the same numbers, sooner where many
+        small draws follow."""
+        self._kept: dict[int, tuple[int, list[Tensor]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def device(self) -> torch.device:
+        return self.index.device
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        r"""Standard normal numbers (N, \*shape), by Box-Muller from pairs of uniform ones."""
+        pairs = self._uniform(shape)
+        values = []
+        for u, v in (pairs[:2], pairs[2:]):
+            radius, angle = u.log().mul_(-2).sqrt_(), v * (2 * math.pi)
+            values += [radius * angle.cos(), radius * angle.sin()]
+        return self._gather(values, shape).to(dtype)
+
+    def uniform(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        r"""Uniform numbers (N, \*shape) in the open interval (0, 1)."""
+        limits = torch.finfo(dtype)
+        return self._gather(self._uniform(shape), shape).to(dtype).clamp_(limits.tiny, 1 - limits.eps / 2)
+
+    def _uniform(self, shape: Sequence[int]) -> list[Tensor]:
+        """Four sets (N, num_blocks) of the next draw, float64."""
+        num_blocks = -(-math.prod(shape) // 4)
+        first, numbers = self._kept.get(num_blocks) or (0, None)
+        if numbers is None or not first <= self.draws < first + len(numbers[0]):
+            first, numbers = self.draws, self._next(num_blocks)
+        if self.reads_ahead:
+            self._kept[num_blocks] = first, numbers
+        self.draws += 1
+        return [part[self.draws - 1 - first] for part in numbers]
+
+    def _next(self, num_blocks: int) -> list[Tensor]:
+        """Four sets (D, N, num_blocks) of the next D draws, float64."""
+        num_draws = max(1, _AHEAD // max(1, len(self) * num_blocks)) if self.reads_ahead else 1
+        blocks = torch.arange(num_blocks, device=self.device)
+        draws = torch.arange(self.draws, self.draws + num_draws, device=self.device)[:, None, None]
+        low, high = self.index[:, None] & _MASK, self.index[:, None] >> 32
+        words = philox((blocks, draws, low, high), (self.seed & _MASK, self.seed >> 32))
+        return [word.double().add_(0.5).mul_(2.0**-32) for word in words]
+
+    def _gather(self, values: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        return torch.cat(tuple(values), dim=1)[:, : math.prod(shape)].reshape(len(self), *shape)

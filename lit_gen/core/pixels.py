@@ -1,0 +1,39 @@
+"""The one map between uint8 images, u in 0 .. 255, and float images, x = u / 127.5 - 1 in [-1, 1]."""
+
+import torch
+from torch import Tensor
+
+from lit_gen.core.errors import UserError
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [-1, 1], u / 127.5 - 1; any other tensor as it is."""
+    if images.dtype != torch.uint8:
+        return images
+    return images.to(torch.float32).div_(127.5).sub_(1)
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Rounds images in [-1, 1] to uint8: `u = floor(127.5 x + 128)`, clamped to 0 .. 255.
+
+    The exact inverse of `to_float`; values outside of [-1, 1] saturate.
+
+    Args:
+        images: Float, of any shape.
+
+    Raises:
+        UserError: Some value is not finite; it would become an arbitrary grey level and be scored as if it were one.
+    """
+    images = finite(images.to(torch.promote_types(images.dtype, torch.float32)))
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def finite(images: Tensor) -> Tensor:
+    """Return generated images as they are; raise a UserError if a value is not finite."""
+    is_finite = torch.isfinite(images)
+    if not is_finite.all():
+        raise UserError(
+            f"{int((~is_finite).sum())} of {images.numel()} pixels of the generated images are not finite: the model "
+            "or the sampler diverged; train with a lower learning rate, or sample with more steps or in float64"
+        )
+    return images

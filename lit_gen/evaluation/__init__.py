@@ -1,0 +1,1 @@
+"""The protocol of an evaluation, and the schema of its result.json."""

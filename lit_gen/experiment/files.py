@@ -1,0 +1,130 @@
+"""The files of a configuration, and the arguments beside them, as they are before the parser sees them.
+
+The parser opens whatever a value names, a FIFO as well, and keeps the later of two keys without a word. So each file is
+first read here, with those that it names.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from lit_gen.core.errors import UserError
+from lit_gen.core.imports import REFUSED, may_be_named
+from lit_gen.core.yaml import load_yaml, parse_yaml
+
+ENDINGS = (".yaml", ".yml")
+MAX_LEVELS = 16
+"""Parts of a dotted key, `init_args` included: the parser takes twice as long for each class within another."""
+
+
+def check_config(file: Path) -> None:
+    """Raise a UserError if a configuration file is none, or the parser would misread it.
+
+    Raises:
+        UserError: the file, or one that it names, cannot be read within the limits of `load_yaml`; it holds no keys;
+            of a group's file or class and a dotted key of that group the parser would keep the later alone; or a class
+            is of the standard library.
+    """
+    config = _load(file)
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: expected keys with values, such as model: ..., got {str(config)[:60]}")
+    for key in config:
+        if not isinstance(key, str):
+            raise UserError(f"{file}: {key}: unknown key; lit-gen fit --help lists the keys")
+        parts = key.split(".")
+        for group in (".".join(parts[:end]) for end in range(1, len(parts))):
+            if isinstance(config.get(group), str):
+                raise UserError(
+                    f"{file}: {key} conflicts with {group}: {config[group]}; give --{key} on the command line, or "
+                    f"write the keys of {group} below it"
+                )
+    _check_values(config, file, "", (file.resolve(),))
+
+
+def check_argument(word: str) -> None:
+    """Raise a UserError if an argument `--key=value` names what `check_config` refuses."""
+    key, _, value = word.lstrip("-").partition("=")
+    content: Any = value
+    if value.startswith(("{", "[")):
+        with suppress(UserError):  # the parser says what is wrong
+            content = parse_yaml(value, key)
+    _check_values(content, None, key, ())
+
+
+@contextmanager
+def opening(file: Path, key: str) -> Iterator[None]:
+    """Read an experiment that a key names, and those that it names in its turn, of which none may be the same.
+
+    Raises:
+        UserError: the experiment is read already, by another that it names itself.
+    """
+    above, file = _opened.get(), file.resolve()
+    if file in above:
+        raise UserError(f"{key}: {file} leads back to itself; name another experiment")
+    token = _opened.set((*above, file))
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
+_opened: ContextVar[tuple[Path, ...]] = ContextVar("opened", default=())
+
+
+def _load(file: Path) -> Any:
+    try:
+        return load_yaml(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: not found; give the path of a configuration") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); give the path of a configuration") from None
+
+
+def _check_values(content: Any, file: Path | None, key: str, above: tuple[Path, ...]) -> None:
+    """Check each value of a file: the class that it names, and the file."""
+    prefix = f"{file}: " if file is not None else ""
+    for name, value in _texts(content, key):
+        if name.count(".") >= MAX_LEVELS:
+            raise UserError(f"{prefix}{_named(name)}: more than {MAX_LEVELS} levels, the limit; write fewer")
+        if name.rpartition(".")[2] == "class_path" and "." in value and not may_be_named(value):
+            raise UserError(f"{prefix}{_named(name)}: {value} is {REFUSED}")
+        for path in {(file.parent if file is not None else Path()) / value, Path(value)}:
+            mode = _mode(path)
+            if mode is None or stat.S_ISDIR(mode):
+                continue
+            if not stat.S_ISREG(mode):
+                raise UserError(f"{prefix}{_named(name)}: {value} is not a regular file; give an ordinary file")
+            if path.suffix in ENDINGS and name not in ("config", *NAMES_OF_EXPERIMENTS):
+                if path.resolve() in above:
+                    raise UserError(f"{prefix}{_named(name)}: {value} includes itself; write its content out")
+                _check_values(_load(path), path, name, (*above, path.resolve()))
+
+
+NAMES_OF_EXPERIMENTS = ("first_stage.run", "reflow.teacher")
+"""Keys whose file is another experiment, which is checked when that is read."""
+
+
+def _mode(path: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return os.stat(path).st_mode
+    return None
+
+
+def _named(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in ("init_args", "class_path"))
+
+
+def _texts(content: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield the texts in a configuration with their dotted keys."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _texts(value, key)
+    elif isinstance(content, str):
+        yield key, content

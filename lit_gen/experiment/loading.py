@@ -1,0 +1,155 @@
+"""Models out of run directories: the checkpoint, the weights that are asked for, and the weaker model of a guidance."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from lit_gen.core.data_facts import DataFacts
+from lit_gen.core.errors import UserError
+from lit_gen.core.records import COUNT, POSITIVE, RECORD, Kind, check_fields, values_of
+from lit_gen.experiment.first_stage import FOLDER, FirstStage
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.diffusion.guidance import Guidance
+from lit_gen.families.diffusion.models.general import Diffusion
+from lit_gen.runs.directory import Run
+from lit_gen.runs.weights import load_average, parse_weights
+from lit_gen.training.callbacks.ema import load_weights
+
+_TENSOR = Kind("a tensor of numbers", lambda value: isinstance(value, Tensor) and _is_whole(value))
+_RECORDS = Kind("a list of objects", lambda value: isinstance(value, list) and all(map(RECORD.fits, value)))
+_FIELDS = {
+    **dict.fromkeys(("images_seen", "batches_seen", "epoch", "global_step"), COUNT),
+    **dict.fromkeys(("world_size", "num_threads"), POSITIVE),
+    "state_dict": values_of(_TENSOR),
+    "ema": RECORD,
+    "ema.num_updates": COUNT,
+    "ema.weights": values_of(_TENSOR),
+    "ema.power": RECORD,
+    **dict.fromkeys(("loops", "callbacks"), RECORD),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), _RECORDS),
+}
+REMEDY = "restore it, or delete it and train again"
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Return whether the tensor is an ordinary one in memory without NaN, which no checkpoint of ours holds."""
+    ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_complex()
+    return ordinary and not (tensor.is_floating_point() and bool(tensor.isnan().any()))
+
+
+def read_checkpoint(run: Run) -> dict[str, Any]:
+    """Read a run's last checkpoint.
+
+    Raises:
+        UserError: the file is damaged, or a field is missing or of a wrong type.
+    """
+    try:
+        checkpoint = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file raises any of half a dozen, some with advice to load whatever is in it
+        raise UserError(
+            f"{run.checkpoint}: not a readable checkpoint (damaged, or not of lit-gen); delete it and train again"
+        ) from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{run.checkpoint}: not a checkpoint of lit-gen; {REMEDY}")
+    check_fields(checkpoint, _FIELDS, frozenset({"images_seen", "state_dict"}), run.checkpoint, REMEDY)
+    return checkpoint
+
+
+def open_finished(directory: Path, key: str) -> Run:
+    """A run whose training is done.
+
+    Raises:
+        UserError: there is no such run, or it is not; the key says what named it.
+    """
+    run = Run.open(directory)
+    if not run.finished:
+        raise UserError(f"{key}: the training of {run.directory} is not finished; go on with lit-gen fit")
+    return run
+
+
+def load(directory: str | Path, weights: str = "ema") -> GenerativeModel:
+    """Load the model of a run directory, ready to be sampled.
+
+    Args:
+        directory: The run.
+        weights: `ema`, `raw`, or a power-function average such as `ema:0.1`.
+
+    Raises:
+        UserError: There is no such run, its checkpoint is damaged, or it has no such average.
+    """
+    run = Run.open(Path(directory))
+    objects = load_objects(run)
+    model = load_model(run, objects.model, weights)
+    model.follow_classes(objects.data)
+    return model
+
+
+def load_objects(run: Run) -> Namespace:
+    """Build the objects of a run's own configuration; its data is not read if the run recorded what they need of it."""
+    return ExperimentCLI(["--config", str(run.config)]).objects(DataFacts.recorded(run.metadata))
+
+
+def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
+    """Loads a run's last checkpoint, or a power-function average, into a model, ready to be sampled.
+
+    With it comes the run's copy of the first stage, if there are two.
+
+    Raises:
+        UserError: the checkpoint is damaged, or was made by another network; or there is no such average.
+    """
+    checkpoint = read_checkpoint(run)
+    width = parse_weights(weights, "weights")
+    average, images = checkpoint.get("ema", {}).get("weights", {}), checkpoint["images_seen"]
+    if width is not None:
+        average, images = load_average(run, width)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+        if weights != "raw":
+            load_weights(model.generator, average)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{run.checkpoint}: does not fit the model of {run.config} ({' '.join(str(error).split())[:200]}); "
+            "restore the run's own config.yaml, or train again"
+        ) from None
+    if isinstance(model.first_stage, FirstStage):
+        model.first_stage.load(run.directory / FOLDER)
+    model.images_seen = images
+    model.title = run.metadata.get("title", model.title)
+    return model.eval()
+
+
+def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> None:
+    """Loads the model of the run that an autoguidance names, with averaged weights, as its weaker denoiser.
+
+    Raises:
+        UserError: there is no such run, or its images or classes are not those of the model.
+    """
+    assert guidance.run is not None
+    run = Run.open(guidance.run)
+    weaker: GenerativeModel = load_objects(run).model
+    if not isinstance(weaker, Diffusion):
+        raise UserError(f"sampler.guidance.run: {run.directory} holds a {type(weaker).__name__}, which is no denoiser")
+    if (weaker.image_shape, weaker.num_classes) != (model.image_shape, model.num_classes):
+        ours, theirs = (
+            f"{'x'.join(map(str, of.image_shape))} images of {of.num_classes or 'no'} classes" for of in (model, weaker)
+        )
+        raise UserError(
+            f"sampler.guidance.run: {run.directory} draws {theirs}, the model to be guided {ours}; name a run on the "
+            "same data with the same model.class_conditional"
+        )
+    load_model(run, weaker, "ema").to(device)
+    if _first_stage(weaker) != _first_stage(model):
+        raise UserError(
+            f"sampler.guidance.run: the latents of {run.directory} are not those of the model to be guided; name a run "
+            "with the same first stage"
+        )
+    guidance.weaker = weaker.denoiser
+    guidance.run = run.directory.resolve().name  # its name says what it is wherever it lies
+
+
+def _first_stage(model: GenerativeModel) -> str | None:
+    return None if model.first_stage is None else model.first_stage.metadata.get("identity")

@@ -1,0 +1,330 @@
+"""What an experiment is made of: one typed parser, built on LightningCLI, for every verb that takes a configuration.
+
+The keys are the arguments of the classes: `model`, `data`, `trainer`, and the callbacks `budget`, `checkpoint`, `ema`,
+`grid`; `reflow` puts pairs that another run draws in the place of the training images, `first_stage` what another run
+makes of them. Beside them stand `sampler` and
+`evaluation`, which change no weight, and `run` and `wandb`, which only say where things are written.
+"""
+
+import ast
+import contextlib
+import hashlib
+import inspect
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from enum import Enum
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import seed_everything
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import lit_gen.families  # noqa: F401  (registers the class names that a configuration may use)
+from lit_gen.core.data_facts import DataFacts
+from lit_gen.core.errors import UserError
+from lit_gen.core.seeds import check_seed
+from lit_gen.data.module import ImageDataModule
+from lit_gen.evaluation.protocol import Evaluation
+from lit_gen.experiment import key_help, names
+from lit_gen.experiment.build import build
+from lit_gen.experiment.files import check_argument, check_config
+from lit_gen.experiment.first_stage import FirstStage
+from lit_gen.experiment.messages import one_line
+from lit_gen.experiment.reflow import Reflow
+from lit_gen.experiment.trust import check_parsed, keys_alone, plain_key
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.settings import Sampler
+from lit_gen.runs.directory import TRAINED_FIRST, RunSettings
+from lit_gen.runs.tracking import WandbSettings
+from lit_gen.training import processes
+from lit_gen.training.callbacks.budget import Budget
+from lit_gen.training.callbacks.checkpoint import Checkpoint
+from lit_gen.training.callbacks.ema import EMA
+from lit_gen.training.callbacks.sample_grid import SampleGrid
+
+# Some callbacks of Lightning have a member of an enumeration for a default; a file holds its value.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+# A Trainer argument that is not named here is taken to change the weights.
+TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = {
+    *("accelerator", "strategy", "logger", "log_every_n_steps", "enable_checkpointing"),
+    *("enable_progress_bar", "enable_model_summary", "default_root_dir", "profiler", "barebones"),
+    *("num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
+    *("limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry", "inference_mode"),
+    *("use_distributed_sampler", "detect_anomaly"),
+}
+# The source's path and options change a weight only through the images, and those are in the fingerprint.
+DATA_KEYS_THAT_CHANGE_NO_WEIGHT = {"source", "num_workers"}
+LINKED = {"image_shape": "the data, or the first stage,", "num_classes": "the data", "num_codes": "the first stage"}
+"""Arguments of a model that no one sets, and what they come from."""
+GROUPS: dict[type, str] = {
+    ImageDataModule: "data",
+    Evaluation: "evaluation",
+    Reflow: "reflow",
+    FirstStage: "first_stage",
+    RunSettings: "run",
+    WandbSettings: "wandb",
+    Budget: "budget",
+    Checkpoint: "checkpoint",
+    EMA: "ema",
+    SampleGrid: "grid",
+}
+"""Classes whose arguments are the keys of a group."""
+SET_BY_THE_MODEL = {"out_channels": None, "augment_dim": 0}
+"""Arguments of a network that its model gives, and what they are until then."""
+
+
+class ExperimentCLI(LightningCLI):
+    """Parses one experiment; builds its objects only when asked, since most verbs need no Trainer.
+
+    Args:
+        arguments: Words of the command line.
+        verb: The verb that they are of, for messages.
+        options: Options of the verb that are no keys of a configuration.
+    """
+
+    def __init__(self, arguments: Sequence[str], verb: str = "fit", options: Sequence[str] = ()) -> None:
+        self.verb = verb
+        self.options = options
+        super().__init__(
+            GenerativeModel,
+            ImageDataModule,
+            subclass_mode_model=True,
+            run=False,
+            args=list(arguments),
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=None,
+            trainer_defaults={
+                "max_epochs": -1,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 20,
+                "enable_checkpointing": False,
+            },
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "exit_on_error": False,
+                "prog": "lit-gen",
+                "allow_abbrev": False,  # a key that lacks its end is misspelt
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--sampler",
+            type=Sampler | None,
+            default=None,
+            enable_path=True,
+            help="How a diffusion model draws images; null: its own.",
+        )
+        for group in (Evaluation, Reflow, FirstStage, RunSettings, WandbSettings):
+            parser.add_class_arguments(group, GROUPS[group])
+        for callback in (Budget, Checkpoint, EMA, SampleGrid):
+            parser.add_lightning_class_args(callback, GROUPS[callback])
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments(
+            ("data.image_shape", "first_stage"),
+            "model.init_args.image_shape",
+            compute_fn=lambda image_shape, first_stage: first_stage.shape(image_shape),
+            apply_on="instantiate",
+        )
+        parser.link_arguments("first_stage.num_codes", "model.init_args.num_codes", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        if text := key_help.find(parser, args, self.verb):
+            print(text)
+            raise SystemExit(0)
+        words = normalise_arguments(args)
+        for word in words:
+            if _is_config(word):
+                check_config(Path(word.partition("=")[2]))
+            check_argument(word)
+        overrides = {key: [word for word in words if word.startswith(f"--{key}.")] for key in TRAINED_FIRST}
+        own = [word for word in words if not any(word in part for part in overrides.values())]
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), keys_alone():
+                self.config = parser.parse_args(own)
+        except ArgumentError as error:
+            raise UserError(one_line(error, parser, self.options)) from None
+        except RecursionError:
+            raise UserError("--config: classes within each other are nested too deeply; write fewer levels") from None
+        check_parsed(parser, self.config, {f"model.{key}" for key in LINKED})
+        _check_numbers(self.config.as_dict(), "")
+        for key, part in overrides.items():  # settings of another experiment, which this parser does not know
+            settings = dict(word.removeprefix(f"--{key}.").partition("=")[::2] for word in part)
+            self.config[f"{key}_overrides"] = (self.config[f"{key}_overrides"] or {}) | settings or None
+        if self.config.first_stage.run is not None:  # a run keeps its first stage beside its configuration
+            for word in filter(_is_config, words):
+                beside = Path(word.partition("=")[2]).parent / self.config.first_stage.run
+                self.config.first_stage.run = str(beside) if beside.is_dir() else self.config.first_stage.run
+
+    def _set_seed(self) -> None:
+        """Deferred, as the objects are."""
+
+    def instantiate_classes(self) -> None:
+        """Deferred: `objects()` and `instantiate_trainer()` build what a verb needs."""
+
+    def objects(self, facts: DataFacts | None = None) -> Namespace:
+        """Builds everything but the Trainer: data, model, callbacks, sampler, evaluation and settings.
+
+        The global generators are seeded first, so that the initial weights are those of `seed_everything`.
+
+        Args:
+            facts: What a run recorded of its data; with them no image is read.
+        """
+        for key in TRAINED_FIRST:
+            name, overrides = self.config[key], self.config[f"{key}_overrides"]
+            if overrides and (name is None or Path(name).is_dir()):
+                why = "there is none to be trained" if name is None else f"{name} is trained already"
+                raise UserError(
+                    f"{key}.{next(iter(overrides))}: {why}; leave it out, or name the file of an experiment as --{key}"
+                )
+        network = self.config.get("model.init_args.network")
+        if isinstance(network, Namespace) and network.class_path.startswith("lit_gen."):
+            for setting, unset in SET_BY_THE_MODEL.items():
+                if network.get(f"init_args.{setting}", unset) != unset:
+                    raise UserError(f"model.network.{setting}: the model says what its network has; leave it out")
+        module, _, name = self.config.model.class_path.rpartition(".")
+        model: type[GenerativeModel] = getattr(import_module(module), name)
+        first_stage = self.config.first_stage.run
+        if first_stage is not None and model.learns == "images":
+            raise UserError(
+                f"first_stage.run: {name} learns images and follows no first stage; leave it out, or use "
+                "TokenPrior or a diffusion model"
+            )
+        for key, source in LINKED.items():
+            given = self.config.model.init_args.get(key)
+            if given is not None and given != _default(model, key):
+                raise UserError(f"model.{key}: it comes from {source} and cannot be set to {given}; leave it out")
+        seed_everything(self.config.seed_everything, verbose=False)
+        try:
+            with_facts = (partial(_with_facts, facts), ImageDataModule, False)
+            self.config_init = build(self.parser, self.config, GROUPS, [with_facts])
+        except (ArgumentError, ValueError) as error:
+            raise UserError(one_line(error)) from None
+        if first_stage is not None:
+            self.config_init.model.follow(self.config_init.first_stage)
+        return self.config_init
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole configuration, defaults included, as plain YAML types."""
+        try:
+            text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=True)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"the configuration cannot be saved as YAML: {' '.join(str(error).split())}; leave the value out"
+            ) from None
+        config: dict[str, Any] = yaml.safe_load(text)
+        config.pop("config", None)
+        return config
+
+
+def normalise_arguments(arguments: Sequence[str]) -> list[str]:
+    """Puts arguments into the one order that the parser reads rightly; `wandb agent` gives them in any order.
+
+    A configuration file comes first (given later it would wipe what stands before it), then parents before their
+    parts (`--sampler` before `--sampler.steps`); a sweep's null, which arrives as the text `None`, also in a list or
+    dictionary in Python's notation, becomes null.
+    """
+    pairs: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if word.startswith("-") and "=" not in word and words and not re.match(r"--?[a-zA-Z]", words[0]):
+            word = f"{word}={words.pop(0)}"
+        key, equals, value = word.partition("=")
+        pairs.append(_with_null(f"{key}{equals}{names.current(value)}"))
+    if any("+=" in pair for pair in pairs):
+        return sorted(pairs, key=lambda pair: not _is_config(pair))
+
+    def depth(pair: str) -> tuple[bool, int]:
+        return not _is_config(pair), pair.partition("=")[0].count(".")
+
+    return sorted(pairs, key=depth)
+
+
+def _check_numbers(value: Any, key: str) -> None:
+    """Raise a UserError if a value of a configuration, or one in it, is a seed out of range or not a number."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_numbers(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _check_numbers(part, key)
+    elif isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{plain_key(key)}: nan is not a number; give one, or leave it out")
+    elif isinstance(value, int) and key.endswith(("seed", "seed_everything")):
+        check_seed(value, plain_key(key))
+
+
+def as_arguments(settings: dict[str, Any]) -> list[str]:
+    """The arguments that set keys to values; texts are as they are given on the command line."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+def _with_facts(facts: DataFacts | None, data_module: type[ImageDataModule], **settings: Any) -> ImageDataModule:
+    """Build the data module; the model's shape and classes are then those of the facts."""
+    data = data_module(**settings)
+    data.facts = facts
+    return data
+
+
+def _default(model: type[GenerativeModel], key: str) -> Any:
+    """Of an argument that the class, or one that it hands its keyword arguments to, names; else None."""
+    parameters = (inspect.signature(base.__init__).parameters for base in model.__mro__)  # type: ignore[misc]
+    return next((named[key].default for named in parameters if key in named), None)
+
+
+def _with_null(pair: str) -> str:
+    key, equals, value = pair.partition("=")
+    if value == "None":
+        return f"{key}=null"
+    if value.startswith(("[", "{")) and "None" in value:
+        with contextlib.suppress(ValueError, SyntaxError):  # YAML's own notation stays as it is
+            return f"{key}={json.dumps(ast.literal_eval(value))}"
+    return pair
+
+
+def _is_config(pair: str) -> bool:
+    return pair.partition("=")[0] in ("--config", "-c")
+
+
+def training_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that changes the weights, and nothing else."""
+    data = {key: value for key, value in config["data"].items() if key not in DATA_KEYS_THAT_CHANGE_NO_WEIGHT}
+    trainer = {key: value for key, value in config["trainer"].items() if key not in TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT}
+    trainer["devices"] = _num_devices(config["trainer"])
+    keys = ("seed_everything", "model", "budget", "ema")
+    training = {key: config[key] for key in keys} | {"data": data, "trainer": trainer}
+    if config["reflow"]["teacher"] is not None:  # who it is, is in the fingerprint of its pairs
+        training["reflow"] = {key: value for key, value in config["reflow"].items() if key in ("weights", "start")}
+    return training
+
+
+def training_identity(config: dict[str, Any], fingerprint: str) -> str:
+    """A hash of everything that changes the weights: the training's configuration and the training images."""
+    plain = json.dumps([names.first(training_config(config)), fingerprint], sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _num_devices(trainer: dict[str, Any]) -> int | str:
+    """Return the number of devices: each process draws its own random numbers, so it changes the weights."""
+    devices: int | str = processes.num_devices(trainer["devices"], trainer["accelerator"])
+    return int(devices) if str(devices).isdigit() else devices
+
+
+def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:
+    """As `training_identity`, but the same for every seed: runs that share it are repetitions of one training."""
+    return training_identity(config | {"seed_everything": None}, fingerprint)

@@ -1,0 +1,1 @@
+"""Networks in which each value sees those before it."""

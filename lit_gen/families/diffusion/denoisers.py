@@ -1,0 +1,377 @@
+r"""Denoisers: the posterior mean D(x_t) = E[x_0 | x_t], the only thing a sampler sees of a trained network.
+
+A network is trained on one schedule to predict some F; its parameterization turns F into D by
+
+    D = c_skip x + c_out F(c_in x, c_noise).
+
+A denoiser answers for any affine x = alpha x_0 + sigma eps, alpha = 0 included: at equal ratio sigma / alpha, x and the
+x_t of the training schedule differ by a scale, which is the ratio of their norms sqrt(alpha^2 + sigma^2).
+
+From D follow eps = (x - alpha D) / sigma, the score (alpha D - x) / sigma^2 and the velocity eps - D; `convert` goes
+from any parameterization to any other.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_gen.core.errors import UserError
+from lit_gen.distributions.mixtures import GaussianMixture, Mixture
+from lit_gen.families.diffusion.schedules import Schedule
+
+Network = Callable[..., Tensor]
+
+
+def per_image(value: Tensor, x: Tensor) -> Tensor:
+    """A number (0-d) or one for each image (N,), shaped to multiply x (N, ...) without changing its data type."""
+    return value if value.ndim == 0 else value.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Parameterization(ABC):
+    """What the network predicts: F = a x_0 + b eps, with weights a and b that depend on the noise level.
+
+    With x = alpha x_0 + sigma eps that gives D = (b x - sigma F) / (alpha b - sigma a). Everywhere, alpha and sigma are
+    those of the training schedule, 0-d or (N,).
+
+    Attributes:
+        max_ratio: the greatest sigma / alpha that the network is asked about, finite where F at pure noise (alpha = 0)
+            would not tell D, or c_noise would be infinite. Levels beyond it are moved to it.
+    """
+
+    max_ratio: float = math.inf
+
+    @abstractmethod
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The pair (a, b) of F = a x_0 + b eps."""
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The factor of the network's input; 1 unless a subclass says otherwise."""
+        return torch.ones_like(alpha)
+
+    def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """How the network is told the noise level; 999 t unless a subclass says otherwise."""
+        return 999 * t
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The triple (c_in, c_skip, c_out) of D = c_skip x + c_out F(c_in x)."""
+        a, b = self.weights(alpha, sigma)
+        determinant = alpha * b - sigma * a
+        return self.c_in(alpha, sigma), b / determinant, -sigma / determinant
+
+    def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The F for which D is x_0: what the network is trained to predict."""
+        a, b = self.weights(alpha, sigma)
+        return per_image(a, x_0) * x_0 + per_image(b, x_0) * eps
+
+
+class Epsilon(Parameterization):
+    """F = eps, as in DDPM; c_noise counts the steps of the chain from 0, continuously.
+
+    D = (x - sigma F) / alpha multiplies the error of F by sigma / alpha: at pure noise, alpha = 0, F says nothing of D.
+
+    Paper: Ho et al. 2020, https://arxiv.org/abs/2006.11239
+
+    Args:
+        num_timesteps: the length T of the chain; c_noise = t T - 1 is 0 .. T - 1 at its steps.
+    """
+
+    max_ratio = 1e5
+
+    def __init__(self, num_timesteps: int = 1000) -> None:
+        self.num_timesteps = num_timesteps
+
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
+
+    def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return t * self.num_timesteps - 1
+
+
+class Score(Parameterization):
+    """F = sigma times the score of x_t, that is -eps, as in Song's score networks F / sigma.
+
+    So scaled it is of unit variance, and finite where sigma = 0. At pure noise it is as blind as `Epsilon`.
+
+    Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456
+
+    Args:
+        condition: how the network is told the noise level: by time, c_noise = 999 t, as on the VP and sub-VP paths of
+            the paper, or by sigma, c_noise = ln(sigma / alpha), as on its VE path.
+        scale_input: c_in = 1 / sqrt(alpha^2 + sigma^2), which is 1 on the VP path, rather than the paper's 1.
+
+    Raises:
+        UserError: condition is neither.
+    """
+
+    max_ratio = 1e5
+
+    def __init__(self, condition: Literal["time", "sigma"] = "time", scale_input: bool = False) -> None:
+        if condition not in ("time", "sigma"):
+            raise UserError(f"condition of the parameterization Score must be time or sigma, not {condition!r}")
+        self.condition = condition
+        self.scale_input = scale_input
+
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(alpha), -torch.ones_like(alpha)
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha**2 + sigma**2).rsqrt() if self.scale_input else super().c_in(alpha, sigma)
+
+    def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return super().c_noise(t, alpha, sigma) if self.condition == "time" else (sigma / alpha).log()
+
+
+class Sample(Parameterization):
+    """F = x_0 itself; the input is scaled to the norm of the variance-preserving path, c_noise = 999 t.
+
+    Paper: Salimans and Ho 2022, https://arxiv.org/abs/2202.00512
+    """
+
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(alpha), torch.zeros_like(alpha)
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha**2 + sigma**2).rsqrt()
+
+
+class V(Parameterization):
+    """F = (alpha eps - sigma x_0) / n with n = sqrt(alpha^2 + sigma^2), which is 1 on a variance-preserving path.
+
+    c_in = 1 / n, so that on every schedule the network sees what it would on a variance-preserving one; c_noise =
+    999 t. It is -F of `EDMPreconditioning(1)`.
+
+    Paper: Salimans and Ho 2022, https://arxiv.org/abs/2202.00512
+    """
+
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        c_in = self.c_in(alpha, sigma)
+        return -sigma * c_in, alpha * c_in
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha**2 + sigma**2).rsqrt()
+
+
+class Velocity(Parameterization):
+    """F = eps - x_0, the velocity dx/dt of rectified flow; c_noise = 999 t.
+
+    Paper: Liu et al. 2022, https://arxiv.org/abs/2209.03003 (with time running the other way)
+    """
+
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(alpha), torch.ones_like(alpha)
+
+
+class EDMPreconditioning(Parameterization):
+    r"""EDM's F, whose input and target have unit variance at every noise level; c_noise = ln(sigma / alpha) / 4.
+
+    With s = sigma_data and n = sqrt(sigma^2 + alpha^2 s^2), F = (sigma x_0 / s - alpha s eps) / n and c_in = 1 / n; at
+    alpha = 1 that is c_skip = s^2 / (sigma^2 + s^2) and c_out = sigma s / sqrt(sigma^2 + s^2).
+
+    Paper: Karras et al. 2022, https://arxiv.org/abs/2206.00364
+
+    Args:
+        sigma_data: the standard deviation of the data.
+
+    Raises:
+        UserError: sigma_data is not above 0.
+    """
+
+    max_ratio = 1e5
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if not 0 < sigma_data < math.inf:
+            raise UserError(f"sigma_data of the parameterization EDMPreconditioning must be above 0, not {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        c_in = self.c_in(alpha, sigma)
+        return sigma / self.sigma_data * c_in, -alpha * self.sigma_data * c_in
+
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (sigma**2 + (alpha * self.sigma_data) ** 2).rsqrt()
+
+    def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (sigma / alpha).log() / 4
+
+
+def convert(
+    value: Tensor, source: Parameterization, target: Parameterization, x: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """What one parameterization calls F, from what another does, at the same x = alpha x_0 + sigma eps.
+
+    `convert(D, Sample(), Epsilon(), x, alpha, sigma)` is eps_hat, `convert(F, V(), Sample(), ...)` is D, and so on for
+    every pair. Exact at both ends of time wherever the source tells the target; where it does not (D from eps at
+    alpha = 0, eps from D at sigma = 0) the answer is not finite.
+
+    Args:
+        value: F of the source, (N, ...).
+        source: what the value is.
+        target: what is wanted.
+        x: the noisy images (N, ...).
+        alpha: scale of the data, 0-d or (N,).
+        sigma: scale of the noise, 0-d or (N,).
+    """
+    a, b = source.weights(alpha, sigma)
+    a_target, b_target = target.weights(alpha, sigma)
+    determinant, of_x = alpha * b - sigma * a, a_target * b - b_target * a
+    of_value = (alpha * b_target - sigma * a_target) / determinant
+    # Where the two are proportional x has no part in it, and the determinant may be 0.
+    proportional = of_x == 0
+    factor = torch.where(b.abs() > a.abs(), b_target / b, a_target / a)
+    of_x, of_value = torch.where(proportional, 0.0, of_x / determinant), torch.where(proportional, factor, of_value)
+    return per_image(of_x, x) * x + per_image(of_value, x) * value
+
+
+class Denoiser(ABC):
+    """E[x_0 | x_t] for any affine x_t = alpha x_0 + sigma eps.
+
+    Attributes:
+        evaluations: the number of calls made so far (NFE); a call for a part of a batch counts by its share.
+    """
+
+    evaluations: float = 0
+
+    def __call__(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The posterior mean, in the shape and data type of x.
+
+        Args:
+            x: the noisy images (N, ...).
+            alpha: scale of the data, 0-d or (N,).
+            sigma: scale of the noise, 0-d or (N,), above 0.
+            labels: classes (N,) for a conditional network.
+        """
+        self.evaluations += 1
+        return self.denoise(x, alpha, sigma, labels)
+
+    def with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The pair (D, v) from one evaluation; arguments as in `__call__`.
+
+        v, in the shape of x, says where between the two variances of `DDPM` the one of a step lies: 0 is small and 1 is
+        large, in the logarithm. None if the variance is not learned.
+
+        Paper: Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672
+        """
+        self.evaluations += 1
+        return self.denoise_with_variance(x, alpha, sigma, labels)
+
+    @abstractmethod
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """As `__call__`, uncounted."""
+
+    def denoise_with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `with_variance`, uncounted."""
+        return self.denoise(x, alpha, sigma, labels), None
+
+    def given(self, labels: Tensor | None) -> "Denoiser":
+        """This denoiser with its labels filled in; evaluations still count here."""
+        return self if labels is None else _Given(self, labels)
+
+    def part(self, rows: Tensor, num: int) -> "Denoiser":
+        """This denoiser for some rows of a batch of num images; an evaluation counts here by their share of it."""
+        return _Part(self, len(rows) / num)
+
+
+class _Given(Denoiser):
+    def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
+        self.denoiser = denoiser
+        self.labels = labels
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return self.denoiser(x, alpha, sigma, self.labels)
+
+    def denoise_with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.denoiser.with_variance(x, alpha, sigma, self.labels)
+
+    def part(self, rows: Tensor, num: int) -> Denoiser:
+        return _Given(self.denoiser.part(rows, num), self.labels[rows])
+
+
+class _Part(Denoiser):
+    def __init__(self, denoiser: Denoiser, share: float) -> None:
+        self.denoiser = denoiser
+        self.share = share
+
+    def part(self, rows: Tensor, num: int) -> Denoiser:
+        return _Part(self.denoiser, self.share * len(rows) / num)
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        before = self.denoiser.evaluations
+        denoised = self.denoiser(x, alpha, sigma, labels)
+        self.denoiser.evaluations = before + self.share * (self.denoiser.evaluations - before)
+        return denoised
+
+
+class NetworkDenoiser(Denoiser):
+    """The denoiser of a network. Noise levels outside the range that it was trained on are moved to the nearest end.
+
+    Args:
+        network: F(x (N, C, ...), c_noise (N,), labels) -> (N, C, ...), or (N, 2 C, ...) with a learned variance: F and
+            2 v - 1.
+        schedule: the schedule that it is trained on.
+        parameterization: what F is.
+        clip: clamp D to [-clip, clip], the range of the data. Where alpha is almost 0 (the end of the cosine betas) D
+            is the difference of two huge numbers, and only this keeps a sampler from blowing up.
+    """
+
+    def __init__(
+        self, network: Network, schedule: Schedule, parameterization: Parameterization, clip: float | None = None
+    ) -> None:
+        self.network = network
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.clip = clip
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return self.denoise_with_variance(x, alpha, sigma, labels)[0]
+
+    def denoise_with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        max_ratio = min(self.schedule.max_ratio, self.parameterization.max_ratio)
+        t = self.schedule.time((sigma / alpha).double().clamp(self.schedule.min_ratio, max_ratio))
+        alpha_t, sigma_t = self.schedule(t)
+        x = per_image(((alpha_t**2 + sigma_t**2) / (alpha**2 + sigma**2)).sqrt(), x) * x
+        c_in, c_skip, c_out = self.parameterization.coefficients(alpha_t, sigma_t)
+        c_noise = self.parameterization.c_noise(t, alpha_t, sigma_t)
+        parameter = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
+        dtype = x.dtype if parameter is None else parameter.dtype
+        # c_noise runs to 1000: half precision would merge neighbouring steps.
+        c_noise = c_noise.to(x.device, torch.promote_types(dtype, torch.float32)).expand(len(x))
+        output = self.network((per_image(c_in, x) * x).to(dtype), c_noise, labels).to(x.dtype)
+        v = None
+        if output.shape[1] == 2 * x.shape[1]:
+            output, v = output.chunk(2, 1)
+            v = (v + 1) / 2
+        denoised = per_image(c_skip, x) * x + per_image(c_out, x) * output
+        return denoised if self.clip is None else denoised.clamp_(-self.clip, self.clip), v
+
+
+class MixtureDenoiser(Denoiser):
+    """The exact denoiser of a mixture: what a perfect network would answer. Labels are ignored.
+
+    Args:
+        mixture: The distribution of x_0.
+    """
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.mixture.posterior_mean(x, alpha, sigma)
+
+
+class GaussianMixtureDenoiser(GaussianMixture, Denoiser):
+    """The exact denoiser of a mixture of Gaussians, and the mixture itself; arguments as of `GaussianMixture`."""
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.posterior_mean(x, alpha, sigma)

@@ -1,0 +1,1 @@
+"""Lightning modules of diffusion and flow matching."""

@@ -1,0 +1,140 @@
+"""Denoising diffusion on a chain of discrete steps: DDPM, and its improved form with a learned variance."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_gen.core.errors import UserError
+from lit_gen.data.batches import Batch
+from lit_gen.families.base import OptimizerFactory
+from lit_gen.families.diffusion.denoisers import Epsilon
+from lit_gen.families.diffusion.densities import ImportanceSampling, UniformSteps
+from lit_gen.families.diffusion.models.general import Diffusion, NetworkFactory
+from lit_gen.families.diffusion.networks.unet import UNet
+from lit_gen.families.diffusion.objectives import hybrid_loss, variational_loss
+from lit_gen.families.diffusion.samplers import ancestral
+from lit_gen.families.diffusion.samplers.ancestral import DDIM
+from lit_gen.families.diffusion.samplers.base import DiffusionSampler
+from lit_gen.families.diffusion.schedules import DiscreteVP
+
+
+class DDPM(Diffusion):
+    """Denoising diffusion probabilistic models (Ho et al. 2020, https://arxiv.org/abs/2006.11239).
+
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps at T discrete times, uniformly drawn; the network predicts eps
+    (L_simple). As in the paper's code, sampling clamps the predicted x_0 to [-1, 1]. The cosine betas are those of
+    Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672.
+
+    Args:
+        betas: The noise schedule.
+        num_timesteps: T, the number of discrete times.
+        optimizer: Optimizer of the network's parameters.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        betas: Literal["linear", "cosine"] = "linear",
+        num_timesteps: int = 1000,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            image_shape=image_shape,
+            schedule=DiscreteVP(betas, num_timesteps),
+            parameterization=Epsilon(num_timesteps),
+            density=UniformSteps(),
+            optimizer=optimizer,
+            clip=1.0,
+            **kwargs,
+        )
+
+    def default_sampler(self) -> DiffusionSampler:
+        return DDIM(steps=50)
+
+
+class ImprovedDDPM(Diffusion):
+    """Improved DDPM (Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672).
+
+    As DDPM, and the network also predicts the variance of each ancestral step, between the least and the greatest that
+    it can have, in a second set of output channels. The loss is L_simple + vlb_weight L_vlb, where L_vlb, the
+    variational bound in bits per dimension, teaches the variance alone; or L_vlb by itself.
+
+    Args:
+        betas: The noise schedule.
+        num_timesteps: T, the number of discrete times; 4000 in the paper.
+        objective: Train on the hybrid loss, or on the variational bound alone.
+        vlb_weight: Weight of L_vlb in the hybrid loss.
+        importance_sampling: Draw the steps in proportion to their loss. The paper does so for the variational bound,
+            whose terms differ by orders of magnitude.
+        network: The network, called with (x, c_noise, labels); it is given `out_channels`.
+        optimizer: Optimizer of the network's parameters.
+
+    Raises:
+        UserError: vlb_weight is below 0.
+    """
+
+    learns_variance = True
+    learns = "images"  # the last term of the bound is of 8-bit values
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        betas: Literal["linear", "cosine"] = "cosine",
+        num_timesteps: int = 1000,
+        objective: Literal["hybrid", "vlb"] = "hybrid",
+        vlb_weight: float = 1e-3,
+        importance_sampling: bool = False,
+        network: NetworkFactory = UNet,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-4),
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= vlb_weight < math.inf:
+            raise UserError(f"model.vlb_weight: {vlb_weight} is not a weight of a loss; give 0 or more")
+        super().__init__(
+            image_shape=image_shape,
+            schedule=DiscreteVP(betas, num_timesteps),
+            parameterization=Epsilon(num_timesteps),
+            density=UniformSteps(),
+            network=lambda shape, num_classes, **settings: network(  # type: ignore[call-arg]
+                shape, num_classes, out_channels=2 * shape[0], **settings
+            ),
+            optimizer=optimizer,
+            clip=1.0,
+            weight=None,
+            uncertainty=False,
+            **kwargs,
+        )
+        self.objective = objective
+        self.vlb_weight = vlb_weight
+        self.importance = ImportanceSampling(num_timesteps) if importance_sampling else None
+        if self.importance is not None:
+            self.proposal = self.importance
+
+    def loss(
+        self,
+        images: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        labels: Tensor | None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        if self.objective == "vlb":
+            return variational_loss(self.denoiser, images, t, eps, labels, augment_labels)
+        return hybrid_loss(self.denoiser, images, t, eps, labels, augment_labels, self.vlb_weight)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        batch, augment_labels = self.augmented(batch)
+        t = self.training_times(len(batch.images))
+        loss = self.loss(batch.images, t, self.training_noise(batch), self.conditioning(batch), augment_labels)
+        if self.importance is not None:
+            share = self.importance.pdf(self.schedule, t).to(loss)
+            self.importance.update(self.gathered(t), self.gathered(loss.detach()))
+            loss = loss / share
+        self.log_training(loss=loss.detach().mean())
+        return loss.mean()
+
+    def default_sampler(self) -> DiffusionSampler:
+        return ancestral.DDPM(steps=50, variance="learned")

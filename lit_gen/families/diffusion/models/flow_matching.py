@@ -1,0 +1,134 @@
+"""Flow matching along straight paths, x_t = (1 - t) x_0 + t eps, and rectified flow."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.data.batches import Batch
+from lit_gen.families.base import OptimizerFactory
+from lit_gen.families.diffusion.coupling import optimal_transport
+from lit_gen.families.diffusion.denoisers import Velocity
+from lit_gen.families.diffusion.densities import FixedTime, LogitNormal, TimeDensity, UniformTime
+from lit_gen.families.diffusion.grids import Uniform
+from lit_gen.families.diffusion.models.general import Diffusion
+from lit_gen.families.diffusion.samplers.base import DiffusionSampler
+from lit_gen.families.diffusion.samplers.ode import Euler
+from lit_gen.families.diffusion.schedules import Rectified
+from lit_gen.families.diffusion.straightness import straightness
+from lit_gen.families.settings import LikelihoodMethod
+
+Times = Literal["uniform", "logit_normal", "noise"]
+DENSITIES: dict[str, type[TimeDensity]] = {"uniform": UniformTime, "logit_normal": LogitNormal, "noise": FixedTime}
+
+
+class FlowMatching(Diffusion):
+    """Flow matching (Lipman et al. 2022, https://arxiv.org/abs/2210.02747; sigma_min = 0).
+
+    x_t = (1 - t) x_0 + t eps; the network predicts the velocity eps - x_0. Which eps an image is joined with is the
+    coupling: any, or that of the optimal transport between the images of a batch and as many noises (Tong et al. 2023,
+    https://arxiv.org/abs/2302.00482), which makes the paths straighter. The batch is that of all processes together,
+    and the coupling is the same whatever their number; a class-conditional model couples the images of each class by
+    themselves, so that the noise of each is N(0, I). Logit-normal times are those of Esser et al. 2024,
+    https://arxiv.org/abs/2403.03206. Images that come with a noise of their own (`Pairs`) keep it.
+
+    Under optimal transport eps depends on x_0, so that E[eps | x_t] is no longer -sigma times the score: the samplers
+    of the ODE (Euler, Heun, DDIM with eta = 0) remain exact, those that add noise do not.
+
+    Args:
+        coupling: Which noise an image is joined with.
+        density: Which times the network is trained on. noise is t = 1 alone, which makes a one-step generator of pairs
+            (`lit-gen reflow --distill`): its own sampler is one step from pure noise, the only time it knows.
+        optimizer: Optimizer of the network's parameters.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        coupling: Literal["independent", "ot"] = "independent",
+        density: Times = "uniform",
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            image_shape=image_shape,
+            schedule=Rectified(),
+            parameterization=Velocity(),
+            density=DENSITIES[density](),
+            optimizer=optimizer,
+            clip=None,
+            **kwargs,
+        )
+        self.coupling = coupling
+        if coupling == "ot":
+            self.title = f"OT-{self.title}"
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the network is trained at t = 1 alone, and so has no path but one step."""
+        return isinstance(self.density, FixedTime)
+
+    def training_noise(self, batch: Batch) -> Tensor:
+        if batch.noise is not None:
+            return batch.noise
+        if self.coupling == "independent":
+            return super().training_noise(batch)
+        images = batch.images
+        whole = self.gathered(images)
+        generator = self.common_generator("coupling", images.device)
+        noise = torch.randn(whole.shape, generator=generator, dtype=images.dtype, device=images.device)
+        first = self.global_rank * len(images)
+        labels = self._classes(batch)
+        coupled = optimal_transport(whole, noise, None if labels is None else self.gathered(labels))
+        return coupled[first : first + len(images)]
+
+    def validation_noise(self, batch: Batch) -> Tensor:
+        if batch.noise is not None:
+            return batch.noise
+        noise = super().validation_noise(batch)
+        if self.coupling == "independent":
+            return noise
+        return optimal_transport(batch.images, noise, self._classes(batch))
+
+    def diagnostics(self, noise: Noise) -> dict[str, float]:
+        """How straight the paths are from which images are drawn (see `straightness`); nothing if it is distilled."""
+        if self.distilled:
+            return {}
+        labels = self.drawn_classes(noise.index)
+        training = self.training
+        self.eval()
+        values = straightness(self.denoiser, noise, self.image_shape, labels=labels)
+        self.train(training)
+        return {"straightness": float(values.mean())}
+
+    def check_likelihood(self, method: LikelihoodMethod | None = None) -> None:
+        if self.distilled:
+            raise UserError(
+                f"evaluation.likelihood: {self.title} was trained at pure noise alone (model.density noise) and knows "
+                "no path by which to compute one; leave it at 0"
+            )
+        super().check_likelihood(method)
+
+    def default_sampler(self) -> DiffusionSampler:
+        return Euler(steps=1, grid=Uniform()) if self.distilled else Euler(steps=50)
+
+    def _classes(self, batch: Batch) -> Tensor | None:
+        """The labels of a conditional model's batch, also where they are dropped before the network sees them."""
+        return batch.labels if self.num_classes else None
+
+
+class RectifiedFlow(FlowMatching):
+    """Rectified flow (Liu et al. 2022, https://arxiv.org/abs/2209.03003).
+
+    The first flow of the procedure is flow matching with independent pairs of image and noise, at uniform times. The
+    next is trained on pairs that the first has drawn (`lit-gen reflow RUN`), and its paths are straighter.
+
+    Args:
+        density: Which times the network is trained on. noise is t = 1 alone, which makes a one-step generator of pairs
+            (`lit-gen reflow --distill`): its own sampler is one step from pure noise, the only time it knows.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], density: Times = "uniform", **kwargs: Any) -> None:
+        super().__init__(image_shape=image_shape, coupling="independent", density=density, **kwargs)

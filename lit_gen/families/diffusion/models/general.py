@@ -1,0 +1,264 @@
+"""What all diffusion and flow-matching models share: a network, its training, and how it is sampled.
+
+All of them learn one function, E[x_0 | x_t] under x_t = alpha(t) x_0 + sigma(t) eps, and differ only in the schedule,
+in what the network predicts, in which times it is trained on and how they weigh, and in which noise an image is joined
+with. So any sampler draws from any of them.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.data.batches import Batch
+from lit_gen.families.base import GenerativeModel, OptimizerFactory, step_seed
+from lit_gen.families.diffusion.augment import EDMAugmentation
+from lit_gen.families.diffusion.denoisers import GaussianMixtureDenoiser, NetworkDenoiser, Parameterization
+from lit_gen.families.diffusion.densities import TimeDensity, lattice
+from lit_gen.families.diffusion.guidance import Guidance
+from lit_gen.families.diffusion.likelihood import DiffusionLikelihood, ProbabilityFlow
+from lit_gen.families.diffusion.networks.unet import UNet
+from lit_gen.families.diffusion.objectives import LossWeight, Uncertainty, diffusion_loss, weighted
+from lit_gen.families.diffusion.samplers.base import DiffusionSampler
+from lit_gen.families.diffusion.samplers.ode import Heun
+from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.latents import Latents
+from lit_gen.families.settings import LikelihoodMethod, Sampler
+
+NetworkFactory = Callable[[tuple[int, int, int], int], nn.Module]
+
+
+class _Rehearsal(GaussianMixtureDenoiser):
+    """The exact denoiser of N(0, 1), in the place of a network, with a variance if that has one."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__(torch.zeros(1, 1), torch.ones(1))
+        self.learned = learned
+
+    def denoise_with_variance(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.denoise(x, alpha, sigma, labels), torch.zeros_like(x) if self.learned else None
+
+
+class Diffusion(GenerativeModel):
+    """A network, a schedule, a parameterization and a density of training times.
+
+    The loss of an image is the mean over pixels of |F(c_in x_t, c_noise, label) - target(x_0, eps, t)|^2 with t from
+    the density and eps ~ N(0, I). A subclass gives the three parts and passes the rest on; by itself the class trains
+    any combination of them.
+
+    Args:
+        schedule: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma eps.
+        parameterization: What the network predicts.
+        density: Which times it is trained on.
+        network: The network, called with (x, c_noise, labels).
+        optimizer: Optimizer of the network's parameters.
+        clip: Clamp E[x_0 | x_t] to [-clip, clip] when sampling.
+        weight: Weight of |E[x_0 | x_t] - x_0|^2 at each time. Default: that which makes it the network's own error.
+        stratified: Spread the times evenly over each batch, that of all processes together, rather than draw each by
+            itself: the loss and its gradient vary less.
+        label_drop: Probability with which an image is trained on without its class: a class-conditional model then
+            draws without a class as well, which classifier-free guidance needs; 0.1 is usual.
+        uncertainty: Learn how well each noise level can be denoised, and count its loss relative to that (EDM2, Karras
+            et al. 2024, https://arxiv.org/abs/2312.02696).
+        augment: Train on transformed images as well, and tell the network how they were, so that it draws none such.
+    """
+
+    learns: ClassVar[Literal["images", "codes", "latents"]] = "latents"
+    sampler_type = DiffusionSampler
+    learns_variance: ClassVar[bool] = False
+    """Whether the network predicts the variance of an ancestral step beside the denoised image."""
+
+    likelihood_method_type = DiffusionLikelihood
+    likelihood_kind = "estimate"
+    dequantisation = "uniform"
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        schedule: Schedule,
+        parameterization: Parameterization,
+        density: TimeDensity,
+        network: NetworkFactory = UNet,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
+        clip: float | None = None,
+        weight: LossWeight | None = None,
+        stratified: bool = False,
+        uncertainty: bool = False,
+        label_drop: float = 0.0,
+        augment: EDMAugmentation | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_shape=image_shape, **kwargs)
+        if not 0 <= label_drop < 1:
+            raise UserError(f"model.label_drop: {label_drop} is not a probability below 1")
+        if label_drop and not self.num_classes:
+            raise UserError("model.label_drop: there are no labels to drop; set --model.class_conditional true")
+        self.label_drop = label_drop
+        self.augment = augment
+        self.network = self._build(network)
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.density = self.proposal = density
+        self.weight = weight
+        self.stratified = stratified
+        self.uncertainty = Uncertainty() if uncertainty else None
+        self.denoiser = NetworkDenoiser(self.network, schedule, parameterization, clip)
+
+    @property
+    def generator(self) -> nn.Module:
+        return self.network
+
+    def follow(self, first_stage: Latents) -> None:
+        """As of every family; latents lie in no interval, so that none is clamped to when sampling.
+
+        Raises:
+            UserError: there is an augmentation, which transforms images.
+        """
+        if self.augment is not None:
+            raise UserError("model.augment: it transforms images, and not what is encoded of them; set it to null")
+        super().follow(first_stage)
+        self.denoiser.clip = None
+
+    def configure_optimizers(self) -> Any:
+        return self.warmup_schedule(self.optimizer(self.parameters()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        batch, augment_labels = self.augmented(batch)
+        t = self.training_times(len(batch.images))
+        loss = self.loss(batch.images, t, self.training_noise(batch), self.conditioning(batch), augment_labels)
+        self.log_training(loss=loss.detach().mean())
+        if self.uncertainty is not None:
+            loss = self.uncertainty(loss, self.schedule.ratio(t))
+        return loss.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        t = self.density.quantile(self.schedule, Noise(0, batch.index).uniform((), torch.float64))
+        loss = self.loss(batch.images, t, self.validation_noise(batch), self.conditioning(batch))
+        self.log_validation(batch, loss=loss.mean())
+
+    def loss(
+        self,
+        images: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        labels: Tensor | None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted loss (N,) of images joined with noise eps at times t (N,)."""
+        loss = diffusion_loss(self.denoiser, images, t, eps, labels, augment_labels)
+        return weighted(loss, self.denoiser, self.weight, self.density, t)
+
+    def training_times(self, num: int) -> Tensor:
+        """The times (num,) of this process's images in a training step."""
+        if not self.stratified:
+            return self.proposal(self.schedule, num, self.device)
+        offset = torch.rand((), dtype=torch.float64, generator=self.common_generator("times", "cpu"))
+        total = num * self.trainer.world_size
+        u = lattice(float(offset), self.global_rank * num, num, total, self.device)
+        return self.proposal.quantile(self.schedule, u)
+
+    def augmented(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """The batch with its images transformed, and what the network is told of that, if there is an augmentation.
+
+        The transform of an image is a function of the seed, the step and the image's index.
+
+        Raises:
+            UserError: the images are paired with noise, which the transform would part them from.
+        """
+        if self.augment is None:
+            return batch, None
+        if batch.noise is not None:
+            raise UserError("model.augment: these images are paired with their noise; set it to null")
+        noise = Noise(step_seed(self.training_seed, "augment", self._batches_seen), batch.index)
+        images, labels = self.augment(batch.images, noise)
+        return batch._replace(images=images), labels
+
+    def _build(self, network: NetworkFactory) -> nn.Module:
+        if self.augment is None:
+            return network(self.image_shape, self.num_classes)
+        try:
+            return network(self.image_shape, self.num_classes, augment_dim=self.augment.dim)  # type: ignore[call-arg]
+        except TypeError as error:
+            if "augment_dim" not in str(error):
+                raise
+            raise UserError("model.augment: this network takes no augmentation labels; choose UNet or DiT") from None
+
+    def training_noise(self, batch: Batch) -> Tensor:
+        """The eps that each image of a training step is joined with."""
+        return torch.randn_like(batch.images)
+
+    def validation_noise(self, batch: Batch) -> Tensor:
+        """As `training_noise`, but the same in every validation, and without regard to other processes."""
+        return Noise(1, batch.index).normal(self.image_shape).to(batch.images)
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """The values (N, ...) of all processes, one after the other, as many from each."""
+        everywhere = self.all_gather(values)
+        assert isinstance(everywhere, Tensor)
+        return everywhere.reshape(-1, *values.shape[1:])
+
+    def common_generator(self, purpose: str, device: torch.device | str) -> torch.Generator:
+        """Random numbers of this training step that are the same in every process, for one purpose."""
+        seed = step_seed(self.training_seed, purpose, self._batches_seen)
+        return torch.Generator(device).manual_seed(seed)
+
+    def conditioning(self, batch: Batch) -> Tensor | None:
+        """The labels of a batch, in training some of them dropped: -1."""
+        labels = super().conditioning(batch)
+        if labels is None or not self.label_drop or not self.training:
+            return labels
+        return torch.where(torch.rand(len(labels), device=labels.device) < self.label_drop, -1, labels)
+
+    def rehearse(self, sampler: Sampler | None) -> None:
+        super().rehearse(sampler)
+        if isinstance(sampler, DiffusionSampler):
+            unguided = copy.copy(sampler)
+            unguided.guidance = None
+            unguided.sample(_Rehearsal(self.learns_variance), self.schedule, Noise(0, range(1)), (1,))
+            self.check_guidance(sampler.guidance)
+
+    def check_guidance(self, guidance: Guidance | None) -> None:
+        """Refuses classifier-free guidance by a model that was never trained without a class.
+
+        Raises:
+            UserError: the labels were never dropped.
+        """
+        if guidance is not None and guidance.classifier_free and not self.label_drop:
+            raise UserError(
+                "sampler.guidance: this model was trained without model.label_drop and cannot draw without a class; "
+                "train with --model.class_conditional true --model.label_drop 0.1, or name a weaker run in "
+                "sampler.guidance.run"
+            )
+
+    def default_sampler(self) -> DiffusionSampler:
+        return Heun(steps=18)
+
+    def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
+        assert isinstance(sampler, DiffusionSampler)
+        self.check_guidance(sampler.guidance)
+        before = self.denoiser.evaluations
+        images = sampler.sample(self.denoiser, self.schedule, noise, self.image_shape, labels)
+        self.nfe = float(self.denoiser.evaluations - before)
+        return images
+
+    def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
+        assert isinstance(method, DiffusionLikelihood)
+        before = self.denoiser.evaluations
+        log_p = method.log_likelihood(self.denoiser.given(labels), self.schedule, images, noise)
+        self.nfe = float(self.denoiser.evaluations - before)
+        return log_p
+
+    def default_likelihood_method(self) -> DiffusionLikelihood:
+        return ProbabilityFlow()
+
+    def check_likelihood(self, method: LikelihoodMethod | None = None) -> None:
+        super().check_likelihood(method)
+        chosen = method or self.default_likelihood_method()
+        assert isinstance(chosen, DiffusionLikelihood)
+        chosen.check(self.schedule)

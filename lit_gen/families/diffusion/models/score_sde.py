@@ -1,0 +1,60 @@
+"""Score-based models of stochastic differential equations."""
+
+import math
+from typing import Any, Literal
+
+import torch
+
+from lit_gen.families.base import OptimizerFactory
+from lit_gen.families.diffusion.denoisers import Score
+from lit_gen.families.diffusion.densities import UniformLogSigma, UniformTime
+from lit_gen.families.diffusion.models.general import Diffusion
+from lit_gen.families.diffusion.samplers.base import DiffusionSampler
+from lit_gen.families.diffusion.samplers.langevin import PredictorCorrector
+from lit_gen.families.diffusion.schedules import VE, LinearVP, Schedule, SubVP
+
+
+class ScoreSDE(Diffusion):
+    """Score-based generative modelling through SDEs (Song et al. 2021, https://arxiv.org/abs/2011.13456).
+
+    Denoising score matching with the weight sigma(t)^2: the network predicts sigma times the score of x_t, and what is
+    minimised is its squared distance from sigma grad log p(x_t | x_0) = -eps. In the variance-preserving and the
+    sub-variance-preserving SDE t is uniform and the network is told it; in the variance-exploding SDE ln sigma is. The
+    weight `ELBO` is the likelihood weighting g(t)^2 of Song et al. 2021, https://arxiv.org/abs/2101.09258.
+
+    Args:
+        sde: Variance preserving (beta from 0.1 to 20), sub-variance preserving or variance exploding.
+        sigma_min: Least noise level of the variance-exploding SDE.
+        sigma_max: Its greatest; about the greatest distance between two images.
+        scale_input: Scale what the network sees to the norm of the variance-preserving path. Of an input as large as
+            sigma_max, as the paper's, normalisation layers forget the size, of which the score of a small image needs
+            to know a few per cent.
+        optimizer: Optimizer of the network's parameters.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        sde: Literal["vp", "subvp", "ve"] = "vp",
+        sigma_min: float = 0.02,
+        sigma_max: float = 100.0,
+        scale_input: bool = False,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
+        **kwargs: Any,
+    ) -> None:
+        schedules: dict[str, Schedule] = {"vp": LinearVP(), "subvp": SubVP(), "ve": VE(sigma_min, sigma_max)}
+        super().__init__(
+            image_shape=image_shape,
+            schedule=schedules[sde],
+            parameterization=Score("sigma" if sde == "ve" else "time", scale_input),
+            density=UniformLogSigma() if sde == "ve" else UniformTime(),
+            optimizer=optimizer,
+            clip=None,
+            **kwargs,
+        )
+        self.title = {"vp": "ScoreSDE-VP", "subvp": "ScoreSDE-subVP", "ve": "ScoreSDE-VE"}[sde]
+
+    def default_sampler(self) -> DiffusionSampler:
+        # In a few dimensions the norm of one image's score says little of the size that a step may have.
+        norm: Literal["image", "level"] = "image" if math.prod(self.image_shape) >= 50 else "level"
+        return PredictorCorrector(nfe=50, predictor="ancestral", norm=norm)

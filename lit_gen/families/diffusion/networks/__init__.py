@@ -1,0 +1,1 @@
+"""Networks that take a noise level: UNet, DiT, MLP."""

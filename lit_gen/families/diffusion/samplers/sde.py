@@ -1,0 +1,95 @@
+r"""The reverse SDEs: a family with the marginals of the probability-flow ODE, one for each diffusion coefficient g."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.families.diffusion.denoisers import Denoiser
+from lit_gen.families.diffusion.samplers.base import GridSampler
+from lit_gen.families.diffusion.samplers.ode import scale_and_level
+from lit_gen.families.diffusion.schedules import Schedule
+
+
+class EulerMaruyama(GridSampler):
+    r"""Euler-Maruyama integration of the reverse SDE, for any g.
+
+    For every g(t) >= 0, the SDE
+
+        dx = (the increment of the probability flow) + g^2 / 2 score |dt| + g sqrt(|dt|) N(0, I)
+
+    run from noise to data has the marginals of the flow. With dalpha and dsigma over a step, from t to s, and
+    v = g^2 |dt|, a step is
+
+        x <- x + dalpha D + (dsigma - v / (2 sigma)) eps_hat + sqrt(v) N(0, I).
+
+    Here g = noise_scale times that of the forward process, v = 2 sigma (sigma dalpha / alpha - dsigma): 0 is `Euler` in
+    the same coordinates, 1 the reverse SDE of Song et al. All schedules have one forward process between two noise
+    levels, so that noise_scale means the same on every schedule and in all coordinates. The last step, to sigma = 0,
+    returns D, since a plain step would overshoot it: its v is not small against sigma^2.
+
+    A step multiplies what noise is in x by about 1 - (1 + noise_scale^2) (1 - sigma_s / sigma_t): it is stable in the
+    coordinates sigma up to noise_scale = 1 on any grid; more noise needs more steps.
+
+    Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456; damped as in Ma et al. 2024,
+    https://arxiv.org/abs/2401.08740
+
+    Args:
+        noise_scale: g in units of that of the forward process. 0 is deterministic and draws no noise.
+        g: forward is noise_scale alone; damped multiplies g^2 by alpha / (alpha + sigma), which leaves g^2 = 2 u on the
+            path (1 - u) x_0 + u eps: it is finite also at pure noise.
+        coordinates: in which the step is taken: sigma (x_0 + sigma eps), rectified ((1 - u) x_0 + u eps), or schedule
+            (the model's own time and scale, as in the paper). With the first two, the same noise levels give the same
+            images on every schedule.
+    """
+
+    def __init__(
+        self,
+        noise_scale: float = 1.0,
+        g: Literal["forward", "damped"] = "forward",
+        coordinates: Literal["sigma", "rectified", "schedule"] = "sigma",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if noise_scale < 0:
+            raise UserError(f"noise_scale of the sampler EulerMaruyama must be at least 0, not {noise_scale}")
+        if g not in ("forward", "damped"):
+            raise UserError(f"g of the sampler EulerMaruyama must be forward or damped, not {g!r}")
+        if coordinates not in ("sigma", "rectified", "schedule"):
+            raise UserError(
+                f"coordinates of the sampler EulerMaruyama must be sigma, rectified or schedule, not {coordinates!r}"
+            )
+        self.noise_scale = noise_scale
+        self.g = g
+        self.coordinates = coordinates
+
+    def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
+        alpha, sigma = schedule(t)
+        alpha_s, sigma_s = schedule(s)
+        denoised = denoiser(x, alpha, sigma)
+        if sigma_s == 0:
+            return denoised
+        if self.coordinates == "schedule":
+            scale_t = scale_s = torch.ones_like(alpha)
+            d_alpha, d_sigma = ((s - t) * rate for rate in schedule.derivatives(t))
+        else:
+            scale_t, sigma = scale_and_level(self.coordinates, alpha, sigma, self.grid)
+            scale_s, level_s = scale_and_level(self.coordinates, alpha_s, sigma_s, self.grid)
+            alpha, alpha_s = alpha / scale_t, alpha_s / scale_s
+            d_alpha, d_sigma = alpha_s - alpha, level_s - sigma
+        v = self._variance(alpha, sigma, d_alpha, d_sigma) if self.noise_scale > 0 else 0 * sigma
+        of_eps = (d_sigma - v / (2 * sigma)) / sigma
+        x = scale_s / scale_t * (1 + of_eps) * x + scale_s * (d_alpha - of_eps * alpha) * denoised
+        return x + scale_s * v.sqrt() * noise.normal(x.shape[1:], x.dtype) if v > 0 else x
+
+    def _variance(self, alpha: Tensor, sigma: Tensor, d_alpha: Tensor, d_sigma: Tensor) -> Tensor:
+        """g^2 |dt|."""
+        if self.g == "forward" and alpha == 0:
+            raise UserError(
+                f"the grid {type(self.grid).__name__} starts at pure noise (alpha = 0), where g of the forward process"
+                " is infinite: give the sampler the g damped, or the grid Karras"
+            )
+        norm = alpha if self.g == "forward" else alpha + sigma
+        return self.noise_scale**2 * 2 * sigma * (sigma * d_alpha - alpha * d_sigma) / norm

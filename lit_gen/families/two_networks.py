@@ -1,0 +1,121 @@
+"""Training two networks against each other: an optimizer each, and steps that change one of them alone."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_gen.core.errors import UserError
+from lit_gen.families.base import GenerativeModel
+
+
+class Descent(NamedTuple):
+    """A loss and its gradient, averaged over the parts of a batch.
+
+    Attributes:
+        loss: Scalar without a graph, of this process.
+        gradients: Those of each parameter of a network, averaged over processes.
+    """
+
+    loss: Tensor
+    gradients: list[Tensor]
+
+
+class TwoNetworks(GenerativeModel):
+    """What models of two networks share, whose steps Lightning does not take by itself.
+
+    Every batch is whole: with `accumulate` parts it is split here, and each network takes its step after all of them.
+    """
+
+    gradient_clip: float | None
+
+    def use_two_optimizers(self, gradient_clip: float | None) -> None:
+        """Takes the optimization into its own hands; called when the model is built.
+
+        Args:
+            gradient_clip: Largest norm of a network's gradient; None does not clip.
+
+        Raises:
+            UserError: it is not positive.
+        """
+        if gradient_clip is not None and not gradient_clip > 0:
+            raise UserError(f"model.gradient_clip: {gradient_clip} is not positive; null does not clip")
+        self.gradient_clip = gradient_clip
+        self.automatic_optimization = False
+
+    def check_trainer(self, settings: Namespace) -> None:
+        """Refuses what Lightning does to a loss and its gradient, on every device: it sees neither here."""
+        if settings.gradient_clip_val:
+            raise UserError(
+                f"trainer.gradient_clip_val: {settings.gradient_clip_val} cannot clip the gradients of two networks; "
+                f"leave it out and set --model.gradient_clip {settings.gradient_clip_val}"
+            )
+        if str(settings.precision) in ("16", "16-mixed"):
+            raise UserError(
+                f"trainer.precision: {settings.precision} cannot scale the losses of two networks; use bf16-mixed"
+            )
+
+    def on_fit_start(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.check_batches(data.batch_size, self.accumulate, self.trainer.world_size)
+
+    def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+        """The tensors of a batch in `accumulate` equal parts, each a view; None stays None. Logging follows them."""
+        num = next(len(tensor) for tensor in tensors if tensor is not None) // self.accumulate
+        for part in range(self.accumulate):
+            self._part = part
+            yield tuple(None if tensor is None else tensor[part * num : (part + 1) * num] for tensor in tensors)
+        self._part = 0
+
+    def differentiate(self, losses: Iterable[Sequence[Tensor]], network: nn.Module) -> list[Descent]:
+        """Losses and their gradients by the parameters of one network.
+
+        They are asked for by name, not accumulated by a backward pass, so the other network gets none, and no
+        process waits for another's parameters.
+
+        Args:
+            losses: For each part of a batch the losses, which may share a graph. Those of a part are computed when the
+                part before it has been differentiated, so that one graph is in memory at a time.
+            network: The network; a parameter that a loss does not depend on has the gradient 0.
+        """
+        parameters = list(network.parameters())
+        total: list[Descent] = []
+        for part in losses:
+            found = [
+                Descent(loss.detach(), _gradients(loss, parameters, retain_graph=loss is not part[-1])) for loss in part
+            ]
+            # under autocast, weights in half precision are kept from one pass to the next, though they have moved
+            torch.clear_autocast_cache()
+            # not in place: autograd may give one tensor for two parameters
+            total = [_sum(*pair) for pair in zip(total, found, strict=True)] if total else found
+        if self.accumulate > 1:
+            total = [Descent(loss / self.accumulate, list(torch._foreach_div(g, self.accumulate))) for loss, g in total]
+        if self.trainer.world_size == 1:
+            return total
+        flat = torch.cat([gradient.flatten() for whole in total for gradient in whole.gradients])
+        flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
+        mean = iter(flat.split([parameter.numel() for parameter in parameters] * len(total)))
+        return [Descent(whole.loss, [next(mean).view_as(parameter) for parameter in parameters]) for whole in total]
+
+    def descend(self, optimizer: Optimizer, network: nn.Module, gradients: Iterable[Tensor]) -> None:
+        """One step of an optimizer on one network."""
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips, after callbacks have logged the norm."""
+        if self.gradient_clip is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.gradient_clip)
+
+
+def _sum(one: Descent, other: Descent) -> Descent:
+    return Descent(one.loss + other.loss, list(torch._foreach_add(one.gradients, other.gradients)))
+
+
+def _gradients(loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True))

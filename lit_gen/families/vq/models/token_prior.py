@@ -1,0 +1,136 @@
+"""A prior over the codes of a first stage (van den Oord et al. 2017; Esser et al. 2021)."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.data.batches import Batch
+from lit_gen.data.module import ImageDataModule
+from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.settings import Sampler
+from lit_gen.families.vq.networks.token_transformer import TokenTransformer
+from lit_gen.families.vq.token_sampling import TokenSampling
+
+TransformerFactory = Callable[[tuple[int, int], int, int], TokenTransformer]
+
+
+class TokenPrior(GenerativeModel):
+    """An autoregressive model of the codes that a first stage (`first_stage.run`) makes of images.
+
+    log p(x) = sum_t log p(x_t | x_0 ... x_{t-1}, label) over the codes x of an image in raster order; training
+    minimises its negative mean over codes, in nats per code. An image is drawn code by code, with the keys and values
+    of those before kept, and then decoded once; `nfe` counts the steps of the network. The likelihood is one of codes,
+    logged in validation; it is none of images, since the decoder defines no distribution of those.
+
+    Args:
+        image_shape: (C, h, w) of the latents that the codes stand for; comes from the first stage.
+        num_classes: Number of classes of the data; comes from the data.
+        num_codes: K; comes from the first stage.
+        class_conditional: Condition the model on the class label.
+        network: Called with the grid (h, w), the number of codes and that of classes.
+        optimizer: Optimizer of the network's parameters.
+        warmup: Images over which the learning rate rises linearly from zero.
+        compile: Compile the network with torch.compile, for training.
+    """
+
+    learns = "codes"
+    sampler_type = TokenSampling
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        num_codes: int = 0,
+        class_conditional: bool = False,
+        network: TransformerFactory = TokenTransformer,
+        optimizer: OptimizerFactory = lambda p: torch.optim.AdamW(p, lr=1e-3),
+        warmup: int = 0,
+        compile: bool = False,
+    ) -> None:
+        if not num_codes:
+            raise UserError(
+                "first_stage.run: TokenPrior learns the codes of a first stage; name the run or the experiment of a "
+                "VQVAE or VQGAN"
+            )
+        super().__init__(image_shape, num_classes, class_conditional, warmup, compile)
+        self.grid = self.image_shape[1:]
+        self.network = network(self.grid, num_codes, self.num_classes)
+        self.optimizer = optimizer
+
+    @property
+    def generator(self) -> nn.Module:
+        return self.network
+
+    def configure_optimizers(self) -> Any:
+        return self.warmup_schedule(self.optimizer(self.parameters()))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """-log p of a code, the mean over codes (N, h, w), in nats."""
+        codes = batch.images.flatten(1).long()
+        logits = self.network(codes, self.conditioning(batch))
+        return functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log_training(loss=loss.detach())
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log_validation(batch, nats_per_token=self.loss(batch))
+
+    def default_sampler(self) -> TokenSampling:
+        return TokenSampling()
+
+    def check_sampler(self, sampler: Sampler | None) -> None:
+        super().check_sampler(sampler)
+        if not isinstance(sampler, TokenSampling) or sampler.size is None:
+            return
+        if any(asked < own for asked, own in zip(sampler.size, self.grid, strict=True)):
+            raise UserError(
+                f"sampler.size: {list(sampler.size)} is smaller than the grid of training, {list(self.grid)}; leave it "
+                "out for that"
+            )
+
+    def check_scored(self, sampler: Sampler | None, data: ImageDataModule) -> None:
+        if not isinstance(sampler, TokenSampling) or sampler.size is None or tuple(sampler.size) == self.grid:
+            return
+        channels, *own = data.image_shape
+        drawn = (size * whole // codes for size, whole, codes in zip(sampler.size, own, self.grid, strict=True))
+        raise UserError(
+            f"sampler.size: images of {'x'.join(map(str, (channels, *drawn)))} are not those of {data.name}, "
+            f"{'x'.join(map(str, data.image_shape))}; leave it out (lit-gen sample draws them)"
+        )
+
+    def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
+        """Codes (N, h, w), or those of the sampler's size.
+
+        Raises:
+            UserError: the network's logits are not finite.
+        """
+        assert isinstance(sampler, TokenSampling)
+        size = sampler.size or self.grid
+        uniform = noise.uniform((math.prod(size),), torch.float64).to(self.device)
+        codes = torch.zeros(len(noise), *size, dtype=torch.int64, device=self.device)
+        drawn, last = self.network.start(len(noise), labels), None
+        self.nfe, finite = 0.0, torch.ones((), dtype=torch.bool, device=self.device)
+        for number, (row, column) in enumerate(itertools.product(*map(range, size))):
+            if size == self.grid:
+                logits = self.network.step(drawn, last)
+            else:
+                logits = self.network.at(codes, (row, column), labels)
+            self.nfe += 1
+            finite &= logits.amax(-1).isfinite().all()
+            codes[:, row, column] = last = sampler.choose(logits, uniform[:, number])
+        if not finite:  # asked once: a GPU would wait at every code
+            raise UserError(
+                f"{self.title} gives logits that are not finite: its training diverged, or its weights are damaged; "
+                "train with a lower learning rate"
+            )
+        return codes

@@ -1,0 +1,397 @@
+"""Stage one of two-stage models: images as a small grid of codes (van den Oord et al. 2017; Esser et al. 2021)."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.data.batches import Batch
+from lit_gen.data.module import ImageDataModule
+from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.gan.adversarial import hinge_discriminator_loss, wasserstein_generator_loss
+from lit_gen.families.settings import Sampler
+from lit_gen.families.two_networks import TwoNetworks
+from lit_gen.families.vq.networks.autoencoder import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
+from lit_gen.families.vq.networks.quantisers import Quantised, Quantiser, VectorQuantiser, perplexity, usage
+from lit_gen.metrics.feature_nets import FeatureNet
+from lit_gen.metrics.perceptual import PerceptualKind, PerceptualLoss, perceptual_loss
+from lit_gen.metrics.reconstruction import psnr, reconstructed_split, reconstruction_scores, ssim
+
+AutoencoderFactory = Callable[[tuple[int, int, int], int], ConvAutoencoder]
+QuantiserFactory = Callable[[int], Quantiser]
+DiscriminatorFactory = Callable[[tuple[int, int, int]], nn.Module]
+
+
+class VQVAE(GenerativeModel):
+    """Vector-quantised autoencoder (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937).
+
+    Training minimises |x - decoder(z_q)|^2, averaged over pixels, + the loss of the quantiser, z_q being the codes of
+    encoder(x). It learns no distribution of codes: images are drawn with every code from its frequencies at its place,
+    independently of all others, which is a distribution, but a poor one. A second stage learns a better one, with
+    `encode`, `decode`, `num_codes`, or of continuous latents with `latents`, `decode_latents`, `latent_shape`.
+
+    Args:
+        image_shape: (C, H, W) of one image; comes from the data.
+        num_classes: Number of classes of the data; comes from the data.
+        latent_dim: Width of the latents, between encoder, quantiser and decoder.
+        network: Encoder and decoder.
+        quantiser: Called with the width of the latents.
+        optimizer: Optimizer of all parameters.
+        warmup: Images over which the learning rate rises linearly from zero.
+        compile: Compile the autoencoder with torch.compile.
+    """
+
+    pictures = ("reconstructions",)
+    takes_other_weights = False
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        latent_dim: int = 64,
+        network: AutoencoderFactory = ConvAutoencoder,
+        quantiser: QuantiserFactory = VectorQuantiser,
+        optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
+        warmup: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(image_shape, num_classes, warmup=warmup, compile=compile)
+        if latent_dim < 1:
+            raise UserError(f"model.latent_dim: {latent_dim} is not positive")
+        self.autoencoder = QuantisedAutoencoder(network(self.image_shape, latent_dim), quantiser(latent_dim))
+        self.optimizer = optimizer
+        self._validated: Tensor | None = None
+
+    @property
+    def generator(self) -> nn.Module:
+        return self.autoencoder
+
+    # --- what a second stage needs ---
+
+    @property
+    def num_codes(self) -> int:
+        """K."""
+        return self.autoencoder.quantiser.num_codes
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(code_dim, h, w): what the quantiser compares with its codes, and how they are laid out."""
+        return (self.autoencoder.quantiser.code_dim, *self.autoencoder.network.size)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The indices (N, h, w) of the codes of images (N, C, H, W), int64."""
+        return self.autoencoder.encode(images)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The images of indices (N, h, w)."""
+        return self.autoencoder.decode(indices)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """What the encoder gives of images before it is quantised, (N, *latent_shape)."""
+        return self.autoencoder.latents(images)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """The images of latents (N, *latent_shape), which are quantised first."""
+        return self.autoencoder.decode_latents(latents)
+
+    # --- training ---
+
+    @property
+    def num_initial(self) -> int:
+        return max(super().num_initial, self._num_to_start)
+
+    @property
+    def _num_to_start(self) -> int:
+        """As many images as have the vectors that the quantiser starts from."""
+        _, height, width = self.latent_shape
+        return -(-self.autoencoder.quantiser.num_initial // (height * width))
+
+    @torch.no_grad()
+    def initialise(self, images: Tensor) -> None:
+        """Lets the quantiser start from what the fresh encoder gives."""
+        num = min(len(images), self._num_to_start)
+        if not num:
+            return
+        chosen = images[torch.arange(num) * len(images) // num]
+        z = torch.cat([self.autoencoder.network.encoder(part) for part in chosen.split(64)])
+        self.autoencoder.quantiser.start(z)
+
+    def configure_optimizers(self) -> Any:
+        return self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        images = batch.images
+        reconstructions, quantised = self.autoencoder(images)
+        error = functional.mse_loss(reconstructions, images)
+        loss = error + quantised.loss
+        self.log_codes(reconstructions, images, quantised)
+        self.log_training(loss=loss.detach())
+        return loss
+
+    def log_codes(self, reconstructions: Tensor, images: Tensor, quantised: Quantised) -> None:
+        """Logs the terms of a training step that all of these families have."""
+        error = functional.mse_loss(reconstructions.detach(), images)
+        values = quantised.stats | {"quantiser_loss": quantised.loss.detach(), "reconstruction_error": error}
+        self.log_training(psnr=10 * torch.log10(4 / error), **values)
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = torch.zeros(self.num_codes, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        indices = self.encode(batch.images)
+        reconstructions = self.decode(indices)
+        if not batch.stand_in and self._validated is not None:
+            self._validated += torch.bincount(indices.flatten(), minlength=self.num_codes)
+        self.log_validation(
+            batch,
+            reconstruction_error=functional.mse_loss(reconstructions, batch.images),
+            psnr=psnr(reconstructions, batch.images).mean(),
+            ssim=ssim(reconstructions, batch.images).mean(),
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs how the validation images together use the codebook."""
+        assert self._validated is not None
+        counts = self.trainer.strategy.reduce(self._validated, reduce_op="sum")
+        share = counts / counts.sum()
+        values = {"val/codebook_usage": usage(share), "val/codebook_perplexity": perplexity(share)}
+        self.log_dict(values, sync_dist=True)
+        self.log("step", float(self.images_seen))
+
+    # --- drawing and looking ---
+
+    def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
+        uniform = noise.uniform(self.autoencoder.network.size, torch.float64).to(self.device)
+        self.nfe = 1.0
+        return self.decode(self.autoencoder.place(uniform))
+
+    def picture(
+        self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
+    ) -> Tensor:
+        """Images above their reconstructions."""
+        return torch.stack([images, self.decode(self.encode(images)).clamp(-1, 1)])
+
+    def diagnostics(self, noise: Noise) -> dict[str, float]:
+        """How the latest training images used the codebook, by frequencies that are averaged over steps.
+
+        Those never fall to 0, so that `codes_in_use` is not `usage`: it is the share of the codes that have more than a
+        hundredth of what all would have if used equally.
+        """
+        share = self.autoencoder.overall()
+        in_use = (share > 0.01 / self.num_codes).float().mean()
+        return {"codes_in_use": float(in_use), "codebook_perplexity": float(perplexity(share))}
+
+    def further_scores(self, data: ImageDataModule, net: FeatureNet) -> dict[str, float]:
+        """How well the images of `reconstructed_split` are reconstructed, and how they use the codebook."""
+        counts = torch.zeros(self.num_codes, device=self.device)
+
+        def reconstruct(images: Tensor) -> Tensor:
+            indices = self.encode(images)
+            counts.add_(torch.bincount(indices.flatten(), minlength=self.num_codes))
+            return self.decode(indices)
+
+        scores = reconstruction_scores(reconstruct, data, net, self.device)
+        share = counts / counts.sum()
+        return scores | {"codebook_usage": float(usage(share)), "codebook_perplexity": float(perplexity(share))}
+
+    def further_protocol(self, data: ImageDataModule) -> dict[str, Any]:
+        split = reconstructed_split(data)
+        facts = {"split": split, "data_fingerprint": data.fingerprint(split), "num_images": len(data.images(split))}
+        return {"reconstruction": {"protocol": facts}}
+
+
+class LessMomentumAdam(torch.optim.Adam):
+    """Adam with beta_1 = 0.5 and beta_2 = 0.9, the setting of VQGAN.
+
+    Args:
+        params: Parameters to optimise.
+        lr: Learning rate.
+        betas: Decay rates of the averages of gradient and squared gradient.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float = 5e-4, betas: tuple[float, float] = (0.5, 0.9)
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas)
+
+
+class VQGAN(TwoNetworks, VQVAE):
+    """VQVAE that also learns from a discriminator of patches (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
+
+    nll    = |x - x_hat| + perceptual_weight d(x, x_hat)                                 averaged over pixels
+    loss   = nll + loss of the quantiser + discriminator_weight lambda g,    g = -E D(x_hat)
+    lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight, the gradients being those of the decoder's last layer
+    loss of D = (E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2
+
+    Every batch is a step of the autoencoder, and once the discriminator has started, also one of the discriminator. The
+    name of the run's model says which perceptual distance d it was trained with.
+
+    Args:
+        image_shape: (C, H, W) of one image; comes from the data.
+        num_classes: Number of classes of the data; comes from the data.
+        latent_dim: Width of the latents, between encoder, quantiser and decoder.
+        network: Encoder and decoder.
+        quantiser: Called with the width of the latents.
+        perceptual: lpips; features, those of a classifier of the data; none; or auto: the first of these there is.
+        perceptual_weight: Weight of the perceptual distance.
+        discriminator: Called with images, gives the logits (N, h, w) of their patches.
+        discriminator_weight: Weight of the discriminator's verdict.
+        max_weight: Limit of lambda. Where the discriminator cannot tell images from reconstructions, its gradient is
+            next to none, and a large lambda would make much of it.
+        discriminator_start: Images after which the discriminator begins to learn.
+        discriminator_warmup: Images for which it learns before the autoencoder heeds it.
+        optimizer: Optimizer of the autoencoder's parameters.
+        discriminator_optimizer: Optimizer of the discriminator's parameters.
+        warmup: Images over which the autoencoder's learning rate rises linearly from zero.
+        gradient_clip: Largest norm of a network's gradient; null does not clip.
+        compile: Compile the autoencoder with torch.compile.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int = 0,
+        latent_dim: int = 64,
+        network: AutoencoderFactory = ConvAutoencoder,
+        quantiser: QuantiserFactory = VectorQuantiser,
+        perceptual: PerceptualKind = "auto",
+        perceptual_weight: float = 1.0,
+        discriminator: DiscriminatorFactory = PatchDiscriminator,
+        discriminator_weight: float = 0.8,
+        max_weight: float = 1e4,
+        discriminator_start: int = 100_000,
+        discriminator_warmup: int = 10_000,
+        optimizer: OptimizerFactory = LessMomentumAdam,
+        discriminator_optimizer: OptimizerFactory = LessMomentumAdam,
+        warmup: int = 0,
+        gradient_clip: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(image_shape, num_classes, latent_dim, network, quantiser, optimizer, warmup, compile)
+        for key, value in {"start": discriminator_start, "warmup": discriminator_warmup}.items():
+            if value < 0:
+                raise UserError(f"model.discriminator_{key}: {value} is not a number of images; 0 is none")
+        for key, weight in {"perceptual": perceptual_weight, "discriminator": discriminator_weight}.items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"model.{key}_weight: {weight} is not a weight; give 0 or a positive number")
+        if not max_weight > 0:
+            raise UserError(f"model.max_weight: {max_weight} is not a positive limit; leave it out for 1e4")
+        self.use_two_optimizers(gradient_clip)
+        self.perceptual_weight = perceptual_weight
+        self.discriminator = discriminator(self.image_shape)
+        self.discriminator_weight = discriminator_weight
+        self.max_weight = max_weight
+        self.discriminator_start = discriminator_start
+        self.discriminator_warmup = discriminator_warmup
+        self.discriminator_optimizer = discriminator_optimizer
+        self.perceptual = perceptual_loss(perceptual, self.image_shape)
+        if self.perceptual is not None:
+            self.title += f", {self.perceptual.name}"
+
+    @cached_property
+    def _perceptual(self) -> list[PerceptualLoss]:
+        """The perceptual loss, if there is one, in a list, so that it is no part of the model; for training alone."""
+        return [] if self.perceptual is None else [self.perceptual.build()]
+
+    def check_training(self) -> None:
+        """Raises a UserError if the weights of the perceptual loss are missing."""
+        self._perceptual  # noqa: B018
+
+    def configure_optimizers(self) -> Any:
+        schedule = self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))
+        return [schedule, {"optimizer": self.discriminator_optimizer(self.discriminator.parameters())}]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizer, discriminator_optimizer = cast(list[Optimizer], self.optimizers())
+        judged = self.images_seen > self.discriminator_start
+        heeded = judged and self.images_seen > self.discriminator_start + self.discriminator_warmup
+        reconstructed: list[Tensor] = []
+        own, *others = self.differentiate(self.losses(batch, heeded, reconstructed), self.autoencoder)
+        loss, gradients = own
+        for g, by_g in others:
+            weight = adaptive_weight(gradients[self.last], by_g[self.last], self.max_weight)
+            scale = self.discriminator_weight * weight
+            loss = loss + scale * g
+            gradients = [one + scale * other for one, other in zip(gradients, by_g, strict=True)]
+            self.log_training(generator_loss=g, adaptive_weight=weight)
+        self.descend(optimizer, self.autoencoder, gradients)
+        cast(LRScheduler, self.lr_schedulers()).step()
+        self.log_training(loss=loss)
+        if judged:
+            (descent,) = self.differentiate(self.discriminator_losses(batch, reconstructed), self.discriminator)
+            self.descend(discriminator_optimizer, self.discriminator, descent.gradients)
+            self.log_training(discriminator_loss=descent.loss)
+
+    @property
+    def last(self) -> int:
+        """Which of the autoencoder's parameters is the weight of the decoder's last layer."""
+        weight = self.autoencoder.network.last_layer.weight
+        return next(i for i, parameter in enumerate(self.autoencoder.parameters()) if parameter is weight)
+
+    def losses(self, batch: Batch, heeded: bool, reconstructed: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """nll + loss of the quantiser, and g if the discriminator is heeded, of each part of a batch.
+
+        Args:
+            batch: The batch.
+            heeded: Whether it is.
+            reconstructed: Takes the reconstructions, for the discriminator.
+        """
+        for (images,) in self.parts(batch.images):
+            reconstructions, quantised = self.autoencoder(images)
+            nll = self.nll(reconstructions, images)
+            reconstructed.append(reconstructions.detach())
+            self.log_codes(reconstructions, images, quantised)
+            self.log_training(nll=nll.detach())
+            loss = nll + quantised.loss
+            yield (loss, wasserstein_generator_loss(self.logits(reconstructions))) if heeded else (loss,)
+
+    def discriminator_losses(self, batch: Batch, reconstructed: list[Tensor]) -> Iterator[tuple[Tensor]]:
+        """The discriminator's loss of each part of a batch."""
+        for (images,), reconstructions in zip(self.parts(batch.images), reconstructed, strict=True):
+            real, fake = self.logits(images), self.logits(reconstructions)
+            self.log_training(logits_real=real.detach().mean(), logits_fake=fake.detach().mean())
+            yield (hinge_discriminator_loss(real, fake) / 2,)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The discriminator's logits of patches; losses and their means are computed outside of half precision."""
+        logits: Tensor = self.discriminator(images)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def nll(self, reconstructions: Tensor, images: Tensor) -> Tensor:
+        """Reconstruction error and perceptual distance, a scalar."""
+        value = functional.l1_loss(reconstructions, images)
+        for loss in self._perceptual:
+            value = value + self.perceptual_weight * loss.to(images.device)(reconstructions, images)
+        return value
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["title"] = self.title
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another perceptual loss: `auto` depends on the weights that are there."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["title"] != self.title:
+            raise UserError(
+                f"model.perceptual: the run was trained as {checkpoint['title']}, and this is {self.title}: the "
+                "weights that auto found are not those of then; bring them back, or name a new run with --run.name"
+            )
+
+
+def adaptive_weight(by_nll: Tensor, by_g: Tensor, max_weight: float = 1e4) -> Tensor:
+    """lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight.
+
+    Args:
+        by_nll: Gradient of the reconstruction loss by the weight of the last layer.
+        by_g: That of the adversarial loss of the autoencoder.
+        max_weight: The limit.
+    """
+    return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight)

@@ -1,0 +1,1 @@
+"""Autoencoder, codebooks and the transformer of codes."""

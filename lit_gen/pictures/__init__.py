@@ -1,0 +1,1 @@
+"""Pictures of images, of points in the plane and of their trajectories."""

@@ -1,0 +1,290 @@
+"""Where numbers go: Weights & Biases, and a CSV file of the same metrics in the run directory."""
+
+import configparser
+import csv
+import io
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_gen.core.errors import UserError
+from lit_gen.core.files import append, read_text, write_atomically
+from lit_gen.runs.directory import Run
+from lit_gen.runs.metrics_file import read_metrics
+
+# Under `wandb agent` these name the trial's run and its sweep; they belong to the evaluation, never to a training that
+# the trial happens to start. WANDB_PROJECT and WANDB_ENTITY say where both are logged.
+AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME")
+
+
+@dataclass
+class WandbSettings:
+    """How runs are tracked in Weights & Biases.
+
+    Args:
+        mode: auto is online with an account (a key in the environment or in netrc) and offline without.
+        project: The W&B project; under `wandb agent` the sweep's own is used instead.
+        entity: The W&B user or team; the account's default if not given, and the sweep's own under `wandb agent`.
+        group: Groups runs in W&B; the sweep's name inside a sweep.
+        tags: Tags of the runs.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "lit_gen"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+
+    def resolved_mode(self) -> Literal["online", "offline", "disabled"]:
+        """The mode that `auto` stands for; WANDB_MODE in the environment comes before it."""
+        if self.mode != "auto":
+            return self.mode
+        chosen = os.environ.get("WANDB_MODE", "")
+        if chosen in ("online", "offline", "disabled"):
+            return chosen  # type: ignore[return-value]
+        return "online" if _has_account() else "offline"
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what training and evaluation give to wandb.init alike.
+
+        W&B puts the run of an agent into the project of its sweep whatever it is told, so under an agent neither run
+        names a project: both are logged where the agent's environment says.
+        """
+        agents_sweep = os.environ.get("WANDB_SWEEP_ID")
+        sweep = os.environ.get("LIT_GEN_SWEEP") or agents_sweep
+        tags = [*(self.tags or []), *(["sweep"] if sweep else [])]
+        place = {} if agents_sweep else {"project": self.project, "entity": self.entity}
+        return {**place, "group": self.group or sweep, "tags": tags or None}
+
+
+def check_account(settings: WandbSettings) -> None:
+    """Raise a UserError if W&B is asked to be online, but has no key."""
+    if settings.resolved_mode() == "online" and not _has_account():
+        raise UserError(f"wandb.mode: online needs a key for {_server()}; run wandb login, or set --wandb.mode offline")
+
+
+def _has_account() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    import requests.utils
+
+    return requests.utils.get_netrc_auth(_server()) is not None
+
+
+def _server() -> str:
+    """Return the address of W&B: that of the environment, or of the settings that `wandb login --host` leaves."""
+    settings = configparser.ConfigParser(interpolation=None)
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    with suppress(OSError, ValueError, configparser.Error):
+        settings.read(folder / "settings")
+    saved = settings.get("default", "base_url", fallback="https://api.wandb.ai")
+    return os.environ.get("WANDB_BASE_URL") or saved
+
+
+def announce(settings: WandbSettings) -> None:
+    """Says in one line where W&B writes."""
+    mode = settings.resolved_mode()
+    if mode == "offline":
+        print(
+            "W&B: offline, files stay in the run directory (wandb login, or --wandb.mode online, to upload)", flush=True
+        )
+    elif mode == "online":
+        project = os.environ.get("WANDB_PROJECT") if os.environ.get("WANDB_SWEEP_ID") else settings.project
+        print(f"W&B: online, project {project or 'of the sweep'}", flush=True)
+
+
+def training_loggers(settings: WandbSettings, run: Run, config: dict[str, Any]) -> list[Logger]:
+    """The loggers of a training: a CSV file, and one W&B run that a resumed training continues."""
+    loggers: list[Logger] = [MetricsFile(run.directory / "metrics.csv")]
+    mode = settings.resolved_mode()
+    if mode == "disabled":
+        return loggers
+    return [*loggers, Curves(settings, run, config)]
+
+
+class Curves(WandbLogger):
+    """The W&B run of one training: its curves are drawn against `images`, the images seen.
+
+    A resumed training continues the same W&B run.
+    """
+
+    def __init__(self, settings: WandbSettings, run: Run, config: dict[str, Any]) -> None:
+        experiment = None
+        if not getattr(rank_zero_only, "rank", 0):
+            experiment = _init(
+                of_agent=False,
+                name=run.directory.name,
+                id=run.metadata["wandb_id"],
+                dir=str(run.directory),
+                mode=settings.resolved_mode(),
+                resume="allow",
+                job_type="train",
+                config={key: value for key, value in config.items() if key != "sampler"},  # of evaluations alone
+                **settings.arguments(),
+            )
+            experiment.define_metric("images")
+            experiment.define_metric("*", step_metric="images")
+        super().__init__(experiment=experiment, save_dir=str(run.directory))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.experiment.log({**metrics, "images": step})
+
+    @rank_zero_only
+    def log_picture(self, name: str, picture: Path, images: int) -> None:
+        """Logs a picture, such as what the model draws after so many images."""
+        self.experiment.log({name: wandb.Image(str(picture)), "images": images})
+
+
+def log_evaluation(
+    settings: WandbSettings, run: Run, result: dict[str, Any], folder: Path, config: dict[str, Any]
+) -> None:
+    """Logs one evaluation as one W&B run (job type `evaluate`) that names the training it scored.
+
+    The file `wandb_runs` beside its result names the W&B runs that hold it. One that is there is not logged again,
+    unless an agent has begun a run for it; one whose process was killed in between is logged the next time.
+    """
+    mode = settings.resolved_mode()
+    marker = folder / "wandb_runs"
+    logged = read_text(marker).split() if marker.exists() else []
+    agents_run = os.environ.get("WANDB_RUN_ID")
+    if mode == "disabled" or (logged and agents_run in (None, *logged)):
+        return
+    ours = {**config, "sampler": result["sampler"], "run": result["run"], "protocol": result["protocol"]}
+    experiment = _init(
+        of_agent=True,
+        name=evaluation_name(run.directory.name, result),
+        dir=str(run.directory),
+        mode=mode,
+        job_type="evaluate",
+        config=ours,
+        id=agents_run,
+        **settings.arguments(),
+    )
+    # a parameter of an agent's sweep has its value under its own name, which may be that of a block such as `sampler`
+    if hidden := {key: value for key, value in ours.items() if experiment.config.get(key) != value}:
+        experiment.config.update({"settings": hidden})
+    facts = {**result["metrics"], "nfe": result["nfe"], **result["timing"]}
+    numbers = {name: value for name, value in facts.items() if not isinstance(value, str)}
+    picture = folder / "samples.png"
+    pictures = {"samples": wandb.Image(str(picture))} if picture.is_file() else {}
+    experiment.log({**numbers, **pictures})  # the charts and the search of a sweep read the history
+    experiment.summary.update(facts)
+    experiment.finish()
+    _end_session()
+    write_atomically(marker, "".join(f"{name}\n" for name in [*logged, experiment.id]))
+
+
+def evaluation_name(run: str, result: dict[str, Any]) -> str:
+    """Return the name of an evaluation in W&B, such as `digits_edm-1234 Heun nfe 35 seed 0`."""
+    sampler = result["sampler"]
+    how = "one pass" if sampler is None else sampler["name"]
+    weights = "" if result["weights"] == "ema" else f" {result['weights']} weights"
+    return f"{run} {how} nfe {result['nfe']:g}{weights} seed {result['seed']}"
+
+
+def finish(failed: bool = False) -> None:
+    """Ends the W&B run of a training, so that an evaluation can begin its own; W&B shows one that failed as such."""
+    if wandb.run is not None:
+        wandb.finish(exit_code=int(failed))
+
+
+def _init(of_agent: bool, **arguments: Any) -> wandb.Run:
+    """Begin a W&B run: the one of the agent's trial, or one that the agent knows nothing of."""
+    _end_session()
+    try:
+        with nullcontext() if of_agent else _without_agent():
+            settings = wandb.Settings(silent=True, console="off")
+            return wandb.init(settings=settings, reinit="finish_previous", **arguments)
+    except wandb.errors.Error as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"wandb: {reason} (wandb login, or --wandb.mode offline)") from None
+    except ValueError as error:  # of its settings, which it also reads from the environment
+        raise UserError(
+            f"wandb: {' '.join(str(error).split())[:200]}; correct its settings, also WANDB_... in the environment"
+        ) from None
+
+
+def _end_session() -> None:
+    """End W&B's session under an agent, so that the next run reads the environment: W&B reads it once per session.
+
+    The training and the evaluation of a trial need different ones. W&B's own agents end it between two trials, too.
+    """
+    if "WANDB_SWEEP_ID" in os.environ:
+        wandb.teardown()
+
+
+@contextmanager
+def _without_agent() -> Iterator[None]:
+    held = {name: os.environ.pop(name) for name in AGENT_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
+
+
+class MetricsFile(Logger):
+    """Every logged number as one row of a CSV file, against `images`, the images seen.
+
+    A resumed training continues the file: rows after its checkpoint are dropped, since they are trained again.
+
+    Args:
+        path: The CSV file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._rows: list[dict[str, Any]] = []
+        self._fields: dict[str, None] = {}
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def resume(self, images: int) -> None:
+        """Reads back what was written up to a number of images."""
+        if self.path.exists():
+            self._rows = [row for row in read_metrics(self.path) if int(row["images"]) <= images]
+            self._fields = dict.fromkeys(key for row in self._rows for key in row)
+            self._rewrite()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        row = {"images": step, **{key: value for key, value in metrics.items() if key != "epoch"}}
+        self._rows.append(row)
+        if row.keys() <= self._fields.keys():
+            append(self.path, self._as_text([row]))
+        else:
+            self._fields |= dict.fromkeys(row)
+            self._rewrite()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run's config.yaml holds them."""
+
+    def _rewrite(self) -> None:
+        header = {name: name for name in self._fields}
+        write_atomically(self.path, self._as_text([header, *self._rows]))
+
+    def _as_text(self, rows: list[dict[str, Any]]) -> str:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._fields).writerows(rows)
+        return text.getvalue()

@@ -1,0 +1,82 @@
+"""Pictures of what the model draws while it trains."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.data.module import ImageDataModule
+from lit_gen.families.base import GenerativeModel
+from lit_gen.pictures.grids import save_picture, save_tiles
+from lit_gen.runs.tracking import Curves
+from lit_gen.training.callbacks.ema import EMA
+
+NUM_SHOWN = 16
+"""Images of the data that a picture is made of."""
+
+
+class SampleGrid(Callback):
+    """Draws the same images (the same seed and indices) every so many images, with the averaged weights and the
+    model's own sampler, so that no setting of an evaluation touches the training; and the `pictures` of the family.
+
+    Args:
+        every: Images between two grids; 0 draws none but the last.
+        num_samples: Images in a grid.
+        seed: Seed of the noise.
+    """
+
+    def __init__(self, every: int = 200_000, num_samples: int = 64, seed: int = 0) -> None:
+        for name, value in {"every": every, "num_samples": num_samples, "seed": seed}.items():
+            if value < 0:
+                raise UserError(f"grid.{name}: {value} is negative; give 0 or more")
+        self.every = every
+        self.num_samples = num_samples
+        self.seed = seed
+        self.folder: Path | None = None
+        self._drawn_at = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
+        self._drawn_at = pl_module.images_seen
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        due = self.every and pl_module.images_seen // self.every > self._drawn_at // self.every
+        if due and pl_module.whole_step:
+            self.draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
+        if pl_module.images_seen != self._drawn_at:
+            self.draw(trainer, pl_module)
+
+    def draw(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
+        """Draws one grid on the first process; nothing in it is collective."""
+        self._drawn_at = pl_module.images_seen
+        if not trainer.is_global_zero or self.folder is None or not self.num_samples:
+            return
+        source = trainer.datamodule.source  # type: ignore[attr-defined]
+        noise = Noise(self.seed, range(self.num_samples), pl_module.device)
+        ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))  # type: ignore[attr-defined]
+        with ema.averaged(pl_module.generator):
+            images = source.stored(pl_module.sample(noise)).cpu()
+            numbers = pl_module.diagnostics(Noise(self.seed, noise.index))
+            shown = self._pictures(trainer, pl_module)
+        path = save_picture(images, source, self.folder / f"images-{pl_module.images_seen:09d}.png")
+        for logger in trainer.loggers:
+            if numbers:
+                logger.log_metrics({f"samples/{name}": value for name, value in numbers.items()}, pl_module.images_seen)
+            if isinstance(logger, Curves):
+                for name, picture in {"samples": path, **shown}.items():
+                    logger.log_picture(name, picture, pl_module.images_seen)
+
+    def _pictures(self, trainer: Trainer, model: GenerativeModel) -> dict[str, Path]:
+        """What the family shows of test images, or of training images where there are none to test."""
+        assert self.folder is not None
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        files: dict[str, Path] = {}
+        for name in model.pictures:
+            tiles = model.show(name, data, NUM_SHOWN, self.seed)
+            files[name] = save_tiles(tiles, self.folder / f"{name}-{model.images_seen:09d}.png")
+        return files
