@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from lit_gen.core.errors import UserError
-from lit_gen.experiment.parser import ExperimentCLI, normalise_arguments, training_identity
+from lit_gen.experiment.arguments import normalise_arguments
+from lit_gen.experiment.identity import training_identity
+from lit_gen.experiment.parser import ExperimentCLI
 from tests.conftest import ROOT, arguments
 
 DDPM = str(ROOT / "conf/experiment/digits_ddpm.yaml")

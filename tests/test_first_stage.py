@@ -20,7 +20,7 @@ from lit_gen.data import Digits, ImageDataModule
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.encoded import load_values
 from lit_gen.experiment.first_stage import STD, FirstStage, _moments
-from lit_gen.experiment.loading import load_model
+from lit_gen.experiment.loading import load_first_stage, load_model, open_first_stage
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.vq import VQVAE
@@ -62,8 +62,7 @@ def encoder(run: Run) -> VQVAE:
 def test_the_first_stage_is_trained_and_its_codes_are_those_of_the_images(prior: Run) -> None:
     model, (_, data) = encoder(first(prior)), opened(prior)
     assert first(prior).finished and first(prior).metadata["images_seen"] == 640
-    stage = FirstStage(str(first(prior).directory))
-    stage.load(first(prior).directory)
+    stage = open_first_stage(first(prior).directory)
     encoded = stage.encode(data, "codes")
     for split, num in {"train": 1342, "val": 100}.items():
         part = encoded[split]
@@ -77,8 +76,7 @@ def test_the_first_stage_is_trained_and_its_codes_are_those_of_the_images(prior:
 
 
 def test_batches_are_codes_in_the_order_of_the_images(prior: Run) -> None:
-    stage = FirstStage(str(first(prior).directory))
-    stage.load(first(prior).directory)
+    stage = open_first_stage(first(prior).directory)
     data = ImageDataModule(Digits(), batch_size=64, num_val=100, seed=3)
     order = [batch.index for batch in data.train_dataloader()]
     data.train_on_encoded(encoded := stage.encode(data, "codes"))
@@ -105,8 +103,7 @@ def test_what_is_encoded_by_what_is_in_the_key(prior: Run) -> None:
     trained, copy = first(prior).directory, prior.directory / "first_stage"
 
     def key(directory: Path = trained, weights: str = "ema", split: str = "train", form: str = "codes") -> str:
-        stage = FirstStage(str(directory), weights)
-        stage.load(directory)
+        stage = open_first_stage(directory, weights)
         return stage.key(data, split, form, "fingerprint")
 
     keys = [key(), key(weights="raw"), key(split="val"), key(form="latents")]
@@ -119,8 +116,7 @@ def test_other_weights_are_another_training_of_the_same_recipe(prior: Run, tmp_p
     _, data = opened(prior)
     copy = tmp_path / "copy"
     shutil.copytree(prior.directory / "first_stage", copy)
-    stage = FirstStage(str(copy))
-    stage.load(copy)
+    stage = open_first_stage(copy)
     recipe, encoded = stage.key(data, "train", "codes", "recipe"), stage.encode(data, "codes")["train"]
     before = set((copy / "encoded").glob("*.npz"))
     with torch.no_grad():
@@ -167,20 +163,20 @@ def test_a_damaged_copy_is_one_line_before_anything_is_drawn(
         "identity: missing": b"{}",
         "not valid JSON (Expecting property name": b"{",
     }
-    stage = FirstStage(str(copy))
+    stage = open_first_stage(copy)
     for name, damages, verb in (("weights.safetensors", weights, "sample"), ("run.json", facts, "evaluate")):
         good = (copy / name).read_bytes()
         for message, content in damages.items():
             (copy / name).write_bytes(content)
             with pytest.raises(UserError) as error:
-                stage.load(copy)
+                load_first_stage(stage, copy)
             assert str(error.value).startswith(f"{copy / name}: {message}") and "\n" not in str(error.value)
             assert str(error.value).endswith(again if name == "weights.safetensors" else copied)
         assert main([verb, str(run)]) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
         assert str(error.value) in line
         (copy / name).write_bytes(good)
-    stage.load(copy)
+    load_first_stage(stage, copy)
 
 
 def test_another_seed_of_both_stages_is_the_same_recipe(prior: Run, tmp_path: Path) -> None:
@@ -263,8 +259,7 @@ def test_samples_are_decoded_by_the_first_stage(prior: Run, latent: Run) -> None
 
 def test_latents_are_standardised_and_decoded_to_the_reconstructions(latent: Run) -> None:
     second, data = opened(latent)
-    stage = FirstStage(str(first(latent).directory))
-    stage.load(first(latent).directory)
+    stage = open_first_stage(first(latent).directory)
     encoded = stage.encode(data, "latents")
     z = torch.from_numpy(encoded["train"].values)
     assert z.shape == (1342, 4, 4, 4) and z.dtype == torch.float32

@@ -15,6 +15,8 @@ https://arxiv.org/abs/2312.02696).
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +37,7 @@ from lit_gen.core.pixels import to_float
 from lit_gen.core.progress import image_progress
 from lit_gen.data.encoded import Encoded, load_values, save_values
 from lit_gen.data.module import ImageDataModule
+from lit_gen.experiment.arguments import as_arguments
 from lit_gen.experiment.files import opening
 from lit_gen.families.vq.models.vqgan import VQVAE
 from lit_gen.runs.directory import Run, read_metadata
@@ -48,7 +51,12 @@ STD = 0.5
 """Standard deviation of standardised latents."""
 
 
-class FirstStage:
+Build = Callable[[list[str], DataFacts | None], Namespace]
+"""Build the objects of an experiment, given its arguments and what a run recorded of its data."""
+
+
+@dataclass(frozen=True)
+class FirstStageSettings:
     """A trained VQVAE or VQGAN, of whose codes or latents the model learns; without one, the model learns images.
 
     Args:
@@ -59,20 +67,32 @@ class FirstStage:
             line `--first_stage.run.budget.num_images 1000`.
     """
 
-    def __init__(
-        self,
-        run: str | None = None,
-        weights: str = "ema",
-        batch_size: int = 256,
-        run_overrides: dict[str, Any] | None = None,
-    ) -> None:
-        if batch_size < 1:
-            raise UserError(f"first_stage.batch_size: {batch_size} is not a positive number of images")
-        parse_weights(weights, "first_stage.weights")
-        self.run = run
-        self.run_overrides = run_overrides or {}
-        self.weights = weights
-        self.batch_size = batch_size
+    run: str | None = None
+    weights: str = "ema"
+    batch_size: int = 256
+    run_overrides: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"first_stage.batch_size: {self.batch_size} is not a positive number of images")
+        parse_weights(self.weights, "first_stage.weights")
+
+
+class FirstStage:
+    """The first stage that the settings name, if they name one.
+
+    Args:
+        settings: Which, and how it encodes.
+        build: Builds the objects of its experiment.
+    """
+
+    def __init__(self, settings: FirstStageSettings, build: Build) -> None:
+        self.settings = settings
+        self.run = settings.run
+        self.run_overrides = settings.run_overrides or {}
+        self.weights = settings.weights
+        self.batch_size = settings.batch_size
+        self._build = build
         self.directory: Path | None = None
         """Where its weights were loaded from: its run, or a copy."""
         self.mean, self.std = torch.tensor(0.0), torch.tensor(STD)
@@ -82,8 +102,6 @@ class FirstStage:
 
     @cached_property
     def _objects(self) -> Namespace:
-        from lit_gen.experiment.parser import ExperimentCLI, as_arguments  # which has this class among its settings
-
         assert self.run is not None
         path = Path(self.run)
         config = path / "config.yaml" if path.is_dir() else path
@@ -91,8 +109,8 @@ class FirstStage:
             raise UserError(f"first_stage.run: {self.run} is neither a run directory nor the file of an experiment")
         # the second's weights are drawn as if there were no first
         with isolate_rng(), opening(config, "first_stage.run"), belonging_to("first_stage.run"):
-            cli = ExperimentCLI(["--config", str(config), *as_arguments(self.run_overrides)])
-            objects = cli.objects(DataFacts.recorded(self.metadata) if path.is_dir() else None)
+            facts = DataFacts.recorded(self.metadata) if path.is_dir() else None
+            objects = self._build(["--config", str(config), *as_arguments(self.run_overrides)], facts)
         if not isinstance(objects.model, VQVAE):
             raise UserError(
                 f"first_stage.run: {self.run} holds a {type(objects.model).__name__}, which has no codes; name a VQVAE "
@@ -143,22 +161,21 @@ class FirstStage:
 
     # --- known once it is trained ---
 
-    def load(self, directory: Path) -> None:
-        """Loads the weights from a run, or from a copy that `save` made.
+    def load(self, directory: Path, load_run: Callable[[Path, VQVAE, str], object]) -> None:
+        """Load the weights from a copy that `save` made, or from a run.
+
+        Args:
+            directory: The copy or the run.
+            load_run: Loads the weights of a run, of a given kind, into a model.
 
         Raises:
-            UserError: there is neither, its training is not finished, or the copy is damaged.
+            UserError: There is neither, its training is not finished, or the copy is damaged.
         """
-        from lit_gen.experiment.loading import (  # which make models with first stages of their own
-            load_model,
-            open_finished,
-        )
-
         self.directory = directory
         if (directory / WEIGHTS).is_file():
             self._load_copy(directory / WEIGHTS)
         else:
-            load_model(open_finished(directory, "first_stage.run"), self.model, self.weights)
+            load_run(directory, self.model, self.weights)
         self.model.eval().requires_grad_(False)
 
     def _load_copy(self, path: Path) -> None:

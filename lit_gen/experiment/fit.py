@@ -17,10 +17,19 @@ from lit_gen.core.files import remove_temporaries
 from lit_gen.core.processes import from_first
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation.protocol import device_name
+from lit_gen.experiment.arguments import as_arguments
 from lit_gen.experiment.files import opening
 from lit_gen.experiment.first_stage import FOLDER, FirstStage
-from lit_gen.experiment.loading import load_model, load_objects, load_weaker, open_finished, read_checkpoint
-from lit_gen.experiment.parser import ExperimentCLI, as_arguments, recipe_identity, training_config, training_identity
+from lit_gen.experiment.identity import recipe_identity, training_config, training_identity
+from lit_gen.experiment.loading import (
+    load_first_stage,
+    load_model,
+    load_objects,
+    load_weaker,
+    open_finished,
+    read_checkpoint,
+)
+from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.experiment.reflow import Reflow
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion.models.flow_matching import FlowMatching
@@ -167,9 +176,9 @@ def _learn_encoded(cli: ExperimentCLI, objects: Namespace) -> None:
     assert stage.run is not None
     stage.check(objects.data)
     if Path(stage.run).is_dir():
-        stage.load(Path(stage.run))
+        load_first_stage(stage, Path(stage.run))
     else:
-        stage.load(_named_run(cli, "first_stage.run", stage.run, "data.num_val").directory)
+        load_first_stage(stage, _named_run(cli, "first_stage.run", stage.run, "data.num_val").directory)
     stage.model.to(processes.device(cli.config.trainer))
     objects.data.train_on_encoded(stage.encode(objects.data, objects.model.learns))
 

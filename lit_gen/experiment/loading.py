@@ -10,8 +10,8 @@ from torch import Tensor
 from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.errors import UserError
 from lit_gen.core.records import COUNT, POSITIVE, RECORD, Kind, check_fields, values_of
-from lit_gen.experiment.first_stage import FOLDER, FirstStage
-from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.experiment.first_stage import FOLDER, FirstStage, FirstStageSettings
+from lit_gen.experiment.parser import build_objects
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion.guidance import Guidance
 from lit_gen.families.diffusion.models.general import Diffusion
@@ -90,7 +90,7 @@ def load(directory: str | Path, weights: str = "ema") -> GenerativeModel:
 
 def load_objects(run: Run) -> Namespace:
     """Build the objects of a run's own configuration; its data is not read if the run recorded what they need of it."""
-    return ExperimentCLI(["--config", str(run.config)]).objects(DataFacts.recorded(run.metadata))
+    return build_objects(["--config", str(run.config)], DataFacts.recorded(run.metadata))
 
 
 def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
@@ -116,10 +116,30 @@ def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeMode
             "restore the run's own config.yaml, or train again"
         ) from None
     if isinstance(model.first_stage, FirstStage):
-        model.first_stage.load(run.directory / FOLDER)
+        load_first_stage(model.first_stage, run.directory / FOLDER)
     model.images_seen = images
     model.title = run.metadata.get("title", model.title)
     return model.eval()
+
+
+def open_first_stage(directory: Path, weights: str = "ema") -> FirstStage:
+    """Return the first stage of a finished run, or of a copy in the run of a second stage, with its weights."""
+    stage = FirstStage(FirstStageSettings(str(directory), weights), build_objects)
+    load_first_stage(stage, directory)
+    return stage
+
+
+def load_first_stage(stage: FirstStage, directory: Path) -> None:
+    """Load the weights of a first stage from its run, or from the copy in the run of a second stage.
+
+    Raises:
+        UserError: There is neither, its training is not finished, or the copy is damaged.
+    """
+
+    def load_run(path: Path, model: GenerativeModel, weights: str) -> None:
+        load_model(open_finished(path, "first_stage.run"), model, weights)
+
+    stage.load(directory, load_run)
 
 
 def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> None:

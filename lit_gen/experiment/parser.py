@@ -6,14 +6,10 @@ makes of them. Beside them stand `sampler` and
 `evaluation`, which change no weight, and `run` and `wandb`, which only say where things are written.
 """
 
-import ast
 import contextlib
-import hashlib
 import inspect
 import io
-import json
 import math
-import re
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
@@ -32,10 +28,11 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.seeds import check_seed
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation.protocol import Evaluation
-from lit_gen.experiment import key_help, names
+from lit_gen.experiment import key_help
+from lit_gen.experiment.arguments import is_config, normalise_arguments
 from lit_gen.experiment.build import build
 from lit_gen.experiment.files import check_argument, check_config
-from lit_gen.experiment.first_stage import FirstStage
+from lit_gen.experiment.first_stage import FirstStage, FirstStageSettings
 from lit_gen.experiment.messages import one_line
 from lit_gen.experiment.reflow import Reflow
 from lit_gen.experiment.trust import check_parsed, keys_alone, plain_key
@@ -43,7 +40,6 @@ from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
 from lit_gen.runs.directory import TRAINED_FIRST, RunSettings
 from lit_gen.runs.tracking import WandbSettings
-from lit_gen.training import processes
 from lit_gen.training.callbacks.budget import Budget
 from lit_gen.training.callbacks.checkpoint import Checkpoint
 from lit_gen.training.callbacks.ema import EMA
@@ -52,23 +48,13 @@ from lit_gen.training.callbacks.sample_grid import SampleGrid
 # Some callbacks of Lightning have a member of an enumeration for a default; a file holds its value.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
-# A Trainer argument that is not named here is taken to change the weights.
-TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT = {
-    *("accelerator", "strategy", "logger", "log_every_n_steps", "enable_checkpointing"),
-    *("enable_progress_bar", "enable_model_summary", "default_root_dir", "profiler", "barebones"),
-    *("num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
-    *("limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry", "inference_mode"),
-    *("use_distributed_sampler", "detect_anomaly"),
-}
-# The source's path and options change a weight only through the images, and those are in the fingerprint.
-DATA_KEYS_THAT_CHANGE_NO_WEIGHT = {"source", "num_workers"}
 LINKED = {"image_shape": "the data, or the first stage,", "num_classes": "the data", "num_codes": "the first stage"}
 """Arguments of a model that no one sets, and what they come from."""
 GROUPS: dict[type, str] = {
     ImageDataModule: "data",
     Evaluation: "evaluation",
     Reflow: "reflow",
-    FirstStage: "first_stage",
+    FirstStageSettings: "first_stage",
     RunSettings: "run",
     WandbSettings: "wandb",
     Budget: "budget",
@@ -127,7 +113,7 @@ class ExperimentCLI(LightningCLI):
             enable_path=True,
             help="How a diffusion model draws images; null: its own.",
         )
-        for group in (Evaluation, Reflow, FirstStage, RunSettings, WandbSettings):
+        for group in (Evaluation, Reflow, FirstStageSettings, RunSettings, WandbSettings):
             parser.add_class_arguments(group, GROUPS[group])
         for callback in (Budget, Checkpoint, EMA, SampleGrid):
             parser.add_lightning_class_args(callback, GROUPS[callback])
@@ -148,7 +134,7 @@ class ExperimentCLI(LightningCLI):
             raise SystemExit(0)
         words = normalise_arguments(args)
         for word in words:
-            if _is_config(word):
+            if is_config(word):
                 check_config(Path(word.partition("=")[2]))
             check_argument(word)
         overrides = {key: [word for word in words if word.startswith(f"--{key}.")] for key in TRAINED_FIRST}
@@ -166,7 +152,7 @@ class ExperimentCLI(LightningCLI):
             settings = dict(word.removeprefix(f"--{key}.").partition("=")[::2] for word in part)
             self.config[f"{key}_overrides"] = (self.config[f"{key}_overrides"] or {}) | settings or None
         if self.config.first_stage.run is not None:  # a run keeps its first stage beside its configuration
-            for word in filter(_is_config, words):
+            for word in filter(is_config, words):
                 beside = Path(word.partition("=")[2]).parent / self.config.first_stage.run
                 self.config.first_stage.run = str(beside) if beside.is_dir() else self.config.first_stage.run
 
@@ -211,7 +197,8 @@ class ExperimentCLI(LightningCLI):
         seed_everything(self.config.seed_everything, verbose=False)
         try:
             with_facts = (partial(_with_facts, facts), ImageDataModule, False)
-            self.config_init = build(self.parser, self.config, GROUPS, [with_facts])
+            with_build = (_first_stage, FirstStageSettings, False)
+            self.config_init = build(self.parser, self.config, GROUPS, [with_facts, with_build])
         except (ArgumentError, ValueError) as error:
             raise UserError(one_line(error)) from None
         if first_stage is not None:
@@ -231,30 +218,6 @@ class ExperimentCLI(LightningCLI):
         return config
 
 
-def normalise_arguments(arguments: Sequence[str]) -> list[str]:
-    """Puts arguments into the one order that the parser reads rightly; `wandb agent` gives them in any order.
-
-    A configuration file comes first (given later it would wipe what stands before it), then parents before their
-    parts (`--sampler` before `--sampler.steps`); a sweep's null, which arrives as the text `None`, also in a list or
-    dictionary in Python's notation, becomes null.
-    """
-    pairs: list[str] = []
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        if word.startswith("-") and "=" not in word and words and not re.match(r"--?[a-zA-Z]", words[0]):
-            word = f"{word}={words.pop(0)}"
-        key, equals, value = word.partition("=")
-        pairs.append(_with_null(f"{key}{equals}{names.current(value)}"))
-    if any("+=" in pair for pair in pairs):
-        return sorted(pairs, key=lambda pair: not _is_config(pair))
-
-    def depth(pair: str) -> tuple[bool, int]:
-        return not _is_config(pair), pair.partition("=")[0].count(".")
-
-    return sorted(pairs, key=depth)
-
-
 def _check_numbers(value: Any, key: str) -> None:
     """Raise a UserError if a value of a configuration, or one in it, is a seed out of range or not a number."""
     if isinstance(value, dict):
@@ -269,11 +232,6 @@ def _check_numbers(value: Any, key: str) -> None:
         check_seed(value, plain_key(key))
 
 
-def as_arguments(settings: dict[str, Any]) -> list[str]:
-    """The arguments that set keys to values; texts are as they are given on the command line."""
-    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-
-
 def _with_facts(facts: DataFacts | None, data_module: type[ImageDataModule], **settings: Any) -> ImageDataModule:
     """Build the data module; the model's shape and classes are then those of the facts."""
     data = data_module(**settings)
@@ -281,50 +239,17 @@ def _with_facts(facts: DataFacts | None, data_module: type[ImageDataModule], **s
     return data
 
 
+def _first_stage(settings: type[FirstStageSettings], **values: Any) -> FirstStage:
+    """Build the first stage, whose experiment this parser reads as well."""
+    return FirstStage(settings(**values), build_objects)
+
+
+def build_objects(arguments: Sequence[str], facts: DataFacts | None = None) -> Namespace:
+    """Build the objects of an experiment, given its arguments; as `ExperimentCLI.objects`."""
+    return ExperimentCLI(arguments).objects(facts)
+
+
 def _default(model: type[GenerativeModel], key: str) -> Any:
     """Of an argument that the class, or one that it hands its keyword arguments to, names; else None."""
     parameters = (inspect.signature(base.__init__).parameters for base in model.__mro__)  # type: ignore[misc]
     return next((named[key].default for named in parameters if key in named), None)
-
-
-def _with_null(pair: str) -> str:
-    key, equals, value = pair.partition("=")
-    if value == "None":
-        return f"{key}=null"
-    if value.startswith(("[", "{")) and "None" in value:
-        with contextlib.suppress(ValueError, SyntaxError):  # YAML's own notation stays as it is
-            return f"{key}={json.dumps(ast.literal_eval(value))}"
-    return pair
-
-
-def _is_config(pair: str) -> bool:
-    return pair.partition("=")[0] in ("--config", "-c")
-
-
-def training_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that changes the weights, and nothing else."""
-    data = {key: value for key, value in config["data"].items() if key not in DATA_KEYS_THAT_CHANGE_NO_WEIGHT}
-    trainer = {key: value for key, value in config["trainer"].items() if key not in TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT}
-    trainer["devices"] = _num_devices(config["trainer"])
-    keys = ("seed_everything", "model", "budget", "ema")
-    training = {key: config[key] for key in keys} | {"data": data, "trainer": trainer}
-    if config["reflow"]["teacher"] is not None:  # who it is, is in the fingerprint of its pairs
-        training["reflow"] = {key: value for key, value in config["reflow"].items() if key in ("weights", "start")}
-    return training
-
-
-def training_identity(config: dict[str, Any], fingerprint: str) -> str:
-    """A hash of everything that changes the weights: the training's configuration and the training images."""
-    plain = json.dumps([names.first(training_config(config)), fingerprint], sort_keys=True)
-    return hashlib.sha256(plain.encode()).hexdigest()
-
-
-def _num_devices(trainer: dict[str, Any]) -> int | str:
-    """Return the number of devices: each process draws its own random numbers, so it changes the weights."""
-    devices: int | str = processes.num_devices(trainer["devices"], trainer["accelerator"])
-    return int(devices) if str(devices).isdigit() else devices
-
-
-def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:
-    """As `training_identity`, but the same for every seed: runs that share it are repetitions of one training."""
-    return training_identity(config | {"seed_everything": None}, fingerprint)

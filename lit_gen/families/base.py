@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -214,7 +213,7 @@ class GenerativeModel(LightningModule, ABC):
     def check_data(self, data: ImageDataModule) -> None:
         """Raises a UserError if the data is not what the model is of, before anything is trained; by default never."""
 
-    def check_trainer(self, settings: Namespace) -> None:
+    def check_trainer(self, settings: Any) -> None:
         """Raises a UserError if the family does not train with settings of the trainer; by default never."""
 
     def check_training(self) -> None:

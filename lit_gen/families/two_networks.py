@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import Namespace
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -46,7 +45,7 @@ class TwoNetworks(GenerativeModel):
         self.gradient_clip = gradient_clip
         self.automatic_optimization = False
 
-    def check_trainer(self, settings: Namespace) -> None:
+    def check_trainer(self, settings: Any) -> None:
         """Refuses what Lightning does to a loss and its gradient, on every device: it sees neither here."""
         if settings.gradient_clip_val:
             raise UserError(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_gen.experiment.parser import ExperimentCLI, training_identity
+from lit_gen.experiment.identity import training_identity
+from lit_gen.experiment.parser import ExperimentCLI
 from tests.conftest import ROOT
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "golden" / "identities.json").read_text())
