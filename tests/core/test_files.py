@@ -29,7 +29,7 @@ from lit_gen.runs.tracking import MetricsFile
 from lit_gen.sweeps.journal import Journal, read_journal
 from lit_gen.training.callbacks import Checkpoint
 from lit_gen.training.callbacks.checkpoint import InPlace
-from tests.full_disk import files_of_at_most, filled, small_disk
+from tests.cli.full_disk import files_of_at_most, filled, small_disk
 
 NOISE = torch.randint(0, 256, (36, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 WEIGHTS = {"weight": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}

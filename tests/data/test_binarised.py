@@ -17,9 +17,9 @@ from lit_gen.data import Binarised, Digits, ImageDataModule, Npz, TwoMoons
 from lit_gen.data.batches import BatchKey
 from lit_gen.data.sources import Part
 from lit_gen.experiment.parser import ExperimentCLI
+from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import DIGITS, ROOT, TINY
 from tests.interrupt import KILL_AT, CrashError
-from tests.test_resume import assert_equal_bits, contents
 
 How = Literal["threshold", "sampled", "dynamic"]
 HOWS: list[How] = ["threshold", "sampled", "dynamic"]

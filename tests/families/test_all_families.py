@@ -17,10 +17,10 @@ from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion import Diffusion, ProbabilityFlow
 from lit_gen.runs.directory import Run
+from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import TINY, arguments
 from tests.interrupt import KILL_AT, CrashError
 from tests.processes import in_two_processes
-from tests.test_resume import assert_equal_bits, contents
 
 NUM_BATCHES, EVERY = 7, 3
 BY_DEFAULT = ("EDM", "Glow", "MADE", "VAE", "GAN", "VQGAN")

@@ -24,7 +24,7 @@ from lit_gen.report.page import read_curves, write_page
 from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json, to_markdown
 from lit_gen.report.results import load_results, read_result
 from lit_gen.sweeps.runner import current_results
-from tests.hostile import NAMES, edit_tree
+from tests.behaviour.hostile import NAMES, edit_tree
 
 SHOWN = [name for name in NAMES if name.isprintable() and 0 < len(name) < 100]
 """Names that a result.json may hold; the others are refused."""

@@ -22,7 +22,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.sweeps import SweepResult, current_results, dry_run, load_sweep, run_sweep, runner, sweep_results
 from lit_gen.sweeps.journal import outcomes, read_journal
 from lit_gen.sweeps.pool import ending
-from tests.full_disk import files_of_at_most
+from tests.cli.full_disk import files_of_at_most
 
 RUNNER = "fake_run:run"
 PARENT = """

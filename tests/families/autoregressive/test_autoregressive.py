@@ -25,7 +25,7 @@ from lit_gen.families.autoregressive import FVSBN, MADE, NADE, MaskedMLP, NADENe
 from lit_gen.families.autoregressive.models.dense import Autoregressive
 from lit_gen.families.settings import Temperature
 from tests.conftest import arguments
-from tests.networks.random_networks import randomise
+from tests.families.random_networks import randomise
 
 Shape = tuple[int, int, int]
 Builder = Callable[..., Autoregressive]

@@ -13,10 +13,10 @@ from lit_gen.core.noise import Noise
 from lit_gen.data import Batch
 from lit_gen.families.diffusion import EDM, DiT, ImprovedDDPM, ResidualMLP, UNet, diffusion_loss
 from lit_gen.families.diffusion.augment import EDMAugmentation, transform
+from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import DIGITS
+from tests.families.random_networks import randomise
 from tests.interrupt import KILL_AT, CrashError
-from tests.networks.random_networks import randomise
-from tests.test_resume import assert_equal_bits, contents
 
 SHAPE = (1, 8, 8)
 NCSNPP = [

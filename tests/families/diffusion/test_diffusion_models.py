@@ -43,10 +43,10 @@ from lit_gen.families.diffusion import (
     variational_loss,
 )
 from lit_gen.families.diffusion.augment import EDMAugmentation
+from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import DIGITS, ROOT, TINY_UNET, arguments
 from tests.interrupt import KILL_AT, CrashError
 from tests.processes import lit_gen_in_two_processes
-from tests.test_resume import assert_equal_bits, contents
 
 SHAPE = (1, 8, 8)
 

@@ -22,9 +22,9 @@ from lit_gen.families.diffusion.samplers import DDIM, RK45, DiffusionSampler, He
 from lit_gen.report.leaderboard import rank
 from lit_gen.report.results import load_results
 from lit_gen.runs.directory import Run
+from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
-from tests.test_resume import assert_equal_bits, contents
 
 
 class Conditional(Denoiser):

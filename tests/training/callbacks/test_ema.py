@@ -14,9 +14,9 @@ from lit_gen.core.errors import UserError
 from lit_gen.runs.directory import Run
 from lit_gen.training.callbacks import EMA
 from lit_gen.training.callbacks.ema import load_weights, named_weights
+from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
-from tests.test_resume import assert_equal_bits, contents
 
 BATCHES = [3, 5, 2, 7, 4]
 TRAINER: Any = SimpleNamespace(is_global_zero=True)

@@ -17,7 +17,7 @@ from lit_gen.families.diffusion import RectifiedFlow
 from lit_gen.training.callbacks import Checkpoint, Monitor
 from tests.conftest import arguments
 from tests.processes import in_two_processes
-from tests.test_validation import trainer, two_processes, unet
+from tests.training.test_validation import trainer, two_processes, unet
 
 
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> tuple[list[float], list[dict[str, str]]]:

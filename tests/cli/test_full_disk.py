@@ -9,8 +9,8 @@ import pytest
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
 from lit_gen.runs.directory import Run
+from tests.cli.full_disk import files_of_at_most
 from tests.conftest import arguments
-from tests.full_disk import files_of_at_most
 
 
 @pytest.fixture(scope="module")

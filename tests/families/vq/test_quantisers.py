@@ -22,7 +22,7 @@ from lit_gen.families.vq.networks.quantisers import (
     perplexity,
     usage,
 )
-from tests.networks.random_networks import randomise
+from tests.families.random_networks import randomise
 from tests.processes import in_two_processes
 
 Similarity = Literal["euclidean", "cosine"]

@@ -22,11 +22,11 @@ from lit_gen.families.vq import VQGAN, ConvAutoencoder, PatchDiscriminator
 from lit_gen.families.vq.networks.quantisers import VectorQuantiser
 from lit_gen.runs.directory import Run
 from lit_gen.training.callbacks import EMA, Budget, Checkpoint
+from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 from tests.processes import in_two_processes
-from tests.test_resume import assert_equal_bits, contents
-from tests.test_validation import trainer, two_processes
+from tests.training.test_validation import trainer, two_processes
 
 STEPS = 25  # of 64 images: digits have 22 in an epoch
 IN_TWO = "--trainer.accumulate_grad_batches=2"

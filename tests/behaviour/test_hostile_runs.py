@@ -13,8 +13,8 @@ import pytest
 
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
+from tests.behaviour.hostile import CANARY, damage
 from tests.conftest import arguments
-from tests.hostile import CANARY, damage
 
 SECONDS = 120
 

@@ -21,9 +21,9 @@ from lit_gen.metrics import wasserstein
 from lit_gen.report import leaderboard, plots
 from lit_gen.report.results import load_results
 from lit_gen.runs.directory import Run
+from tests.cli.test_cli import said
 from tests.conftest import ROOT
 from tests.processes import lit_gen_in_two_processes
-from tests.test_cli import said
 
 EDM = f"--config={ROOT}/conf/experiment/points_edm.yaml"
 MOONS = ["--data.source=TwoMoons", "--wandb.mode=disabled"]

@@ -101,7 +101,10 @@ def test_a_mistake_leaves_nothing_behind(
     ("callback", "says"),
     [
         ({"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "nope"}}, "`nope`"),
-        ({"class_path": "tests.test_before_training.Deadline"}, "trainer: the training ended before its first step"),
+        (
+            {"class_path": "tests.experiment.test_before_training.Deadline"},
+            "trainer: the training ended before its first step",
+        ),
     ],
     ids=["no such metric", "no time"],
 )
@@ -132,7 +135,7 @@ def test_an_evaluation_asks_for_the_account_before_it_computes(
 
 
 def test_an_error_in_code_of_your_own_keeps_its_traceback(tmp_path: Path) -> None:
-    callback = json.dumps([{"class_path": "tests.test_before_training.Broken"}])
+    callback = json.dumps([{"class_path": "tests.experiment.test_before_training.Broken"}])
     with pytest.raises(RuntimeError, match="a metric of mine"):
         main(["fit", *arguments("VAE", tmp_path, 128, f"--trainer.callbacks={callback}")])
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_gen.core.errors import UserError
 from lit_gen.families.diffusion import DiT
 from lit_gen.families.diffusion.networks.dit import DiTBlock, positions
-from tests.networks.random_networks import batch, randomise
+from tests.families.random_networks import batch, randomise
 
 
 def small_dit(image_shape: tuple[int, int, int] = (2, 8, 8), num_classes: int = 3, **kwargs: object) -> DiT:

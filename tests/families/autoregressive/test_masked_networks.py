@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.families.autoregressive import LogisticRegressions, MaskedMLP, NADENetwork
-from tests.networks.random_networks import randomise
+from tests.families.random_networks import randomise
 
 Shape = tuple[int, int, int]
 Network = MaskedMLP | NADENetwork

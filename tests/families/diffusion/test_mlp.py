@@ -8,7 +8,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.families.diffusion import ResidualMLP
 from lit_gen.families.diffusion.networks.mlp import MLPBlock
 from lit_gen.networks.embeddings import sinusoids
-from tests.networks.random_networks import batch, randomise
+from tests.families.random_networks import batch, randomise
 
 
 @pytest.mark.parametrize("octaves", [0, 2])

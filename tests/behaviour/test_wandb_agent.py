@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, arguments
-from tests.test_tracking import WANDB, history, inspect, place, wandb_id, wandb_runs
+from tests.runs.test_tracking import WANDB, history, inspect, place, wandb_id, wandb_runs
 
 pytestmark = [
     pytest.mark.slow,

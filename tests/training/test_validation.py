@@ -16,7 +16,7 @@ from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion import EDM, DiT, RectifiedFlow, UNet
 from lit_gen.families.gan import WGAN
 from lit_gen.families.vae import VAE
-from tests.networks.random_networks import randomise
+from tests.families.random_networks import randomise
 from tests.processes import in_two_processes
 
 SHAPE = (1, 8, 8)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_gen.core.errors import UserError
 from lit_gen.families.diffusion import UNet
 from lit_gen.families.diffusion.networks.unet import Attention, Resample, UNetBlock
-from tests.networks.random_networks import batch, randomise
+from tests.families.random_networks import batch, randomise
 
 
 def small_unet(image_shape: tuple[int, int, int] = (2, 8, 8), num_classes: int = 3, **kwargs: object) -> UNet:

@@ -8,7 +8,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.families.vq import ConvAutoencoder, PatchDiscriminator
 from lit_gen.families.vq.networks.autoencoder import QuantisedAutoencoder
 from lit_gen.families.vq.networks.quantisers import FSQ, Quantiser, VectorQuantiser
-from tests.networks.random_networks import randomise
+from tests.families.random_networks import randomise
 
 
 def autoencoder(quantiser: Quantiser | None = None, **options: object) -> QuantisedAutoencoder:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_gen.core.errors import UserError
 from lit_gen.families.diffusion import DiT, ResidualMLP, UNet
 from lit_gen.networks.embeddings import FourierFeatures, sinusoids
-from tests.networks.random_networks import batch, randomise
+from tests.families.random_networks import batch, randomise
 
 CLASSES = 3
 Build = Callable[..., nn.Module]

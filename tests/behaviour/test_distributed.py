@@ -16,7 +16,7 @@ from lit_gen.cli.main import main
 from lit_gen.runs.directory import Run
 from tests.conftest import ROOT, arguments
 from tests.processes import lit_gen_in_two_processes
-from tests.test_tracking import wandb_runs
+from tests.runs.test_tracking import wandb_runs
 
 pytestmark = pytest.mark.slow
 TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]

@@ -38,7 +38,7 @@ class Halved(VAE):
 
 def words(root: Path, *more: str) -> list[str]:
     rest = [word for word in arguments("VAE", root, 64 * 4, *more) if word != "--model=VAE"]
-    return ["--model=tests.test_methods.Halved", *rest]
+    return ["--model=tests.families.test_settings.Halved", *rest]
 
 
 def test_initial_values_are_set_by_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
