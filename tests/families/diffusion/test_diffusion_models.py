@@ -1,4 +1,4 @@
-"""What each diffusion model minimises, and that a step sees the same times and noise in one process as in several."""
+"""Losses of the diffusion models, and equality of times and noise between one and several processes."""
 
 import inspect
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ SHAPE = (1, 8, 8)
 
 
 def network(shape: tuple[int, int, int], num_classes: int = 0, **options: Any) -> nn.Module:
-    """A small UNet that is not zero."""
+    """Return a small UNet with non-zero output."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet(shape, num_classes, channels=8, channel_mult=(1,), num_blocks=1, **options)
@@ -62,7 +62,7 @@ def network(shape: tuple[int, int, int], num_classes: int = 0, **options: Any) -
 
 
 class Processes:
-    """Stands for the trainers of several processes that are at the same step."""
+    """Stand-in for the trainers of several processes at the same step."""
 
     def __init__(self, num: int, step: int = 5) -> None:
         self.num, self.step = num, step
@@ -99,7 +99,7 @@ def test_stratified_times_are_spread_over_the_batch_all_gather_cat(cls, images):
 
     torch.manual_seed(0)
     one = times(1, stratified=True)
-    torch.manual_seed(1)  # of no account
+    torch.manual_seed(1)  # must not matter
     assert torch.equal(one, times(3, stratified=True))
     assert not torch.equal(one, times(1, step=6, stratified=True))
     model = Processes(1).models(cls, images)[0][0]
@@ -134,7 +134,7 @@ def test_the_coupling_is_that_of_the_batch_all_gather_cat(images):
 
 
 def test_a_conditional_model_couples_each_class_by_itself(images):
-    """Also where labels are dropped: no class may choose its noise."""
+    """Also if labels are dropped, since no class may choose its noise."""
     labels = torch.arange(12) % 3
     options: dict[str, Any] = {"coupling": "ot", "num_classes": 3, "label_drop": 0.5}
 
@@ -177,7 +177,7 @@ def test_a_flow_trains_and_validates_on_the_noise_of_its_pairs(cls, options, ima
 
 
 def test_a_distilled_flow_draws_in_one_step_from_pure_noise():
-    """It is asked at t = 1 alone, the only time it is trained at, and its straightness is not asked for."""
+    """The network is evaluated only at t = 1, its only training time, and the straightness is not computed."""
     model = RectifiedFlow(image_shape=SHAPE, network=network, density="noise")
     seen: list[tuple[Tensor, Tensor]] = []
     model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[:2]))
@@ -204,7 +204,7 @@ def test_rectified_flow_is_flow_matching_with_independent_pairs(images):
     assert torch.equal(*losses)
     assert "coupling" not in inspect.signature(RectifiedFlow.__init__).parameters
     assert isinstance(RectifiedFlow(image_shape=SHAPE, network=network, density="logit_normal").density, LogitNormal)
-    # a given eps and time, as for pairs that a flow has made
+    # a given eps and time, as for the pairs of a flow
     t, eps = FixedTime()(model.schedule, 12), torch.randn_like(images)
     expected = (model.network(eps, torch.full((12,), 999.0)) - (eps - images)).square().mean((1, 2, 3))
     torch.testing.assert_close(model.loss(images, t, eps, None), expected)
@@ -276,7 +276,7 @@ def test_the_improved_ddpm_learns_a_variance(objective, images):
 
 
 def test_importance_sampling_has_the_mean_of_uniform_steps(images, monkeypatch):
-    """Each step at the rate of its probability: the mean of the returned losses is that over uniform steps."""
+    """With each step at its probability, the mean of the returned losses is the mean over uniform steps."""
     options: dict[str, Any] = {"num_timesteps": 4, "objective": "vlb", "importance_sampling": True}
     model, _ = Processes(1).models(ImprovedDDPM, images, **options)[0]
     assert isinstance(model, ImprovedDDPM) and model.importance is not None
@@ -381,7 +381,7 @@ TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path):
-    """With the noise of the coupling and stratified times, nothing is drawn by a process for itself."""
+    """With coupled noise and stratified times, no process samples independently."""
     words = ["--model.optimizer=SGD", "--model.optimizer.lr=0.02", "--model.coupling=ot", "--model.stratified=true"]
     words.append("--model.class_conditional=true")
     one, two = (arguments("FlowMatching", tmp_path / name, 64 * 20, *words) for name in ("one", "two"))
@@ -405,7 +405,7 @@ def test_importance_sampling_counts_the_losses_all_gather_cat(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_learned_variance_can_be_asked_for_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the default's settings by name the default's images; and a model that has none is refused untrained."""
+    """The default settings given by name give the same images; a model without a learned variance is refused early."""
     named = ["--sampler=DDPM", "--sampler.variance=learned", "--sampler.steps=50"]
     words = arguments("ImprovedDDPM", tmp_path, 64, "--evaluation.num_samples=2")
     own = commands.run(words)
@@ -449,7 +449,7 @@ def test_what_the_model_asks_of_its_network_reaches_it() -> None:
     ],
 )
 def test_settings_out_of_range_are_named_in_one_line(experiment: str, key: str, value: str, range_: str) -> None:
-    """With the range, before anything is trained."""
+    """The message contains the range, and appears before training."""
     words = ["--sampler=Heun", "--sampler.S_max=1", "--model.network.attention_resolutions=[8]", f"--{key}={value}"]
     with pytest.raises(UserError) as refused:
         ExperimentCLI([f"--config={ROOT}/conf/experiment/{experiment}.yaml", *words]).objects()
@@ -465,7 +465,7 @@ def test_the_preconditioning_needs_a_width_of_the_data() -> None:
 
 
 def test_edm_trains_at_the_noise_levels_of_its_paper() -> None:
-    """ln sigma ~ N(-1.2, 1.2^2) and sigma_data = 0.5 (Karras et al. 2022, table 1), by default."""
+    """By default, ln sigma ~ N(-1.2, 1.2^2) and sigma_data = 0.5 (Karras et al. 2022, table 1)."""
     torch.manual_seed(0)
     model = EDM(image_shape=SHAPE, network=partial(UNet, channels=8, channel_mult=(1,), num_blocks=1))
     log_sigma = model.schedule.ratio(model.training_times(20_000)).log()
@@ -474,5 +474,5 @@ def test_edm_trains_at_the_noise_levels_of_its_paper() -> None:
     torch.testing.assert_close(log_sigma.quantile(share), exact, rtol=0, atol=0.1)
     assert stats.kstest(log_sigma.numpy(), stats.norm(-1.2, 1.2).cdf).pvalue > 0.01
     x, sigma = torch.randn(4, *SHAPE, dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0, 10.0], dtype=torch.float64)
-    found = model.denoiser(x, torch.ones_like(sigma), sigma)  # the network is zero as yet: c_skip x
+    found = model.denoiser(x, torch.ones_like(sigma), sigma)  # the network is still zero: c_skip x
     torch.testing.assert_close(found, (0.25 / (sigma**2 + 0.25))[:, None, None, None] * x, rtol=1e-12, atol=0)

@@ -1,4 +1,4 @@
-"""The DiT: block against equation, symmetries, sizes of the paper's networks, equality with diffusers, errors."""
+"""DiT: block against equation, symmetries, sizes of the paper's networks, equality with diffusers, errors."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_positions_against_their_formula() -> None:
 
 
 def patches_of(x: Tensor, size: int) -> list[Tensor]:
-    """The patches (N, C, size, size), row by row."""
+    """Return the patches (N, C, size, size), row by row."""
     rows = range(0, x.shape[2], size)
     return [x[:, :, i : i + size, j : j + size] for i in rows for j in range(0, x.shape[3], size)]
 
@@ -87,7 +87,7 @@ def test_without_positions_permuted_patches_give_permuted_patches(patch_size: in
 
 
 def test_output_patches_lie_where_their_tokens_do() -> None:
-    """With blocks that are the identity, a patch of the output depends on that patch of the image, and on no other."""
+    """If the blocks are the identity, an output patch depends only on the same patch of the image."""
     network = small_dit((2, 8, 4))
     for name, parameter in network.named_parameters():
         if ".modulation." in name:
@@ -102,7 +102,7 @@ def test_output_patches_lie_where_their_tokens_do() -> None:
 
 
 def parameters(network_width: int, depth: int, patch_size: int, channels: int, out_channels: int, classes: int) -> int:
-    """The number of parameters, by counting what the equations need."""
+    """Count the parameters from the equations."""
     d, pixels = network_width, patch_size**2
     linears = [(channels * pixels, d), (256, d), (d, d), (d, 2 * d), (d, out_channels * pixels)]
     linears += [(d, 6 * d), (d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * depth
@@ -124,10 +124,9 @@ def test_sizes_of_the_networks_of_the_paper(width: int, depth: int, num_heads: i
 
 
 def test_equality_with_diffusers() -> None:
-    """DiTTransformer2DModel, whose blocks embed the condition each for itself, with the same weights and positions.
+    """Compare with DiTTransformer2DModel, whose blocks embed the condition separately, with the same weights.
 
-    It normalises with 1e-5 within the blocks unless told otherwise, and orders shift, scale and the values of a patch
-    otherwise.
+    It normalises with 1e-5 in the blocks by default, and uses a different order of shift, scale and patch values.
     """
     diffusers = pytest.importorskip("diffusers")
     ours = small_dit((2, 8, 8), 3, width=16, out_channels=4).float()
@@ -196,9 +195,9 @@ def test_dropout_acts_in_training_only() -> None:
     [
         ((1, 9, 8), {}, "images of 9x8 cannot be cut into patches of 2x2"),
         ((1, 8, 28), {"patch_size": 8}, "images of 8x28 cannot be cut into patches of 8x8"),
-        ((1, 8, 8), {"width": 20, "num_heads": 3}, "multiple of 4 and of the 3 heads, got 20"),
-        ((1, 8, 8), {"width": 18, "num_heads": 3}, "multiple of 4 and of the 3 heads, got 18"),
-        ((1, 8, 8), {"depth": 0}, "must be positive"),
+        ((1, 8, 8), {"width": 20, "num_heads": 3}, "width: 20 is not a multiple of 4 and of the 3 heads"),
+        ((1, 8, 8), {"width": 18, "num_heads": 3}, "width: 18 is not a multiple of 4 and of the 3 heads"),
+        ((1, 8, 8), {"depth": 0}, "must all be positive"),
     ],
 )
 def test_unsuitable_settings(image_shape: tuple[int, int, int], settings: dict, message: str) -> None:

@@ -38,14 +38,14 @@ VALUES = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
 @pytest.fixture
 def centred() -> GaussianMixtureDenoiser:
-    """On the line, of mean 0: at the greatest noise level the prior is then off by the variance alone."""
+    """Return a mixture of mean 0 on the line; at the largest noise level the prior then differs only in variance."""
     means = torch.tensor([[-1.0], [0.2], [0.8]])
     return GaussianMixtureDenoiser(means, torch.tensor([0.3, 0.15, 0.25]), torch.tensor([0.3, 0.3, 0.3]))
 
 
 @pytest.fixture
 def plane() -> GaussianMixtureDenoiser:
-    """In the plane, of mean 0, with components as flat as (0.1, 0.5)."""
+    """Return a mixture of mean 0 in the plane, with components as flat as (0.1, 0.5)."""
     means = torch.tensor([[1.0, 0.5], [-1.0, 0.5], [0.0, -1.0]])
     return GaussianMixtureDenoiser(means, torch.tensor([[0.1, 0.5], [0.3, 0.2], [0.4, 0.3]]))
 
@@ -62,7 +62,7 @@ def test_the_density_is_the_exact_one_on_every_schedule(centred: GaussianMixture
     method = ProbabilityFlow(steps=64, divergence="exact")
     found = method.log_density(centred, schedule, x, Noise(0, range(41)))
     exact = centred.log_density(x, ONE, level(method, schedule))
-    likely = exact > -4  # far out the prior is off by more: see the test of the prior
+    likely = exact > -4  # far out the prior differs more, see the test of the prior
     assert likely.sum() >= 32
     assert (found - exact)[likely].abs().max() < 1e-3
 
@@ -108,14 +108,14 @@ def test_the_density_is_that_at_the_least_noise_level_of_the_grid(centred: Gauss
 
 
 def test_the_prior_is_what_samplers_start_from() -> None:
-    """N(0, sigma_max^2), whatever the mean and variance of the data there."""
+    """The prior is N(0, sigma_max^2) for any mean and variance of the data."""
     x = torch.linspace(-2, 2, 11, dtype=torch.float64)[:, None]
     low, high = 1.0, 5.0
     method = ProbabilityFlow(steps=64, grid=UniformLogSNR(low, high), divergence="exact")
     single = GaussianMixtureDenoiser(torch.tensor([[0.5]]), torch.tensor([0.4]))
     found = method.log_density(single, EDMSchedule(), x, Noise(0, range(11)))
     std_low, std_high = math.hypot(0.4, low), math.hypot(0.4, high)
-    at_high = 0.5 + (x[:, 0] - 0.5) * std_high / std_low  # where the flow of a Gaussian carries x
+    at_high = 0.5 + (x[:, 0] - 0.5) * std_high / std_low  # the flow of a Gaussian maps x here
     expected = torch.distributions.Normal(0.0, high).log_prob(at_high) + math.log(std_high / std_low)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -170,7 +170,7 @@ def test_the_adaptive_solver_keeps_to_its_tolerance(plane: GaussianMixtureDenois
 
 
 class Curved(Denoiser):
-    """A smooth function of all the pixels of an image, without symmetry."""
+    """Smooth function of all pixels of an image, without symmetry."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -217,7 +217,7 @@ def test_hutchinsons_estimate_is_unbiased(probes: Any) -> None:
 
 @pytest.mark.parametrize("num_probes", [1, 3])
 def test_hutchinsons_log_density_is_unbiased(plane: GaussianMixtureDenoiser, num_probes: int) -> None:
-    """x takes the same path whatever the probes, so that the estimate is linear in those of the trace."""
+    """The path of x does not depend on the probes, so the estimate is linear in those of the trace."""
     num = 4000
     x = torch.tensor([[0.6, 0.4]], dtype=torch.float64)
     exact = ProbabilityFlow(steps=8, divergence="exact").log_density(plane, EDMSchedule(), x, Noise(0, [0]))
@@ -245,13 +245,13 @@ def test_rademacher_probes_are_exact_for_a_diagonal_jacobian() -> None:
 
 
 def test_bits_of_a_gaussian_image_are_its_entropy() -> None:
-    """Of 8-bit values drawn from N(0, 0.2^2): -log P by the exact masses, and by dequantisation and the flow."""
+    """For 8-bit values sampled from N(0, 0.2^2), -log P by exact masses, and by dequantisation and the flow."""
     gaussian = GaussianMixtureDenoiser(torch.zeros(1, 4), torch.tensor([0.2]))
     image = VALUES[torch.tensor([[60, 100, 127, 180]])]
     images = image.expand(400, 4)
     found = ProbabilityFlow(steps=40).log_likelihood(gaussian, EDMSchedule(), images, Noise(0, range(400)))
     exact = discretised_gaussian_log_prob(image, torch.zeros(1, 4), torch.tensor(0.2)).sum()
-    # a bin is narrow: the density slopes in it, which the mean over draws evens out, but hardly bends
+    # a bin is narrow: the mean over samples cancels the slope of the density, and its curvature is negligible
     assert abs(float(found.mean() - exact)) < 4 * float(found.std()) / 20 + 1e-3
     assert 0 < float(found.std()) / 20 < 3e-3
 
@@ -316,7 +316,7 @@ def test_the_divergence_of_normals_is_that_of_torch() -> None:
 
 
 class Nodes(Noise):
-    """Noise whose draws for the images of a batch are the nodes of a quadrature rule for the normal distribution."""
+    """Noise whose values for the images of a batch are the nodes of a quadrature rule for the normal distribution."""
 
     def __init__(self, num: int = 40) -> None:
         super().__init__(0, range(num))
@@ -328,15 +328,16 @@ class Nodes(Noise):
 
 
 def expected_bound(method: VariationalBound, denoiser: Denoiser, schedule: Schedule, value: Tensor) -> float:
-    """The bound on log P of one 8-bit value, its expectation taken exactly."""
+    """Return the bound on log P of one 8-bit value, with its exact expectation."""
     noise = Nodes()
     return float(method.log_likelihood(denoiser, schedule, value.expand(len(noise), 1), noise) @ noise.weights)
 
 
 def log_mass_of_chain(schedule: DiscreteVP, variance: Any, mean: float, std: float, value: Tensor) -> float:
-    """log P that ancestral sampling gives to a value, for data from N(mean, std^2): all is linear, hence Gaussian.
+    """Return log P of a value under ancestral sampling, for data from N(mean, std^2).
 
-    By the textbook's formulas: x_{k-1} = (x_k - beta / sqrt(1 - abar) eps) / sqrt(1 - beta) + noise.
+    All steps are linear, hence Gaussian. The textbook formula is
+    x_{k-1} = (x_k - beta / sqrt(1 - abar) eps) / sqrt(1 - beta) + noise.
     """
     abar = (schedule(torch.linspace(0, 1, schedule.num_timesteps + 1).double())[0] ** 2).tolist()
     m, var = 0.0, 1 - abar[-1]
@@ -369,7 +370,7 @@ def test_the_bound_lies_below_the_log_mass_of_the_chains_samples(variance: Any) 
 
 @pytest.mark.parametrize(("variance", "gap"), [("small", 0.4), ("large", 0.2)])
 def test_the_bound_tends_to_the_log_mass_of_the_data(variance: Any, gap: float) -> None:
-    """The gap is of first order in the step, and nothing is left of it but the width of a bin."""
+    """The gap is of first order in the step, up to the width of a bin."""
     schedule = EDMSchedule()
     gaussian = GaussianMixtureDenoiser(torch.tensor([[0.1]]), torch.tensor([0.4]))
     std = 0.02 * 0.4 / math.hypot(0.4, 0.02)  # of x_0 given x_1
@@ -386,7 +387,7 @@ def test_the_bound_tends_to_the_log_mass_of_the_data(variance: Any, gap: float) 
 
 
 def test_on_average_over_the_data_the_bound_is_above_the_entropy() -> None:
-    """What a model of few steps loses, whatever its variance."""
+    """The loss of a model with few steps, for any variance."""
     gaussian = GaussianMixtureDenoiser(torch.tensor([[0.1]]), torch.tensor([0.3]))
     bytes_ = torch.arange(4, 256, 12)
     log_p = discretised_gaussian_log_prob(VALUES, torch.full_like(VALUES, 0.1), torch.tensor(0.3).double())
@@ -426,7 +427,7 @@ def test_terms_are_evenly_spaced_and_each_is_as_likely() -> None:
 
 
 class TwoHeads(torch.nn.Module):
-    """A network of x alone that predicts epsilon, and in further channels 2 v - 1."""
+    """Network that depends only on x and predicts epsilon, and 2 v - 1 in further channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -437,7 +438,7 @@ class TwoHeads(torch.nn.Module):
 
 
 def test_the_learned_variance_gives_the_bound_that_training_minimises() -> None:
-    """The bound of one draw of eps, term by term, is the sum of the training losses of all steps."""
+    """Term by term, the bound with one sample of eps is the sum of the training losses of all steps."""
     torch.manual_seed(0)
     schedule = DiscreteVP(num_timesteps=60)
     denoiser = NetworkDenoiser(TwoHeads(2), schedule, Epsilon(60))
