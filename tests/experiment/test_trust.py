@@ -254,7 +254,7 @@ def own_module(folder: Path) -> None:
         "import torch\n"
         "from lightning.pytorch import Callback\n"
         "from lit_gen.metrics import DigitsFeatures, FeatureNet\n"
-        "from lit_gen.networks import UNet\n"
+        "from lit_gen.families.diffusion import UNet\n"
         "class Net(UNet):\n"
         "    def __init__(self, shape: tuple[int, int, int], num_classes: int, extra: int = 0, **kwargs):\n"
         "        super().__init__(shape, num_classes, **kwargs)\n"
@@ -275,7 +275,7 @@ def test_classes_and_annotated_functions_of_the_users_own_are_built(marker: Path
     words = arguments("DDPM", marker.parent, 64, "--model.optimizer=mine.optimizer")
     words += ["--evaluation.feature_net=mine.features", "--trainer.callbacks=[{class_path: mine.Watch}]"]
     own = [word for word in words if not word.startswith("--model.network")]
-    objects = ExperimentCLI([*own, "--model.network=mine.net"]).objects()
+    objects: Any = ExperimentCLI([*own, "--model.network=mine.net"]).objects()
     assert objects.model.optimizer(objects.model.parameters()).param_groups[0]["lr"] == 0.125
     assert next(m for m in objects.model.modules() if isinstance(m, UNet)) is not None
     assert objects.evaluation.feature_net().name == "digits"

@@ -12,8 +12,8 @@ from torch import Tensor
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.data import Binarised, Digits, ImageDataModule
-from lit_gen.experiment.fit import _trainer
 from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.experiment.trainer import make_trainer
 from lit_gen.families import base
 from lit_gen.families.autoregressive import FVSBN
 from lit_gen.families.base import GenerativeModel
@@ -379,8 +379,8 @@ def test_parts_of_one_process_are_the_shares_of_two(tmp_path: Path) -> None:
             ["--trainer.accumulate_grad_batches=3"],
             "data.batch_size is 64 .* trainer.accumulate_grad_batches = 3 .* choose a multiple of 3",
         ),
-        ([IN_TWO, "--trainer.limit_train_batches=0.3"], "trainer.limit_train_batches: 0.3 may lie .* number of steps"),
-        ([IN_TWO, "--trainer.val_check_interval=0.3"], "trainer.val_check_interval: 0.3 may lie .* number of steps"),
+        ([IN_TWO, "--trainer.limit_train_batches=0.3"], "trainer.limit_train_batches: 0.3 may end .* number of steps"),
+        ([IN_TWO, "--trainer.val_check_interval=0.3"], "trainer.val_check_interval: 0.3 may end .* number of steps"),
     ],
 )
 def test_what_would_split_a_step_is_refused(words: list[str], said: str, tmp_path: Path) -> None:
@@ -400,10 +400,10 @@ def test_a_batch_that_a_model_cannot_split_equally_is_refused(tmp_path: Path) ->
 def test_a_model_that_splits_its_batches_is_told_in_how_many(tmp_path: Path) -> None:
     cli = ExperimentCLI([*arguments("WGAN", tmp_path, 64, IN_FOUR)])
     objects = cli.objects()
-    fit = _trainer(cli, objects.model)
+    fit = make_trainer(objects.trainer, objects.model, cli.instantiate_trainer)
     assert objects.model.accumulate == 4 and fit.accumulate_grad_batches == 1
     cli = ExperimentCLI([*arguments("VAE", tmp_path, 64, IN_FOUR)])
     objects = cli.objects()
     assert objects.model.accumulate == 1
-    fit = _trainer(cli, objects.model)
+    fit = make_trainer(objects.trainer, objects.model, cli.instantiate_trainer)
     assert objects.model.accumulate == fit.accumulate_grad_batches == 4

@@ -430,7 +430,7 @@ def test_what_the_model_asks_of_its_network_cannot_be_set(experiment: str, word:
 
 def test_what_the_model_asks_of_its_network_reaches_it() -> None:
     words = [f"--config={ROOT}/conf/experiment/digits_improved_ddpm.yaml", "--model.augment=EDMAugmentation"]
-    network = ExperimentCLI(words).objects().model.network
+    network: Any = ExperimentCLI(words).objects().model.network
     assert network.out.out_channels == 2 and network.embed_augment.in_features == EDMAugmentation().dim
 
 

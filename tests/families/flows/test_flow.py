@@ -4,6 +4,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -317,7 +318,7 @@ def test_a_linear_flow_learns_a_gaussian() -> None:
 @pytest.mark.parametrize("name", ["NICE", "RealNVP", "Glow"])
 def test_training_in_float32_is_stable(name: str) -> None:
     """With lr 1e-3 and no clipping, on digits."""
-    objects = ExperimentCLI(arguments(name, Path("unused"))).objects()
+    objects: Any = ExperimentCLI(arguments(name, Path("unused"))).objects()
     model, images = objects.model, objects.data.examples("train", 64).images
     model.initialise(images)
     first = model.log_likelihood(images, Noise(0, range(64))).mean()
@@ -338,7 +339,7 @@ def test_initial_values_are_of_the_images_alone_and_only_set_once(tmp_path: Path
     words = arguments("Glow", tmp_path, 64 * 2, "--model.optimizer=SGD", "--model.optimizer.lr=0")
     run = commands.fit(words)
     trained = torch.load(run.checkpoint, weights_only=True)["state_dict"]
-    objects = ExperimentCLI(["--config", str(run.config)]).objects()
+    objects: Any = ExperimentCLI(["--config", str(run.config)]).objects()
     torch.manual_seed(5)
     objects.model.load_state_dict(trained)
     objects.model.initialise(objects.data.examples("train", 512).images)

@@ -261,7 +261,7 @@ def test_truncation_draws_nearer_to_the_middle() -> None:
 
 def test_averages_are_those_of_the_closed_form_and_buffers_come_along(tmp_path: Path) -> None:
     words = ["--ema.decay=0.15", "--model.discriminator_steps=1"]
-    initial: GAN = ExperimentCLI(arguments("GAN", tmp_path, 64, *words)).objects().model
+    initial: Any = ExperimentCLI(arguments("GAN", tmp_path, 64, *words)).objects().model
     average = {name: value.double() for name, value in initial.generator.state_dict().items()}
     for batches in (1, 2):
         checkpoint = torch.load(
