@@ -75,7 +75,7 @@ def fit_run(cli: ExperimentCLI, objects: Namespace) -> Run:
         objects.budget.spent = _cost(stage.metadata)
     flow = 1 if objects.reflow.teacher is None else _learn_pairs(cli, objects)
     fingerprint = data.training_fingerprint
-    of_recipe = fingerprint if stage is None else stage.key(data, "train", model.learns, "recipe")
+    of_recipe = fingerprint if stage is None else stage.key(data, "train", model.capabilities.learns, "recipe")
     identity = training_identity(config, fingerprint)
     trainer = _trainer(cli, model)
     run = Run.of(objects.run, f"{data.name}_{model.title.lower()}", identity)
@@ -180,7 +180,7 @@ def _learn_encoded(cli: ExperimentCLI, objects: Namespace) -> None:
     else:
         load_first_stage(stage, _named_run(cli, "first_stage.run", stage.run, "data.num_val").directory)
     stage.model.to(processes.device(cli.config.trainer))
-    objects.data.train_on_encoded(stage.encode(objects.data, objects.model.learns))
+    objects.data.train_on_encoded(stage.encode(objects.data, objects.model.capabilities.learns))
 
 
 def _named_run(cli: ExperimentCLI, key: str, name: str, *more: str) -> Run:

@@ -4,7 +4,8 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal, NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,11 +14,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.core.accumulation import SumOverParts
-from lit_gen.core.errors import NoTestImagesError, UserError, class_names
+from lit_gen.core.errors import NoTestImagesError, UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.module import ImageDataModule
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.latents import Latents
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
@@ -39,30 +41,8 @@ class GenerativeModel(LightningModule, ABC):
         compile: Compile the network with torch.compile; the checkpoint's keys stay as they are.
     """
 
-    sampler_type: ClassVar[type[Sampler] | tuple[type[Sampler], ...] | None] = None
-    """What samplers `sample` takes; None for a family that has one way to draw."""
-
-    likelihood_method_type: ClassVar[type[LikelihoodMethod] | None] = None
-    """What methods `log_likelihood` takes; None for a family that has one way to compute it."""
-
-    takes_other_weights: ClassVar[bool] = True
-    """Whether it trains with weights that are not float32, as in the precision bf16-true."""
-
-    pictures: ClassVar[tuple[str, ...]] = ()
-    """What the family can show of given images: the names that `picture` takes."""
-
-    drawn_pictures: ClassVar[tuple[str, ...]] = ()
-    """Those of them that are drawn, by a sampler if one is named."""
-
-    likelihood_kind: ClassVar[Literal["exact", "estimate", "bound"] | None] = None
-    """What `log_likelihood` gives of the log-density or log-mass that the model defines: itself, an estimate, or a
-    lower bound; None for a family that has no likelihood. Where there is a method, the kind is that of the method."""
-
-    dequantisation: Literal["uniform", "variational", "none"] = "none"
-    """How 8-bit values become points of a density, which makes of it a lower bound; none for masses of the values."""
-
-    learns: ClassVar[Literal["images", "codes", "latents"]] = "images"
-    """What the family can be trained on: images alone, the codes of a first stage, or also its latents."""
+    capabilities: Capabilities = Capabilities()
+    """What the family can do; a model that can do less than its class has a record of its own."""
 
     accumulate: int = 1
     """Parts in which each optimization step is computed, to save memory. With automatic optimization a batch is one
@@ -123,7 +103,7 @@ class GenerativeModel(LightningModule, ABC):
     def follow(self, first_stage: Latents) -> None:
         """Makes the model the second of two stages; a likelihood of codes or latents is none of images."""
         self.first_stage = first_stage
-        self.likelihood_kind = None  # type: ignore[misc]
+        self.capabilities = replace(self.capabilities, likelihood_kind=None)
         self.title = f"{first_stage.title} + {self.title}"
 
     def follow_classes(self, data: ImageDataModule) -> None:
@@ -158,7 +138,7 @@ class GenerativeModel(LightningModule, ABC):
     def picture(
         self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
     ) -> Tensor:
-        """One of `pictures`, made of images of the data.
+        """Return one of the pictures of the family, made of images of the data.
 
         Args:
             name: Which.
@@ -174,7 +154,7 @@ class GenerativeModel(LightningModule, ABC):
 
     @torch.inference_mode()
     def show(self, name: str, data: ImageDataModule, num: int, seed: int, sampler: Sampler | None = None) -> Tensor:
-        """One of `pictures`, made of evenly spaced test images, or training images where the data has no test part.
+        """Return a picture of evenly spaced test images, or of training images if the data has no test split.
 
         Args:
             name: Which.
@@ -189,13 +169,7 @@ class GenerativeModel(LightningModule, ABC):
         Raises:
             UserError: the family has no such picture, or a sampler is given for one that is not drawn.
         """
-        if name not in self.pictures:
-            choices = f"one of {', '.join(self.pictures)}" if self.pictures else "none"
-            raise UserError(f"--picture: {type(self).__name__} has no picture {name}; it has {choices}")
-        if sampler is not None and name not in self.drawn_pictures:
-            raise UserError(
-                f"sampler: the picture {name} of {type(self).__name__} is not drawn and takes none; leave --sampler out"
-            )
+        self.capabilities.check_picture(type(self).__name__, name, sampler)
         self.check_sampler(sampler)
         try:
             batch = data.examples("test", num)
@@ -262,14 +236,7 @@ class GenerativeModel(LightningModule, ABC):
         Raises:
             UserError: it takes none, or others.
         """
-        if sampler is None or (self.sampler_type is not None and isinstance(sampler, self.sampler_type)):
-            return
-        family, given = type(self).__name__, type(sampler).__name__
-        if self.sampler_type is None:
-            raise UserError(
-                f"sampler: {family} draws an image in one evaluation and takes no sampler; leave --sampler out"
-            )
-        raise UserError(f"sampler: {given} does not draw from {family}; {_one_of(self.sampler_type)}")
+        self.capabilities.check_sampler(type(self).__name__, sampler)
 
     def check_scored(self, sampler: Sampler | None, data: ImageDataModule) -> None:
         """Raise a UserError if what the sampler draws cannot be compared with the data; by default never."""
@@ -330,20 +297,9 @@ class GenerativeModel(LightningModule, ABC):
         Raises:
             UserError: it has none, or takes no method or others.
         """
-        family = type(self).__name__
-        if self.likelihood_kind is None:
+        if self.capabilities.likelihood_kind is None:
             raise UserError(f"evaluation.likelihood: {self.title} has no likelihood; leave it at 0")
-        if method is None or (self.likelihood_method_type and isinstance(method, self.likelihood_method_type)):
-            return
-        if self.likelihood_method_type is None:
-            raise UserError(
-                f"evaluation.likelihood_method: {family} has one way to compute its likelihood and takes no method; "
-                "leave it out"
-            )
-        raise UserError(
-            f"evaluation.likelihood_method: {type(method).__name__} is not for {family}; "
-            f"{_one_of(self.likelihood_method_type)}"
-        )
+        self.capabilities.check_likelihood_method(type(self).__name__, method)
 
     @torch.no_grad()
     def log_likelihood(
@@ -352,7 +308,7 @@ class GenerativeModel(LightningModule, ABC):
         """log P(image) of 8-bit images, or log P(image | label) of a conditional model.
 
         A model of a density dequantises the images itself, so that the numbers of all families are of the same thing;
-        `likelihood_kind` and `dequantisation` say what they are. Afterwards `nfe` is the number of network evaluations
+        `capabilities` say what they are. Afterwards `nfe` is the number of network evaluations
         that each image took.
 
         Args:
@@ -471,12 +427,6 @@ class GenerativeModel(LightningModule, ABC):
         num_images: Any = 0.0 if batch.stand_in else float(len(batch.images))
         self.log_dict(metrics, batch_size=num_images, sync_dist=True, on_step=False, on_epoch=True)
         self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")
-
-
-def _one_of(bases: type | tuple[type, ...]) -> str:
-    """The remedy that names the classes that can be chosen."""
-    names = {name for base in (bases if isinstance(bases, tuple) else (bases,)) for name in class_names(base)}
-    return f"choose one of {', '.join(sorted(names))}, or leave it out"
 
 
 def step_seed(seed: int, stream: int | str, step: int) -> int:

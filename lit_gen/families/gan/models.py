@@ -15,6 +15,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.gan.adversarial import (
     BOUNDARIES,
     LOSSES,
@@ -100,7 +101,7 @@ class AdversarialModel(TwoNetworks):
         compile: Compile the generator with torch.compile.
     """
 
-    sampler_type = Truncation
+    capabilities = Capabilities(samplers=(Truncation,))
 
     critic_name: ClassVar[Literal["critic", "discriminator"]] = "critic"
     """What the keys of the family call the critic."""

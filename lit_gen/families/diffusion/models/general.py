@@ -7,7 +7,7 @@ with. So any sampler draws from any of them.
 
 import copy
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.families.base import GenerativeModel, OptimizerFactory, step_seed
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.diffusion.augment import EDMAugmentation
 from lit_gen.families.diffusion.denoisers import GaussianMixtureDenoiser, NetworkDenoiser, Parameterization
 from lit_gen.families.diffusion.densities import TimeDensity, lattice
@@ -69,14 +70,15 @@ class Diffusion(GenerativeModel):
         augment: Train on transformed images as well, and tell the network how they were, so that it draws none such.
     """
 
-    learns: ClassVar[Literal["images", "codes", "latents"]] = "latents"
-    sampler_type = DiffusionSampler
+    capabilities = Capabilities(
+        samplers=(DiffusionSampler,),
+        likelihood_kind="estimate",
+        likelihood_methods=(DiffusionLikelihood,),
+        dequantisation="uniform",
+        learns="latents",
+    )
     learns_variance: ClassVar[bool] = False
     """Whether the network predicts the variance of an ancestral step beside the denoised image."""
-
-    likelihood_method_type = DiffusionLikelihood
-    likelihood_kind = "estimate"
-    dequantisation = "uniform"
 
     def __init__(
         self,
