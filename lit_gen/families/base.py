@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.core.accumulation import SumOverParts
 from lit_gen.core.errors import NoTestImagesError, UserError
+from lit_gen.core.modes import evaluating
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.class_order import classes_of
@@ -176,13 +177,9 @@ class GenerativeModel(LightningModule, ABC):
         except NoTestImagesError:
             batch = data.examples("train", num)
         images, labels = batch.images.to(self.device), self.conditioning(batch)
-        training = self.training
-        self.eval()
-        try:
-            labels = labels.to(self.device) if labels is not None else None
+        labels = labels.to(self.device) if labels is not None else None
+        with evaluating(self):
             return self.picture(name, images, labels, Noise(seed, batch.index, self.device), sampler)
-        finally:
-            self.train(training)
 
     def check_data(self, data: ImageDataModule) -> None:
         """Raises a UserError if the data is not what the model is of, before anything is trained; by default never."""
@@ -273,12 +270,8 @@ class GenerativeModel(LightningModule, ABC):
             labels = self.drawn_classes(noise.index)
         if labels is not None:
             labels = labels.to(self.device)
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             images = self.draw(noise, labels, sampler or self.default_sampler())
-        finally:
-            self.train(training)
         if self.first_stage is not None:
             images = self.first_stage.decode(images)
         return images.float()
@@ -327,12 +320,8 @@ class GenerativeModel(LightningModule, ABC):
         if labels is None and self.num_classes:
             raise UserError(f"labels: this {type(self).__name__} is class-conditional; its likelihood needs them")
         labels = labels.to(self.device) if labels is not None and self.num_classes else None
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             log_p = self.log_prob(images.to(self.device), noise, labels, method or self.default_likelihood_method())
-        finally:
-            self.train(training)
         return log_p.double()
 
     def conditioning(self, batch: Batch) -> Tensor | None:
