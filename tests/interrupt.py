@@ -29,7 +29,7 @@ class Interrupt(Callback):
         how, _, which = how.partition("-")
         if which and trainer.global_rank != ("first", "second").index(which):
             return
-        if how and trainer.lightning_module._batches_seen == int(when) + late:
+        if how and trainer.lightning_module.clock.batches_seen == int(when) + late:
             if how == "raise":
                 raise CrashError
             signals = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}

@@ -365,7 +365,7 @@ def _split_steps(model: GenerativeModel, settings: Namespace) -> dict[str, Any]:
 
 def _train(trainer: Trainer, objects: Namespace, config: dict[str, Any], run: Run) -> None:
     data, model = objects.data, objects.model
-    model.training_seed = config["seed_everything"]
+    model.clock.seed = config["seed_everything"]
     objects.checkpoint.path = run.checkpoint
     objects.grid.folder = run.samples
     objects.ema.folder = run.snapshots

@@ -1,6 +1,5 @@
 """What every family has in common: how it is sampled, counted and trained."""
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ from lit_gen.data.batches import Batch
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.capabilities import Capabilities
+from lit_gen.families.clock import Clock
 from lit_gen.families.latents import Latents
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
@@ -75,11 +75,9 @@ class GenerativeModel(LightningModule, ABC):
         self.compiled = compile
         self.title = type(self).__name__
         """What results call the model."""
-        self.images_seen = 0
         self.nfe = 0.0
-        self.training_seed = 0
-        self._batches_seen = 0
-        self._part = 0
+        """Number of network evaluations per image of the latest `sample` or `log_likelihood`."""
+        self.clock = Clock()
         self._stop_asked = False
         self.training_values: dict[str, Tensor | float] = {}
         """The latest of each value that `log_training` was given."""
@@ -338,35 +336,31 @@ class GenerativeModel(LightningModule, ABC):
                 module.num_parts = parts
 
     @property
+    def images_seen(self) -> int:
+        """Number of images that all processes together have trained on, the x axis of every curve."""
+        return self.clock.images_seen
+
+    @property
     def whole_step(self) -> bool:
         """Whether all parts of the optimization step that the latest batch belongs to are done."""
-        return self._batches_seen % self.trainer.accumulate_grad_batches == 0
+        return self.clock.is_whole_step(self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Counts the images of a step with its first part, and reseeds the global generator for each part.
 
         So a resumed training draws the same numbers, and the clock stands still within a step.
         """
+        self.clock.reseed(self.global_rank, self.device)
         parts = self.trainer.accumulate_grad_batches
-        self._part = self._batches_seen % parts
-        if self._part == 0:
-            self.images_seen += len(batch.images) * self.trainer.world_size * parts
-        seed = step_seed(self.training_seed, self.global_rank, self._batches_seen)
-        # As torch.manual_seed, which without a GPU formats stack traces to keep for one: half a millisecond.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
-        self._batches_seen += 1
+        self.clock.start_batch(len(batch.images) * self.trainer.world_size * parts, parts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["images_seen"] = self.images_seen
-        checkpoint["batches_seen"] = self._batches_seen
+        checkpoint |= self.clock.state_dict()
         # a step may set some of them alone, and is logged with the others as they were
         checkpoint["training_values"] = {name: float(value) for name, value in self.training_values.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.images_seen = checkpoint["images_seen"]
-        self._batches_seen = checkpoint["batches_seen"]
+        self.clock.load_state_dict(checkpoint)
         self.training_values = dict(checkpoint.get("training_values", {}))  # older checkpoints do not hold them
 
     # --- what families share in training ---
@@ -386,9 +380,10 @@ class GenerativeModel(LightningModule, ABC):
 
         Tensors must have no graph. Of a step in parts the means over them are logged.
         """
-        if self._part:
+        done = self.clock.micro_batch
+        if done:
             means = {name: self.training_values.get(name, value) for name, value in values.items()}
-            values = {name: means[name] + (value - means[name]) / (self._part + 1) for name, value in values.items()}
+            values = {name: means[name] + (value - means[name]) / (done + 1) for name, value in values.items()}
         self.training_values |= values
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -416,9 +411,3 @@ class GenerativeModel(LightningModule, ABC):
         num_images: Any = 0.0 if batch.stand_in else float(len(batch.images))
         self.log_dict(metrics, batch_size=num_images, sync_dist=True, on_step=False, on_epoch=True)
         self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")
-
-
-def step_seed(seed: int, stream: int | str, step: int) -> int:
-    """One 63-bit seed for each (seed, stream, step), a stream being a rank or a purpose; neighbours share nothing."""
-    digest = hashlib.blake2b(f"{seed} {stream} {step}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

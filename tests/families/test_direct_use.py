@@ -6,20 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gen import families as models
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.experiment.loading import load, load_model
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.autoregressive.models.dense import Autoregressive
-from lit_gen.families.base import GenerativeModel
 from lit_gen.runs.directory import Run
 from tests.conftest import arguments
+from tests.families.published import MODELS
 
-FAMILIES: dict[str, type[GenerativeModel]] = {
-    name: getattr(models, name) for name in models.__all__ if name not in ("GenerativeModel", "Diffusion", "TokenPrior")
-}
+FAMILIES = {name: family for name, family in MODELS.items() if name not in ("Diffusion", "TokenPrior")}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -124,7 +124,7 @@ def test_free_bits_and_the_rise_of_beta(monkeypatch: pytest.MonkeyPatch) -> None
     for one, other in zip(gradient, reference.parameters(), strict=True):
         torch.testing.assert_close(one, other.grad)
     rising = randomised(beta=2.0, kl_warmup=1000)
-    rising.images_seen = 250
+    rising.clock.images_seen = 250
     loss, logged = step(rising, monkeypatch, eps)
     torch.testing.assert_close(loss, plain + 0.5 * logged["kl"])
 

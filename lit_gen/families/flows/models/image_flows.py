@@ -109,7 +109,7 @@ class NormalizingFlow(GenerativeModel):
             )
 
     def initialise(self, images: Tensor) -> None:
-        uniform = Noise(self.training_seed, range(len(images))).uniform(self.image_shape)
+        uniform = Noise(self.clock.seed, range(len(images))).uniform(self.image_shape)
         with torch.no_grad():
             self.network.initialise(images, uniform)
 
