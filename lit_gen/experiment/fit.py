@@ -78,7 +78,7 @@ def _facts(experiment: Experiment, config: dict[str, Any], flow: int) -> dict[st
     """Return what run.json records of a training run when it is created."""
     data, model, stage = experiment.data, experiment.model, experiment.stage
     fingerprint = data.training_fingerprint
-    of_recipe = fingerprint if stage is None else stage.key(data, "train", model.learns, "recipe")
+    of_recipe = fingerprint if stage is None else stage.key(data, "train", model.capabilities.learns, "recipe")
     return {
         "identity": training_identity(config, fingerprint),
         "recipe": recipe_identity(config, of_recipe),
@@ -94,7 +94,7 @@ def _facts(experiment: Experiment, config: dict[str, Any], flow: int) -> dict[st
 def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run: Run) -> None:
     """Train in a run directory, from its last checkpoint if there is one, and record the end in run.json."""
     data, model = experiment.data, experiment.model
-    model.training_seed = config["seed_everything"]
+    model.clock.seed = config["seed_everything"]
     experiment.checkpoint.path = run.checkpoint
     experiment.grid.folder = run.samples
     experiment.ema.folder = run.snapshots

@@ -117,7 +117,7 @@ def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeMode
         ) from None
     if isinstance(model.first_stage, FirstStage):
         load_first_stage(model.first_stage, run.directory / FOLDER)
-    model.images_seen = images
+    model.clock.images_seen = images
     model.title = run.metadata.get("title", model.title)
     return model.eval()
 

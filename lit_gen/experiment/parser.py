@@ -186,7 +186,7 @@ class ExperimentCLI(LightningCLI):
         module, _, name = self.config.model.class_path.rpartition(".")
         model: type[GenerativeModel] = getattr(import_module(module), name)
         first_stage = self.config.first_stage.run
-        if first_stage is not None and model.learns == "images":
+        if first_stage is not None and model.capabilities.learns == "images":
             raise UserError(
                 f"first_stage.run: {name} learns images and follows no first stage; leave it out, or use "
                 "TokenPrior or a diffusion model"

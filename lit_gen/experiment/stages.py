@@ -98,7 +98,7 @@ def learn_encoded(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> None:
         directory = _trained(cli, "first_stage.run", stage.run, fit, "data.num_val").directory
     load_first_stage(stage, directory)
     stage.model.to(processes.device(experiment.trainer))
-    form = experiment.model.learns
+    form = experiment.model.capabilities.learns
     assert form != "images", "the parser has refused it"
     experiment.data.train_on_encoded(stage.encode(experiment.data, form))
     experiment.budget.spent = cost(stage.metadata)

@@ -76,7 +76,7 @@ class Processes:
         for trainer, part, share in zip(self.trainers, images.chunk(self.num), shares, strict=True):
             model = cls(image_shape=SHAPE, network=network, **options)
             model._trainer = trainer  # type: ignore[assignment]
-            model.training_seed, model._batches_seen = 3, self.step
+            model.clock.seed, model.clock.batches_seen = 3, self.step
             model.gathered = self._gathered(images, labels)  # type: ignore[method-assign]
             pairs.append((model, Batch(part, share, torch.arange(len(part)))))
         return pairs
