@@ -1,9 +1,12 @@
-"""The one map between uint8 images, u in 0 .. 255, and float images, x = u / 127.5 - 1 in [-1, 1]."""
+"""The one map between 8-bit images, u in 0 .. 255, and float images, x = u / 127.5 - 1 in [-1, 1]."""
 
 import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
+
+BIN_WIDTH = 1 / 127.5
+"""Distance between two neighbouring values x."""
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -13,8 +16,21 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(127.5).sub_(1)
 
 
+def from_levels(levels: Tensor) -> Tensor:
+    """Return u / 127.5 - 1 of values u in 0 .. 255 that are floats, and need not be whole numbers."""
+    return levels / 127.5 - 1
+
+
+def nearest_levels(images: Tensor) -> Tensor:
+    """Return the whole number u, as a float, whose u / 127.5 - 1 is nearest to each value; not clamped to 0 .. 255.
+
+    Unlike `quantise`, this rounds the middle between two levels to the even one, and keeps the type.
+    """
+    return ((images + 1) * 127.5).round()
+
+
 def quantise(images: Tensor) -> Tensor:
-    """Rounds images in [-1, 1] to uint8: `u = floor(127.5 x + 128)`, clamped to 0 .. 255.
+    """Round images in [-1, 1] to uint8: `u = floor(127.5 x + 128)`, clamped to 0 .. 255.
 
     The exact inverse of `to_float`; values outside of [-1, 1] saturate.
 
