@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
+from lit_gen.core.pixels import BIN_WIDTH
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.distributions.dequantisation import BIN_WIDTH, bits_per_dim, dequantise
+from lit_gen.distributions.dequantisation import bits_per_dim, dequantise
 from lit_gen.distributions.pixels import Bernoulli, Categorical, DiscretisedLogistic, PixelLikelihood
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
 from lit_gen.families.capabilities import Capabilities

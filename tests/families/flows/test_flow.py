@@ -13,8 +13,9 @@ from torch import Tensor
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
+from lit_gen.core.pixels import BIN_WIDTH
 from lit_gen.data import Batch
-from lit_gen.distributions.dequantisation import BIN_WIDTH, bits_per_dim
+from lit_gen.distributions.dequantisation import bits_per_dim
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.flows import (
     NICE,
