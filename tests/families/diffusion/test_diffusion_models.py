@@ -460,7 +460,7 @@ def test_settings_out_of_range_are_named_in_one_line(experiment: str, key: str, 
 
 def test_the_preconditioning_needs_a_width_of_the_data() -> None:
     for sigma_data in (0.0, -1.0, float("nan")):
-        with pytest.raises(UserError, match=f"^sigma_data of .* must be above 0, not {sigma_data}$"):
+        with pytest.raises(UserError, match=f"^sigma_data: {sigma_data} is not a standard deviation"):
             EDMPreconditioning(sigma_data)
 
 

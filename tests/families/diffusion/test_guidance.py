@@ -230,7 +230,7 @@ def test_what_is_missing_is_said(denoiser: Conditional) -> None:
             Guidance(weight)
     with pytest.raises(UserError, match="^sampler.guidance: without a weaker run"):
         Guidance(2.0)(denoiser, None)
-    with pytest.raises(UserError, match="the model of weak was not loaded"):
+    with pytest.raises(UserError, match="the model of weak is not loaded"):
         Guidance(2.0, run="weak")(denoiser, LABELS)
 
 
