@@ -58,6 +58,7 @@ def draw(model: GenerativeModel, sampler: DiffusionSampler | None, indices: list
 
 
 @pytest.mark.parametrize(("name", "sampler"), FAMILIES, ids=lambda value: getattr(type(value), "__name__", value))
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch(name: str, sampler: DiffusionSampler | None, tmp_path: Path) -> None:
     model = build(name, tmp_path)
     together = draw(model, sampler, list(range(64)))

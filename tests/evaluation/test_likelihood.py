@@ -20,6 +20,9 @@ from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 from tests.processes import lit_gen_in_two_processes
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 FLOW = ["--evaluation.likelihood_method=ProbabilityFlow", "--evaluation.likelihood_method.steps=3"]
 
 

@@ -25,6 +25,9 @@ from lit_gen.report.results import load_results
 from tests.conftest import arguments
 from tests.report.test_leaderboard import content, write
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 
 class Page(HTMLParser):
     """Tables as lists of rows, pictures by their alt text, and which elements were left open."""
