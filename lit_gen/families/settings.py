@@ -64,9 +64,7 @@ class Temperature(Sampler):
 
     def __init__(self, temperature: float = 1.0) -> None:
         if not 0 < temperature < math.inf:
-            raise UserError(
-                f"sampler.temperature: {temperature} is not a positive number; give one, such as 1, the model itself"
-            )
+            raise UserError(f"sampler.temperature: {temperature} is not a positive number; give one, or remove it")
         self.temperature = temperature
 
 

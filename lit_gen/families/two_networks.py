@@ -42,9 +42,7 @@ class TwoNetworks(GenerativeModel):
             UserError: If `gradient_clip` is not positive.
         """
         if gradient_clip is not None and not gradient_clip > 0:
-            raise UserError(
-                f"model.gradient_clip: {gradient_clip} is not positive; give a positive number, or null to turn clipping off"
-            )
+            raise UserError(f"model.gradient_clip: {gradient_clip} is not positive; give a larger value, or null")
         self.gradient_clip = gradient_clip
         self.automatic_optimization = False
 
@@ -78,8 +76,8 @@ class TwoNetworks(GenerativeModel):
     def differentiate(self, losses: Iterable[Sequence[Tensor]], network: nn.Module) -> list[Descent]:
         """Return losses and their gradients with respect to the parameters of one network.
 
-        `torch.autograd.grad` computes only the gradients of this network. A backward pass would also accumulate those of
-        the other, and under DDP wait for them.
+        `torch.autograd.grad` computes only the gradients of this network. A backward pass would also accumulate those
+        of the other, and under DDP wait for them.
 
         Args:
             losses: Losses of each micro-batch, which may share a graph. The iterable computes the losses of a
