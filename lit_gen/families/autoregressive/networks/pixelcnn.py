@@ -131,30 +131,24 @@ class GatedPixelCNN(TwoStacks):
     ) -> None:
         super().__init__(image_shape, num_params, num_classes, channelwise)
         if min(channels, head_channels) < self.num_groups or num_layers < 0:
-            raise UserError("channels, head_channels and num_layers must be positive, and no fewer than image channels")
+            raise UserError(
+                f"channels {channels} and head_channels {head_channels} must be at least {self.num_groups}, and "
+                f"num_layers {num_layers} at least 0; choose larger values"
+            )
         if min(kernel_size, first_kernel_size) < 3 or kernel_size % 2 == 0 or first_kernel_size % 2 == 0:
             raise UserError(
-                "kernel_size and first_kernel_size must be odd and at least 3, got "
-                f"{kernel_size} and {first_kernel_size}"
+                f"kernel_size {kernel_size} and first_kernel_size {first_kernel_size} must be odd and at least 3; "
+                "choose other values"
             )
         check_dropout(dropout)
-        self.layers = nn.ModuleList()
-        for i in range(num_layers + 1):
-            size, in_channels = (kernel_size, channels) if i else (first_kernel_size, image_shape[0] + 1)
-            # the input of the first layer is the image, shifted by one row and one column
-            rows, columns = (size // 2 + 1, size // 2 + 1) if i else (size // 2, size // 2)
-            layer = GatedLayer(
-                in_channels,
-                channels,
-                i == 0,
-                (rows, size),
-                columns,
-                num_classes,
-                self.num_groups,
-                position_features,
-                dropout,
-            )
-            self.layers.append(layer)
+        shared = (num_classes, self.num_groups, position_features, dropout)
+        # the input of the first layer is the image, shifted by one row and one column
+        half = first_kernel_size // 2
+        layers = [GatedLayer(image_shape[0] + 1, channels, True, (half, first_kernel_size), half, *shared)]
+        half = kernel_size // 2 + 1
+        for _ in range(num_layers):
+            layers.append(GatedLayer(channels, channels, False, (half, kernel_size), half, *shared))
+        self.layers = nn.ModuleList(layers)
         self.positions: nn.Parameter | None = None
         if position_features:
             self.positions = nn.Parameter(torch.randn(1, position_features, *image_shape[1:]))
