@@ -140,7 +140,7 @@ def test_classes(tmp_path: Path) -> None:
 
 
 def test_a_sampler_for_a_family_without_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="DDIM does not draw from WGAN; choose one of Truncation"):
+    with pytest.raises(UserError, match="WGAN does not support DDIM; choose one of Truncation"):
         draw(build("WGAN", tmp_path), DDIM(steps=2), [0])
-    with pytest.raises(UserError, match="DDIM does not draw from VAE; choose one of GaussianMixturePrior, Temperature"):
+    with pytest.raises(UserError, match="VAE does not support DDIM; choose one of GaussianMixturePrior, Temperature"):
         draw(build("VAE", tmp_path), DDIM(steps=2), [0])

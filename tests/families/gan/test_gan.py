@@ -319,7 +319,7 @@ def test_a_collapse_shows_beside_the_grid(tmp_path: Path) -> None:
         (GAN, {"latent_dim": 0}, "model.latent_dim: 0 is too few; give at least 1"),
         (GAN, {"discriminator_steps": 0}, "model.discriminator_steps: 0 is too few; give at least 1"),
         (WGAN, {"critic_steps": 0}, "model.critic_steps: 0 is too few; give at least 1"),
-        (GAN, {"gradient_clip": 0.0}, "model.gradient_clip: 0.0 is not positive; null does not clip"),
+        (GAN, {"gradient_clip": 0.0}, "model.gradient_clip: 0.0 is not positive"),
         (GAN, {"r1": -1.0}, "model.r1: the weight (-1.0) must be at least 0 and r1_every (16) at least 1"),
         (WGAN, {"penalty": 0.0}, "model.penalty: 0.0 is not positive; leave it out for the default"),
         (
