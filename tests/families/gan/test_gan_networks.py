@@ -18,7 +18,8 @@ from lit_gen.families.gan import (
     SNGANDiscriminator,
     SNGANGenerator,
 )
-from lit_gen.families.gan.networks import DownBlock, Projection, normalise_spectrally, statistics_kept
+from lit_gen.families.gan.networks.blocks import Projection, normalise_spectrally, statistics_kept
+from lit_gen.families.gan.networks.sngan import DownBlock
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 GENERATORS = {"Generator": Generator, "DCGANGenerator": DCGANGenerator, "SNGANGenerator": SNGANGenerator}

@@ -12,7 +12,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data import ImageDataModule, TwoMoons
 from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
-from lit_gen.families.gan.adversarial import gradient_penalty
+from lit_gen.families.gan.losses import gradient_penalty
 from lit_gen.metrics import wasserstein
 from tests.conftest import arguments
 

@@ -16,7 +16,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
-from lit_gen.families.gan.adversarial import hinge_discriminator_loss, wasserstein_generator_loss
+from lit_gen.families.gan.losses import hinge_discriminator_loss, wasserstein_generator_loss
 from lit_gen.families.settings import Sampler
 from lit_gen.families.two_networks import TwoNetworks
 from lit_gen.families.vq.networks.autoencoder import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
