@@ -103,5 +103,5 @@ def test_sizes_that_do_not_suit_are_named() -> None:
     with pytest.raises(UserError, match="channels must be a positive multiple of 8"):
         ConvAutoencoder((1, 28, 28), 4, channels=12)
     for halvings in (0, 2):
-        with pytest.raises(UserError, match=f"model.discriminator.num_halvings: {halvings} do not suit"):
+        with pytest.raises(UserError, match=f"model.discriminator.num_halvings: {halvings} is out of range"):
             PatchDiscriminator((1, 8, 8), num_halvings=halvings)

@@ -87,7 +87,7 @@ def test_the_run_says_its_perceptual_loss_and_goes_on_with_no_other(tmp_path: Pa
     run.update(status="training")
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     torch.save(checkpoint | {"title": "VQGAN, LPIPS"}, run.checkpoint)
-    with pytest.raises(UserError, match="model.perceptual: the run was trained as VQGAN, LPIPS, and this is VQGAN"):
+    with pytest.raises(UserError, match="model.perceptual: .*trained as VQGAN, LPIPS, .*VQGAN, digits features"):
         commands.fit(words)
 
 
@@ -265,13 +265,13 @@ def test_delays_below_zero_are_named() -> None:
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 @pytest.mark.parametrize("key", ["perceptual_weight", "discriminator_weight"])
 def test_weights_that_are_none_are_named(key: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"^model.{key}: {value} is not a weight; give 0 or a positive number$"):
+    with pytest.raises(UserError, match=f"^model.{key}: {value} is not a weight; "):
         VQGAN((1, 16, 16), **{key: value})  # type: ignore[arg-type]
     VQGAN((1, 16, 16), **{key: 0.0})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, math.nan])
 def test_a_limit_that_is_none_is_named(value: float) -> None:
-    with pytest.raises(UserError, match=f"^model.max_weight: {value} is not a positive limit; leave it out for 1e4$"):
+    with pytest.raises(UserError, match=f"^model.max_weight: {value} is not a positive limit; "):
         VQGAN((1, 16, 16), max_weight=value)
     VQGAN((1, 16, 16), max_weight=math.inf)
