@@ -26,7 +26,7 @@ class TokenSampling(Sampler):
     Args:
         temperature: T; 1 is the model itself, less is sharper.
         top_k: Number of most probable codes to draw from; 1 always takes the most probable. null: all codes.
-        top_p: Mass of the most probable codes to draw from, the fewest that reach it. null: all codes.
+        top_p: Mass p; codes are drawn from the fewest most probable ones whose mass is at least p. null: all codes.
         size: (H, W) of a grid of codes larger than the training grid, for images larger than those of the data. It
             suits data that looks alike everywhere, such as crops, but not data with one centred object.
 

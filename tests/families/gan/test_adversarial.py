@@ -29,7 +29,7 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def expected_gradients(name: str, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """N times the gradients of D's loss by the scores of real and generated images, and of G's by the latter."""
+    """Return N times the gradients of D's loss by the scores of real and generated images, and of G's by the latter."""
     one = torch.ones_like(real)
     cross_entropy = (-sigmoid(-real), sigmoid(fake))
     return {

@@ -1,4 +1,4 @@
-"""Two networks trained by turns: what each step leaves alone, its gradients, and where a training stops."""
+"""Two networks trained in alternation: what each step leaves unchanged, its gradients, and where training stops."""
 
 import math
 from pathlib import Path
@@ -58,7 +58,7 @@ def moved(before: State, after: State) -> set[str]:
 
 
 class Recorded:
-    """Runs training steps of a model without a Trainer, and keeps what each optimizer step was given and left."""
+    """Training steps of a model without a Trainer, with the gradients and weights of each optimizer step recorded."""
 
     def __init__(self, model: AdversarialModel, world_size: int = 1, reduce: Any = None) -> None:
         self.model = model
@@ -168,8 +168,8 @@ def test_gradients_are_averaged_over_processes_once() -> None:
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("settings", [{}, {"r1": 3.0, "r1_every": 1}, {"loss": "hinge", "augment": Halved()}])
 def test_a_step_in_parts_is_that_of_the_whole_batch(settings: dict[str, Any], parts: int) -> None:
-    """Gradients of both networks, and the losses that are logged."""
-    # batch normalisation is of each part, and left out
+    """The gradients of both networks and the logged losses agree."""
+    # without batch normalisation, which acts on each micro-batch
     whole, split = (Recorded(gan("none", generator=residual, **settings)) for _ in range(2))
     split.model.accumulate = parts
     whole.step()
@@ -183,7 +183,7 @@ def test_a_step_in_parts_is_that_of_the_whole_batch(settings: dict[str, Any], pa
 
 
 def test_two_parameters_may_have_one_gradient() -> None:
-    """Autograd gives one tensor for both of a sum; added up in place it would count twice."""
+    """Autograd returns one tensor for both terms of a sum; adding to it in place would count it twice."""
 
     class Sum(nn.Module):
         def __init__(self) -> None:
@@ -209,7 +209,7 @@ def test_clipping_bounds_the_norm_of_each_gradient() -> None:
 
 
 def test_r1_is_lazy_and_weighs_as_much() -> None:
-    """At every third step with three times gamma / 2 |grad D|^2, and else without."""
+    """Every third step adds three times gamma / 2 |grad D|^2, and the others nothing."""
     losses = {}
     for r1, batches in ((0.0, 3), (2.0, 2), (2.0, 3)):
         model = gan("none", r1=r1, r1_every=3)

@@ -71,7 +71,7 @@ def test_frequencies_are_an_average_of_the_shares_at_each_place() -> None:
 
 
 def test_codes_are_drawn_by_their_frequencies() -> None:
-    """By Pearson's chi-square at every place; a code that never stood there is never drawn."""
+    """Pearson's chi-square test at every position; a code that never occurred there is never drawn."""
     made = autoencoder()
     generator = torch.Generator().manual_seed(0)
     shares = torch.rand(4, 4, 12, generator=generator).double()

@@ -107,8 +107,8 @@ class TokenPrior(GenerativeModel):
         channels, *own = data.image_shape
         drawn = (size * whole // codes for size, whole, codes in zip(sampler.size, own, self.grid, strict=True))
         raise UserError(
-            f"sampler.size: images of {'x'.join(map(str, (channels, *drawn)))} cannot be compared with those of "
-            f"{data.name}, {'x'.join(map(str, data.image_shape))}; remove the key, or sample images with lit-gen sample"
+            f"sampler.size: images of {'x'.join(map(str, (channels, *drawn)))} are not those of {data.name}, "
+            f"{'x'.join(map(str, data.image_shape))}; remove the key, or sample images with lit-gen sample"
         )
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
