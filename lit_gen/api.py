@@ -10,8 +10,7 @@
 | features to compare images by | `FeatureNet` | |
 | a likelihood of a trained model | `LikelihoodMethod` | |
 
-Each class is documented where it is defined. A mistake in a setting is raised as a `UserError`, `KEY: what is wrong; what
-to do`.
+Each class is documented where it is defined. Raise a mistake in a setting as a `UserError("KEY: what is wrong; do this")`.
 """
 
 from lit_gen.core.errors import UserError
