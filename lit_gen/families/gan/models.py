@@ -15,6 +15,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.gan.adversarial import (
     BOUNDARIES,
     LOSSES,
@@ -100,7 +101,7 @@ class AdversarialModel(TwoNetworks):
         compile: Compile the generator with torch.compile.
     """
 
-    sampler_type = Truncation
+    capabilities = Capabilities(samplers=(Truncation,))
 
     critic_name: ClassVar[Literal["critic", "discriminator"]] = "critic"
     """What the keys of the family call the critic."""
@@ -179,7 +180,7 @@ class AdversarialModel(TwoNetworks):
         self.descend(critic_optimizer, self.critic, descent.gradients)
         self.constrain()
         self.log_training(loss=descent.loss)
-        if self._batches_seen % self.critic_steps == 0:
+        if self.clock.batches_seen % self.critic_steps == 0:
             (descent,) = self.differentiate(self.generator_losses(batch), self.generating_network)
             self.descend(generator_optimizer, self.generating_network, descent.gradients)
             self.log_training(generator_loss=descent.loss)
@@ -331,7 +332,7 @@ class GAN(AdversarialModel):
             )
 
     def critic_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
-        regularised = self.r1 > 0 and self._batches_seen % self.r1_every == 0
+        regularised = self.r1 > 0 and self.clock.batches_seen % self.r1_every == 0
         real = real.detach().requires_grad_(regularised)
         of_real, of_fake = self.scores(self.seen(real), labels), self.scores(self.seen(fake), labels)
         loss = LOSSES[self.loss][0](of_real, of_fake)
