@@ -98,6 +98,19 @@ def test_data_under_two_names_share_a_table(tmp_path: Path) -> None:
     assert [row[:2] for row in page.rows] == [["#", "model"], ["1", "VAE"], ["2", "EDM (trained on 63bac8b2)"]]
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for folder, distance in (("here", 1.0), ("there", 2.0)):
+        path = write(tmp_path / folder, content("VAE", distance, run__identity=folder))
+        shutil.copy(path, path.parents[2] / "config.yaml")
+    write(tmp_path / "here", content("EDM", 3.0))
+    text = write_page(load_results(tmp_path), tmp_path / "report.html", "runs").read_text()
+    assert re.findall('<section class="run" id="(.*?)"', text) == [
+        "digits_EDM-0",
+        "here/digits_VAE-0",
+        "there/digits_VAE-0",
+    ]
+
+
 def test_conditions_choose(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert main(["report", str(runs), "--out", str(out), "--where", "model=VAE"]) == 0
