@@ -18,6 +18,9 @@ from tests.conftest import ROOT, arguments
 from tests.interrupt import KILL_AT, CrashError
 from tests.processes import lit_gen_in_two_processes
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 NUM_BATCHES = 50  # digits have 22 batches of 64 in an epoch: this is two epochs and a part
 EVERY = 7
 
@@ -87,7 +90,7 @@ def test_resumed_training_ends_with_the_same_bits(model: str, tmp_path: Path, mo
 
 DIES_BEFORE_THE_THIRD_RENAMING = """
 import os, signal, sys
-from lit_gen import commands
+from lit_gen.cli import commands
 
 replace, renamed = os.replace, []
 

@@ -14,6 +14,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.core.processes import gather
 from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families import list_models
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion import Diffusion, ProbabilityFlow
 from lit_gen.runs.directory import Run
@@ -23,8 +24,8 @@ from tests.interrupt import KILL_AT, CrashError
 from tests.processes import in_two_processes
 
 NUM_BATCHES, EVERY = 7, 3
-BY_DEFAULT = ("EDM", "Glow", "MADE", "VAE", "GAN", "VQGAN")
-"""One of each kind; the slow tests have all of them."""
+BY_DEFAULT = ("EDM", "VAE", "GAN")
+"""The slow tests have all families."""
 
 
 def training(model: str, root: Path) -> list[str]:
@@ -45,6 +46,17 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return commands.fit(training(request.param, tmp_path_factory.mktemp(request.param) / "whole"))
 
 
+ALL = pytest.mark.parametrize(
+    "run",
+    [
+        name if name in BY_DEFAULT else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.exhaustive])
+        for name in TINY
+    ],
+    indirect=True,
+)
+"""For a test of commands that tests of older runs try with all families as well."""
+
+
 def family(run: Run) -> str:
     """The key of the run's family in TINY."""
     return run.directory.parent.parent.name.rstrip("0123456789")
@@ -59,10 +71,7 @@ def load(run: Run, weights: str = "ema") -> tuple[GenerativeModel, torch.Tensor,
 
 def test_every_family_is_here() -> None:
     """A class that can be trained by name has its entry in TINY."""
-    from lit_gen import families as models
-
-    names = {name for name in models.__all__ if isinstance(getattr(models, name), type)}
-    assert names - {"GenerativeModel"} == {words[0].removeprefix("--model=") for words in TINY.values()}
+    assert list_models().keys() == {words[0].removeprefix("--model=") for words in TINY.values()}
 
 
 def test_a_training_that_was_killed_ends_with_the_same_bits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +106,7 @@ def test_an_image_is_of_its_index_alone(run: Run) -> None:
 
 def test_a_likelihood_is_of_its_image_alone(run: Run) -> None:
     model, images, labels = load(run)
-    if model.likelihood_kind is None:
+    if model.capabilities.likelihood_kind is None:
         with pytest.raises(UserError, match="has no likelihood"):
             model.log_likelihood(images, Noise(0, range(len(images))), labels)
         return
@@ -112,10 +121,11 @@ def test_a_likelihood_is_of_its_image_alone(run: Run) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+@ALL
 def test_it_is_scored_once_and_says_how(run: Run) -> None:
     model, _, _ = load(run)
     points = not ExperimentCLI(["--config", str(run.config)]).objects().data.source.quantised
-    words = [] if model.likelihood_kind is None or points else ["--evaluation.likelihood=6"]
+    words = [] if model.capabilities.likelihood_kind is None or points else ["--evaluation.likelihood=6"]
     if words and isinstance(model, Diffusion):
         words += ["--evaluation.likelihood_method=ProbabilityFlow", "--evaluation.likelihood_method.steps=2"]
     path = commands.evaluate([str(run.directory), *words])
@@ -132,19 +142,21 @@ def test_it_is_scored_once_and_says_how(run: Run) -> None:
     assert commands.evaluate([str(run.directory), *words]) == path and path.stat().st_mtime_ns == stamp
 
 
+@ALL
 def test_samples_and_pictures_are_drawn_by_the_command(run: Run, tmp_path: Path) -> None:
     model, _, _ = load(run)
     for out in ("one.npz", "two.npz"):
         assert main(["sample", str(run.directory), "-n", "5", "--seed", "3", "--out", str(tmp_path / out)]) == 0
     one, two = (np.load(tmp_path / name)["images"] for name in ("one.npz", "two.npz"))
     assert len(one) == 5 and np.array_equal(one, two)
-    for name in model.pictures:
+    for name in model.capabilities.pictures:
         assert list(run.samples.glob(f"{name}-*.png")), "drawn in training"
         picture = tmp_path / f"{name}.png"
         assert main(["sample", str(run.directory), "--picture", name, "-n", "4", "--out", str(picture)]) == 0
         assert picture.is_file()
 
 
+@ALL
 def test_what_is_wrong_is_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory, name = str(run.directory), family(run)
     model, _, _ = load(run)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
-from lit_gen.distributions.dequantisation import BIN_WIDTH, log_mass
+from lit_gen.core.pixels import BIN_WIDTH
+from lit_gen.distributions.dequantisation import log_mass
 from lit_gen.families.diffusion.denoisers import Denoiser, per_image
 from lit_gen.families.diffusion.grids import Grid, Uniform, UniformLogSNR
 from lit_gen.families.diffusion.posterior import StepVariance, posterior, step_variance

@@ -1,4 +1,4 @@
-"""How latents of adversarial models are drawn, other than from the whole normal distribution."""
+"""Truncation: sampling latents from less than the whole normal distribution."""
 
 from typing import Literal
 
@@ -11,29 +11,31 @@ from lit_gen.families.settings import Sampler
 
 
 class Truncation(Sampler):
-    """Latents of a truncated normal distribution: nearer to the mean, so fewer kinds of images.
+    """Latents from a truncated normal distribution: closer to the mean, at the cost of variety.
 
     Paper: Brock et al. 2018, https://arxiv.org/abs/1809.11096
 
     Args:
         threshold: Largest magnitude of a component of z.
-        method: resample, as in the paper: components beyond it are drawn again until they are within, which is the
-            normal distribution given |z| < threshold, drawn here by its inverse distribution function; or clip them.
+        method: `resample` draws components beyond the threshold again until they are within it, as in the paper. This
+            is the normal distribution given |z| < threshold, sampled by its inverse distribution function. `clip`
+            clamps them to the threshold.
 
     Raises:
-        UserError: the threshold is not positive.
+        UserError: If the threshold is not positive.
     """
 
     def __init__(self, threshold: float = 1.0, method: Literal["resample", "clip"] = "resample") -> None:
         if not threshold > 0:
             raise UserError(
-                f"sampler.threshold: {threshold} is not positive; leave the sampler out for the whole normal"
+                f"sampler.threshold: {threshold} is not positive; give a positive number, or remove the sampler to "
+                "sample the whole normal distribution"
             )
         self.threshold = threshold
         self.method = method
 
     def latents(self, noise: Noise, dim: int) -> Tensor:
-        """z (N, dim), float32."""
+        """Sample z (N, dim), float32."""
         if self.method == "clip":
             return noise.normal((dim,)).clamp(-self.threshold, self.threshold)
         u = noise.uniform((dim,), torch.float64)

@@ -3,6 +3,7 @@
 import math
 from abc import ABC
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
+from lit_gen.core.pixels import BIN_WIDTH
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.distributions.dequantisation import BIN_WIDTH, bits_per_dim, dequantise
+from lit_gen.distributions.dequantisation import bits_per_dim, dequantise
 from lit_gen.distributions.pixels import Bernoulli, Categorical, DiscretisedLogistic, PixelLikelihood
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 from lit_gen.families.vae.networks import ConvDecoder, ConvEncoder
 from lit_gen.families.vae.variational import (
@@ -33,11 +36,11 @@ EncoderFactory = Callable[[tuple[int, int, int], int], nn.Module]
 DecoderFactory = Callable[[tuple[int, int, int], int], nn.Module]
 PriorFactory = Callable[[tuple[int, int, int], int], Prior]
 NUM_STEPS = 8
-"""Images of one interpolation."""
+"""Number of images in one interpolation."""
 
 
 class VariationalMethod(LikelihoodMethod, ABC):
-    """A lower bound on the likelihood of a VAE, by draws of z from q(z | x)."""
+    """A lower bound on the likelihood of a VAE, estimated by draws of z from q(z | x)."""
 
     kind = "bound"
     dequantisation = None
@@ -45,13 +48,13 @@ class VariationalMethod(LikelihoodMethod, ABC):
 
 
 class ELBO(VariationalMethod):
-    """The evidence lower bound, its expectation over z the mean of some draws.
+    """Evidence lower bound, with the expectation over z estimated by the mean of some draws.
 
     Args:
-        num_draws: Draws of z.
+        num_draws: Number of draws of z.
 
     Raises:
-        UserError: there are none.
+        UserError: If num_draws is below 1.
     """
 
     def __init__(self, num_draws: int = 1) -> None:
@@ -59,13 +62,13 @@ class ELBO(VariationalMethod):
 
 
 class ImportanceWeighted(VariationalMethod):
-    """IWAE_K, the bound by K importance samples (Burda et al. 2016), which rises with K to the likelihood.
+    """IWAE_K, the bound by K importance samples (Burda et al. 2016), which rises with K to the log-likelihood.
 
     Args:
-        num_samples: K.
+        num_samples: Number K of importance samples.
 
     Raises:
-        UserError: there are none.
+        UserError: If num_samples is below 1.
     """
 
     def __init__(self, num_samples: int = 100) -> None:
@@ -73,18 +76,18 @@ class ImportanceWeighted(VariationalMethod):
 
 
 class GaussianMixturePrior(Sampler):
-    """Draws z not from the prior but from a mixture of Gaussians fitted to codes of training images.
+    """Sampler of z from a mixture of Gaussians fitted to codes of training images, instead of the prior.
 
-    Each of at most `max_images` evenly spaced training images gives one z ~ q(z | x), which together stand for the
-    aggregate posterior; the covariances are full (Ghosh et al. 2020, https://arxiv.org/abs/1903.12436).
+    Each of at most `max_images` evenly spaced training images gives one z ~ q(z | x). Together they represent the
+    aggregate posterior. The covariances are full (Ghosh et al. 2020, https://arxiv.org/abs/1903.12436).
 
     Args:
         num_components: Number of Gaussians.
         temperature: Factor on the standard deviations within each Gaussian.
-        max_images: Limit of the number of training images.
+        max_images: Largest number of training images.
 
     Raises:
-        UserError: a number is not positive.
+        UserError: If a number is not positive.
     """
 
     learns_from_data = True
@@ -96,7 +99,7 @@ class GaussianMixturePrior(Sampler):
         self._mixture: tuple[Tensor, Tensor, Tensor] | None = None
 
     def fit(self, codes: Tensor, device: torch.device) -> None:
-        """Fit the mixture to codes (M, d), float64; its draws are then made on the device."""
+        """Fit the mixture to codes (M, d), float64, and keep it on the device."""
         from sklearn.mixture import GaussianMixture  # slow to import
 
         fitted = GaussianMixture(self.num_components, random_state=0).fit(codes.numpy())
@@ -107,8 +110,8 @@ class GaussianMixturePrior(Sampler):
         self._mixture = weights, means, torch.linalg.cholesky(covariances)
 
     def codes(self, noise: Noise) -> Tensor:
-        """z (N, d)."""
-        assert self._mixture is not None, "fit comes first"
+        """Sample z (N, d)."""
+        assert self._mixture is not None, "call fit first"
         weights, means, factors = self._mixture
         eps = noise.normal(means.shape[1:], means.dtype).to(means.device)
         chosen = choose(weights, noise)
@@ -119,32 +122,37 @@ class VAE(GenerativeModel):
     """A VAE: q(z | x) = N(mean(x), diag(exp(log_var(x)))), a prior p(z), and p(x | z) a likelihood of pixels.
 
     Training minimises -log p(x | z) + beta KL(q || p) in nats per image, or with `num_importance` > 1 the negative
-    importance-weighted bound (IWAE, Burda et al. 2016). Images are drawn as the centre of p(x | z), z ~ p(z), in one
-    evaluation of the decoder: the mean, or the medians of discretised logistics; where pixels are binary or have a
-    probability for each value, p(x | z) is drawn from.
+    importance-weighted bound (IWAE, Burda et al. 2016). A sample is the centre of p(x | z) with z ~ p(z), in one
+    evaluation of the decoder: the mean, or the medians of discretised logistics. If pixels are binary or have a
+    probability per value, the sample is drawn from p(x | z).
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
         num_classes: Number of classes of the data; comes from the data.
-        class_conditional: Give the class to encoder and decoder.
+        class_conditional: Condition encoder and decoder on the class label.
         latent_dim: Dimension d of z.
         beta: Weight of the KL divergence (Higgins et al. 2017); 1 gives the bound on the likelihood.
-        kl_warmup: Images over which that weight rises linearly from zero.
-        free_bits: Nats per dimension of z whose KL divergence, on the batch's mean, costs nothing (Kingma et al. 2016).
-        num_importance: K, importance samples of the bound in training.
-        encoder: Called with images, gives (mean, log_var), each (N, latent_dim).
-        decoder: Called with z (N, latent_dim), gives the parameter maps of the likelihood, (N, P, H, W).
-        likelihood: p(x | z) given the maps; if not given, discretised logistics with one scale for all pixels.
+        kl_warmup: Images over which the weight beta rises linearly from zero.
+        free_bits: KL divergence per dimension of z, on the batch's mean, that is free, in nats (Kingma et al. 2016).
+        num_importance: Number K of importance samples of the bound in training.
+        encoder: Called with images, returns (mean, log_var), each (N, latent_dim).
+        decoder: Called with z (N, latent_dim), returns the parameter maps of the likelihood, (N, P, H, W).
+        likelihood: p(x | z) given the maps. Default: discretised logistics with one scale for all pixels.
         prior: p(z).
         optimizer: Optimizer of all parameters.
         warmup: Images over which the learning rate rises linearly from zero.
         compile: Compile the networks with torch.compile.
+
+    Raises:
+        UserError: If a number is out of range, or if free bits or classes meet a prior that does not support them.
     """
 
-    sampler_type = (Temperature, GaussianMixturePrior)
-    likelihood_method_type = VariationalMethod
-    likelihood_kind = "bound"
-    pictures = ("reconstructions", "interpolations")
+    capabilities = Capabilities(
+        samplers=(Temperature, GaussianMixturePrior),
+        likelihood_kind="bound",
+        likelihood_methods=(VariationalMethod,),
+        pictures=("reconstructions", "interpolations"),
+    )
 
     def __init__(
         self,
@@ -167,7 +175,7 @@ class VAE(GenerativeModel):
         super().__init__(image_shape, num_classes, class_conditional, warmup=warmup, compile=compile)
         for key, value in (("beta", beta), ("kl_warmup", kl_warmup), ("free_bits", free_bits)):
             if not 0 <= value < math.inf:
-                raise UserError(f"model.{key}: {value} is negative or infinite")
+                raise UserError(f"model.{key}: {value} is not a finite number >= 0; give 0 or a positive number")
         self.latent_dim = _positive("model.latent_dim", latent_dim)
         self.beta = beta
         self.kl_warmup = kl_warmup
@@ -176,7 +184,7 @@ class VAE(GenerativeModel):
         self.optimizer = optimizer
         channels, height, width = self.image_shape
         likelihood = likelihood or DiscretisedLogistic(per_pixel=False)
-        self.dequantisation = likelihood.dequantisation
+        self.capabilities = replace(self.capabilities, dequantisation=likelihood.dequantisation)
         self.autoencoder = Autoencoder(
             encoder((channels + self.num_classes, height, width), latent_dim),
             decoder((likelihood.num_params(channels), height, width), latent_dim + self.num_classes),
@@ -185,7 +193,7 @@ class VAE(GenerativeModel):
             self.num_classes,
         )
         self.closed_form = isinstance(self.generator.prior, StandardNormal)
-        """Whether KL(q || p) has one, and with it a value for each dimension."""
+        """True if KL(q || p) has a closed form, and thus a value per dimension."""
         self._check_settings()
         self.title = "VAE" if num_importance == 1 else "IWAE"
         if not self.closed_form:
@@ -198,11 +206,14 @@ class VAE(GenerativeModel):
     def _check_settings(self) -> None:
         if self.free_bits and (self.num_importance > 1 or not self.closed_form):
             raise UserError(
-                "model.free_bits: they are of the KL divergence of each dimension, which needs model.num_importance=1 "
-                "and model.prior=StandardNormal; set it to 0"
+                f"model.free_bits: {self.free_bits} applies to the KL divergence per dimension, which needs "
+                "model.num_importance=1 and model.prior=StandardNormal; set it to 0, or change these keys"
             )
         if self.num_classes and hasattr(self.generator.prior, "pseudo_inputs"):
-            raise UserError("model.prior: the pseudo-inputs of VampPrior have no class; choose another prior")
+            raise UserError(
+                f"model.prior: the pseudo-inputs of {type(self.generator.prior).__name__} have no class; choose "
+                "another prior, or set model.class_conditional to false"
+            )
 
     def check_data(self, data: ImageDataModule) -> None:
         self.generator.likelihood.check_levels(data.name, data.num_levels)
@@ -216,14 +227,14 @@ class VAE(GenerativeModel):
     # --- the bounds ---
 
     def terms(self, images: Tensor, labels: Tensor | None, eps: Tensor) -> Terms:
-        """The terms of the bounds, log p(x | z) as the mass of 8-bit images, also where it is a density."""
+        """Return the terms of the bounds, with log p(x | z) the log-mass of 8-bit images even if it is a density."""
         terms: Terms = self.generator(images, labels, eps)
-        if self.dequantisation == "none":
+        if self.capabilities.dequantisation == "none":
             return terms
         return terms._replace(log_p=terms.log_p + images[0].numel() * math.log(BIN_WIDTH))
 
     def kl(self, terms: Terms) -> Tensor:
-        """KL(q || p) of each image (N,), in closed form if there is one, else by the draws of z."""
+        """Return KL(q || p) of each image (N,), in closed form if possible, otherwise estimated by the draws of z."""
         if self.closed_form:
             return gaussian_kl(terms.mean, terms.log_var).sum(1)
         return terms.log_ratio.mean(0)
@@ -232,7 +243,9 @@ class VAE(GenerativeModel):
         assert isinstance(method, VariationalMethod)
         bounds = []
         for _ in range(method.num_decodings):
-            points = images if self.dequantisation == "none" else dequantise(images, noise).to(images.dtype)
+            points = (
+                images if self.capabilities.dequantisation == "none" else dequantise(images, noise).to(images.dtype)
+            )
             eps = noise.normal((self.latent_dim,)).to(self.device)
             terms = self.terms(points, labels, eps[None])
             cost = self.kl(terms) if isinstance(method, ELBO) else terms.log_ratio[0]
@@ -248,7 +261,7 @@ class VAE(GenerativeModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = batch.images
-        if self.dequantisation != "none":
+        if self.capabilities.dequantisation != "none":
             images = images + (torch.rand_like(images) - 0.5) * BIN_WIDTH
         eps = torch.randn(self.num_importance, len(images), self.latent_dim, device=images.device)
         terms = self.terms(images, self.conditioning(batch), eps)
@@ -272,10 +285,11 @@ class VAE(GenerativeModel):
 
     @torch.no_grad()
     def diagnostics(self, noise: Noise) -> dict[str, float]:
-        """Of the codes of 512 images of the validation split, or of the training split where there is none.
+        """Return statistics of the codes of 512 validation images, or training images without a validation split.
 
-        active_units: dimensions of z whose posterior mean has a variance over the images above 0.01 (Burda et al.).
-        collapsed: share of the others. kl_min, kl_median, kl_max: over the dimensions, of their mean KL to N(0, 1).
+        active_units: number of dimensions of z whose posterior mean has a variance over the images above 0.01 (Burda et
+        al.). collapsed: share of the other dimensions. kl_min, kl_median, kl_max: minimum, median and maximum over the
+        dimensions of their mean KL divergence to N(0, 1).
         """
         if self._trainer is None:
             return {}
@@ -291,7 +305,7 @@ class VAE(GenerativeModel):
             numbers |= {"kl_min": float(kl.min()), "kl_median": float(kl.median()), "kl_max": float(kl.max())}
         return numbers
 
-    # --- drawing ---
+    # --- sampling ---
 
     @torch.no_grad()
     def prepare_sampler(self, sampler: Sampler | None, data: ImageDataModule) -> None:
@@ -300,7 +314,10 @@ class VAE(GenerativeModel):
             return
         batch = data.examples("train", sampler.max_images)
         if len(batch.images) < sampler.num_components:
-            raise UserError(f"sampler.num_components: {data.name} has only {len(batch.images)} training images")
+            raise UserError(
+                f"sampler.num_components: {sampler.num_components} components need as many training images, but "
+                f"{data.name} has {len(batch.images)}; give a smaller number"
+            )
         codes = []
         for part in torch.arange(len(batch.images)).split(256):
             labels = batch.labels[part].to(self.device) if batch.labels is not None and self.num_classes else None
@@ -324,7 +341,7 @@ class VAE(GenerativeModel):
     def picture(
         self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
     ) -> Tensor:
-        """Images above the centres of p(x | z) at their mean codes; or such centres between the codes of pairs."""
+        """Return images above the centres of p(x | z) at their mean codes, or centres between the codes of pairs."""
         z, _ = self.generator.encode(images, labels)
         if name == "reconstructions":
             return torch.stack([images, self.generator.likelihood.centre(self.generator.decode(z, labels))])
@@ -337,6 +354,7 @@ class VAE(GenerativeModel):
 
 
 def _positive(key: str, value: int) -> int:
+    """Return the value; raise a UserError that names the key unless it is at least 1."""
     if value < 1:
-        raise UserError(f"{key}: {value} is not positive")
+        raise UserError(f"{key}: {value} is not positive; give at least 1")
     return value

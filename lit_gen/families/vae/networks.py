@@ -1,7 +1,7 @@
 """Encoder and decoder of a variational autoencoder.
 
-Kingma and Welling 2014, arXiv 1312.6114. The encoder gives q(z | x) = N(mean(x), diag(exp(log_var(x)))), the decoder
-the parameter of p(x | z), its mean or its logits as the model decides.
+The encoder returns mean and log-variance of q(z | x) = N(mean(x), diag(exp(log_var(x)))), the decoder the parameter
+maps of p(x | z), such as its mean or its logits. Paper: Kingma and Welling 2014, https://arxiv.org/abs/1312.6114
 """
 
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ class ConvEncoder(nn.Module):
         image_shape: (C, H, W) of the images; H and W at least 8 and multiples of 4.
         latent_dim: Dimension of the latent z.
         channels: Width at full resolution, a multiple of 8; it doubles at every halving of the resolution.
-        max_channels: Limit of that doubling.
+        max_channels: Upper limit of the width.
         num_blocks: Residual blocks per resolution.
 
     Raises:
-        UserError: if the image size or a width does not suit.
+        UserError: If the image size or a width is not supported.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Residual convolutional decoder: latents (N, latent_dim) -> (N, C, H, W), the unbounded parameter of p(x | z).
+    """Residual convolutional decoder: latents (N, latent_dim) -> unbounded parameter maps (N, C, H, W) of p(x | z).
 
     Args:
         image_shape: (C, H, W) of the images; H and W at least 8 and multiples of 4.
         latent_dim: Dimension of the latent z.
         channels: Width at full resolution, a multiple of 8; it doubles at every halving of the resolution.
-        max_channels: Limit of that doubling.
+        max_channels: Upper limit of the width.
         num_blocks: Residual blocks per resolution.
 
     Raises:
-        UserError: if the image size or a width does not suit.
+        UserError: If the image size or a width is not supported.
     """
 
     def __init__(

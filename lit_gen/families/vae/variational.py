@@ -1,4 +1,4 @@
-"""Variational autoencoders: the bounds on log p(x), the priors of z, and the networks together.
+"""Bounds on log p(x), priors of z, and the module that combines encoder, decoder, likelihood and prior.
 
 With z ~ q(z | x) = N(mean(x), diag(exp(log_var(x)))) and the importance weight w(z) = p(x | z) p(z) / q(z | x),
 
@@ -25,34 +25,34 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) || N(0, 1)) = 1/2 (mean^2 + exp(log_var) - 1 - log_var), in nats, elementwise."""
+    """Return KL(N(mean, exp(log_var)) || N(0, 1)) = 1/2 (mean^2 + exp(log_var) - 1 - log_var), elementwise in nats."""
     return 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """log N(z; mean, diag(exp(log_var))), in nats, summed over the last axis."""
+    """Return log N(z; mean, diag(exp(log_var))) in nats, summed over the last axis."""
     return -0.5 * ((z - mean).square() * torch.exp(-log_var) + log_var + math.log(2 * math.pi)).sum(-1)
 
 
 def free_bits(kl: Tensor, threshold: float) -> Tensor:
-    """sum_j max(threshold, mean_n kl_nj): a dimension that says less than that, on the batch's mean, costs the same.
+    """Return sum_j max(threshold, mean_n kl_nj): a dimension costs at least the threshold, on the batch's mean.
 
-    Kingma et al. 2016, https://arxiv.org/abs/1606.04934
+    Paper: Kingma et al. 2016, https://arxiv.org/abs/1606.04934
 
     Args:
-        kl: (N, d), of each image and dimension, in nats.
+        kl: KL divergence of each image and dimension, (N, d), in nats.
         threshold: lambda, in nats per dimension.
     """
     return kl.mean(0).clamp(min=threshold).sum()
 
 
 def kl_weight(images_seen: int, beta: float, warmup: int) -> float:
-    """beta, after a linear rise from zero over the first `warmup` images."""
+    """Return the weight of the KL divergence: beta, after a linear rise from zero over the first `warmup` images."""
     return beta * min(1.0, images_seen / warmup) if warmup else beta
 
 
 def importance_weighted(log_weights: Tensor) -> Tensor:
-    """log (1/K sum_k w_k), from log w (K, N) to (N,)."""
+    """Return log (1/K sum_k w_k), (N,), given log w (K, N)."""
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
@@ -60,9 +60,9 @@ class Components(NamedTuple):
     """A mixture of K Gaussians with diagonal covariance.
 
     Attributes:
-        log_weights: (K,), their exponentials sum to one.
-        mean: (K, d).
-        log_var: (K, d).
+        log_weights: Logarithms (K,) of the weights, which sum to one.
+        mean: Means (K, d).
+        log_var: Logarithms (K, d) of the variances.
     """
 
     log_weights: Tensor
@@ -70,18 +70,18 @@ class Components(NamedTuple):
     log_var: Tensor
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log sum_k w_k N(z; mean_k, exp(log_var_k)), (..., d) to (...)."""
+        """Return log sum_k w_k N(z; mean_k, exp(log_var_k)): z (..., d) -> (...)."""
         return (self.log_weights + gaussian_log_prob(z[..., None, :], self.mean, self.log_var)).logsumexp(-1)
 
     def sample(self, noise: Noise, temperature: float = 1.0) -> Tensor:
-        """z (N, d), the standard deviation within a component times the temperature."""
+        """Sample z (N, d), with the standard deviation within each component multiplied by the temperature."""
         eps = noise.normal(self.mean.shape[1:], self.mean.dtype).to(self.mean.device)
         chosen = choose(self.log_weights.exp(), noise)
         return self.mean[chosen] + temperature * torch.exp(0.5 * self.log_var[chosen]) * eps
 
 
 def choose(weights: Tensor, noise: Noise) -> Tensor:
-    """An index (N,) for each image, with these probabilities (K,); one of one takes no random number."""
+    """Sample an index (N,) per image with the given probabilities (K,); K = 1 uses no random number."""
     if len(weights) == 1:
         return torch.zeros(len(noise), dtype=torch.long, device=weights.device)
     u = noise.uniform((1,)).to(weights)
@@ -93,18 +93,18 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def components(self, encode: Encode) -> Components:
-        """The mixture; `encode` gives q(z | x) of images x, for a prior that is made of it."""
+        """Return the mixture; `encode` returns mean and log-variance of q(z | x), for a prior built from posteriors."""
 
     def initialise(self, images: Tensor) -> None:  # noqa: B027  (most do not look at the data)
-        """Sets initial values by images of the data; by default none."""
+        """Set initial values from training images; does nothing by default."""
 
 
 class StandardNormal(Prior):
     """N(0, I).
 
     Args:
-        image_shape: (C, H, W) of the images; not used.
-        latent_dim: d, dimension of z.
+        image_shape: (C, H, W) of the images; unused.
+        latent_dim: Dimension d of z.
     """
 
     zeros: Tensor
@@ -118,12 +118,15 @@ class StandardNormal(Prior):
 
 
 class MixtureOfGaussians(Prior):
-    """A mixture of Gaussians with diagonal covariance, learned with the rest: weights, means and variances.
+    """A mixture of Gaussians with diagonal covariance, whose weights, means and variances are learned with the VAE.
 
     Args:
-        image_shape: (C, H, W) of the images; not used.
-        latent_dim: d, dimension of z.
-        num_components: K.
+        image_shape: (C, H, W) of the images; unused.
+        latent_dim: Dimension d of z.
+        num_components: Number K of Gaussians.
+
+    Raises:
+        UserError: If num_components is below 1.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], latent_dim: int, num_components: int = 50) -> None:
@@ -138,14 +141,17 @@ class MixtureOfGaussians(Prior):
 
 
 class VampPrior(Prior):
-    """p(z) = 1/K sum_k q(z | u_k), the mean posterior of K learned pseudo-inputs u_k, which begin as training images.
+    """p(z) = 1/K sum_k q(z | u_k), the mean posterior of K learned pseudo-inputs u_k, initialised by training images.
 
-    Tomczak and Welling 2018, https://arxiv.org/abs/1705.07120
+    Paper: Tomczak and Welling 2018, https://arxiv.org/abs/1705.07120
 
     Args:
         image_shape: (C, H, W) of the images.
-        latent_dim: d, dimension of z; not used.
-        num_components: K.
+        latent_dim: Dimension d of z; unused.
+        num_components: Number K of pseudo-inputs.
+
+    Raises:
+        UserError: If num_components is below 1.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], latent_dim: int, num_components: int = 100) -> None:
@@ -159,24 +165,24 @@ class VampPrior(Prior):
 
     @torch.no_grad()
     def initialise(self, images: Tensor) -> None:
-        """With evenly spaced ones of the images, each again if they are too few."""
+        """Set the pseudo-inputs to evenly spaced images, with repetition if there are too few."""
         num = len(self.pseudo_inputs)
         self.pseudo_inputs.copy_(images[torch.arange(num) * max(1, len(images) // num) % len(images)])
 
 
 def _check_components(num: int) -> None:
     if num < 1:
-        raise UserError(f"model.prior.num_components: {num} is not positive")
+        raise UserError(f"model.prior.num_components: {num} is not positive; give at least 1")
 
 
 class Terms(NamedTuple):
-    """What the bounds are made of, of K draws of z for each of N images, in nats.
+    """Terms of the bounds, for K draws of z for each of N images, in nats.
 
     Attributes:
         log_p: log p(x | z), (K, N).
         log_ratio: log q(z | x) - log p(z), (K, N); its expectation is the KL divergence.
-        mean: of q(z | x), (N, d).
-        log_var: of q(z | x), (N, d).
+        mean: Mean of q(z | x), (N, d).
+        log_var: Log-variance of q(z | x), (N, d).
     """
 
     log_p: Tensor
@@ -186,17 +192,17 @@ class Terms(NamedTuple):
 
 
 class Autoencoder(nn.Module):
-    """Encoder, decoder, likelihood of the pixels and prior: all of q(z | x) and p(x, z) = p(x | z) p(z).
+    """Encoder, decoder, likelihood of the pixels and prior, which define q(z | x) and p(x, z) = p(x | z) p(z).
 
-    A class is given to the encoder as one-hot maps beside the image's channels, to the decoder as a one-hot vector
-    beside z.
+    The encoder receives the class as one-hot maps concatenated to the channels of the image, the decoder as a one-hot
+    vector concatenated to z.
 
     Args:
-        encoder: Of images, gives (mean, log_var), each (N, d).
-        decoder: Of z, gives the parameter maps of the likelihood.
+        encoder: Called with images, returns (mean, log_var), each (N, d).
+        decoder: Called with z, returns the parameter maps of the likelihood.
         likelihood: p(x | z) given the maps.
         prior: p(z).
-        num_classes: 0, unless the networks are given the class.
+        num_classes: Number of classes that the networks receive; 0 for none.
     """
 
     def __init__(
@@ -210,11 +216,11 @@ class Autoencoder(nn.Module):
         self.num_classes = num_classes
 
     def networks(self) -> list[nn.Module]:
-        """Those between which the likelihood is computed, in float32."""
+        """Return the networks, which run in the training precision; the likelihood is computed in float32."""
         return [self.encoder, self.decoder]
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x), each (N, d), in float32 at least."""
+        """Return mean and log-variance of q(z | x), each (N, d), in float32 at least."""
         if labels is not None:
             maps = functional.one_hot(labels, self.num_classes)[:, :, None, None].expand(-1, -1, *images.shape[2:])
             images = torch.cat([images, maps.to(images.dtype)], 1)
@@ -223,22 +229,22 @@ class Autoencoder(nn.Module):
         return mean.to(dtype), log_var.to(dtype)
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Parameter maps (N, P, H, W) of p(x | z)."""
+        """Return the parameter maps (N, P, H, W) of p(x | z)."""
         if labels is not None:
             z = torch.cat([z, functional.one_hot(labels, self.num_classes).to(z.dtype)], 1)
         maps: Tensor = self.decoder(z)
         return maps
 
     def components(self) -> Components:
-        """The prior as a mixture."""
+        """Return the prior as a mixture."""
         return self.prior.components(self.encode)
 
     def forward(self, images: Tensor, labels: Tensor | None, eps: Tensor) -> Terms:
-        """The terms of the bounds at z = mean + exp(log_var / 2) eps.
+        """Return the terms of the bounds at z = mean + exp(log_var / 2) eps.
 
         Args:
-            images: (N, C, H, W), dequantised for a likelihood that is a density.
-            labels: (N,), or None.
+            images: Images (N, C, H, W), dequantised for a likelihood that is a density.
+            labels: Classes (N,), or None.
             eps: Standard normal numbers (K, N, d).
         """
         mean, log_var = self.encode(images, labels)

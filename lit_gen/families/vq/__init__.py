@@ -1,4 +1,4 @@
-"""Two-stage models: an autoencoder with a codebook, and an autoregressive prior of its codes."""
+"""Two-stage models: an autoencoder with a codebook, and an autoregressive prior over its codes."""
 
 from lit_gen.families.vq.models.token_prior import TokenPrior
 from lit_gen.families.vq.models.vqgan import VQGAN, VQVAE, LessMomentumAdam

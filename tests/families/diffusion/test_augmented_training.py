@@ -18,6 +18,9 @@ from tests.conftest import DIGITS
 from tests.families.random_networks import randomise
 from tests.interrupt import KILL_AT, CrashError
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 SHAPE = (1, 8, 8)
 NCSNPP = [
     "--model.network=UNet",
@@ -44,7 +47,7 @@ def network(shape: tuple[int, int, int], num_classes: int = 0, **options: Any) -
 
 def model_at(step: int, seed: int = 3) -> EDM:
     model = EDM(image_shape=SHAPE, network=network, augment=EDMAugmentation(p=0.5))
-    model.training_seed, model._batches_seen = seed, step
+    model.clock.seed, model.clock.batches_seen = seed, step
     return model
 
 

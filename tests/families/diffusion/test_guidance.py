@@ -265,7 +265,7 @@ def test_labels_are_dropped_in_training_alone(tmp_path: Path) -> None:
 
 
 def test_a_clamped_denoiser_stays_clamped(tmp_path: Path) -> None:
-    model = ExperimentCLI(arguments("DDPM", tmp_path, 64, *DROP)).objects().model
+    model: Any = ExperimentCLI(arguments("DDPM", tmp_path, 64, *DROP)).objects().model
     torch.manual_seed(0)
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))

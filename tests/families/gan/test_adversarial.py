@@ -9,17 +9,8 @@ from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
-from lit_gen.families.gan.adversarial import (
-    LOSSES,
-    AdaptiveAugment,
-    DiffAugment,
-    color,
-    cutout,
-    gradient_penalty,
-    r1_penalty,
-    translation,
-    wasserstein_of_gap,
-)
+from lit_gen.families.gan.augmentation import AdaptiveAugment, DiffAugment, color, cutout, translation
+from lit_gen.families.gan.losses import LOSSES, gradient_penalty, r1_penalty, wasserstein_of_gap
 from lit_gen.families.gan.truncation import Truncation
 from lit_gen.metrics import density_and_coverage, duplicate_rate
 
@@ -38,7 +29,7 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def expected_gradients(name: str, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """N times the gradients of D's loss by the scores of real and generated images, and of G's by the latter."""
+    """Return N times the gradients of D's loss by the scores of real and generated images, and of G's by the latter."""
     one = torch.ones_like(real)
     cross_entropy = (-sigmoid(-real), sigmoid(fake))
     return {

@@ -1,4 +1,4 @@
-"""Two networks trained by turns: what each step leaves alone, its gradients, and where a training stops."""
+"""Two networks trained in alternation: what each step leaves unchanged, its gradients, and where training stops."""
 
 import math
 from pathlib import Path
@@ -24,8 +24,8 @@ from lit_gen.families.gan import (
     MLPCritic,
     MLPGenerator,
 )
-from lit_gen.families.gan.adversarial import AdaptiveAugment, DiffAugment
-from lit_gen.families.gan.models import AdversarialModel
+from lit_gen.families.gan.augmentation import AdaptiveAugment, DiffAugment
+from lit_gen.families.gan.models.adversarial import AdversarialModel
 from lit_gen.families.gan.truncation import Truncation
 from tests.conftest import arguments
 from tests.families.gan.test_gan_losses import Halved
@@ -58,7 +58,7 @@ def moved(before: State, after: State) -> set[str]:
 
 
 class Recorded:
-    """Runs training steps of a model without a Trainer, and keeps what each optimizer step was given and left."""
+    """Training steps of a model without a Trainer, with the gradients and weights of each optimizer step recorded."""
 
     def __init__(self, model: AdversarialModel, world_size: int = 1, reduce: Any = None) -> None:
         self.model = model
@@ -80,7 +80,7 @@ class Recorded:
         self.random[which] = torch.get_rng_state()
 
     def step(self, batches_seen: int = 2) -> None:
-        self.model._batches_seen = batches_seen
+        self.model.clock.batches_seen = batches_seen
         torch.manual_seed(5)
         images = torch.rand(16, 1, 8, 8) * 2 - 1
         self.model.training_step(Batch(images, torch.arange(16) % 3, torch.arange(16)), 0)
@@ -168,8 +168,8 @@ def test_gradients_are_averaged_over_processes_once() -> None:
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("settings", [{}, {"r1": 3.0, "r1_every": 1}, {"loss": "hinge", "augment": Halved()}])
 def test_a_step_in_parts_is_that_of_the_whole_batch(settings: dict[str, Any], parts: int) -> None:
-    """Gradients of both networks, and the losses that are logged."""
-    # batch normalisation is of each part, and left out
+    """The gradients of both networks and the logged losses agree."""
+    # without batch normalisation, which acts on each micro-batch
     whole, split = (Recorded(gan("none", generator=residual, **settings)) for _ in range(2))
     split.model.accumulate = parts
     whole.step()
@@ -183,7 +183,7 @@ def test_a_step_in_parts_is_that_of_the_whole_batch(settings: dict[str, Any], pa
 
 
 def test_two_parameters_may_have_one_gradient() -> None:
-    """Autograd gives one tensor for both of a sum; added up in place it would count twice."""
+    """Autograd returns one tensor for both terms of a sum; adding to it in place would count it twice."""
 
     class Sum(nn.Module):
         def __init__(self) -> None:
@@ -209,7 +209,7 @@ def test_clipping_bounds_the_norm_of_each_gradient() -> None:
 
 
 def test_r1_is_lazy_and_weighs_as_much() -> None:
-    """At every third step with three times gamma / 2 |grad D|^2, and else without."""
+    """Every third step adds three times gamma / 2 |grad D|^2, and the others nothing."""
     losses = {}
     for r1, batches in ((0.0, 3), (2.0, 2), (2.0, 3)):
         model = gan("none", r1=r1, r1_every=3)
@@ -237,18 +237,13 @@ def test_clipped_weights_stay_in_bounds() -> None:
 def test_a_spectral_wgan_normalises_its_critic_and_a_penalty_refuses_batch_norm() -> None:
     model = WGAN((1, 8, 8), latent_dim=4, constraint="spectral")
     assert sum(name.endswith("._u") for name, _ in model.critic.named_buffers()) > 5
-    with pytest.raises(UserError, match="model.critic: a gradient penalty is of single images"):
+    with pytest.raises(UserError, match="^model.critic: .*single images, which batch normalisation mixes"):
         WGAN((1, 8, 8), critic=discriminator("batch"))
 
 
 def test_r1_refuses_batch_norm() -> None:
-    message = (
-        "model.r1: R1 is of single images, which batch normalisation mixes; leave it out, or choose a "
-        "model.discriminator without"
-    )
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^model.r1: .*single images, which batch normalisation mixes"):
         gan("batch", r1=10.0)
-    assert str(error.value) == message
     assert gan("batch").r1 == 0 and gan("spectral", r1=10.0).r1 == gan("none", r1=10.0).r1 == 10
 
 
@@ -261,7 +256,7 @@ def test_truncation_draws_nearer_to_the_middle() -> None:
 
 def test_averages_are_those_of_the_closed_form_and_buffers_come_along(tmp_path: Path) -> None:
     words = ["--ema.decay=0.15", "--model.discriminator_steps=1"]
-    initial: GAN = ExperimentCLI(arguments("GAN", tmp_path, 64, *words)).objects().model
+    initial: Any = ExperimentCLI(arguments("GAN", tmp_path, 64, *words)).objects().model
     average = {name: value.double() for name, value in initial.generator.state_dict().items()}
     for batches in (1, 2):
         checkpoint = torch.load(
@@ -287,7 +282,7 @@ def test_a_loss_that_is_no_number_stops_the_run(network: str, tmp_path: Path, mo
 
     def broken(self: GAN, *inputs: Any) -> Tensor:
         loss: Tensor = original(self, *inputs)
-        return loss * math.nan if self._batches_seen == 4 else loss
+        return loss * math.nan if self.clock.batches_seen == 4 else loss
 
     monkeypatch.setattr(GAN, f"{network}_loss", broken)
     named = "generator loss" if network == "generator" else "loss"
@@ -316,46 +311,49 @@ def test_a_collapse_shows_beside_the_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        (GAN, {"latent_dim": 0}, "model.latent_dim: 0 is too few; give at least 1"),
-        (GAN, {"discriminator_steps": 0}, "model.discriminator_steps: 0 is too few; give at least 1"),
-        (WGAN, {"critic_steps": 0}, "model.critic_steps: 0 is too few; give at least 1"),
-        (GAN, {"gradient_clip": 0.0}, "model.gradient_clip: 0.0 is not positive; null does not clip"),
-        (GAN, {"r1": -1.0}, "model.r1: the weight (-1.0) must be at least 0 and r1_every (16) at least 1"),
-        (WGAN, {"penalty": 0.0}, "model.penalty: 0.0 is not positive; leave it out for the default"),
-        (
-            WGAN,
-            {"constraint": "clipping", "clip": 0.0},
-            "model.clip: 0.0 is not positive; leave it out for the default",
-        ),
+        (GAN, {"latent_dim": 0}, "model.latent_dim: 0 is .*at least 1"),
+        (GAN, {"discriminator_steps": 0}, "model.discriminator_steps: 0 is .*at least 1"),
+        (WGAN, {"critic_steps": 0}, "model.critic_steps: 0 is .*at least 1"),
+        (GAN, {"gradient_clip": 0.0}, "model.gradient_clip: 0.0 is not positive.*null"),
+        (GAN, {"r1": -1.0}, "model.r1: -1.0 is negative"),
+        (GAN, {"r1": 1.0, "r1_every": 0}, "model.r1_every: 0 is .*at least 1"),
+        (WGAN, {"penalty": 0.0}, "model.penalty: 0.0 is not positive"),
+        (WGAN, {"constraint": "clipping", "clip": 0.0}, "model.clip: 0.0 is not positive"),
         (
             WGAN,
             {"constraint": "clipping", "penalty": 5.0},
-            "model.penalty: 5.0 is not used by the constraint clipping; leave it out, or set model.constraint to "
-            "penalty",
+            "model.penalty: 5.0 is not used by the constraint clipping; .* set model.constraint to penalty",
         ),
         (
             WGAN,
             {"constraint": "spectral", "clip": 0.1},
-            "model.clip: 0.1 is not used by the constraint spectral; leave it out, or set model.constraint to clipping",
+            "model.clip: 0.1 is not used by the constraint spectral; .* set model.constraint to clipping",
         ),
     ],
 )
 def test_bad_settings_name_their_key(family: type[AdversarialModel], settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^{message}"):
         family((1, 8, 8), **settings)
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        (GAN, {"discriminator": DCGANGenerator}, "model.discriminator: DCGANGenerator does not take (2, 1, 8, 8): "),
-        (WGAN, {"critic": MLPGenerator}, "model.critic: MLPGenerator does not take (2, 1, 8, 8): "),
-        (WGAN, {"critic": lambda shape, _: nn.Flatten()}, "model.critic: Flatten does not take (2, 1, 8, 8): "),
+        (
+            GAN,
+            {"discriminator": DCGANGenerator},
+            "model.discriminator: DCGANGenerator does not take inputs of shape (2, 1, 8, 8): ",
+        ),
+        (WGAN, {"critic": MLPGenerator}, "model.critic: MLPGenerator does not take inputs of shape (2, 1, 8, 8): "),
+        (
+            WGAN,
+            {"critic": lambda shape, _: nn.Flatten()},
+            "model.critic: Flatten does not take inputs of shape (2, 1, 8, 8): ",
+        ),
         (
             GAN,
             {"generator": lambda *_: MLPCritic((4, 1, 1))},
-            "model.generator: MLPCritic gives an output of shape (),",
+            "model.generator: MLPCritic returns an output of shape (),",
         ),
         (WGAN, {"critic": lambda shape, _: Critic(shape, num_blocks=0)}, "model.critic: num_blocks: 0 is not positive"),
     ],

@@ -1,4 +1,4 @@
-"""What the two networks of a GAN minimise, what is logged and how far a step goes: linear networks, by hand."""
+"""Losses, logged values and steps of the two networks of a GAN, computed by hand for linear networks."""
 
 import math
 from types import SimpleNamespace
@@ -12,8 +12,8 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data import Batch
 from lit_gen.families.gan import GAN, WGAN, SNGANDiscriminator
-from lit_gen.families.gan.adversarial import AdaptiveAugment, Augmentation, DiffAugment
-from lit_gen.families.gan.models import AdversarialModel
+from lit_gen.families.gan.augmentation import AdaptiveAugment, Augmentation, DiffAugment
+from lit_gen.families.gan.models.adversarial import AdversarialModel
 
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 LOSSES = ["minimax", "non_saturating", "hinge", "least_squares", "wasserstein"]
@@ -46,14 +46,14 @@ class LinearCritic(nn.Module):
 
 
 class Halved(Augmentation):
-    """x / 2 + 1 / 4: no chance in it."""
+    """The deterministic transform x / 2 + 1 / 4."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images / 2 + 0.25
 
 
 def linear(family: type[AdversarialModel], **settings: Any) -> Any:
-    """A model of linear networks that trains without a Trainer."""
+    """Return a model of linear networks that trains without a Trainer."""
     torch.manual_seed(0)
     critic = "discriminator" if family is GAN else "critic"
     settings = {"latent_dim": 3, "generator": LinearGenerator, critic: LinearCritic, **settings}
@@ -61,7 +61,7 @@ def linear(family: type[AdversarialModel], **settings: Any) -> Any:
     model._trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(reduce=lambda counts, reduce_op: counts))
     optimizers = model.configure_optimizers()
     model.optimizers = lambda: optimizers
-    model._batches_seen = 4
+    model.clock.batches_seen = 4
     return model.train()
 
 
@@ -72,13 +72,13 @@ def images(num: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(model: Any, x: Tensor) -> Tensor:
-    """D(x, y) in float64."""
+    """Return D(x, y) in float64."""
     w, offset = model.critic.linear.weight.detach().double()[0], model.critic.offset.detach().double()
     return x.double().flatten(1) @ w + offset[LABELS]
 
 
 def losses_by_hand(name: str, real: Tensor, fake: Tensor) -> tuple[float, float]:
-    """Those of D and of G, from scores."""
+    """Return the losses of D and of G, given scores."""
     r, f = real.tolist(), fake.tolist()
 
     def mean(values: Any) -> float:
@@ -107,7 +107,7 @@ def logged(model: Any) -> dict[str, float]:
 @pytest.mark.parametrize("augmented", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_of_a_gan(loss: str, augmented: bool) -> None:
-    """R1 is of the gradient by the image, w / 2 where the discriminator sees x / 2 + 1 / 4."""
+    """R1 takes the gradient with respect to the image: w / 2 if the discriminator sees x / 2 + 1 / 4."""
     model = linear(GAN, loss=loss, r1=3.0, r1_every=2, augment=Halved() if augmented else None)
     real, fake = images()
     seen = [by_hand(model, x / 2 + 0.25 if augmented else x) for x in (real, fake)]
@@ -163,7 +163,7 @@ def test_losses_of_a_wgan(constraint: str) -> None:
 
 @pytest.mark.parametrize("loss", [*LOSSES, None])
 def test_validation_is_of_images_as_they_are(loss: str | None) -> None:
-    """Real ones, and generated ones of the latents of their index; no augmentation. Without a loss, a WGAN."""
+    """It uses real images, generated images of the latents of their index, and no augmentation. None tests a WGAN."""
     model = linear(GAN, loss=loss, augment=Halved()) if loss else linear(WGAN)
     means: dict[str, Tensor] = {}
     model.log_validation = lambda batch, **values: means.update(values)
@@ -186,7 +186,7 @@ def sgd(rate: float) -> Any:
 
 @pytest.mark.parametrize("family", [GAN, WGAN])
 def test_each_network_takes_its_own_step(family: type[AdversarialModel]) -> None:
-    """A step of 0.5 for the critic, up its gap, and one of 0.01 for the generator, up the new critic's scores.
+    """The critic takes a step of 0.5 up its gap, the generator one of 0.01 up the scores of the new critic.
 
     The GAN's discriminator sees x / 2 + 1 / 4 in both.
     """
@@ -212,7 +212,7 @@ def test_each_network_takes_its_own_step(family: type[AdversarialModel]) -> None
 
 @pytest.mark.parametrize("loss", LOSSES[:-1])
 def test_a_training_step_moves_the_adaptive_augmentation(loss: str) -> None:
-    """Of twenty images p goes up by five at a time where all real images are on their side of the boundary, or down."""
+    """With images=20, five images move p by 1/4: up if all scores are above the boundary of the loss, else down."""
     model = linear(GAN, loss=loss, augment=AdaptiveAugment(images=20, every=1), discriminator_optimizer=sgd(0.0))
     nn.init.zeros_(model.critic.linear.weight)
     boundary = 0.5 if loss == "least_squares" else 0.0
@@ -227,12 +227,12 @@ def test_a_training_step_moves_the_adaptive_augmentation(loss: str) -> None:
 
 def test_a_loss_without_a_boundary_takes_no_adaptive_augmentation() -> None:
     linear(GAN, loss="wasserstein", augment=DiffAugment())
-    with pytest.raises(UserError, match="^model.augment: AdaptiveAugment follows how often D is right, which the wass"):
+    with pytest.raises(UserError, match="^model.augment: AdaptiveAugment .* wasserstein loss"):
         linear(GAN, loss="wasserstein", augment=AdaptiveAugment())
 
 
 def test_titles_are_those_of_the_losses() -> None:
-    """LS-GAN, with a hyphen, is another: the loss-sensitive GAN. SNGAN has a network and a loss."""
+    """LS-GAN, with a hyphen, is a different model, the loss-sensitive GAN. SNGAN needs its network and its loss."""
     titles = {loss: linear(GAN, loss=loss).title for loss in LOSSES}
     expected = ("Minimax-GAN", "GAN", "Hinge-GAN", "LSGAN", "GAN, wasserstein loss")
     assert titles == dict(zip(LOSSES, expected, strict=True))

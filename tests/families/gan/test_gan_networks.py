@@ -18,7 +18,8 @@ from lit_gen.families.gan import (
     SNGANDiscriminator,
     SNGANGenerator,
 )
-from lit_gen.families.gan.networks import DownBlock, Projection, normalise_spectrally, statistics_kept
+from lit_gen.families.gan.networks.blocks import Projection, normalise_spectrally, statistics_kept
+from lit_gen.families.gan.networks.sngan import DownBlock
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 GENERATORS = {"Generator": Generator, "DCGANGenerator": DCGANGenerator, "SNGANGenerator": SNGANGenerator}
@@ -150,7 +151,7 @@ def test_convolutions_are_normalised_as_matrices_with_a_row_for_each_output(buil
 
 @pytest.mark.parametrize("build", [DCGANDiscriminator, SNGANDiscriminator, Critic])
 def test_power_iteration_rests_in_evaluation(build: type[nn.Module]) -> None:
-    """A pass in evaluation divides by u^T W v and leaves u and v, which a pass in training then moves."""
+    """A pass in evaluation mode divides by u^T W v and keeps u and v; a pass in training mode updates them."""
     torch.manual_seed(0)
     network = build((1, 8, 8), 3, 16)
     normalise_spectrally(network)
@@ -237,8 +238,10 @@ def test_sizes_that_do_not_suit() -> None:
     ("pool", "first", "widths"), [(True, True, (3, 8)), (True, False, (8, 8)), (False, False, (8, 8))]
 )
 def test_residual_block_of_the_discriminator_is_the_papers(pool: bool, first: bool, widths: tuple[int, int]) -> None:
-    """As in SNGAN's code: both paths are averaged over 2x2 pixels at their end, the direct one after its 1x1
-    convolution; without the first activation, and without a direct convolution of equal sizes."""
+    """As in SNGAN's code, both paths end with the average over 2x2 pixels, the skip path after its 1x1 convolution.
+
+    The first block has no first activation. A block that keeps size and width has no convolution on the skip path.
+    """
     torch.manual_seed(0)
     block: Any = DownBlock(*widths, pool=pool, first=first).double()
     x = torch.randn(2, widths[0], 6, 4, dtype=torch.float64)

@@ -12,7 +12,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data import ImageDataModule, TwoMoons
 from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
-from lit_gen.families.gan.adversarial import gradient_penalty
+from lit_gen.families.gan.losses import gradient_penalty
 from lit_gen.metrics import wasserstein
 from tests.conftest import arguments
 
@@ -60,7 +60,7 @@ def test_penalty_is_taken_between_real_and_generated() -> None:
 
 @pytest.mark.slow
 def test_of_points_the_exact_distance_is_logged(tmp_path: Path) -> None:
-    """That between a thousand samples and a thousand training points, to hold the critic's estimate against."""
+    """It is the distance between 1000 samples and 1000 training points, a reference for the critic's estimate."""
     words = ["--model=WGAN", "--model.latent_dim=2", "--model.generator=MLPGenerator", "--model.critic=MLPCritic"]
     words += ["--data.source=TwoMoons", "--data.batch_size=32", "--trainer.accelerator=cpu", "--wandb.mode=disabled"]
     words += ["--evaluation.feature_net=Points", "--evaluation.split=test", "--budget.num_images=64"]
@@ -76,7 +76,7 @@ def test_of_points_the_exact_distance_is_logged(tmp_path: Path) -> None:
 
 
 def test_each_step_moves_one_network_alone(tmp_path: Path) -> None:
-    """Of two batches the first is a critic step only; the second is also a generator step."""
+    """The first of two batches is only a critic step; the second is also a generator step."""
     weights = []
     for batches in (1, 2):
         run = commands.fit(arguments("WGAN", tmp_path / str(batches), 64 * batches))

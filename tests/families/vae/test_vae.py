@@ -41,7 +41,7 @@ def randomised(shape: tuple[int, int, int] = (1, 8, 8), **settings: Any) -> VAE:
 
 
 def step(model: VAE, monkeypatch: pytest.MonkeyPatch, noise: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The loss at given draws of z, (K, N, d), and what is logged."""
+    """Return the loss at given draws of z, (K, N, d), and the logged values."""
     logged: dict[str, Any] = {}
     monkeypatch.setattr(torch, "randn", lambda *size, **options: noise)
     monkeypatch.setattr(model, "log_training", lambda **values: logged.update(values))
@@ -51,7 +51,7 @@ def step(model: VAE, monkeypatch: pytest.MonkeyPatch, noise: torch.Tensor) -> tu
 
 
 def test_the_likelihood_is_the_bound_that_training_minimises(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the same draw of z; the bits that training logs are those of the bound, whatever beta; beta = 1 is the VAE."""
+    """At the same draw of z, the bits that training logs are those of the bound for any beta; beta = 1 is the VAE."""
     eps = Noise(3, range(6)).normal((5,))
     for beta in (1.0, 4.0):
         model = randomised(beta=beta)
@@ -78,7 +78,7 @@ def test_training_by_importance_is_the_bound_of_as_many_samples(prior: Any, monk
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=repr)
 def test_bounds_of_more_samples_are_tighter_whatever_the_likelihood(likelihood: Any) -> None:
-    """In expectation: over many numbers of the same image."""
+    """They are compared in expectation, over many draws for the same image."""
     model = randomised(likelihood=likelihood)
     images = IMAGES[:1].expand(256, 1, 8, 8)
 
@@ -97,7 +97,7 @@ def test_bounds_of_more_samples_are_tighter_whatever_the_likelihood(likelihood: 
 
 
 def test_a_density_is_turned_into_the_mass_of_eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Gaussian far wider than a bin gives the mass of its density at the value times the width of a bin."""
+    """For a Gaussian far wider than a bin, the mass is its density at the value times the width of a bin."""
     model = randomised(likelihood=Gaussian(per_pixel=False))
     model.generator.likelihood.log_scale.data.fill_(1.0)  # type: ignore[operator, union-attr]
     eps = Noise(0, range(6)).normal((5,))
@@ -108,7 +108,7 @@ def test_a_density_is_turned_into_the_mass_of_eight_bits(monkeypatch: pytest.Mon
         log_p = torch.distributions.Normal(params, math.e).log_prob(IMAGES).flatten(1).sum(1) - 64 * math.log(127.5)
         expected = (gaussian_kl(mean, log_var).sum(1) - log_p).mean()
     assert abs(float(loss.detach() - expected)) < 0.05
-    assert model.dequantisation == "uniform"
+    assert model.capabilities.dequantisation == "uniform"
 
 
 def test_free_bits_and_the_rise_of_beta(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_free_bits_and_the_rise_of_beta(monkeypatch: pytest.MonkeyPatch) -> None
     for one, other in zip(gradient, reference.parameters(), strict=True):
         torch.testing.assert_close(one, other.grad)
     rising = randomised(beta=2.0, kl_warmup=1000)
-    rising.images_seen = 250
+    rising.clock.images_seen = 250
     loss, logged = step(rising, monkeypatch, eps)
     torch.testing.assert_close(loss, plain + 0.5 * logged["kl"])
 
@@ -171,7 +171,7 @@ def test_temperature_scales_the_noise_of_the_prior() -> None:
 
 
 def test_the_fitted_mixture_is_that_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fitted to one code of each image; its draws have the moments of the mixture."""
+    """The mixture is fitted to one code per image, and its draws have the moments of the mixture."""
     model, data = randomised(latent_dim=3), ImageDataModule(Digits())
     fitted: list[GaussianMixture] = []
     fit = GaussianMixture.fit
@@ -209,7 +209,7 @@ def test_the_fitted_mixture_is_that_of_scikit_learn(monkeypatch: pytest.MonkeyPa
 
 
 def test_temperature_scales_the_deviations_within_each_gaussian_of_the_mixture() -> None:
-    """z_T = mean + T (z_1 - mean) of the same component, so that variances are T^2 of those at 1, and no mean moves."""
+    """z_T = mean + T (z_1 - mean) of the same component: variances are multiplied by T^2, means do not move."""
     model, data = randomised(latent_dim=3), ImageDataModule(Digits())
     z = {}
     for temperature in (1.0, 0.5, 3.0):

@@ -70,7 +70,7 @@ class LinearDecoder(nn.Module):
 
 
 def linear_gaussian(distortion: float = 0.0, prior: Prior | None = None) -> tuple[Autoencoder, Tensor, Tensor]:
-    """The model, images of it, and their exact log-likelihood N(b, W W^T + s^2 I).
+    """Return the model, images of it, and their exact log-likelihood N(b, W W^T + s^2 I).
 
     The columns of W are orthogonal, so that the exact posterior has a diagonal covariance, (I + W^T W / s^2)^-1; the
     encoder's mean and log-variance are that, plus a distortion.
@@ -113,14 +113,14 @@ def test_kl_is_zero_only_at_the_prior() -> None:
 
 
 def test_with_the_exact_posterior_every_weight_is_the_likelihood() -> None:
-    """ELBO = IWAE = log p(x), of each image and at each draw of z."""
+    """ELBO = IWAE = log p(x) for each image and each draw of z."""
     model, images, exact = linear_gaussian()
     terms = model(images, None, torch.randn(7, 8, LATENT, dtype=torch.float64))
     torch.testing.assert_close(terms.log_p - terms.log_ratio, exact.expand(7, 8), rtol=1e-12, atol=1e-12)
 
 
 def test_bounds_rise_with_samples_to_the_likelihood() -> None:
-    """And the ELBO is below it by KL(q || posterior)."""
+    """The ELBO is below it by KL(q || posterior)."""
     model, images, exact = linear_gaussian(distortion=0.1)
     repeats = 1000
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_the_bound_of_one_sample_is_the_mean_log_weight_and_of_many_their_log_me
 
 
 def test_the_gradient_through_z_is_that_of_finite_differences() -> None:
-    """At fixed noise, with respect to every parameter of the encoder."""
+    """Finite differences at fixed noise, for every parameter of the encoder."""
     model, images, _ = linear_gaussian(distortion=0.2)
     eps = torch.randn(5, 8, LATENT, dtype=torch.float64)
 
@@ -182,7 +182,7 @@ def test_the_reparameterised_gradient_is_that_of_the_expectation() -> None:
 
 
 def test_free_bits_cost_nothing_below_the_threshold() -> None:
-    """On the mean over the batch: an image may be above while the mean is below."""
+    """The threshold applies to the mean over the batch: one image may be above it while the mean is below."""
     kl = torch.tensor([[0.1, 0.9], [0.3, 0.5]], dtype=torch.float64, requires_grad=True)
     cost = free_bits(kl, 0.25)
     (gradient,) = torch.autograd.grad(cost, kl)

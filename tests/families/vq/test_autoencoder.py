@@ -71,7 +71,7 @@ def test_frequencies_are_an_average_of_the_shares_at_each_place() -> None:
 
 
 def test_codes_are_drawn_by_their_frequencies() -> None:
-    """By Pearson's chi-square at every place; a code that never stood there is never drawn."""
+    """Pearson's chi-square test at every position; a code that never occurred there is never drawn."""
     made = autoencoder()
     generator = torch.Generator().manual_seed(0)
     shares = torch.rand(4, 4, 12, generator=generator).double()
@@ -103,5 +103,5 @@ def test_sizes_that_do_not_suit_are_named() -> None:
     with pytest.raises(UserError, match=r"channels: .* is not a positive multiple of 8"):
         ConvAutoencoder((1, 28, 28), 4, channels=12)
     for halvings in (0, 2):
-        with pytest.raises(UserError, match=f"model.discriminator.num_halvings: {halvings} do not suit"):
+        with pytest.raises(UserError, match=f"model.discriminator.num_halvings: {halvings} is out of range"):
             PatchDiscriminator((1, 8, 8), num_halvings=halvings)

@@ -59,7 +59,7 @@ def test_the_nearest_code_is_that_of_brute_force(similarity: Similarity) -> None
 
 
 def test_far_from_the_origin_the_nearest_code_is_still_that_of_brute_force() -> None:
-    """|x|^2 is left out of the comparison, so it cannot drown the differences."""
+    """The comparison omits |x|^2, which would swamp the differences."""
     generator = torch.Generator().manual_seed(0)
     x, codes = torch.randn(200, 3, generator=generator).double(), torch.randn(9, 3, generator=generator).double()
     assert torch.equal(nearest(x + 1e5, codes + 1e5), torch.cdist(x, codes).argmin(1))
@@ -131,7 +131,7 @@ def test_averages_forget_by_the_decay() -> None:
 
 
 def test_the_steady_state_is_that_of_k_means() -> None:
-    """On one batch again and again the averages end where Lloyd's iterations end."""
+    """If one batch is repeated, the averages converge to the result of Lloyd's iterations."""
     z = latents(num=8, dim=3)
     x = z.movedim(1, -1).reshape(-1, 3)
     vq = quantiser(num_codes=5, dim=3, decay=0.5)
@@ -146,7 +146,7 @@ def test_the_steady_state_is_that_of_k_means() -> None:
 
 @pytest.mark.parametrize("ema", [True, False])
 def test_a_dead_code_moves_to_a_vector_and_its_averages_start_anew(ema: bool) -> None:
-    """If its sums stayed, the next step would put it back where it was."""
+    """With its old sums, the next step would move it back."""
     vq, z = quantiser(ema=ema, revive_below=0.1, decay=0.9), latents()
     with torch.no_grad():
         vq.codes[3] = vq.codes[11] = 100.0
@@ -206,7 +206,7 @@ def test_more_dead_codes_than_vectors_are_revived_in_turn() -> None:
 
 
 def chi_square(counts: Tensor, p: Tensor) -> float:
-    """Pearson's statistic; what has no probability must have no count."""
+    """Return Pearson's statistic; outcomes of probability zero must have no count."""
     assert bool((counts[p == 0] == 0).all())
     expected = counts.sum() * p[p > 0]
     return float(((counts[p > 0] - expected).square() / expected).sum())
@@ -232,7 +232,7 @@ def test_revived_codes_are_drawn_in_proportion_to_the_squared_distance_without_r
 
 
 def test_k_means_starts_from_vectors_in_proportion_to_the_squared_distance() -> None:
-    """The first centre is any of them, and the second j after i with d_ij^2 / sum_k d_ik^2."""
+    """The first centre i is uniform, and the second is j with probability d_ij^2 / sum_k d_ik^2."""
     x, num = torch.tensor([[0.0], [1.0], [3.0], [7.0]]).double(), 2000
     counts = torch.zeros(4, 4).double()
     for seed in range(num):
@@ -405,5 +405,5 @@ def keep_the_same_codes(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_keep_the_same_codes_through_revivals(tmp_path: Path) -> None:
-    """Each sees other vectors; codes, averages and the number of revivals are equal to the last bit."""
+    """Each process sees other vectors; codes, averages and the number of revivals are equal to the last bit."""
     in_two_processes(keep_the_same_codes, tmp_path)

@@ -1,4 +1,4 @@
-"""How codes are drawn: masses, order, frequencies."""
+"""Sampling of codes: kept masses, order, frequencies."""
 
 import pytest
 import torch

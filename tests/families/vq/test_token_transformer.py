@@ -1,4 +1,4 @@
-"""The transformer of codes: what each logit depends on, cached steps, exact sums, windows."""
+"""The transformer over codes: dependencies of each logit, cached steps, exact sums, windows."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def test_cached_steps_give_the_logits_of_a_forward_pass(num_classes: int) -> Non
 
 
 def seen(network: TokenTransformer, logits: torch.Tensor) -> torch.Tensor:
-    """How strongly each code influences logits, where each stands at one place: (K,)."""
+    """Return how strongly each code, which occurs at one position, influences the logits: (K,)."""
     network.zero_grad()
     logits.square().sum().backward()  # a sum would be free of what moves all logits alike
     gradient = network.codes.weight.grad
@@ -59,7 +59,7 @@ def test_a_window_is_the_whole_grid_of_training() -> None:
 
 
 def test_a_place_of_a_larger_grid_sees_its_window_before_it_alone() -> None:
-    """Of the paper's rule: the window has the training grid's size and lies around the place, but within the grid."""
+    """As in the paper, the window has the training grid's size and is centred on the position, but within the grid."""
     network, (height, width) = randomised((2, 3), 35), (5, 7)
     codes = torch.randperm(35).view(height, width)
     for row, column in itertools.product(range(height), range(width)):

@@ -1,4 +1,4 @@
-"""VQVAE and VQGAN: the adaptive weight, the discriminator's delay, what is saved, what is scored."""
+"""VQVAE and VQGAN: the adaptive weight, the discriminator's delay, checkpoints, scores."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ from tests.conftest import arguments
 
 @pytest.mark.parametrize("scale", [1e-9, 0.3, 1.0, 40.0])
 def test_the_adaptive_weight_of_a_linear_layer_is_the_ratio_of_its_gradients(scale: float) -> None:
-    """nll = |W h - x|^2 / 2 and g = scale v . W h have the gradients (W h - x) h^T and scale v h^T."""
+    """The gradients of nll = |W h - x|^2 / 2 and g = scale v . W h are (W h - x) h^T and scale v h^T."""
     torch.manual_seed(0)
     w, h = torch.randn(5, 3).double().requires_grad_(), torch.randn(3).double()
     x, v = torch.randn(5).double(), torch.randn(5).double()
@@ -50,13 +50,13 @@ def weights_after(num_batches: int, root: Path, *more: str) -> dict[str, torch.T
 
 
 def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
-    """The networks that differ."""
+    """Return the names of the networks that differ."""
     return {name.split(".")[0] for name, value in one.items() if not torch.equal(value, other[name])}
 
 
 @pytest.mark.slow
 def test_the_discriminator_starts_after_its_delay_and_is_heeded_after_its_warmup(tmp_path: Path) -> None:
-    """Of three batches it learns in the second and third, and the autoencoder heeds it in the third."""
+    """Of three batches, it trains on the second and third, and the autoencoder uses it in the third."""
     delayed = [weights_after(n, tmp_path / f"delayed{n}", "--model.discriminator_start=6400") for n in (1, 2, 3)]
     started = [weights_after(n, tmp_path / f"started{n}") for n in (2, 3)]
     assert differing(delayed[0], delayed[2]) == {"autoencoder"}
@@ -87,7 +87,7 @@ def test_the_run_says_its_perceptual_loss_and_goes_on_with_no_other(tmp_path: Pa
     run.update(status="training")
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     torch.save(checkpoint | {"title": "VQGAN, LPIPS"}, run.checkpoint)
-    with pytest.raises(UserError, match="model.perceptual: the run was trained as VQGAN, LPIPS, and this is VQGAN"):
+    with pytest.raises(UserError, match="model.perceptual: .*trained as VQGAN, LPIPS, .*VQGAN, digits features"):
         commands.fit(words)
 
 
@@ -95,7 +95,7 @@ def test_the_run_says_its_perceptual_loss_and_goes_on_with_no_other(tmp_path: Pa
 def test_lpips_is_needed_to_train_and_not_to_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With random weights of the shape of VGG's, which are gone once it is trained."""
+    """Random weights of VGG's shape are used, and removed after training."""
     from torchmetrics.functional.image import lpips
     from torchvision.models import vgg
 
@@ -138,7 +138,7 @@ def test_codes_start_at_k_means_of_the_data() -> None:
 
 
 def test_k_means_has_vectors_enough_for_many_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 vectors for each code: a 4x4 grid takes as many images as there are codes, and no more than there are."""
+    """16 vectors per code: a 4x4 grid needs as many images as codes, limited by the number of images."""
     given: list[int] = []
     monkeypatch.setattr(VQVAE, "initialise", lambda self, images: given.append(len(images)))
     for num_codes in (32, 1000, 2000):
@@ -180,7 +180,7 @@ def test_codes_are_those_of_float32_under_autocast(quantiser: Callable[[int], Qu
 
 
 def test_codes_in_use_have_a_hundredth_of_equal_use() -> None:
-    """By frequencies that are averaged, and so are never 0: by `usage` all codes would be used."""
+    """Averaged frequencies are never 0, so `usage` would count all codes as used."""
     model = VQVAE(
         (1, 8, 8),
         network=lambda shape, dim: ConvAutoencoder(shape, dim, channels=8),
@@ -236,7 +236,7 @@ def test_it_is_scored_by_its_reconstructions_too(tmp_path: Path, capsys: pytest.
 def test_without_test_images_training_images_are_reconstructed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As they are shown; the result says so."""
+    """The scores are those of the images that the picture shows, and the result says so."""
     images = ImageDataModule(Digits()).images("train")[:300]
     np.savez(tmp_path / "few.npz", images=images)
     words = [word for word in arguments("VQVAE", tmp_path, 64 * 4) if "data.source" not in word]
@@ -265,13 +265,13 @@ def test_delays_below_zero_are_named() -> None:
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 @pytest.mark.parametrize("key", ["perceptual_weight", "discriminator_weight"])
 def test_weights_that_are_none_are_named(key: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"^model.{key}: {value} is not a weight; give 0 or a positive number$"):
+    with pytest.raises(UserError, match=f"^model.{key}: {value} is not a weight; "):
         VQGAN((1, 16, 16), **{key: value})  # type: ignore[arg-type]
     VQGAN((1, 16, 16), **{key: 0.0})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, math.nan])
 def test_a_limit_that_is_none_is_named(value: float) -> None:
-    with pytest.raises(UserError, match=f"^model.max_weight: {value} is not a positive limit; leave it out for 1e4$"):
+    with pytest.raises(UserError, match=f"^model.max_weight: {value} is not a positive limit; "):
         VQGAN((1, 16, 16), max_weight=value)
     VQGAN((1, 16, 16), max_weight=math.inf)

@@ -1,4 +1,4 @@
-"""What VQVAE, VQGAN and its discriminator minimise and log in a step, computed by hand."""
+"""Losses and logged values of VQVAE, VQGAN and its discriminator in one step, computed by hand."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ class Cubed(nn.Module):
 
 
 class Patches(nn.Module):
-    """Logits of patches that are linear in each patch, and not all on one side of the hinge."""
+    """A discriminator whose logits are linear in each patch, on both sides of the hinge."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Patches(nn.Module):
 
 
 def small(family: type[VQVAE], **settings: Any) -> Any:
-    """A model that trains without a Trainer, and notes what it logs and what it descends on."""
+    """Return a model that trains without a Trainer and records its logged values and its steps."""
     torch.manual_seed(0)
     model: Any = family(
         (1, 8, 8),
@@ -74,13 +74,18 @@ def test_a_step_of_vqvae() -> None:
     }
 
 
+COMMON = {"loss", "nll", "quantiser_loss", "reconstruction_error"}
+OF_GENERATOR = {"generator_loss", "adaptive_weight"}
+OF_DISCRIMINATOR = {"discriminator_loss", "logits_real", "logits_fake"}
+
+
 @pytest.mark.parametrize("images_seen", [0, 64, 128])
 @pytest.mark.parametrize("max_weight", [1e4, 1e-3])
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_step_of_vqgan_and_its_discriminator(images_seen: int, max_weight: float, parts: int) -> None:
-    """Before it starts, while only the discriminator learns, and when the autoencoder heeds it.
+    """Before the discriminator starts, while it trains alone, and when the autoencoder uses it.
 
-    In parts the step is that of the whole batch, lambda included.
+    In micro-batches the step is that of the whole batch, lambda included.
     """
     model = small(
         VQGAN,
@@ -93,26 +98,13 @@ def test_a_step_of_vqgan_and_its_discriminator(images_seen: int, max_weight: flo
         discriminator_warmup=64,
     )
     model._perceptual = [Cubed()]
-    model.images_seen = images_seen
+    model.clock.images_seen = images_seen
     model.accumulate = parts
     assert step(model) is None
-    judged, heeded = images_seen > 32, images_seen > 96
-
-    reconstructions, quantised = model.autoencoder(IMAGES)
-    gap = (reconstructions - IMAGES).abs()
-    nll = gap.mean() + 0.7 * 3 * gap.pow(3).mean()
-    g = -model.discriminator(reconstructions).mean()
-    last = model.autoencoder.network.last_layer.weight
-    by_nll, by_g = (torch.autograd.grad(value, last, retain_graph=True)[0].norm() for value in (nll, g))
-    weight = min(float(by_nll / (by_g + 1e-4)), max_weight)
-    loss = nll + quantised.loss + heeded * 0.3 * weight * g
-    real, fake = model.discriminator(IMAGES), model.discriminator(reconstructions)
-    of_discriminator = ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()) / 2
-    assert min(quantised.loss, abs(0.3 * weight * g)) > 1e-6, "each term counts"
-    assert (real > 1).any() and (real < 1).any() and (fake > -1).any() and (fake < -1).any()
-
-    expected = [("of the autoencoder", loss, model.autoencoder)]
-    expected += [("of the discriminator", of_discriminator, model.discriminator)] if judged else []
+    trains, used = images_seen > 32, images_seen > 96
+    values, losses = by_hand(model, max_weight, used)
+    expected = [("of the autoencoder", losses[0], model.autoencoder)]
+    expected += [("of the discriminator", losses[1], model.discriminator)] if trains else []
     assert len(model.descended) == len(expected)
     for (optimizer, network, gradients), (whose, right, expected_network) in zip(
         model.descended, expected, strict=True
@@ -122,17 +114,31 @@ def test_a_step_of_vqgan_and_its_discriminator(images_seen: int, max_weight: flo
         for own, exact in zip(gradients, wanted, strict=True):
             torch.testing.assert_close(own, exact, rtol=1e-8, atol=1e-12)
 
-    values = {"loss": loss, "nll": nll, "quantiser_loss": quantised.loss, "reconstruction_error": gap.square().mean()}
-    if heeded:
-        values |= {"generator_loss": g, "adaptive_weight": torch.tensor(weight)}
-    if judged:
-        values |= {"discriminator_loss": of_discriminator, "logits_real": real.mean(), "logits_fake": fake.mean()}
-    optional = {"generator_loss", "adaptive_weight", "discriminator_loss", "logits_real", "logits_fake"}
-    assert optional & model.logged.keys() == optional & values.keys()
+    logged = COMMON | (OF_GENERATOR if used else set()) | (OF_DISCRIMINATOR if trains else set())
+    assert (OF_GENERATOR | OF_DISCRIMINATOR) & model.logged.keys() == logged - COMMON
     of_a_part = {"nll", "quantiser_loss", "reconstruction_error", "logits_real", "logits_fake"}
-    for name in values.keys() - (of_a_part if parts > 1 else set()):
-        value = values[name]
-        assert float(model.logged[name]) == pytest.approx(float(value), rel=1e-6), name
+    for name in logged - (of_a_part if parts > 1 else set()):
+        assert float(model.logged[name]) == pytest.approx(float(values[name]), rel=1e-6), name
+
+
+def by_hand(model: Any, max_weight: float, used: bool) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    """Return all values that a step may log, and the losses of autoencoder and discriminator."""
+    reconstructions, quantised = model.autoencoder(IMAGES)
+    gap = (reconstructions - IMAGES).abs()
+    nll = gap.mean() + 0.7 * 3 * gap.pow(3).mean()
+    g = -model.discriminator(reconstructions).mean()
+    last = model.autoencoder.network.last_layer.weight
+    by_nll, by_g = (torch.autograd.grad(value, last, retain_graph=True)[0].norm() for value in (nll, g))
+    weight = min(float(by_nll / (by_g + 1e-4)), max_weight)
+    loss = nll + quantised.loss + used * 0.3 * weight * g
+    real, fake = model.discriminator(IMAGES), model.discriminator(reconstructions)
+    of_discriminator = ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()) / 2
+    assert min(quantised.loss, abs(0.3 * weight * g)) > 1e-6, "each term counts"
+    assert (real > 1).any() and (real < 1).any() and (fake > -1).any() and (fake < -1).any()
+    values = {"loss": loss, "nll": nll, "quantiser_loss": quantised.loss, "reconstruction_error": gap.square().mean()}
+    values |= {"generator_loss": g, "adaptive_weight": torch.tensor(weight)}
+    values |= {"discriminator_loss": of_discriminator, "logits_real": real.mean(), "logits_fake": fake.mean()}
+    return values, (loss, of_discriminator)
 
 
 def test_each_network_has_its_own_learning_rate() -> None:

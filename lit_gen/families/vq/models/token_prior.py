@@ -1,4 +1,4 @@
-"""A prior over the codes of a first stage (van den Oord et al. 2017; Esser et al. 2021)."""
+"""Autoregressive prior over the codes of a first stage (van den Oord et al. 2017; Esser et al. 2021)."""
 
 import itertools
 import math
@@ -14,6 +14,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.settings import Sampler
 from lit_gen.families.vq.networks.token_transformer import TokenTransformer
 from lit_gen.families.vq.token_sampling import TokenSampling
@@ -22,26 +23,28 @@ TransformerFactory = Callable[[tuple[int, int], int, int], TokenTransformer]
 
 
 class TokenPrior(GenerativeModel):
-    """An autoregressive model of the codes that a first stage (`first_stage.run`) makes of images.
+    """An autoregressive model of the codes into which a first stage (`first_stage.run`) encodes images.
 
     log p(x) = sum_t log p(x_t | x_0 ... x_{t-1}, label) over the codes x of an image in raster order; training
-    minimises its negative mean over codes, in nats per code. An image is drawn code by code, with the keys and values
-    of those before kept, and then decoded once; `nfe` counts the steps of the network. The likelihood is one of codes,
-    logged in validation; it is none of images, since the decoder defines no distribution of those.
+    minimises its negative mean over codes, in nats per code. An image is sampled code by code, with cached keys and
+    values, and then decoded once; `nfe` counts the steps of the network. Validation logs the likelihood of codes. It
+    is not a likelihood of images, because the decoder defines no distribution of images.
 
     Args:
-        image_shape: (C, h, w) of the latents that the codes stand for; comes from the first stage.
+        image_shape: (C, h, w) of the latents that the codes represent; comes from the first stage.
         num_classes: Number of classes of the data; comes from the data.
-        num_codes: K; comes from the first stage.
+        num_codes: Number K of codes; comes from the first stage.
         class_conditional: Condition the model on the class label.
-        network: Called with the grid (h, w), the number of codes and that of classes.
+        network: Called with the grid (h, w), the number of codes and the number of classes.
         optimizer: Optimizer of the network's parameters.
         warmup: Images over which the learning rate rises linearly from zero.
         compile: Compile the network with torch.compile, for training.
+
+    Raises:
+        UserError: If there is no first stage.
     """
 
-    learns = "codes"
-    sampler_type = TokenSampling
+    capabilities = Capabilities(samplers=(TokenSampling,), learns="codes")
 
     def __init__(
         self,
@@ -56,10 +59,10 @@ class TokenPrior(GenerativeModel):
     ) -> None:
         if not num_codes:
             raise UserError(
-                "first_stage.run: TokenPrior learns the codes of a first stage; name the run or the experiment of a "
-                "VQVAE or VQGAN"
+                "first_stage.run: TokenPrior learns the codes of a first stage, but none is given; name the run or the "
+                "experiment of a VQVAE or VQGAN"
             )
-        super().__init__(image_shape, num_classes, class_conditional, warmup, compile)
+        super().__init__(image_shape, num_classes, class_conditional, warmup=warmup, compile=compile)
         self.grid = self.image_shape[1:]
         self.network = network(self.grid, num_codes, self.num_classes)
         self.optimizer = optimizer
@@ -72,7 +75,7 @@ class TokenPrior(GenerativeModel):
         return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def loss(self, batch: Batch) -> Tensor:
-        """-log p of a code, the mean over codes (N, h, w), in nats."""
+        """Return -log p, averaged over the codes (N, h, w), in nats per code."""
         codes = batch.images.flatten(1).long()
         logits = self.network(codes, self.conditioning(batch))
         return functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
@@ -94,8 +97,8 @@ class TokenPrior(GenerativeModel):
             return
         if any(asked < own for asked, own in zip(sampler.size, self.grid, strict=True)):
             raise UserError(
-                f"sampler.size: {list(sampler.size)} is smaller than the grid of training, {list(self.grid)}; leave it "
-                "out for that"
+                f"sampler.size: {list(sampler.size)} is smaller than the training grid, {list(self.grid)}; remove "
+                "the key for the training grid, or give a larger size"
             )
 
     def check_scored(self, sampler: Sampler | None, data: ImageDataModule) -> None:
@@ -105,14 +108,14 @@ class TokenPrior(GenerativeModel):
         drawn = (size * whole // codes for size, whole, codes in zip(sampler.size, own, self.grid, strict=True))
         raise UserError(
             f"sampler.size: images of {'x'.join(map(str, (channels, *drawn)))} are not those of {data.name}, "
-            f"{'x'.join(map(str, data.image_shape))}; leave it out (lit-gen sample draws them)"
+            f"{'x'.join(map(str, data.image_shape))}; remove the key, or sample images with lit-gen sample"
         )
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
-        """Codes (N, h, w), or those of the sampler's size.
+        """Sample codes (N, h, w), or a grid of the sampler's size.
 
         Raises:
-            UserError: the network's logits are not finite.
+            UserError: If the logits of the network are not finite.
         """
         assert isinstance(sampler, TokenSampling)
         size = sampler.size or self.grid
@@ -128,9 +131,9 @@ class TokenPrior(GenerativeModel):
             self.nfe += 1
             finite &= logits.amax(-1).isfinite().all()
             codes[:, row, column] = last = sampler.choose(logits, uniform[:, number])
-        if not finite:  # asked once: a GPU would wait at every code
+        if not finite:  # checked once: a GPU would synchronize at every code
             raise UserError(
-                f"{self.title} gives logits that are not finite: its training diverged, or its weights are damaged; "
+                f"{self.title} returns logits that are not finite: its training diverged, or its weights are damaged; "
                 "train with a lower learning rate"
             )
         return codes

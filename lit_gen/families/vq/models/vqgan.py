@@ -1,4 +1,4 @@
-"""Stage one of two-stage models: images as a small grid of codes (van den Oord et al. 2017; Esser et al. 2021)."""
+"""First stage of two-stage models: images as a small grid of codes (van den Oord et al. 2017; Esser et al. 2021)."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,8 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
-from lit_gen.families.gan.adversarial import hinge_discriminator_loss, wasserstein_generator_loss
+from lit_gen.families.capabilities import Capabilities
+from lit_gen.families.gan.losses import hinge_discriminator_loss, wasserstein_generator_loss
 from lit_gen.families.settings import Sampler
 from lit_gen.families.two_networks import TwoNetworks
 from lit_gen.families.vq.networks.autoencoder import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
@@ -33,10 +34,11 @@ DiscriminatorFactory = Callable[[tuple[int, int, int]], nn.Module]
 class VQVAE(GenerativeModel):
     """Vector-quantised autoencoder (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937).
 
-    Training minimises |x - decoder(z_q)|^2, averaged over pixels, + the loss of the quantiser, z_q being the codes of
-    encoder(x). It learns no distribution of codes: images are drawn with every code from its frequencies at its place,
-    independently of all others, which is a distribution, but a poor one. A second stage learns a better one, with
-    `encode`, `decode`, `num_codes`, or of continuous latents with `latents`, `decode_latents`, `latent_shape`.
+    Training minimises |x - decoder(z_q)|^2, averaged over pixels, plus the loss of the quantiser, where z_q are the
+    codes of encoder(x). The model does not learn the joint distribution of codes: sampling draws every code
+    independently, from its frequencies at its position, which gives poor images. A second stage learns the joint
+    distribution of codes, through `encode`, `decode` and `num_codes`, or of continuous latents, through `latents`,
+    `decode_latents` and `latent_shape`.
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
@@ -47,10 +49,12 @@ class VQVAE(GenerativeModel):
         optimizer: Optimizer of all parameters.
         warmup: Images over which the learning rate rises linearly from zero.
         compile: Compile the autoencoder with torch.compile.
+
+    Raises:
+        UserError: If latent_dim is below 1.
     """
 
-    pictures = ("reconstructions",)
-    takes_other_weights = False
+    capabilities = Capabilities(pictures=("reconstructions",), float32_only=True)
 
     def __init__(
         self,
@@ -65,7 +69,7 @@ class VQVAE(GenerativeModel):
     ) -> None:
         super().__init__(image_shape, num_classes, warmup=warmup, compile=compile)
         if latent_dim < 1:
-            raise UserError(f"model.latent_dim: {latent_dim} is not positive")
+            raise UserError(f"model.latent_dim: {latent_dim} is not positive; give at least 1")
         self.autoencoder = QuantisedAutoencoder(network(self.image_shape, latent_dim), quantiser(latent_dim))
         self.optimizer = optimizer
         self._validated: Tensor | None = None
@@ -74,32 +78,32 @@ class VQVAE(GenerativeModel):
     def generator(self) -> nn.Module:
         return self.autoencoder
 
-    # --- what a second stage needs ---
+    # --- interface for a second stage ---
 
     @property
     def num_codes(self) -> int:
-        """K."""
+        """Number K of codes."""
         return self.autoencoder.quantiser.num_codes
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(code_dim, h, w): what the quantiser compares with its codes, and how they are laid out."""
+        """Shape (code_dim, h, w) of the latents that the quantiser compares with its codes."""
         return (self.autoencoder.quantiser.code_dim, *self.autoencoder.network.size)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The indices (N, h, w) of the codes of images (N, C, H, W), int64."""
+        """Return the indices (N, h, w) of the codes of images (N, C, H, W), int64."""
         return self.autoencoder.encode(images)
 
     def decode(self, indices: Tensor) -> Tensor:
-        """The images of indices (N, h, w)."""
+        """Return the images of indices (N, h, w)."""
         return self.autoencoder.decode(indices)
 
     def latents(self, images: Tensor) -> Tensor:
-        """What the encoder gives of images before it is quantised, (N, *latent_shape)."""
+        """Return the latents (N, *latent_shape) of images before quantisation."""
         return self.autoencoder.latents(images)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """The images of latents (N, *latent_shape), which are quantised first."""
+        """Quantise latents (N, *latent_shape) and return their images."""
         return self.autoencoder.decode_latents(latents)
 
     # --- training ---
@@ -110,13 +114,13 @@ class VQVAE(GenerativeModel):
 
     @property
     def _num_to_start(self) -> int:
-        """As many images as have the vectors that the quantiser starts from."""
+        """Number of images whose latents hold as many vectors as the quantiser needs to start."""
         _, height, width = self.latent_shape
         return -(-self.autoencoder.quantiser.num_initial // (height * width))
 
     @torch.no_grad()
     def initialise(self, images: Tensor) -> None:
-        """Lets the quantiser start from what the fresh encoder gives."""
+        """Initialise the quantiser by the latents of the untrained encoder."""
         num = min(len(images), self._num_to_start)
         if not num:
             return
@@ -137,7 +141,7 @@ class VQVAE(GenerativeModel):
         return loss
 
     def log_codes(self, reconstructions: Tensor, images: Tensor, quantised: Quantised) -> None:
-        """Logs the terms of a training step that all of these families have."""
+        """Log the terms of a training step that VQVAE and VQGAN share."""
         error = functional.mse_loss(reconstructions.detach(), images)
         values = quantised.stats | {"quantiser_loss": quantised.loss.detach(), "reconstruction_error": error}
         self.log_training(psnr=10 * torch.log10(4 / error), **values)
@@ -158,7 +162,7 @@ class VQVAE(GenerativeModel):
         )
 
     def on_validation_epoch_end(self) -> None:
-        """Logs how the validation images together use the codebook."""
+        """Log usage and perplexity of the codebook over all validation images."""
         assert self._validated is not None
         counts = self.trainer.strategy.reduce(self._validated, reduce_op="sum")
         share = counts / counts.sum()
@@ -166,7 +170,7 @@ class VQVAE(GenerativeModel):
         self.log_dict(values, sync_dist=True)
         self.log("step", float(self.images_seen))
 
-    # --- drawing and looking ---
+    # --- sampling and pictures ---
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:
         uniform = noise.uniform(self.autoencoder.network.size, torch.float64).to(self.device)
@@ -176,21 +180,21 @@ class VQVAE(GenerativeModel):
     def picture(
         self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
     ) -> Tensor:
-        """Images above their reconstructions."""
+        """Return images above their reconstructions."""
         return torch.stack([images, self.decode(self.encode(images)).clamp(-1, 1)])
 
     def diagnostics(self, noise: Noise) -> dict[str, float]:
-        """How the latest training images used the codebook, by frequencies that are averaged over steps.
+        """Return how the latest training images used the codebook, by frequencies averaged over steps.
 
-        Those never fall to 0, so that `codes_in_use` is not `usage`: it is the share of the codes that have more than a
-        hundredth of what all would have if used equally.
+        The averages never reach 0, so `codes_in_use` differs from `usage`: it is the share of codes whose frequency is
+        above a hundredth of that of equal use, 1 / K.
         """
         share = self.autoencoder.overall()
         in_use = (share > 0.01 / self.num_codes).float().mean()
         return {"codes_in_use": float(in_use), "codebook_perplexity": float(perplexity(share))}
 
     def further_scores(self, data: ImageDataModule, net: FeatureNet) -> dict[str, float]:
-        """How well the images of `reconstructed_split` are reconstructed, and how they use the codebook."""
+        """Return scores of the reconstructions of `reconstructed_split`, and how its images use the codebook."""
         counts = torch.zeros(self.num_codes, device=self.device)
 
         def reconstruct(images: Tensor) -> Tensor:
@@ -224,15 +228,15 @@ class LessMomentumAdam(torch.optim.Adam):
 
 
 class VQGAN(TwoNetworks, VQVAE):
-    """VQVAE that also learns from a discriminator of patches (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
+    """VQVAE that is also trained against a patch discriminator (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
 
     nll    = |x - x_hat| + perceptual_weight d(x, x_hat)                                 averaged over pixels
     loss   = nll + loss of the quantiser + discriminator_weight lambda g,    g = -E D(x_hat)
-    lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight, the gradients being those of the decoder's last layer
+    lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight; gradients of the decoder's last layer
     loss of D = (E max(0, 1 - D(x)) + E max(0, 1 + D(x_hat))) / 2
 
-    Every batch is a step of the autoencoder, and once the discriminator has started, also one of the discriminator. The
-    name of the run's model says which perceptual distance d it was trained with.
+    Every batch is a step of the autoencoder and, once the discriminator has started, also one of the discriminator. The
+    title of the model names the perceptual distance d.
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
@@ -240,19 +244,22 @@ class VQGAN(TwoNetworks, VQVAE):
         latent_dim: Width of the latents, between encoder, quantiser and decoder.
         network: Encoder and decoder.
         quantiser: Called with the width of the latents.
-        perceptual: lpips; features, those of a classifier of the data; none; or auto: the first of these there is.
+        perceptual: lpips; features, of a classifier of the data; none; or auto, the first of these that is available.
         perceptual_weight: Weight of the perceptual distance.
-        discriminator: Called with images, gives the logits (N, h, w) of their patches.
-        discriminator_weight: Weight of the discriminator's verdict.
-        max_weight: Limit of lambda. Where the discriminator cannot tell images from reconstructions, its gradient is
-            next to none, and a large lambda would make much of it.
-        discriminator_start: Images after which the discriminator begins to learn.
-        discriminator_warmup: Images for which it learns before the autoencoder heeds it.
+        discriminator: Called with images, returns the logits (N, h, w) of their patches.
+        discriminator_weight: Weight of the adversarial loss g.
+        max_weight: Upper limit of lambda. If the discriminator cannot tell images from reconstructions, its gradient is
+            close to zero, and an unlimited lambda would amplify it.
+        discriminator_start: Images after which the discriminator starts training.
+        discriminator_warmup: Images for which the discriminator trains before the autoencoder uses it.
         optimizer: Optimizer of the autoencoder's parameters.
         discriminator_optimizer: Optimizer of the discriminator's parameters.
         warmup: Images over which the autoencoder's learning rate rises linearly from zero.
-        gradient_clip: Largest norm of a network's gradient; null does not clip.
+        gradient_clip: Largest norm of the gradient of each network; null disables clipping.
         compile: Compile the autoencoder with torch.compile.
+
+    Raises:
+        UserError: If a number is out of range.
     """
 
     def __init__(
@@ -275,34 +282,49 @@ class VQGAN(TwoNetworks, VQVAE):
         gradient_clip: float | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__(image_shape, num_classes, latent_dim, network, quantiser, optimizer, warmup, compile)
-        for key, value in {"start": discriminator_start, "warmup": discriminator_warmup}.items():
-            if value < 0:
-                raise UserError(f"model.discriminator_{key}: {value} is not a number of images; 0 is none")
-        for key, weight in {"perceptual": perceptual_weight, "discriminator": discriminator_weight}.items():
-            if not 0 <= weight < math.inf:
-                raise UserError(f"model.{key}_weight: {weight} is not a weight; give 0 or a positive number")
-        if not max_weight > 0:
-            raise UserError(f"model.max_weight: {max_weight} is not a positive limit; leave it out for 1e4")
+        super().__init__(
+            image_shape=image_shape,
+            num_classes=num_classes,
+            latent_dim=latent_dim,
+            network=network,
+            quantiser=quantiser,
+            optimizer=optimizer,
+            warmup=warmup,
+            compile=compile,
+        )
         self.use_two_optimizers(gradient_clip)
         self.perceptual_weight = perceptual_weight
-        self.discriminator = discriminator(self.image_shape)
         self.discriminator_weight = discriminator_weight
         self.max_weight = max_weight
         self.discriminator_start = discriminator_start
         self.discriminator_warmup = discriminator_warmup
         self.discriminator_optimizer = discriminator_optimizer
+        self._check_settings()
+        self.discriminator = discriminator(self.image_shape)
         self.perceptual = perceptual_loss(perceptual, self.image_shape)
         if self.perceptual is not None:
             self.title += f", {self.perceptual.name}"
 
+    def _check_settings(self) -> None:
+        for name in ("discriminator_start", "discriminator_warmup"):
+            if (value := getattr(self, name)) < 0:
+                raise UserError(f"model.{name}: {value} is not a number of images; give 0 or more")
+        for name in ("perceptual_weight", "discriminator_weight"):
+            if not 0 <= (weight := getattr(self, name)) < math.inf:
+                raise UserError(f"model.{name}: {weight} is not a weight; give 0 or a positive number")
+        if not self.max_weight > 0:
+            raise UserError(
+                f"model.max_weight: {self.max_weight} is not a positive limit; give a positive number, or remove the "
+                "key for 1e4"
+            )
+
     @cached_property
     def _perceptual(self) -> list[PerceptualLoss]:
-        """The perceptual loss, if there is one, in a list, so that it is no part of the model; for training alone."""
+        """Perceptual loss, if any, in a list to keep it out of the model's submodules; needed only for training."""
         return [] if self.perceptual is None else [self.perceptual.build()]
 
     def check_training(self) -> None:
-        """Raises a UserError if the weights of the perceptual loss are missing."""
+        """Raise a UserError if the weights of the perceptual loss are missing."""
         self._perceptual  # noqa: B018
 
     def configure_optimizers(self) -> Any:
@@ -311,10 +333,10 @@ class VQGAN(TwoNetworks, VQVAE):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer, discriminator_optimizer = cast(list[Optimizer], self.optimizers())
-        judged = self.images_seen > self.discriminator_start
-        heeded = judged and self.images_seen > self.discriminator_start + self.discriminator_warmup
+        discriminator_trains = self.images_seen > self.discriminator_start
+        adversarial = discriminator_trains and (self.images_seen > self.discriminator_start + self.discriminator_warmup)
         reconstructed: list[Tensor] = []
-        own, *others = self.differentiate(self.losses(batch, heeded, reconstructed), self.autoencoder)
+        own, *others = self.differentiate(self.losses(batch, adversarial, reconstructed), self.autoencoder)
         loss, gradients = own
         for g, by_g in others:
             weight = adaptive_weight(gradients[self.last], by_g[self.last], self.max_weight)
@@ -325,24 +347,24 @@ class VQGAN(TwoNetworks, VQVAE):
         self.descend(optimizer, self.autoencoder, gradients)
         cast(LRScheduler, self.lr_schedulers()).step()
         self.log_training(loss=loss)
-        if judged:
+        if discriminator_trains:
             (descent,) = self.differentiate(self.discriminator_losses(batch, reconstructed), self.discriminator)
             self.descend(discriminator_optimizer, self.discriminator, descent.gradients)
             self.log_training(discriminator_loss=descent.loss)
 
     @property
     def last(self) -> int:
-        """Which of the autoencoder's parameters is the weight of the decoder's last layer."""
+        """Index, among the autoencoder's parameters, of the weight of the decoder's last layer."""
         weight = self.autoencoder.network.last_layer.weight
         return next(i for i, parameter in enumerate(self.autoencoder.parameters()) if parameter is weight)
 
-    def losses(self, batch: Batch, heeded: bool, reconstructed: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """nll + loss of the quantiser, and g if the discriminator is heeded, of each part of a batch.
+    def losses(self, batch: Batch, adversarial: bool, reconstructed: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield nll + loss of the quantiser and, if requested, g, of each micro-batch.
 
         Args:
-            batch: The batch.
-            heeded: Whether it is.
-            reconstructed: Takes the reconstructions, for the discriminator.
+            batch: Batch to split.
+            adversarial: Also yield the adversarial loss g.
+            reconstructed: List to which the reconstructions are appended, for the discriminator.
         """
         for (images,) in self.parts(batch.images):
             reconstructions, quantised = self.autoencoder(images)
@@ -351,22 +373,22 @@ class VQGAN(TwoNetworks, VQVAE):
             self.log_codes(reconstructions, images, quantised)
             self.log_training(nll=nll.detach())
             loss = nll + quantised.loss
-            yield (loss, wasserstein_generator_loss(self.logits(reconstructions))) if heeded else (loss,)
+            yield (loss, wasserstein_generator_loss(self.logits(reconstructions))) if adversarial else (loss,)
 
     def discriminator_losses(self, batch: Batch, reconstructed: list[Tensor]) -> Iterator[tuple[Tensor]]:
-        """The discriminator's loss of each part of a batch."""
+        """Yield the discriminator's loss of each micro-batch."""
         for (images,), reconstructions in zip(self.parts(batch.images), reconstructed, strict=True):
             real, fake = self.logits(images), self.logits(reconstructions)
             self.log_training(logits_real=real.detach().mean(), logits_fake=fake.detach().mean())
             yield (hinge_discriminator_loss(real, fake) / 2,)
 
     def logits(self, images: Tensor) -> Tensor:
-        """The discriminator's logits of patches; losses and their means are computed outside of half precision."""
+        """Return the logits of patches, in float32 at least: losses are not computed in half precision."""
         logits: Tensor = self.discriminator(images)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def nll(self, reconstructions: Tensor, images: Tensor) -> Tensor:
-        """Reconstruction error and perceptual distance, a scalar."""
+        """Return reconstruction error plus weighted perceptual distance, a scalar."""
         value = functional.l1_loss(reconstructions, images)
         for loss in self._perceptual:
             value = value + self.perceptual_weight * loss.to(images.device)(reconstructions, images)
@@ -377,21 +399,21 @@ class VQGAN(TwoNetworks, VQVAE):
         checkpoint["title"] = self.title
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with another perceptual loss: `auto` depends on the weights that are there."""
+        """Raise a UserError if the perceptual loss has changed: `auto` depends on the weights that are available."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint["title"] != self.title:
             raise UserError(
-                f"model.perceptual: the run was trained as {checkpoint['title']}, and this is {self.title}: the "
-                "weights that auto found are not those of then; bring them back, or name a new run with --run.name"
+                f"model.perceptual: the run was trained as {checkpoint['title']}, but this model is {self.title}, "
+                "because the weights that auto finds have changed; restore them, or name a new run with --run.name"
             )
 
 
 def adaptive_weight(by_nll: Tensor, by_g: Tensor, max_weight: float = 1e4) -> Tensor:
-    """lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight.
+    """Return lambda = |grad nll| / (|grad g| + 1e-4), at most max_weight.
 
     Args:
-        by_nll: Gradient of the reconstruction loss by the weight of the last layer.
-        by_g: That of the adversarial loss of the autoencoder.
-        max_weight: The limit.
+        by_nll: Gradient of the reconstruction loss with respect to the weight of the last layer.
+        by_g: Gradient of the adversarial loss of the autoencoder with respect to the same weight.
+        max_weight: Upper limit.
     """
     return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight)

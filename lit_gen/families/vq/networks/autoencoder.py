@@ -1,8 +1,9 @@
 """Encoder, decoder and discriminator of two-stage models: images to a small grid of codes and back.
 
-Van den Oord et al. 2017, https://arxiv.org/abs/1711.00937; Esser et al. 2021, https://arxiv.org/abs/2012.09841. The
-discriminator judges overlapping patches (Isola et al. 2017, https://arxiv.org/abs/1611.07004); it normalises groups of
-channels within one image, so that a verdict depends on no other image.
+The discriminator scores overlapping patches (Isola et al. 2017, https://arxiv.org/abs/1611.07004). It normalises groups
+of channels within one image, so its scores do not depend on other images.
+
+Papers: Van den Oord et al. 2017, https://arxiv.org/abs/1711.00937; Esser et al. 2021, https://arxiv.org/abs/2012.09841
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from lit_gen.networks.blocks import ResBlock, check_width, group_norm, initialis
 class ConvAutoencoder(nn.Module):
     """Residual convolutional encoder and decoder: images (N, C, H, W) -> latents (N, dim, h, w) -> images.
 
-    Every width but the first halves the resolution: two of them give h = H / 2, three h = H / 4.
+    Each width after the first halves the resolution: two widths give h = H / 2, three h = H / 4.
 
     Args:
         image_shape: (C, H, W) of the images.
@@ -32,7 +33,7 @@ class ConvAutoencoder(nn.Module):
         attention: Self-attention at the lowest resolution.
 
     Raises:
-        UserError: the image size or a width does not suit.
+        UserError: If the image size or a width is not supported.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ConvAutoencoder(nn.Module):
         if height % factor or width % factor:
             raise UserError(
                 f"model.network.channel_mult: images of {height}x{width} cannot be halved {len(widths) - 1} times; "
-                "give fewer widths"
+                f"give fewer widths than {len(widths)}"
             )
         self.size = (height // factor, width // factor)
         layers: list[nn.Module] = [nn.Conv2d(num_channels, widths[0], 3, padding=1)]
@@ -73,18 +74,19 @@ class ConvAutoencoder(nn.Module):
 
 
 def _middle(width: int, attention: bool) -> list[nn.Module]:
+    """Return the blocks at the lowest resolution."""
     block = ResBlock(width, width, norm=True)
     return [block, Attention(width, 1), ResBlock(width, width, norm=True)] if attention else [block]
 
 
 class QuantisedAutoencoder(nn.Module):
-    """Images -> codes -> images, with how often each code stands at each place.
+    """Images -> codes -> images, with the frequency of each code at each position of the grid.
 
-    Those frequencies are an average over steps of training, which forgets over about a hundred of them.
+    The frequencies are an exponential average over training steps, with a horizon of about a hundred steps.
 
     Args:
         network: Encoder and decoder.
-        quantiser: Made for the latents of the network.
+        quantiser: Quantiser of the latents of the network.
     """
 
     frequencies: Tensor
@@ -98,7 +100,7 @@ class QuantisedAutoencoder(nn.Module):
         self.over_parts = SumOverParts()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantised]:
-        """The reconstructions, and what the quantiser gave."""
+        """Return the reconstructions and the output of the quantiser."""
         quantised: Quantised = self.quantiser(self.network.encoder(images))
         if self.training:
             self.count(quantised.indices)
@@ -106,7 +108,7 @@ class QuantisedAutoencoder(nn.Module):
 
     @torch.no_grad()
     def count(self, indices: Tensor) -> None:
-        """Takes the indices (N, h, w) of a training batch into the frequencies (h, w, K)."""
+        """Update the frequencies (h, w, K) by the indices (N, h, w) of a training batch."""
         indices = all_gather_cat(indices).movedim(0, -1)
         counts = torch.zeros_like(self.frequencies)
         counts.scatter_add_(2, indices, torch.ones_like(indices, dtype=counts.dtype))
@@ -115,45 +117,45 @@ class QuantisedAutoencoder(nn.Module):
             self.frequencies.lerp_(of_step / (indices.shape[-1] * self.over_parts.num_parts), 0.01)
 
     def latents(self, images: Tensor) -> Tensor:
-        """What the encoder gives of images, before it is quantised: (N, code_dim, h, w); in float32 under autocast."""
+        """Return the latents (N, code_dim, h, w) of images before quantisation; in float32 under autocast."""
         with torch.autocast(images.device.type, enabled=False):
             return self.quantiser.vectors(self.network.encoder(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        """The indices (N, h, w) of the codes of images (N, C, H, W); in float32 under autocast."""
+        """Return the indices (N, h, w) of the codes of images (N, C, H, W); in float32 under autocast."""
         with torch.autocast(images.device.type, enabled=False):
             return self.quantiser.nearest(self.latents(images).movedim(1, -1))
 
     def decode(self, indices: Tensor) -> Tensor:
-        """The images of indices (N, h, w); their codes are in float32 under autocast."""
+        """Return the images of indices (N, h, w); the codes are in float32 under autocast."""
         with torch.autocast(indices.device.type, enabled=False):
             z_q = self.quantiser.restore(indices)
         images: Tensor = self.network.decoder(z_q)
         return images
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """The images of latents (N, code_dim, h, w), which are quantised first."""
+        """Quantise latents (N, code_dim, h, w) and return their images."""
         return self.decode(self.quantiser.nearest(latents.movedim(1, -1)))
 
     def place(self, uniform: Tensor) -> Tensor:
-        """Draws each code by itself from the frequencies at its place: uniform numbers (N, h, w) -> indices."""
+        """Draw each code independently from the frequencies at its position: uniform numbers (N, h, w) -> indices."""
         return draw_codes(self.frequencies, uniform.movedim(0, -1)).movedim(-1, 0)
 
     def overall(self) -> Tensor:
-        """The share (K,) of each code over all places."""
+        """Return the share (K,) of each code over all positions."""
         return self.frequencies.flatten(0, 1).mean(0)
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutional discriminator: images (N, C, H, W) -> logits (N, h, w), each of one patch of the image.
+    """Convolutional discriminator: images (N, C, H, W) -> logits (N, h, w), one per patch of the image.
 
     Args:
         image_shape: (C, H, W) of the images.
         channels: Width after the first convolution, a multiple of 8; it doubles at every halving.
-        num_halvings: Halvings of the resolution; each makes the patches larger.
+        num_halvings: Number of halvings of the resolution; each enlarges the patches.
 
     Raises:
-        UserError: the image is too small for the halvings, or the width does not suit.
+        UserError: If the image is too small for the halvings, or if the width is not supported.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], channels: int = 32, num_halvings: int = 2) -> None:
@@ -161,12 +163,12 @@ class PatchDiscriminator(nn.Module):
         check_width("channels", channels)
         if min(image_shape[1:]) < 4 * 2**num_halvings or num_halvings < 1:
             raise UserError(
-                f"model.discriminator.num_halvings: {num_halvings} do not suit images of {image_shape[1]}x"
-                f"{image_shape[2]}; give at least 1, and no more than leave 4x4 patches"
+                f"model.discriminator.num_halvings: {num_halvings} is out of range for images of "
+                f"{image_shape[1]}x{image_shape[2]}; give at least 1, and few enough to leave 4x4 patches"
             )
         layers: list[nn.Module] = [nn.Conv2d(image_shape[0], channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for level in range(1, num_halvings + 1):
-            stride = 2 if level < num_halvings else 1  # the last convolution widens the patches alone
+            stride = 2 if level < num_halvings else 1  # the last convolution only enlarges the patches
             before, wide = channels * 2 ** (level - 1), channels * 2**level
             layers += [nn.Conv2d(before, wide, 4 if stride == 2 else 3, stride=stride, padding=1)]
             layers += [group_norm(wide), nn.LeakyReLU(0.2)]

@@ -1,14 +1,13 @@
 r"""Quantisers: every latent vector becomes one of finitely many codes.
 
-With a codebook e_1 ... e_K (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937), sg being the identity without
-a gradient:
+With a codebook e_1 ... e_K (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937) and sg the stop-gradient:
 
     k(x) = argmin_k |x - e_k|^2
     z_q  = x + sg(e_k - x)                                     the value is the code, the gradient goes straight through
     loss = |sg(x) - e_k|^2 + beta |x - sg(e_k)|^2              codebook and commitment
 
-The first term of the loss moves codes alone, the second one encoders alone. In place of the first, codes can follow
-the means of the vectors they stand for, as an exponential average of k-means.
+The first term of the loss moves only codes, the second only encoders. Instead of the first, codes can follow the means
+of their vectors, an exponential average of k-means.
 
 Without a codebook (finite scalar quantization, Mentzer et al. 2023, https://arxiv.org/abs/2309.15505), each of a few
 coordinates is bounded and rounded, and the codes are the points of a grid.
@@ -28,18 +27,18 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.processes import all_gather_cat, all_reduce_sum
 
 MAX_SCORES = 2**26
-"""Numbers in memory at a time that compare vectors with codes."""
+"""Largest number of scores, of vectors against codes, in memory at a time."""
 
 
 class Quantised(NamedTuple):
-    """What a quantiser makes of latents (N, dim, h, w).
+    """Output of a quantiser for latents (N, dim, h, w).
 
     Attributes:
-        z_q: the codes, (N, dim, h, w); their gradient is that of the latents.
-        indices: which codes, (N, h, w), int64.
-        loss: codebook and commitment loss, a scalar.
-        stats: `perplexity` and `usage` of this batch, in training of all processes together, and `revived`, the codes
-            revived since the beginning; no graph.
+        z_q: Codes (N, dim, h, w); their gradient is passed on to the latents.
+        indices: Indices (N, h, w) of the codes, int64.
+        loss: Codebook and commitment loss, a scalar.
+        stats: `perplexity` and `usage` of this batch (in training, of all processes together) and `revived`, the number
+            of codes revived so far; without a graph.
     """
 
     z_q: Tensor
@@ -49,12 +48,12 @@ class Quantised(NamedTuple):
 
 
 class Quantiser(nn.Module, ABC):
-    """Latents (N, dim, h, w) -> codes. In between, a linear map takes each vector to `code_dim` numbers and back.
+    """Latents (N, dim, h, w) -> codes, with linear maps from width `dim` to `code_dim` and back.
 
     Args:
         dim: Width of the latents.
         code_dim: Width of the codes.
-        num_codes: K.
+        num_codes: Number K of codes.
     """
 
     revived: Tensor
@@ -69,49 +68,49 @@ class Quantiser(nn.Module, ABC):
 
     @abstractmethod
     def nearest(self, x: Tensor) -> Tensor:
-        """Indices (...) of the codes nearest to vectors (..., code_dim)."""
+        """Return the indices (...) of the codes nearest to vectors (..., code_dim)."""
 
     @abstractmethod
     def lookup(self, indices: Tensor) -> Tensor:
-        """The codes (..., code_dim) of indices (...)."""
+        """Return the codes (..., code_dim) of indices (...)."""
 
     def prepare(self, x: Tensor) -> None:  # noqa: B027
-        """Before vectors (M, code_dim) of a training batch are quantised; by default nothing."""
+        """Prepare the quantisation of the vectors (M, code_dim) of a training batch; does nothing by default."""
 
     @torch.no_grad()
     def learn(self, x: Tensor, indices: Tensor) -> Tensor:
-        """After the vectors (M, code_dim) of a training batch were given these codes (M,).
+        """Learn from the vectors (M, code_dim) of a training batch and the indices (M,) of their codes.
 
         Returns:
-            The share (K,) that each code has of the vectors of all processes.
+            Share (K,) of each code among the vectors of all processes.
         """
         counts = all_reduce_sum(torch.bincount(indices, minlength=self.num_codes)).float()
         return counts / counts.sum()
 
     @property
     def num_initial(self) -> int:
-        """Vectors that `start` is given; by default none."""
+        """Number of vectors that `start` needs; 0 by default."""
         return 0
 
     def start(self, z: Tensor) -> None:  # noqa: B027
-        """Sets initial codes by latents (N, dim, h, w); by default nothing."""
+        """Set initial codes from latents (N, dim, h, w); does nothing by default."""
 
     def loss(self, x: Tensor, codes: Tensor) -> Tensor:
-        """The loss of vectors and their codes; by default 0."""
+        """Return the loss of vectors and their codes; 0 by default."""
         return x.new_zeros(())
 
     def vectors(self, z: Tensor) -> Tensor:
-        """What is compared with codes: latents (N, dim, h, w) -> (N, code_dim, h, w)."""
+        """Return the vectors that are compared with codes: latents (N, dim, h, w) -> (N, code_dim, h, w)."""
         x: Tensor = self.inwards(z)
         return x
 
     def restore(self, indices: Tensor) -> Tensor:
-        """The quantised latents (N, dim, h, w) of indices (N, h, w)."""
+        """Return the quantised latents (N, dim, h, w) of indices (N, h, w)."""
         z_q: Tensor = self.outwards(self.lookup(indices).movedim(-1, 1))
         return z_q
 
     def forward(self, z: Tensor) -> Quantised:
-        """Quantises; in training the codes also learn of these latents."""
+        """Quantise latents (N, dim, h, w); in training mode, also update the codes by them."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(torch.promote_types(z.dtype, torch.float32))
             x = self.vectors(z).movedim(1, -1)
@@ -124,35 +123,36 @@ class Quantiser(nn.Module, ABC):
                 share = self.learn(x.detach().flatten(0, -2), indices.flatten())
             else:
                 share = frequencies(indices, self.num_codes)
-            # exactly the codes in value; x + (codes - x) would round
+            # the values are exactly those of the codes; x + (codes - x) would round
             z_q = codes.detach() + (x - x.detach())
             stats = {"perplexity": perplexity(share), "usage": usage(share), "revived": self.revived.clone().float()}
             return Quantised(self.outwards(z_q.movedim(-1, 1)), indices, self.loss(x, codes), stats)
 
 
 class VectorQuantiser(Quantiser):
-    """A codebook; see the top of this module.
+    """A learned codebook, with the equations at the top of this module.
 
-    Averages, and codes that follow them, move once a step, also where it is computed in parts (`over_parts`).
+    Averages, and codes that follow them, move once per step, even if the step is split into micro-batches
+    (`over_parts`).
 
-    A code that is used less than `revive_below` of the time that all would have if used equally is dead: it is moved to
-    a vector of the batch, which is drawn with a probability in proportion to the squared distance to its code, and its
-    averages start anew. All processes use the sums over all of them, and end with the same codes.
+    A code is dead if its share of the vectors is below `revive_below` times the share 1 / K of equal use. It is then
+    moved to a vector of the batch, drawn with a probability proportional to the squared distance to its code, and its
+    averages are reset. All processes use the sums over all processes, and end with the same codes.
 
     Args:
         dim: Width of the latents.
-        num_codes: K.
-        code_dim: Width of the codes; that of the latents if not given. Few numbers (8, say) keep more codes in use
+        num_codes: Number K of codes.
+        code_dim: Width of the codes. Default: the width of the latents. A small width such as 8 keeps more codes in use
             (Yu et al. 2021, https://arxiv.org/abs/2110.04627).
-        similarity: euclidean, or cosine: vectors and codes of length 1.
+        similarity: euclidean, or cosine, which normalises vectors and codes to length 1.
         beta: Weight of the commitment loss.
-        decay: Of the averages over batches. With `ema` codes are averages of their vectors, so 0 gives the mean over
-            the batch.
-        ema: Codes follow the means of their vectors; otherwise they learn by the codebook loss.
-        revive_below: Share of equal use below which a code is dead; 0 revives none.
+        decay: Decay rate of the averages over batches. With `ema`, 0 sets each code to the mean of its vectors in the
+            batch.
+        ema: Let codes follow the means of their vectors; otherwise they learn by the codebook loss.
+        revive_below: Fraction of equal use below which a code is dead; 0 revives none.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: If a number is out of range.
     """
 
     codes: Tensor
@@ -178,7 +178,7 @@ class VectorQuantiser(Quantiser):
             ("revive_below", revive_below, 0 <= revive_below < 1),
         ):
             if not fits:
-                raise UserError(f"model.quantiser.{name}: {value} is out of range; leave it out for the default")
+                raise UserError(f"model.quantiser.{name}: {value} is out of range; remove the key for the default")
         super().__init__(dim, code_dim or dim, num_codes)
         self.similarity = similarity
         self.beta = beta
@@ -195,7 +195,7 @@ class VectorQuantiser(Quantiser):
         self.over_parts = SumOverParts()
 
     def on_sphere(self, x: Tensor) -> Tensor:
-        """Vectors (..., code_dim) of length 1 for the cosine similarity; as they are for the Euclidean one."""
+        """Return vectors (..., code_dim), normalised to length 1 for the cosine similarity."""
         return functional.normalize(x, dim=-1) if self.similarity == "cosine" else x
 
     def vectors(self, z: Tensor) -> Tensor:
@@ -213,25 +213,25 @@ class VectorQuantiser(Quantiser):
 
     @property
     def num_initial(self) -> int:
-        """16 for each code."""
+        """16 vectors per code."""
         return 16 * self.num_codes
 
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
-        """Sets the codes to the centres that k-means finds of latents (N, dim, h, w): the same for the same latents."""
+        """Set the codes to the k-means centres of latents (N, dim, h, w), deterministically."""
         x = self.vectors(z).movedim(1, -1).flatten(0, -2)
         self._set(torch.arange(self.num_codes), k_means(x, self.num_codes, self.on_sphere))
 
     @torch.no_grad()
     def prepare(self, x: Tensor) -> None:
-        """Revives dead codes."""
+        """Revive dead codes."""
         dead = (self.share * self.num_codes < self.revive_below).nonzero().flatten()
         if not len(dead):
             return
         distance = (x - self.lookup(self.nearest(x))).square().sum(-1)
         keys = distance.new_empty(len(x)).exponential_() / distance
         first = keys.topk(min(len(dead), len(x)), largest=False).indices
-        # the smallest keys of all processes are those of a draw from all their vectors, without replacement
+        # the smallest keys of all processes are a draw without replacement from all their vectors
         candidates, keys = all_gather_cat(x[first]), all_gather_cat(keys[first])
         new = candidates[keys.topk(min(len(dead), len(x)), largest=False).indices]
         self._set(dead[: len(new)], new)
@@ -239,7 +239,7 @@ class VectorQuantiser(Quantiser):
 
     @torch.no_grad()
     def learn(self, x: Tensor, indices: Tensor) -> Tensor:
-        """Updates the averages over batches, and with `ema` the codes; returns as the base class."""
+        """Update the averages over batches and, with `ema`, the codes; return the share (K,) of each code."""
         sums = x.new_zeros(self.num_codes, self.code_dim + 1)
         sums.index_add_(0, indices, torch.cat([x, torch.ones_like(x[:, :1])], 1))
         sums = all_reduce_sum(sums)
@@ -248,16 +248,16 @@ class VectorQuantiser(Quantiser):
         return sums[:, -1] / sums[:, -1].sum()
 
     def _follow(self, means: Tensor) -> None:
-        """Moves the averages towards those of one step: sums of vectors and their numbers, (K, code_dim + 1)."""
+        """Move the averages towards the sums of vectors and their counts in one step, (K, code_dim + 1)."""
         self.share.lerp_(means[:, -1], 1 - self.decay)
         if self.ema:
             self.total.lerp_(means[:, :-1], 1 - self.decay)
-            # a code without vectors stays where it is
+            # a code without vectors does not move
             codes = torch.where(self.share[:, None] > 1e-12, self.total / self.share[:, None], self.codes)
             self.codes.copy_(self.on_sphere(codes))
 
     def _set(self, slots: Tensor, codes: Tensor) -> None:
-        """Moves codes, with averages as if all had been used equally and these had always been there."""
+        """Set codes, with averages as if all codes had been used equally and these had always been in place."""
         self.codes[slots] = codes
         self.share[slots] = 1 / self.num_codes
         if self.ema:
@@ -267,17 +267,17 @@ class VectorQuantiser(Quantiser):
 class FSQ(Quantiser):
     """Finite scalar quantization: coordinate i is bounded and rounded to one of levels_i values.
 
-    x = tanh(y + shift) (L - 1) / 2 - offset, rounded and divided by floor(L / 2), so that the values lie in [-1, 1] and
-    y = 0 gives 0; the offset is 1/2 for even L and 0 for odd L. Every code is the index sum_i digit_i prod_{j<i} L_j.
-    There is no loss, and nothing to revive.
+    x = tanh(y + shift) (L - 1) / 2 - offset, rounded and divided by floor(L / 2), so the values lie in [-1, 1] and
+    y = 0 maps to 0. The offset is 1/2 for even L and 0 for odd L. The index of a code is sum_i digit_i prod_{j<i} L_j.
+    FSQ needs no loss and revives no codes.
 
     Args:
         dim: Width of the latents.
-        levels: L of each coordinate; the paper's choices are [8, 6, 5] for 2^8 codes, [8, 5, 5, 5] for 2^10,
-            [7, 5, 5, 5, 5] for 2^12, [8, 8, 8, 6, 5] for 2^14.
+        levels: Number L of values per coordinate. The paper's choices are [8, 6, 5] for 2^8 codes, [8, 5, 5, 5] for
+            2^10, [7, 5, 5, 5, 5] for 2^12, [8, 8, 8, 6, 5] for 2^14.
 
     Raises:
-        UserError: a level is below 2.
+        UserError: If there are no levels, or if a level is below 2.
     """
 
     levels: Tensor
@@ -286,7 +286,9 @@ class FSQ(Quantiser):
 
     def __init__(self, dim: int, levels: Sequence[int] = (8, 5, 5, 5)) -> None:
         if not levels or min(levels) < 2:
-            raise UserError(f"model.quantiser.levels: {list(levels)}: give at least one number, each 2 or more")
+            raise UserError(
+                f"model.quantiser.levels: {list(levels)} is out of range; give at least one number, each 2 or more"
+            )
         super().__init__(dim, len(levels), math.prod(levels))
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
@@ -311,24 +313,24 @@ class FSQ(Quantiser):
 
 
 def nearest(x: Tensor, codes: Tensor) -> Tensor:
-    """argmin_k |x - e_k|^2 = argmin_k (|e_k|^2 / 2 - x . e_k): vectors (..., d), codes (K, d) -> (...)."""
+    """Return argmin_k |x - e_k|^2 = argmin_k (|e_k|^2 / 2 - x . e_k): vectors (..., d), codes (K, d) -> (...)."""
     half = 0.5 * codes.square().sum(1)
     vectors = x.reshape(-1, x.shape[-1]).split(max(MAX_SCORES // len(codes), 1))
     return torch.cat([torch.addmm(half, part, codes.T, alpha=-1).argmin(1) for part in vectors]).reshape(x.shape[:-1])
 
 
 def frequencies(indices: Tensor, num_codes: int) -> Tensor:
-    """The share (K,) that each code has of the indices."""
+    """Return the share (K,) of each code among the indices."""
     return torch.bincount(indices.flatten(), minlength=num_codes).float() / indices.numel()
 
 
 def draw_codes(share: Tensor, uniform: Tensor) -> Tensor:
-    """The smallest k with P(code <= k) > u: M codes (..., M) of each distribution.
+    """Return the smallest k with P(code <= k) > u: M codes (..., M) per distribution.
 
     Args:
-        share: (..., K), in proportion to the probabilities; where it is not finite, a code in range is drawn all the
-            same, and says nothing.
-        uniform: (..., M), float64 in (0, 1).
+        share: Numbers (..., K) proportional to the probabilities. If one is not finite, the result is an arbitrary code
+            in range.
+        uniform: Uniform numbers (..., M), float64 in (0, 1).
     """
     cdf = share.double().cumsum(-1)
     drawn = torch.searchsorted(cdf, (uniform * cdf[..., -1:]).contiguous(), right=True)
@@ -336,28 +338,29 @@ def draw_codes(share: Tensor, uniform: Tensor) -> Tensor:
 
 
 def perplexity(share: Tensor) -> Tensor:
-    """exp(-sum_k p_k ln p_k): 1 if one code is used alone, K if all are used equally."""
+    """Return exp(-sum_k p_k ln p_k): 1 if a single code is used, K if all are used equally."""
     return torch.special.entr(share).sum().exp()
 
 
 def usage(share: Tensor) -> Tensor:
-    """The share of the codes that are used at all."""
+    """Return the share of codes that are used at all."""
     return (share > 0).float().mean()
 
 
 def k_means(
     x: Tensor, num: int, project: Callable[[Tensor], Tensor] | None = None, iterations: int = 10, seed: int = 0
 ) -> Tensor:
-    """Centres (num, d) of vectors (M, d), by Lloyd's iterations.
+    """Return k-means centres (num, d) of vectors (M, d), by Lloyd's iterations.
 
-    They start from vectors that are drawn with a probability in proportion to the squared distance to the centres there
-    are, an eighth as many at a time as there are (k-means++ draws one by one). The draws have a generator of their own.
+    The initial centres are vectors drawn with a probability proportional to the squared distance to the nearest centre
+    so far. Each round draws an eighth as many as there are centres (k-means++ draws one at a time). The draws use a
+    generator of their own.
 
     Args:
-        x: Vectors.
-        num: Number of centres; with fewer vectors some are repeated, with a little noise.
-        project: Applied to the centres after each iteration; the identity if not given.
-        iterations: Lloyd's iterations.
+        x: Vectors (M, d).
+        num: Number of centres; with fewer vectors, some are repeated with a little noise.
+        project: Applied to the centres after each iteration. Default: the identity.
+        iterations: Number of Lloyd's iterations.
         seed: Seed of the draws.
     """
     generator = torch.Generator(x.device).manual_seed(seed)

@@ -1,15 +1,18 @@
-r"""A causal transformer over the codes of an image (Radford et al. 2019, "GPT-2"; Esser et al. 2021,
-https://arxiv.org/abs/2012.09841).
+r"""A causal transformer over the codes of an image.
 
-The codes x_0 ... x_{L-1} of a grid stand in raster order behind the class. With e_0 = class(y), e_t = code(x_{t-1}),
+The sequence is the class, followed by the codes x_0 ... x_{L-1} of a grid in raster order. With e_0 = class(y) and
+e_t = code(x_{t-1}),
 
     s_t = e_t + position(t);   s <- s + attention(norm(s)),   s <- s + mlp(norm(s))       attention to s_0 ... s_t
     logits of x_t = W norm(s_t)
 
-so that they depend on y and x_0 ... x_{t-1}. Codes are drawn with the keys and values of those before kept.
+so the logits depend on y and x_0 ... x_{t-1}. Sampling caches the keys and values of the previous codes.
 
-A grid larger than that of training is drawn through a window of the training grid's size: around each place, but within
-the grid, as in the paper. The place is then one of the window, and sees of it what comes before.
+A grid larger than the training grid is sampled through a sliding window of the size of the training grid, as in the
+paper: the window is centred on each position, but shifted to lie within the grid. The position attends to the codes of
+the window that precede it.
+
+Papers: Radford et al. 2019 (GPT-2); Esser et al. 2021, https://arxiv.org/abs/2012.09841
 """
 
 import math
@@ -23,11 +26,11 @@ from lit_gen.networks.blocks import check_dropout
 
 
 class Drawn:
-    """What a transformer remembers of the codes drawn so far.
+    """State of a transformer while it samples codes: class token, cached keys and values, position.
 
     Args:
-        first: (N, 1, D), the token of the class.
-        kept: (2, N, heads, L, d) of each block.
+        first: Token (N, 1, D) of the class.
+        kept: Keys and values (2, N, heads, L, d) of each block.
     """
 
     def __init__(self, first: Tensor, kept: list[Tensor]) -> None:
@@ -37,20 +40,20 @@ class Drawn:
 
 
 class TokenTransformer(nn.Module):
-    """Causal transformer: codes (N, T), labels (N,) or None -> logits (N, T, K) of each code given those before it.
+    """Causal transformer: codes (N, T), labels (N,) or None -> logits (N, T, K) of each code given the previous ones.
 
     Args:
         grid: (h, w) of the grid of codes; T is at most h w.
-        num_codes: K.
+        num_codes: Number K of codes.
         num_classes: Number of classes; 0 for an unconditional network.
         width: Width of a token, a multiple of `num_heads`.
         depth: Number of blocks.
         num_heads: Heads of the attention.
-        mlp_ratio: Width of the hidden layer of a block's perceptron, in widths of a token.
+        mlp_ratio: Width of the hidden layer of each block's perceptron, as a multiple of `width`.
         dropout: Probability of dropping an embedding, or an output of attention or perceptron.
 
     Raises:
-        UserError: if the sizes or dropout do not suit.
+        UserError: If a size or the dropout is out of range.
     """
 
     def __init__(
@@ -67,8 +70,8 @@ class TokenTransformer(nn.Module):
         super().__init__()
         if min(width, depth, num_heads) < 1 or mlp_ratio <= 0 or width % num_heads:
             raise UserError(
-                "model.network: width, depth, num_heads and mlp_ratio must be positive, and width a multiple of "
-                f"num_heads, got {width}, {depth}, {num_heads} and {mlp_ratio}"
+                f"model.network: width {width}, depth {depth}, num_heads {num_heads} and mlp_ratio {mlp_ratio} do not "
+                "fit together; give positive numbers, and a width that is a multiple of num_heads"
             )
         check_dropout(dropout)
         self.grid = grid
@@ -80,7 +83,7 @@ class TokenTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, num_codes)
         self.dropout = nn.Dropout(dropout)
-        # As in GPT-2: smaller weights where a block adds to the sum of all.
+        # as in GPT-2: smaller initial weights for the layers that write to the residual stream
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 adds = name.endswith(("out.weight", "mlp.2.weight")) and name.startswith("blocks")
@@ -97,18 +100,18 @@ class TokenTransformer(nn.Module):
         return logits
 
     def start(self, num: int, labels: Tensor | None = None) -> Drawn:
-        """As many empty sequences, to be drawn with `step`."""
+        """Return the state of `num` empty sequences, to be sampled with `step`."""
         length, width = self.positions.shape
         heads = [block.num_heads for block in self.blocks if isinstance(block, CausalBlock)]
         kept = [self.positions.new_empty(2, num, n, length, width // n) for n in heads]
         return Drawn(self._first(num, labels), kept)
 
     def step(self, drawn: Drawn, codes: Tensor | None = None) -> Tensor:
-        """The logits (N, K) of the next code.
+        """Return the logits (N, K) of the next code.
 
         Args:
-            drawn: What `start` gave; it is changed.
-            codes: (N,), what was drawn from the logits before; None at the first step.
+            drawn: State returned by `start`; updated in place.
+            codes: Codes (N,) drawn from the previous logits; None at the first step.
         """
         x = drawn.first
         if codes is not None:
@@ -121,14 +124,14 @@ class TokenTransformer(nn.Module):
         return logits
 
     def window(self, place: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-        """First row and column of the window of a place (row, column) in a grid of the given size (H, W)."""
+        """Return the first row and column of the window of a position (row, column) in a grid of size (H, W)."""
         top, left = (
             min(max(at - seen // 2, 0), whole - seen) for at, seen, whole in zip(place, self.grid, size, strict=True)
         )
         return top, left
 
     def at(self, codes: Tensor, place: tuple[int, int], labels: Tensor | None = None) -> Tensor:
-        """The logits (N, K) at one place of codes (N, H, W), through its window."""
+        """Return the logits (N, K) at one position of codes (N, H, W), given the preceding codes of its window."""
         (row, column), (height, width) = place, self.grid
         top, left = self.window(place, (codes.shape[1], codes.shape[2]))
         seen = codes[:, top : top + height, left : left + width].flatten(1)
@@ -136,6 +139,7 @@ class TokenTransformer(nn.Module):
         return self(seen[:, : position + 1], labels)[:, -1]
 
     def _first(self, num: int, labels: Tensor | None) -> Tensor:
+        """Return the token (N, 1, D) of the class."""
         if labels is None:
             return self.classes.weight[0].expand(num, 1, -1)
         first: Tensor = self.classes(labels)[:, None]

@@ -1,0 +1,1 @@
+"""Lightning modules of adversarial models."""
