@@ -95,8 +95,8 @@ class Bernoulli(PixelLikelihood):
         super().check_levels(name, num_levels)
         if num_levels != 2:
             raise UserError(
-                f"model.likelihood: Bernoulli needs binary images, but {name} has {num_levels} grey levels; wrap "
-                "data.source in Binarised, or choose another likelihood"
+                f"model.likelihood: Bernoulli needs binary images, but {name} has {num_levels} grey levels; set "
+                "data.source to Binarised, or choose another likelihood"
             )
 
 

@@ -123,25 +123,8 @@ def test_sizes_of_the_networks_of_the_paper(width: int, depth: int, num_heads: i
     assert count == pytest.approx(millions * 1e6, rel=0.005)
 
 
-def test_equality_with_diffusers() -> None:
-    """Compare with DiTTransformer2DModel, whose blocks embed the condition separately, with the same weights.
-
-    It normalises with 1e-5 in the blocks by default, and uses a different order of shift, scale and patch values.
-    """
-    diffusers = pytest.importorskip("diffusers")
-    ours = small_dit((2, 8, 8), 3, width=16, out_channels=4).float()
-    theirs = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=2,
-        out_channels=4,
-        num_layers=2,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=3,
-        norm_eps=1e-6,
-    ).eval()
-    own = ours.state_dict()
+def diffusers_weights(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert the weights of a DiT of width 16 with two blocks to those of DiTTransformer2DModel."""
 
     def shift_first(value: Tensor) -> Tensor:
         parts = value.chunk(len(value) // 16)
@@ -172,7 +155,28 @@ def test_equality_with_diffusers() -> None:
         weights[f"proj_out_1.{kind}"] = shift_first(own[f"modulation.{kind}"])
         pixels_last = own[f"out.{kind}"].reshape(4, 4, -1).transpose(0, 1).reshape(own[f"out.{kind}"].shape)
         weights[f"proj_out_2.{kind}"] = pixels_last
-    theirs.load_state_dict(weights)
+    return weights
+
+
+def test_equality_with_diffusers() -> None:
+    """Compare with DiTTransformer2DModel, whose blocks embed the condition separately, with the same weights.
+
+    It normalises with 1e-5 in the blocks by default, and uses a different order of shift, scale and patch values.
+    """
+    diffusers = pytest.importorskip("diffusers")
+    ours = small_dit((2, 8, 8), 3, width=16, out_channels=4).float()
+    theirs = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=2,
+        out_channels=4,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=3,
+        norm_eps=1e-6,
+    ).eval()
+    theirs.load_state_dict(diffusers_weights(ours.state_dict()))
     theirs.pos_embed.pos_embed.copy_(ours.positions[None])
 
     x, c_noise, labels = batch(3, (2, 8, 8))
