@@ -73,8 +73,8 @@ class _SigmaGrid(Grid):
         low, high = max(self.sigma_min, schedule.min_ratio), min(self.sigma_max, schedule.max_ratio)
         if low >= high:
             raise UserError(
-                f"grid: the noise levels [{self.sigma_min}, {self.sigma_max}] of {type(self).__name__} are outside the "
-                f"model's [{schedule.min_ratio:.4g}, {schedule.max_ratio:.4g}]; choose sigma_min and sigma_max inside"
+                f"sigma_min: the levels {self.sigma_min} to {self.sigma_max} of {type(self).__name__} are outside the "
+                f"model's {schedule.min_ratio:.4g} to {schedule.max_ratio:.4g}; choose sigma_min and sigma_max inside"
             )
         fraction = torch.linspace(0, 1, steps, dtype=torch.float64)
         return torch.cat([schedule.time(self.levels(fraction, low, high)), fraction.new_zeros(1)])
