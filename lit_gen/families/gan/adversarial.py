@@ -98,7 +98,8 @@ def gradient_penalty(critic: Callable[..., Tensor], real: Tensor, fake: Tensor, 
     """
     u = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
     between = (u * real + (1 - u) * fake).requires_grad_()
-    return (_gradient(critic(between, *conditions), between).norm(dim=1) - 1).square().mean()
+    penalty: Tensor = (_gradient(critic(between, *conditions), between).norm(dim=1) - 1).square().mean()
+    return penalty
 
 
 def r1_penalty(scores: Tensor, real: Tensor, gamma: float) -> Tensor:
@@ -140,7 +141,8 @@ def color(images: Tensor) -> Tensor:
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * (2 * saturation)
     mean = images.mean((1, 2, 3), keepdim=True)
-    return mean + (images - mean) * (contrast + 0.5)
+    images = mean + (images - mean) * (contrast + 0.5)
+    return images
 
 
 def translation(images: Tensor, ratio: float = 0.125) -> Tensor:

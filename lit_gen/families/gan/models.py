@@ -207,7 +207,8 @@ class AdversarialModel(TwoNetworks):
 
     def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """The critic's scores (N,), float32: losses and their means are computed outside of half precision."""
-        return self.critic(images, labels).float()
+        scores: Tensor = self.critic(images, labels).float()
+        return scores
 
     @torch.no_grad()
     def share_statistics(self) -> None:

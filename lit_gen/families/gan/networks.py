@@ -80,7 +80,7 @@ class Projection(nn.Module):
             nn.init.xavier_uniform_(self.embedding.weight)
 
     def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor:
-        score = self.score(h).squeeze(1)
+        score: Tensor = self.score(h).squeeze(1)
         return score if self.embedding is None else score + (self.embedding(labels) * h).sum(1)
 
 
@@ -100,7 +100,8 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor:
         row = slice(None) if len(self.scale) == 1 else labels
-        return self.norm(h) * self.scale[row, :, None, None] + self.shift[row, :, None, None]
+        out: Tensor = self.norm(h) * self.scale[row, :, None, None] + self.shift[row, :, None, None]
+        return out
 
 
 # --- residual networks of WGAN-GP ---
@@ -289,7 +290,8 @@ class UpBlock(nn.Module):
         h = self.conv1(F.interpolate(F.relu(self.norm1(x, labels)), scale_factor=2))
         h = self.conv2(F.relu(self.norm2(h, labels)))
         # a 1x1 convolution and the copying of pixels commute
-        return F.interpolate(self.skip(x), scale_factor=2) + h
+        out: Tensor = F.interpolate(self.skip(x), scale_factor=2) + h
+        return out
 
 
 class SNGANGenerator(nn.Module):
@@ -345,7 +347,8 @@ class DownBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
         # a 1x1 convolution and pooling commute
-        return self.skip(self.pool(x)) + self.pool(h)
+        out: Tensor = self.skip(self.pool(x)) + self.pool(h)
+        return out
 
 
 class SNGANDiscriminator(nn.Module):
@@ -431,7 +434,8 @@ class MLPGenerator(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(labels)], dim=1)
-        return self.layers(z).unflatten(1, self.image_shape)
+        images: Tensor = self.layers(z).unflatten(1, self.image_shape)
+        return images
 
 
 class MLPCritic(nn.Module):

@@ -337,7 +337,8 @@ def draw_codes(share: Tensor, uniform: Tensor) -> Tensor:
 
 def perplexity(share: Tensor) -> Tensor:
     """exp(-sum_k p_k ln p_k): 1 if one code is used alone, K if all are used equally."""
-    return torch.special.entr(share).sum().exp()
+    value: Tensor = torch.special.entr(share).sum().exp()
+    return value
 
 
 def usage(share: Tensor) -> Tensor:
