@@ -83,7 +83,7 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         self._stop_asked = False
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise a UserError: a checkpoint holds weights only; the settings are in the `config.yaml` of its run."""
         raise UserError(
             f"{cls.__name__}.load_from_checkpoint: {checkpoint_path} holds weights and no settings; load its run with "

@@ -14,8 +14,9 @@ from lit_gen.data.module import ImageDataModule
 from lit_gen.distributions.dequantisation import bits_per_dim
 from lit_gen.distributions.pixels import Bernoulli, LogisticMixture, PixelLikelihood
 from lit_gen.families.autoregressive.networks.masked import LogisticRegressions, MaskedMLP, NADENetwork
-from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 
 NetworkFactory = Callable[[tuple[int, int, int], int, int, bool], nn.Module]
@@ -196,7 +197,8 @@ class Autoregressive(GenerativeModel):
                 drawn = self.distribution.likelihood.sample(params[:, :, None, None], noise, temperature)
                 groups[:, group, :, pixel] = drawn[:, :, 0, 0]
             values = groups[:, group, :, pixel]
-        return groups.flatten(1, 2).unflatten(2, self.image_shape[1:])
+        completed: Tensor = groups.flatten(1, 2).unflatten(2, self.image_shape[1:])
+        return completed
 
     def picture(
         self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
