@@ -126,6 +126,15 @@ def test_other_commands_name_what_there_is(words: list[str]) -> None:
             pytest.fail(f"no check of {words[0]}")
 
 
+def test_the_examples_of_the_python_api_run() -> None:
+    loading, mathematics = re.findall(r"^```python\n(.*?)^```", (DOCS / "api/index.md").read_text(), re.M | re.S)
+    exec(loading.partition("\n\n")[0], names := {})  # its imports: the run is made up
+    assert callable(names["load"])
+    exec(mathematics, names)
+    assert names["points"].shape == (100, 1)
+    assert float(names["points"].mean()) == pytest.approx(0.3, abs=0.2)
+
+
 def test_generated_pages_are_current() -> None:
     """In a process of its own, since the classes of tests would be listed, too."""
     program = [sys.executable, str(DOCS / "generate_reference.py"), "--check"]
