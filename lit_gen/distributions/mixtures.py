@@ -1,4 +1,4 @@
-"""Mixtures whose density is known at every noise level: of x = alpha x_0 + sigma eps, x_0 from the mixture."""
+"""Mixtures with a known density at every noise level, that of x = alpha x_0 + sigma eps with x_0 from the mixture."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,17 +9,17 @@ from torch import Tensor
 from lit_gen.core.noise import Noise
 
 _LOG_SQRT_2PI = math.log(2 * math.pi) / 2
-# Narrower boxes, in units of the noise, are expanded: there the closed form is a small difference of large numbers.
+# Boxes narrower than this, in units of the noise, use a series expansion, because the closed form cancels there.
 _NARROW = 1e-3
 
 
 class Mixture(ABC):
-    """A mixture x_0 ~ sum_k w_k p_k, the density of x = alpha x_0 + sigma eps and the posterior mean of x_0.
+    """Mixture x_0 ~ sum_k w_k p_k, with the density of x = alpha x_0 + sigma eps and the posterior mean of x_0.
 
         E[x_0 | x] = sum_k p(k | x) E[x_0 | x, k],    p(k | x) ~ w_k p(x | k).
 
     Args:
-        weights: (K,), positive; normalised here.
+        weights: Weights w_k (K,), positive; normalised here.
     """
 
     def __init__(self, weights: Tensor) -> None:
@@ -27,11 +27,11 @@ class Mixture(ABC):
 
     @abstractmethod
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x | k) as (N, K) and E[x_0 | x, k] as (N, K, D), of x (N, 1, D) and alpha and sigma of 0 or 3 axes."""
+        """Return log p(x | k) (N, K) and E[x_0 | x, k] (N, K, D) of x (N, 1, D); alpha and sigma have 0 or 3 axes."""
 
     @abstractmethod
     def _draw(self, component: Tensor, noise: Noise) -> Tensor:
-        """x_0 (N, D) of given components (N,)."""
+        """Sample x_0 (N, D) from the given components (N,)."""
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         x = x.double().flatten(1)[:, None]
@@ -43,7 +43,7 @@ class Mixture(ABC):
         """Return E[x_0 | x], in the shape and data type of x.
 
         Args:
-            x: (N, ...).
+            x: Noisy points (N, ...).
             alpha: Scale of the data, 0-d or (N,).
             sigma: Scale of the noise, 0-d or (N,).
         """
@@ -51,27 +51,27 @@ class Mixture(ABC):
         return (log_joint.softmax(-1)[..., None] * means).sum(1).reshape(x.shape).to(x.dtype)
 
     def log_density(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """log p(x_t), in nats, (N,)."""
+        """Return log p(x_t), (N,) in nats; arguments as in `posterior_mean`."""
         return self._joint(x, alpha, sigma)[0].logsumexp(-1)
 
     def draw(self, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Draws x_0 (N, D) for each index of the noise, float64, and which component it is of, (N,)."""
+        """Sample x_0 (N, D), float64, and its component (N,) for each index of the noise."""
         u = noise.uniform((), torch.float64).contiguous()
         component = torch.searchsorted(self.weights.cumsum(0).to(u.device), u).clamp(max=len(self.weights) - 1)
         return self._draw(component, noise), component
 
 
 class GaussianMixture(Mixture):
-    r"""The mixture x_0 ~ sum_k w_k N(m_k, diag(s_k^2)).
+    r"""Mixture of Gaussians, x_0 ~ sum_k w_k N(m_k, diag(s_k^2)).
 
-    Given the component, x_t is normal with mean alpha m_k and variance v_k = alpha^2 s_k^2 + sigma^2, so that
+    Given the component, x_t is normal with mean alpha m_k and variance v_k = alpha^2 s_k^2 + sigma^2, so
 
         E[x_0 | x, k] = m_k + alpha s_k^2 / v_k (x - alpha m_k),    p(x | k) = N(x; alpha m_k, v_k).
 
     Args:
-        means: (K, ...), the shape of one image after the first axis.
-        stds: (K,) for isotropic components, or the shape of the means.
-        weights: (K,), positive; normalised here. Default: equal.
+        means: Means m_k (K, ...), with the shape of one image after the first axis.
+        stds: Standard deviations s_k, (K,) for isotropic components, or in the shape of the means.
+        weights: Weights w_k (K,), positive; normalised here. Default: equal.
     """
 
     def __init__(self, means: Tensor, stds: Tensor, weights: Tensor | None = None) -> None:
@@ -92,9 +92,9 @@ class GaussianMixture(Mixture):
 
 
 class UniformMixture(Mixture):
-    r"""The mixture x_0 ~ sum_k w_k U([l_k, h_k]), boxes with sides along the axes.
+    r"""Mixture of uniform distributions, x_0 ~ sum_k w_k U([l_k, h_k]), on axis-aligned boxes.
 
-    Given the box, the dimensions are independent, and in each of them, with z = (alpha b - x) / sigma for the bounds
+    Given the box, the dimensions are independent. In each dimension, with z = (alpha b - x) / sigma for the bounds
     b = l and h,
 
         p(x | k) = (Phi(z_h) - Phi(z_l)) / (alpha (h - l)),
@@ -103,9 +103,9 @@ class UniformMixture(Mixture):
     the mean of a normal distribution truncated to [l, h].
 
     Args:
-        low: (K, ...), the lower bounds l_k; the shape of one image after the first axis.
-        high: The upper bounds h_k, above the lower ones.
-        weights: (K,), positive; normalised here. Default: equal.
+        low: Lower bounds l_k (K, ...), with the shape of one image after the first axis.
+        high: Upper bounds h_k, above the lower bounds.
+        weights: Weights w_k (K,), positive; normalised here. Default: equal.
     """
 
     def __init__(self, low: Tensor, high: Tensor, weights: Tensor | None = None) -> None:
@@ -118,7 +118,7 @@ class UniformMixture(Mixture):
         z_low, z_high = (alpha * low - x) / sigma, (alpha * high - x) / sigma
         middle, width = (z_low + z_high) / 2, alpha * (high - low) / sigma
         narrow = width < _NARROW
-        # Seen from the side that is nearer, so that both of Phi are small numbers in the tails.
+        # Computed from the mirrored interval if it is nearer, so both values of Phi are small numbers in the tails.
         mirrored = middle > 0
         lower, upper = torch.where(mirrored, -z_high, z_low), torch.where(mirrored, -z_low, z_high)
         log_lower, log_upper = torch.special.log_ndtr(lower), torch.special.log_ndtr(upper)
@@ -135,7 +135,7 @@ class UniformMixture(Mixture):
             (low + high) / 2 - (high - low) * width * middle / 12,
             (x - sigma * torch.where(mirrored, -slope, slope)) / alpha,
         )
-        # Without noise z is infinite, or undefined on the border of a box.
+        # Without noise, z is infinite, or undefined on the border of a box.
         inside = (alpha * low <= x) & (x <= alpha * high)
         uniform = torch.where(inside, -(alpha * (high - low)).log(), -math.inf)
         return torch.where(sigma > 0, log_density, uniform).sum(-1), mean.clamp(low, high)

@@ -1,8 +1,8 @@
-"""Likelihoods of the pixels given parameter maps: p(image | params), what a decoder or a causal network puts out.
+"""Pixel likelihoods p(image | params) given parameter maps, the output of a decoder or a causal network.
 
-Images (N, C, H, W) hold the values u / 127.5 - 1 of 8-bit u, except for `Gaussian`, which is a density of dequantised
-images. Parameter maps are (N, P, H, W) and unbounded, P = `num_params(C)`; a pixel depends on the parameters at its own
-place alone. All is computed in float32 at least.
+Images (N, C, H, W) contain the values u / 127.5 - 1 of 8-bit u, except for `Gaussian`, which is a density of
+dequantised images. Parameter maps are (N, P, H, W) and unbounded, with P = `num_params(C)`; a pixel depends only on the
+parameters at its position. All values are computed in float32 or float64.
 """
 
 import math
@@ -23,56 +23,59 @@ MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
 
 class PixelLikelihood(nn.Module, ABC):
-    """p(image | params).
+    """Likelihood p(image | params) of the pixels.
 
     Attributes:
-        dequantisation: how 8-bit values become points of a density; none where they are given masses.
+        dequantisation: Conversion of 8-bit values to points of a density; none if the values have masses.
     """
 
     dequantisation: ClassVar[Literal["uniform", "none"]] = "none"
 
     @abstractmethod
     def num_params(self, channels: int) -> int:
-        """Number P of parameter maps for images of so many channels."""
+        """Return the number P of parameter maps for images with this number of channels."""
 
     @abstractmethod
     def log_prob(self, images: Tensor, params: Tensor) -> Tensor:
-        """log p of each image, (N,) in nats, summed over its pixels and channels."""
+        """Return log p of each image, (N,) in nats, summed over its pixels and channels."""
 
     @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
-        """E[image], (N, C, H, W)."""
+        """Return E[image], (N, C, H, W)."""
 
     def centre(self, params: Tensor) -> Tensor:
-        """The image without the noise of its pixels (N, C, H, W), for the eye: by default the mean."""
+        """Return the images without pixel noise (N, C, H, W), for display; by default the mean."""
         return self.mean(params)
 
     @abstractmethod
     def sample(self, params: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
-        """Images (N, C, H, W) of 8-bit values u / 127.5 - 1.
+        """Sample images (N, C, H, W) of 8-bit values u / 127.5 - 1.
 
         Args:
-            params: (N, P, H, W).
-            noise: Random numbers keyed by the index of the image.
-            temperature: Logits are divided by it and scales are multiplied by it; 1 is the distribution itself.
+            params: Parameter maps (N, P, H, W).
+            noise: Random numbers by image index.
+            temperature: Divisor of logits and factor of scales; 1 is the distribution itself.
         """
 
     def check_levels(self, name: str, num_levels: int | None) -> None:
-        """Raise a UserError unless the likelihood is of the values of the data.
+        """Raise a UserError unless the likelihood fits the values of the data.
 
         Args:
             name: Name of the data.
-            num_levels: Number of different values of a pixel; None for points.
+            num_levels: Number of distinct values of a pixel; None for points.
         """
         if num_levels is None:
             raise UserError(
-                f"model.likelihood: {type(self).__name__} is of the values of images, but {name} holds points; "
-                "choose a data.source of images"
+                f"model.likelihood: {type(self).__name__} needs pixel values, but {name} contains points; choose a "
+                "data.source of images"
             )
 
 
 class Bernoulli(PixelLikelihood):
-    """p(x = 1) = sigmoid(param) and p(x = -1) = sigmoid(-param), for binary images: one map for each channel."""
+    """Bernoulli likelihood of binary images, p(x = 1) = sigmoid(param) and p(x = -1) = sigmoid(-param).
+
+    There is one map per channel.
+    """
 
     def num_params(self, channels: int) -> int:
         return channels
@@ -92,15 +95,16 @@ class Bernoulli(PixelLikelihood):
         super().check_levels(name, num_levels)
         if num_levels != 2:
             raise UserError(
-                f"model.likelihood: Bernoulli is of binary images, but {name} has {num_levels} grey "
-                "levels; set data.source to Binarised around it, or choose another likelihood"
+                f"model.likelihood: Bernoulli needs binary images, but {name} has {num_levels} grey levels; set "
+                "data.source to Binarised, or choose another likelihood"
             )
 
 
 class Categorical(PixelLikelihood):
-    """A probability of its own for each value: softmax over `num_levels` logits of each pixel and channel.
+    """Categorical likelihood, a softmax over `num_levels` logits of each pixel and channel.
 
-    The maps are those of the first channel from the darkest value to the brightest, then those of the next channel.
+    The maps are the logits of the first channel from the darkest value to the brightest, then those of the next
+    channel.
 
     Args:
         num_levels: Number of values, evenly spaced from -1 to 1; 256 for 8-bit images.
@@ -109,14 +113,17 @@ class Categorical(PixelLikelihood):
     def __init__(self, num_levels: int = 256) -> None:
         super().__init__()
         if not 2 <= num_levels <= 256:
-            raise UserError(f"model.likelihood.num_levels: {num_levels} is not in 2..256; 256 suits 8-bit images")
+            raise UserError(
+                f"model.likelihood.num_levels: {num_levels} is not in 2..256; give the number of grey levels, 256 for "
+                "8-bit images"
+            )
         self.num_levels = num_levels
 
     def num_params(self, channels: int) -> int:
         return channels * self.num_levels
 
     def _logits(self, params: Tensor) -> Tensor:
-        """(N, C, H, W, L)."""
+        """Return the logits (N, C, H, W, L)."""
         logits: Tensor = _full(params).unflatten(1, (-1, self.num_levels)).movedim(2, -1)
         return logits
 
@@ -141,17 +148,18 @@ class Categorical(PixelLikelihood):
         super().check_levels(name, num_levels)
         if num_levels not in (2, self.num_levels):
             raise UserError(
-                f"model.likelihood.num_levels: {self.num_levels}, but {name} has {num_levels} grey levels; give as many"
+                f"model.likelihood.num_levels: {self.num_levels}, but {name} has {num_levels} grey levels; set it to "
+                f"{num_levels}"
             )
 
 
 class DiscretisedLogistic(PixelLikelihood):
-    """Each 8-bit value has the mass that a logistic distribution puts on its bin; see `discretised_logistic_log_prob`.
+    """Discretised logistic likelihood: each 8-bit value has the mass of its bin under a logistic distribution.
 
-    The maps are, for each channel, its mean and the logarithm of its scale.
+    The maps are the mean and the logarithm of the scale of each channel. See `discretised_logistic_log_prob`.
 
     Args:
-        per_pixel: A scale for each pixel and channel; else one for all, a learned parameter, and no map for it.
+        per_pixel: Use a scale map for each channel; otherwise a single learned scale is shared by all pixels.
     """
 
     log_scale: nn.Parameter | None
@@ -167,11 +175,11 @@ class DiscretisedLogistic(PixelLikelihood):
         return discretised_logistic_log_prob(images, *_mean_and_log_scale(params, self.log_scale)).flatten(1).sum(1)
 
     def mean(self, params: Tensor) -> Tensor:
-        """That of the logistic clipped to [-1, 1], which rounding to 8-bit values moves by half a bin at most."""
+        """Return the mean of the logistic clipped to [-1, 1], within half a bin of the mean of the 8-bit values."""
         return clipped_logistic_mean(*_mean_and_log_scale(params, self.log_scale))
 
     def centre(self, params: Tensor) -> Tensor:
-        """The medians: black stays black, where the mean of what is clipped at black is not."""
+        """Return the medians, which keep black pixels black; the mean of a logistic clipped at black is brighter."""
         return _mean_and_log_scale(params, self.log_scale)[0].clamp(-1, 1)
 
     def sample(self, params: Tensor, noise: Noise, temperature: float = 1.0) -> Tensor:
@@ -180,30 +188,35 @@ class DiscretisedLogistic(PixelLikelihood):
 
 
 class LogisticMixture(PixelLikelihood):
-    """A mixture of discretised logistics that the channels of a pixel share, each channel given those before.
+    """Mixture of discretised logistics shared by the channels of a pixel, each channel conditioned on those before.
 
-    p(x) = sum_k pi_k prod_c L(x_c | mean_kc + sum_{j < c} tanh(a_kcj) x_j, s_kc), L the mass of a logistic on the bin
-    of a value: given the component, the mean of green depends on red, and that of blue on red and green (PixelCNN++,
-    Salimans et al. 2017, https://arxiv.org/abs/1701.05517).
+    p(x) = sum_k pi_k prod_c L(x_c | mean_kc + sum_{j < c} tanh(a_kcj) x_j, s_kc), with L the mass of a logistic on the
+    bin of a value: given the component, the mean of green depends on red, and that of blue on red and green
+    (PixelCNN++, Salimans et al. 2017, https://arxiv.org/abs/1701.05517).
 
-    The maps are K logits of pi, then for each component its C means, for each its C logarithms of s, and for each its
-    C (C - 1) / 2 coefficients a.
+    The maps are the K logits of pi, then C means per component, then C values of ln s per component, and then
+    C (C - 1) / 2 coefficients a per component.
 
     Args:
-        num_components: K.
+        num_components: Number K of components.
     """
 
     def __init__(self, num_components: int = 10) -> None:
         super().__init__()
         if num_components < 1:
-            raise UserError(f"model.likelihood.num_components: {num_components} is not positive; 10 is usual")
+            raise UserError(
+                f"model.likelihood.num_components: {num_components} is not positive; give 1 or more, such as 10"
+            )
         self.num_components = num_components
 
     def num_params(self, channels: int) -> int:
         return self.num_components * (1 + 2 * channels + channels * (channels - 1) // 2)
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits (N, K, H, W), means and log-scales (N, K, C, H, W), coefficients (N, K, C (C - 1) / 2, H, W)."""
+        """Return the logits, means, log-scales and coefficients.
+
+        Their shapes are (N, K, H, W), twice (N, K, C, H, W), and (N, K, C (C - 1) / 2, H, W).
+        """
         params = _full(params)
         channels = next(number for number in count(1) if self.num_params(number) >= params.shape[1])
         widths = [self.num_components * width for width in (1, channels, channels, channels * (channels - 1) // 2)]
@@ -224,7 +237,7 @@ class LogisticMixture(PixelLikelihood):
         return log_p.logsumexp(1).flatten(1).sum(1)
 
     def mean(self, params: Tensor) -> Tensor:
-        """As of `DiscretisedLogistic`; a channel's conditional mean is taken at the means of the channels before it."""
+        """Return the mean as in `DiscretisedLogistic`, with each channel conditioned on the means of those before."""
         logits, mean, log_scale, coefficients = self._split(params)
         means: list[Tensor] = []
         for c in range(mean.shape[2]):
@@ -243,13 +256,13 @@ class LogisticMixture(PixelLikelihood):
 
 
 class Gaussian(PixelLikelihood):
-    """N(mean, exp(log_scale)^2), a density of dequantised images, of variance learned.
+    """Gaussian density N(mean, exp(log_scale)^2) of dequantised images, with a learned variance.
 
-    The maps are, for each channel, its mean and the logarithm of its standard deviation.
+    The maps are the mean and the logarithm of the standard deviation of each channel.
 
     Args:
-        per_pixel: A standard deviation for each pixel and channel; else there is one for all, a learned parameter, and
-            no map for it.
+        per_pixel: Use a map of standard deviations for each channel; otherwise a single learned standard deviation is
+            shared by all pixels.
     """
 
     dequantisation = "uniform"
@@ -280,20 +293,20 @@ class Gaussian(PixelLikelihood):
         super().check_levels(name, num_levels)
         if num_levels == 2:
             raise UserError(
-                f"model.likelihood: Gaussian is a density, but the values of {name} are binary; choose Bernoulli"
+                f"model.likelihood: Gaussian is a density, but the pixels of {name} are binary; choose Bernoulli"
             )
 
 
 def discretised_logistic_log_prob(images: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log mass of each 8-bit value: log(F((x + 1/255 - mean) / s) - F((x - 1/255 - mean) / s)), F the logistic CDF.
+    """Return the log mass of each 8-bit value, log(F((x + 1/255 - mean) / s) - F((x - 1/255 - mean) / s)).
 
-    The first and the last of the 256 bins reach to minus and plus infinity, so the masses sum to one (Salimans et al.
-    2017, https://arxiv.org/abs/1701.05517). ln s is limited to [-7, 7].
+    F is the logistic CDF. The first and the last of the 256 bins extend to minus and plus infinity, so the masses sum
+    to one (Salimans et al. 2017, https://arxiv.org/abs/1701.05517). ln s is clamped to [-7, 7].
 
     Args:
-        images: Values k / 127.5 - 1, k in 0..255; any shape.
-        mean: Mean of the logistic, of a shape that broadcasts with it.
-        log_scale: ln s, likewise.
+        images: Values k / 127.5 - 1 with k in 0..255, of any shape.
+        mean: Mean of the logistic, broadcastable with the images.
+        log_scale: ln s, broadcastable with the images.
 
     Returns:
         Log mass in nats, of the broadcast shape.
@@ -310,46 +323,47 @@ def discretised_logistic_log_prob(images: Tensor, mean: Tensor, log_scale: Tenso
 
 
 def clipped_logistic_mean(mean: Tensor, log_scale: Tensor) -> Tensor:
-    """E[min(max(X, -1), 1)] of a logistic X, which is -1 + the integral of P(X > x) from -1 to 1.
+    """Return E[min(max(X, -1), 1)] of a logistic X, which is -1 + the integral of P(X > x) from -1 to 1.
 
-    With softplus, the integral of the logistic CDF: -1 + s (softplus((mean + 1) / s) - softplus((mean - 1) / s)).
+    Softplus is the integral of the logistic CDF, so this is
+    -1 + s (softplus((mean + 1) / s) - softplus((mean - 1) / s)).
     """
     scale = torch.exp(log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
     return scale * (functional.softplus((mean + 1) / scale) - functional.softplus((mean - 1) / scale)) - 1
 
 
 def _full(params: Tensor) -> Tensor:
-    """In float32, unless they are float64."""
+    """Convert parameters to float32, or keep them in float64."""
     return params.to(torch.promote_types(params.dtype, torch.float32))
 
 
 def _mean_and_log_scale(params: Tensor, log_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Those of each channel from the maps, or the maps and one scale for all; ln s is limited to [-7, 7]."""
+    """Return the mean and ln s, clamped to [-7, 7]; if `log_scale` is given, it is ln s and the maps are the means."""
     params = _full(params)
     mean, log_scale = params.unflatten(1, (-1, 2)).unbind(2) if log_scale is None else (params, log_scale)
     return mean, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
 
 
 def _conditional_mean(mean: Tensor, coefficients: Tensor, before: list[Tensor]) -> Tensor:
-    """Mean of the next channel, (N, K, H, W), given the channels before it, each (N, K or 1, H, W)."""
+    """Return the mean of the next channel (N, K, H, W) given the earlier channels, each (N, K or 1, H, W)."""
     c = len(before)
     first = c * (c - 1) // 2
     return mean[:, :, c] + sum(coefficients[:, :, first + j] * x for j, x in enumerate(before))
 
 
 def _choose(logits: Tensor, noise: Noise, temperature: float) -> Tensor:
-    """An index of the last axis (N, ..., K), drawn with probability softmax(logits / temperature), by Gumbel-max."""
+    """Sample an index of the last axis of logits (N, ..., K) from softmax(logits / temperature), by Gumbel-max."""
     u = noise.uniform(logits.shape[1:], logits.dtype).to(logits.device)
     return (logits / temperature - torch.log(-torch.log(u))).argmax(-1)
 
 
 def _draw_logistic(mean: Tensor, log_scale: Tensor, noise: Noise, temperature: float) -> Tensor:
-    """The 8-bit value whose bin a draw of the logistic falls into, its scale times the temperature."""
+    """Sample from a logistic with its scale multiplied by the temperature, rounded to an 8-bit value."""
     u = noise.uniform(mean.shape[1:], mean.dtype).to(mean.device)
     scale = temperature * torch.exp(log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
     return _nearest_value(mean + scale * torch.logit(u))
 
 
 def _nearest_value(x: Tensor) -> Tensor:
-    """The nearest of the values u / 127.5 - 1."""
+    """Round to the nearest value u / 127.5 - 1 of an 8-bit u."""
     return from_levels(nearest_levels(x).clamp(0, 255))

@@ -1,6 +1,6 @@
-"""What the convolutional networks share: residual blocks, and the trunks image -> vector and vector -> image.
+"""Shared convolutional blocks: residual blocks, and the trunks image -> vector and vector -> image.
 
-A trunk works at the sizes H, H/2, H/4, ... down to 4x4 (or the first odd size: 28 -> 14 -> 7); its width doubles at
+A trunk works at the sizes H, H/2, H/4, ... down to 4x4 (or the first odd size: 28 -> 14 -> 7). Its width doubles at
 every halving, up to a limit. Residual sums are divided by sqrt(2), which keeps the variance of the signal at any depth.
 """
 
@@ -17,53 +17,58 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation over groups of at least four channels, at most 32 groups."""
+    """Return a group normalisation with groups of at least four channels, and at most 32 groups."""
     return nn.GroupNorm(math.gcd(32, channels // 4), channels)
 
 
 def check_width(name: str, channels: int) -> None:
-    """Raise `UserError` unless `channels`, the value of the argument `name`, is a positive multiple of 8."""
+    """Raise a UserError unless `channels`, the value of the argument `name`, is a positive multiple of 8."""
     if channels < 8 or channels % 8:
-        raise UserError(f"{name} must be a positive multiple of 8, got {channels}")
+        raise UserError(f"{name}: {channels} is not a positive multiple of 8; choose one, such as 64")
 
 
 def check_positive(name: str, value: int) -> None:
-    """Raise `UserError` unless `value`, that of the argument `name`, is at least 1."""
+    """Raise a UserError unless `value`, the value of the argument `name`, is at least 1."""
     if value < 1:
-        raise UserError(f"{name} must be at least 1, got {value}")
+        raise UserError(f"{name}: {value} is not positive; give 1 or more")
 
 
 def check_dropout(dropout: float) -> None:
-    """Raise `UserError` unless a network's `dropout` is a probability below 1."""
+    """Raise a UserError unless a network's `dropout` is a probability below 1."""
     if not 0 <= dropout < 1:
-        raise UserError(f"model.network.dropout: {dropout} is not a probability below 1; 0 drops nothing")
+        raise UserError(f"model.network.dropout: {dropout} is not a probability below 1; give a number in [0, 1)")
 
 
 def multihead_attention(qkv: Tensor, num_heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of every head: tokens (N, T, 3C), q, k and v side by side, -> (N, T, C)."""
+    """Return softmax(q k^T / sqrt(d)) v of every head, concatenated (N, T, C).
+
+    Args:
+        qkv: Concatenated q, k and v of all tokens, (N, T, 3C).
+        num_heads: Number of heads, a divisor of C.
+    """
     # (N, T, 3C) -> 3 x (N, heads, T, d)
     q, k, v = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def zeros(module: Module) -> Module:
-    """The module with all its parameters set to zero."""
+    """Set all parameters of a module to zero and return it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def halvings(image_shape: tuple[int, int, int]) -> list[tuple[int, int]]:
-    """Sizes (H, W) from the image's down to the smallest that halving reaches without falling below 4 or rounding.
+    """Return the sizes (H, W) from that of the image down, halved while they remain integers of at least 4.
 
     Raises:
-        UserError: if height or width is less than 8 or no multiple of 4.
+        UserError: If height or width is less than 8 or not a multiple of 4.
     """
     _, height, width = image_shape
     if min(height, width) < 8 or height % 4 or width % 4:
         raise UserError(
-            f"images of {height}x{width} do not suit this network: height and width must be at least 8 and multiples "
-            "of 4; resize or pad the images"
+            f"images of {height}x{width} do not suit this network, which needs a height and width of at least 8 and "
+            "multiples of 4; resize or pad the images"
         )
     sizes = [(height, width)]
     while min(height, width) >= 2 * MIN_SIZE and height % 2 == width % 2 == 0:
@@ -78,7 +83,7 @@ class ResBlock(nn.Module):
     Args:
         in_channels: Width of x (N, C_in, H, W).
         out_channels: Width of y (N, C_out, H, W).
-        norm: Whether to normalise groups of channels within each image.
+        norm: Use group normalisation.
     """
 
     def __init__(self, in_channels: int, out_channels: int, norm: bool) -> None:
@@ -97,15 +102,15 @@ class ResBlock(nn.Module):
 
 
 class Contraction(nn.Module):
-    """Image to vector: (N, C, H, W) -> (N, features), by residual blocks and average pooling.
+    """Trunk from image to vector: (N, C, H, W) -> (N, features), with residual blocks and average pooling.
 
     Args:
         image_shape: (C, H, W) of the images.
-        features: Width of the output; 0 for the last features themselves, at all positions.
+        features: Width of the output; 0 returns the last feature maps, flattened.
         channels: Width at full resolution; it doubles at every halving.
-        max_channels: Limit of the doubling.
-        num_blocks: Residual blocks per resolution.
-        norm: Whether to normalise groups of channels within each image.
+        max_channels: Maximum width.
+        num_blocks: Number of residual blocks per resolution.
+        norm: Use group normalisation.
     """
 
     def __init__(
@@ -139,14 +144,14 @@ class Contraction(nn.Module):
 
 
 class Expansion(nn.Module):
-    """Vector to image: (N, features) -> (N, C, H, W), by residual blocks and nearest-neighbour upsampling.
+    """Trunk from vector to image: (N, features) -> (N, C, H, W), with residual blocks and nearest-neighbour upsampling.
 
     Args:
         image_shape: (C, H, W) of the images.
         features: Width of the input.
         channels: Width at full resolution; it doubles at every halving.
-        max_channels: Limit of the doubling.
-        num_blocks: Residual blocks per resolution.
+        max_channels: Maximum width.
+        num_blocks: Number of residual blocks per resolution.
     """
 
     def __init__(
@@ -177,7 +182,7 @@ class Expansion(nn.Module):
 def _levels(
     image_shape: tuple[int, int, int], channels: int, max_channels: int
 ) -> tuple[list[tuple[int, int]], list[int]]:
-    """Size and width of every level, from full resolution down."""
+    """Return the size and the width of every level, from full resolution down."""
     check_width("channels", channels)
     check_width("max_channels", max_channels)
     sizes = halvings(image_shape)
@@ -185,10 +190,10 @@ def _levels(
 
 
 def initialise(layers: nn.Module) -> None:
-    """He initialisation of all convolutions, zero biases."""
+    """Apply He initialisation to all convolutions, with zero biases."""
     for module in layers.modules():
         if isinstance(module, nn.Conv2d):
-            # Slope 1 is no activation: none precedes the 1x1 projection on a skip path.
+            # Slope 1 means no activation: the 1x1 projection of a skip path is not preceded by one.
             nn.init.kaiming_normal_(module.weight, a=1.0 if module.kernel_size == (1, 1) else 0.2)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

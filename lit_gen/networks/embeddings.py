@@ -1,6 +1,6 @@
-r"""How a network is told the noise level, the class and the augmentation of each image: by one vector e (N, E),
+r"""Conditioning of a network on the noise level, the class and the augmentation of each image by one vector e (N, E).
 
-e = MLP(features(c_noise)) + class embedding + W augment_labels.
+e = MLP(features(c_noise)) + class embedding + W augment_labels
 """
 
 import math
@@ -15,12 +15,16 @@ TimeEmbedding = Literal["positional", "fourier"]
 
 
 def sinusoids(c: Tensor, dim: int) -> Tensor:
-    """c (N,) -> (cos(w_k c), sin(w_k c)) (N, dim), frequencies w_k = 10000^(-k / (dim/2 - 1)) from 1 down to 1e-4.
+    """Return (cos(w_k c), sin(w_k c)) (N, dim), with frequencies w_k = 10000^(-k / (dim/2 - 1)) from 1 down to 1e-4.
 
-    One set of frequencies serves every c_noise in use: step indices 0..999 spread over all of them, and EDM's
-    ln(sigma) / 4 in [-1.6, 1.1] stays within a quarter turn of the fastest, whose sine is therefore one to one (EDM's
-    own DDPM++ networks embed it so). Computed in float32, or in float64 for float64: half precision cannot tell
-    neighbouring steps apart, so c must not arrive in it.
+    These frequencies suit every c_noise in use. Step indices 0..999 vary over all of them. EDM's ln(sigma) / 4 in
+    [-1.6, 1.1] stays within a quarter turn at the highest frequency, whose sine is therefore one-to-one (EDM's own
+    DDPM++ networks use the same embedding). The result is computed in float32, or in float64 if c is float64. Half
+    precision cannot distinguish neighbouring steps, so c must not be in half precision.
+
+    Args:
+        c: Noise levels c_noise (N,), float32 or float64.
+        dim: Number of features, even.
     """
     dtype = torch.promote_types(c.dtype, torch.float32)
     frequencies = torch.logspace(0, -4, dim // 2, dtype=dtype, device=c.device)
@@ -29,11 +33,10 @@ def sinusoids(c: Tensor, dim: int) -> Tensor:
 
 
 class FourierFeatures(nn.Module):
-    """c (N,) -> (cos(2 pi f_k c), sin(2 pi f_k c)) (N, dim), random fixed frequencies f_k ~ N(0, scale^2).
-
-    The frequencies are a buffer: saved with the weights, never trained, and the same in every process, since they come
-    from a generator of their own. They suit a c_noise that spans a few units, such as EDM's ln(sigma) / 4; one that
-    counts to 1000 steps would turn many times between neighbours.
+    """Features (cos(2 pi f_k c), sin(2 pi f_k c)) (N, dim) of c (N,), with fixed random f_k ~ N(0, scale^2).
+    The frequencies are a buffer: they are saved with the weights, never trained, and the same in every process, since
+    they come from a separate generator. They suit a c_noise with a range of a few units, such as EDM's ln(sigma) / 4;
+    the features of a c_noise that counts 1000 steps would turn many times between neighbours.
 
     Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix C.2
 
@@ -46,7 +49,7 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, dim: int, scale: float = 16.0) -> None:
         super().__init__()
-        # The device is named so that a network built on `meta` still has its frequencies.
+        # The explicit device gives a network built on `meta` its frequencies.
         drawn = torch.randn(dim // 2, generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("frequencies", scale * drawn)
 
@@ -57,18 +60,18 @@ class FourierFeatures(nn.Module):
 
 
 class ConditionalNetwork(nn.Module):
-    """The conditioning that the networks of diffusion models share; called as network(x, c_noise, labels).
+    """Base class of the networks of diffusion models, with their conditioning; called as network(x, c_noise, labels).
 
-    A label below 0 stands for "no class": it has a row of its own in the class embedding, index `num_classes`, which is
-    also used where labels are None. The augmentation enters without a bias, so that labels of zero, as in sampling,
-    are the same as none.
+    A label below 0 represents "no class". It has its own row in the class embedding, index `num_classes`, which is also
+    used if labels are None. The projection of the augmentation labels has no bias, so zero labels, as in sampling, are
+    equivalent to None.
 
     Args:
-        num_features: Features of c_noise, even.
-        emb_channels: E.
+        num_features: Number of features of c_noise, even.
+        emb_channels: Width E of the embedding.
         num_classes: Number of classes; 0 for an unconditional network.
-        time_embedding: Features of c_noise: `sinusoids` or `FourierFeatures`.
-        augment_dim: Length of the augmentation labels; 0 for a network that takes none.
+        time_embedding: Features of c_noise: `sinusoids` (positional) or `FourierFeatures` (fourier).
+        augment_dim: Length of the augmentation labels; 0 for a network without them.
     """
 
     def __init__(
@@ -85,15 +88,15 @@ class ConditionalNetwork(nn.Module):
         self.embed_augment = nn.Linear(augment_dim, emb_channels, bias=False) if augment_dim else None
 
     def embedding(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
-        """The embedding e (N, E).
+        """Return the embedding e (N, E).
 
         Args:
-            c_noise: (N,), in float32 or float64.
-            labels: Classes (N,), below 0 for none, or None.
-            augment_labels: (N, augment_dim), or None for images as they are.
+            c_noise: Noise levels (N,), in float32 or float64.
+            labels: Classes (N,), below 0 for no class, or None.
+            augment_labels: Augmentation labels (N, augment_dim), or None for images without augmentation.
 
         Raises:
-            UserError: labels are given to a network that takes none.
+            UserError: If labels or augmentation labels are given to a network without them.
         """
         features = sinusoids(c_noise, self.num_features) if self.fourier is None else self.fourier(c_noise)
         emb: Tensor = self.embed_noise(features.to(next(self.embed_noise.parameters()).dtype))
@@ -102,11 +105,9 @@ class ConditionalNetwork(nn.Module):
                 labels = torch.full_like(c_noise, -1, dtype=torch.long)
             emb = emb + self.embed_label(torch.where(labels < 0, self.num_classes, labels))
         elif labels is not None:
-            raise UserError(
-                f"labels were given to a {type(self).__name__} without classes: set num_classes, or give no labels"
-            )
+            raise UserError(f"labels: this {type(self).__name__} has no classes; set num_classes, or pass no labels")
         if augment_labels is not None:
             if self.embed_augment is None:
-                raise UserError(f"augment_labels were given to a {type(self).__name__} without them: set augment_dim")
+                raise UserError(f"augment_labels: this {type(self).__name__} does not use them; set augment_dim")
             emb = emb + self.embed_augment(augment_labels.to(emb.dtype))
         return emb

@@ -1,4 +1,4 @@
-"""8-bit values as points of a density, and back."""
+"""Dequantisation of 8-bit values and its bound."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_the_place_is_that_of_the_index() -> None:
 
 def test_values_without_a_pattern_have_eight_bits() -> None:
     def flat(x: Tensor, noise: Noise) -> Tensor:
-        """Uniform on all 256 bins together, in every dimension."""
+        """Return the log-density of the uniform distribution over all 256 bins, in every dimension."""
         inside = (x.abs() <= 1 + BIN_WIDTH / 2).flatten(1).all(1)
         return torch.where(inside, -12 * math.log(256 * BIN_WIDTH), -math.inf)
 
@@ -41,7 +41,7 @@ def test_values_without_a_pattern_have_eight_bits() -> None:
 
 @pytest.mark.parametrize("num_draws", [1, 4])
 def test_the_bound_on_a_mass_is_the_mean_log_density_over_the_bin(num_draws: int) -> None:
-    """For a normal density narrower than a bin, where the two differ; the mean is known, and so is the mass."""
+    """Use a normal density narrower than a bin, for which bound and mass differ and both are known."""
     std, distance = 0.3 * BIN_WIDTH, 0.2 * BIN_WIDTH
     value = VALUES[100]
     normal = torch.distributions.Normal(value + distance, std)

@@ -1,4 +1,4 @@
-"""The exact denoisers of mixtures: against quadrature, and score against autograd."""
+"""Exact denoisers of mixtures, compared with quadrature, and scores with autograd."""
 
 import math
 
@@ -24,7 +24,7 @@ def number(value: float) -> Tensor:
 
 
 def quadrature(x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
-    """log p(x_t) and E[x_0 | x_t] of the boxes on the line, x (N,), by Gauss-Legendre in 2000 pieces of each box."""
+    """Return log p(x_t) and E[x_0 | x_t] of boxes on the line at x (N,), by Gauss-Legendre in 2000 pieces per box."""
     nodes, weights = (torch.from_numpy(value) / 2 for value in np.polynomial.legendre.leggauss(8))
     parts, masses = [], []
     for low, high, weight in zip(LOW[:, 0], HIGH[:, 0], WEIGHTS / WEIGHTS.sum(), strict=True):
@@ -51,7 +51,7 @@ def test_against_quadrature(alpha: float, sigma: float) -> None:
 
 
 def test_far_from_all_boxes_the_nearest_border_is_meant() -> None:
-    """Truncated to a tail, a normal distribution is nearly exponential: its mean is sigma^2 / distance inside."""
+    """The tail of a truncated normal is nearly exponential: its mean is sigma^2 / distance inside the box."""
     x = torch.tensor([[-2.0], [2.0]], dtype=torch.float64)
     distance = torch.tensor([1.2, 1.1], dtype=torch.float64)
     inside = torch.tensor([-0.8, 0.9], dtype=torch.float64) + torch.tensor([1.0, -1.0]) * 0.002**2 / distance
@@ -88,7 +88,7 @@ def test_the_score_is_that_of_the_denoiser(source: PointSource, alpha: float, si
 
 
 def test_draws_are_of_the_mixture() -> None:
-    """One box after the other, each uniform; and the same of normal distributions."""
+    """Samples of each box are uniform, and samples of each Gaussian are normal."""
     x, component = BOXES.draw(Noise(0, range(5000)))
     assert stats.chisquare(torch.bincount(component).numpy(), (5000 * WEIGHTS / 3.5).numpy()).pvalue > 1e-3
     for k in range(3):

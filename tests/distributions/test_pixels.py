@@ -1,4 +1,4 @@
-"""The likelihoods of pixels against exact sums, and what they draw against their masses."""
+"""Pixel likelihoods compared with exact sums, and their samples with their masses."""
 
 import math
 from typing import Any
@@ -39,12 +39,12 @@ def params_of(likelihood: PixelLikelihood, channels: int = 1, num: int = 1, seed
 
 
 def masses(likelihood: PixelLikelihood, params: Tensor) -> Tensor:
-    """P of the 256 values of one pixel of one channel."""
+    """Return P of the 256 values of a single-channel pixel."""
     return likelihood.log_prob(VALUES.view(-1, 1, 1, 1), params.expand(256, -1, 1, 1)).exp()
 
 
 def goodness_of_fit(counts: Tensor, expected: Tensor) -> float:
-    """p-value of chi-square, values of few expected counts taken together."""
+    """Return the p-value of a chi-square test, with values of small expected counts merged."""
     rare = expected < 10
     pooled = [torch.cat([x[~rare], x[rare].sum()[None]]) for x in (counts.double(), expected)]
     kept = pooled[1] > 5
@@ -61,7 +61,7 @@ def test_masses_of_the_256_values_sum_to_one(likelihood: PixelLikelihood, spread
 
 @pytest.mark.parametrize("num_components", [1, 3])
 def test_masses_of_three_channels_sum_to_one(num_components: int) -> None:
-    """Summed over blue they are the masses of red and green, and those summed over green the masses of red."""
+    """Summed over blue, they are the masses of red and green, whose sum over green gives the masses of red."""
     likelihood = LogisticMixture(num_components)
     logits, mean, log_scale, coefficients = (
         torch.randn(1, num_components, width, 1, 1, dtype=torch.float64) for width in (1, 3, 3, 3)
@@ -84,7 +84,7 @@ def test_masses_of_three_channels_sum_to_one(num_components: int) -> None:
 
 
 def test_blue_depends_on_red_and_green_and_green_on_red_alone() -> None:
-    """One component of one narrow scale: the mean of each channel is read off its most likely value."""
+    """With one narrow component, the most likely value of a channel shows its mean."""
     likelihood = LogisticMixture(1)
     slopes = torch.tensor([0.5, -0.25, 0.75], dtype=torch.float64)
     params = torch.cat([torch.zeros(1), torch.tensor([0.1, -0.2, 0.05]), -5 * torch.ones(3), slopes.atanh()])
@@ -94,7 +94,7 @@ def test_blue_depends_on_red_and_green_and_green_on_red_alone() -> None:
         images = torch.stack([red, green, VALUES[30]]).expand(256, 3).clone()
         images[:, channel] = VALUES
         log_p = likelihood.log_prob(images[:, :, None, None], params.expand(256, -1, 1, 1))
-        if channel == 1:  # without what blue's mass has of green
+        if channel == 1:  # without the dependence of blue's mass on green
             blue_mean = 0.05 - 0.25 * red + 0.75 * VALUES
             log_p = log_p - discretised_logistic_log_prob(VALUES[30], blue_mean, torch.tensor(-5.0))
         assert abs(VALUES[log_p.argmax()] - expected) <= 1 / 255
@@ -197,7 +197,7 @@ def test_frequencies_of_samples_are_the_masses(likelihood: PixelLikelihood, temp
 
 
 def sharpened(likelihood: PixelLikelihood, params: Tensor, temperature: float) -> tuple[PixelLikelihood, Tensor]:
-    """The likelihood of temperature 1 that another should draw from at the temperature, one channel."""
+    """Return the single-channel likelihood at temperature 1 that equals another at the given temperature."""
     params = params.clone()
     if isinstance(likelihood, Categorical):
         return likelihood, params / temperature
@@ -229,7 +229,7 @@ def test_samples_of_three_channels_have_the_probabilities_of_coarse_events() -> 
         red = discretised_logistic_log_prob(VALUES, m[0], s[0]).exp()
         green = discretised_logistic_log_prob(VALUES[None], m[1] + a[0] * VALUES[:, None], s[1]).exp()
         blue_mean = m[2] + a[1] * VALUES[:, None] + a[2] * VALUES
-        above = 1 - torch.sigmoid(-(blue_mean - 0.0) / s[2].exp())  # zero lies between the values 127 and 128
+        above = 1 - torch.sigmoid(-(blue_mean - 0.0) / s[2].exp())  # zero is between the values 127 and 128
         joint = weights[k] * red[:, None] * green
         for b, part in ((1, joint * above), (0, joint * (1 - above))):
             blue[:, :, b] += part.view(2, 128, 2, 128).sum((1, 3))
@@ -276,7 +276,7 @@ def test_what_does_not_suit_is_said() -> None:
         (Bernoulli(), digits, "Binarised"),
         (Categorical(16), digits, "num_levels"),
         (Gaussian(), binary, "choose Bernoulli"),
-        (LogisticMixture(), points, "holds points"),
+        (LogisticMixture(), points, "contains points"),
     ):
         with pytest.raises(UserError, match=named):
             likelihood.check_levels(data.name, data.num_levels)

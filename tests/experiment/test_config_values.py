@@ -110,7 +110,7 @@ def test_every_value_of_every_key_is_taken_or_refused_in_one_line(key: str, valu
         ("seed_everything", str(2**32), f"{2**32} is not a seed"),
         ("evaluation.seed", str(2**32), f"{2**32} is not a seed"),
         ("grid.seed", "-7", "-7 is not a seed"),
-        ("model.network.channels", "7", "channels must be a positive multiple of 8, got 7"),
+        ("model.network.channels", "7", "channels: 7 is not a positive multiple of 8"),
     ],
 )
 def test_what_is_wrong_is_said_of_the_key_alone(key: str, value: str, reason: str) -> None:

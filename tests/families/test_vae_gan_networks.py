@@ -148,5 +148,5 @@ def test_unsuitable_sizes(build: Callable[[tuple[int, int, int]], nn.Module], si
 
 @pytest.mark.parametrize("settings", [{"channels": 12}, {"max_channels": 0}])
 def test_unsuitable_widths(settings: dict[str, int]) -> None:
-    with pytest.raises(UserError, match=f"{next(iter(settings))} must be a positive multiple of 8"):
+    with pytest.raises(UserError, match=f"{next(iter(settings))}: .* is not a positive multiple of 8"):
         Critic((1, 8, 8), **settings)

@@ -54,7 +54,7 @@ class DiffusionLikelihood(LikelihoodMethod):
 class ProbabilityFlow(DiffusionLikelihood):
     r"""Log-density by integration along the probability-flow ODE.
 
-    With r = sigma / alpha and x scaled so that alpha^2 + sigma^2 = 1, which keeps the size of x, the ODE and the
+    With r = sigma / alpha and x scaled so that alpha^2 + sigma^2 = 1, which keeps the size of x fixed, the ODE and the
     instantaneous change of variables are
 
         dx / d log r = alpha^2 x - alpha D(x; alpha, sigma),

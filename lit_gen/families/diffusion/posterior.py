@@ -82,5 +82,5 @@ def step_variance(kind: StepVariance, small: Tensor, large: Tensor, between: Ten
     if kind != "learned":
         return small if kind == "small" else large
     if between is None:
-        raise UserError(f"{key}: learned, but this model has no learned variance; choose small or large")
+        raise UserError(f"{key}: this model has no learned variance; choose small or large")
     return small * (large / small) ** between

@@ -246,8 +246,8 @@ class VE(Schedule):
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         if not 0 < math.sqrt(2) * sigma_min < sigma_max < math.inf:
             raise UserError(
-                f"sigma_min: {sigma_min} and sigma_max, {sigma_max}, do not bound a range of noise levels; give finite "
-                "numbers with 0 < sigma_min < sigma_max / sqrt(2)"
+                f"sigma_min: {sigma_min} to sigma_max {sigma_max} is not a range of noise levels; give finite numbers "
+                "with 0 < sigma_min < sigma_max / sqrt(2)"
             )
         self.sigma_min = self.min_ratio = sigma_min
         self.sigma_max = sigma_max

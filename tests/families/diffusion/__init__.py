@@ -1,0 +1,1 @@
+"""Tests of diffusion and flow matching."""

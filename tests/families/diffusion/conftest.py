@@ -1,3 +1,5 @@
+"""Fixtures of the diffusion tests."""
+
 from collections.abc import Iterator
 
 import pytest
@@ -30,7 +32,7 @@ SCHEDULES = {
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors here are so small that threads only wait for each other."""
+    """Use one thread, because the tensors are too small to benefit from more."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,7 +46,7 @@ def schedule(request: pytest.FixtureRequest) -> Schedule:
 
 @pytest.fixture
 def mixture() -> GaussianMixtureDenoiser:
-    """Three anisotropic components on images of shape (2, 3)."""
+    """Return three anisotropic components on images of shape (2, 3)."""
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(3, 2, 3, generator=generator, dtype=torch.float64)
     stds = torch.rand(3, 2, 3, generator=generator, dtype=torch.float64) + 0.2

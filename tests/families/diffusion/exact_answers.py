@@ -1,4 +1,4 @@
-"""Exact answers of Gaussian mixtures, for the tests of diffusion."""
+"""Exact answers for Gaussian mixtures, used by the diffusion tests."""
 
 import math
 from collections.abc import Callable
@@ -66,13 +66,13 @@ SAMPLERS: list[DiffusionSampler] = [
 def cdf(
     mixture: GaussianMixtureDenoiser, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0
 ) -> Tensor:
-    """P(x_t <= x) of a mixture on the line, x (N, 1) -> (N, 1)."""
+    """Return P(x_t <= x) of a mixture on the line, x (N, 1) -> (N, 1)."""
     std = (alpha**2 * mixture.variances[:, 0] + sigma**2).sqrt()
     return (mixture.weights * torch.special.ndtr((x - alpha * mixture.means[:, 0]) / std)).sum(-1, keepdim=True)
 
 
 def quantile(mixture: GaussianMixtureDenoiser, p: Tensor) -> Tensor:
-    """The inverse of `cdf` for the data, by bisection."""
+    """Return the inverse of `cdf` for the data, by bisection."""
     low, high = torch.full_like(p, -20.0), torch.full_like(p, 20.0)
     for _ in range(100):
         middle = (low + high) / 2
@@ -84,7 +84,7 @@ def quantile(mixture: GaussianMixtureDenoiser, p: Tensor) -> Tensor:
 def exact_network(
     mixture: GaussianMixtureDenoiser, schedule: Schedule, parameterization: Parameterization
 ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The network that has learned the mixture perfectly."""
+    """Return the network that has learned the mixture perfectly."""
 
     def network(x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         match parameterization:
@@ -105,7 +105,7 @@ def exact_network(
 
 
 class Point(Denoiser):
-    """Answers x_0 whatever it is asked, and keeps the questions, with the noise level of the first image."""
+    """Denoiser that always returns x_0 and records its calls, with the noise level of the first image."""
 
     def __init__(self, x_0: Tensor) -> None:
         self.x_0 = x_0
@@ -117,7 +117,7 @@ class Point(Denoiser):
 
 
 class Fixed(Noise):
-    """Noise that is one value everywhere."""
+    """Noise with one value everywhere."""
 
     def __init__(self, value: float, num: int) -> None:
         super().__init__(0, range(num))
@@ -129,7 +129,7 @@ class Fixed(Noise):
 
 
 class Silent(Noise):
-    """Noise of the start, and no more."""
+    """Noise that is zero after the initial state."""
 
     def normal(self, shape, dtype=torch.float32):
         assert self.draws == 0, "noise was drawn after the start"
@@ -137,7 +137,7 @@ class Silent(Noise):
 
 
 class Impulses(Noise):
-    """Draw k is 1 for sample k and 0 for the others; the last sample gets none."""
+    """Noise whose call k is 1 for sample k and 0 for the others; the last sample gets none."""
 
     def __init__(self, num_draws: int) -> None:
         super().__init__(0, range(num_draws + 1))
@@ -150,7 +150,7 @@ class Impulses(Noise):
 
 
 class LearnedVariance(Denoiser):
-    """A denoiser with the v of `DDPM` with a learned variance, a function of x, alpha and sigma."""
+    """Denoiser with the learned variance v of `DDPM`, a function of x, alpha and sigma."""
 
     def __init__(self, denoiser: Denoiser, v: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         self.denoiser = denoiser
@@ -172,10 +172,10 @@ def moments_for_normal_data(
     std: float,
     v: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
-    """Mean and standard deviation of what a sampler makes of x_0 ~ N(mean, std^2), with no noise in the answer.
+    """Return the mean and standard deviation of a sampler's output for x_0 ~ N(mean, std^2), without sampling noise.
 
-    Every sampler is then a linear function of its draws: its variance is the sum of the squared responses to each. So
-    it is with a learned variance, v, which must be the same for every x.
+    Every sampler is a linear function of its random numbers, so its variance is the sum of the squared responses to
+    each of them. The same holds with a learned variance v that does not depend on x.
     """
     data: Denoiser = GaussianMixtureDenoiser(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([std]).double())
     data = data if v is None else LearnedVariance(data, v)
@@ -186,7 +186,7 @@ def moments_for_normal_data(
 
 
 def error(mixture: GaussianMixtureDenoiser, sampler: DiffusionSampler, schedule: Schedule) -> float:
-    """Mean distance of the images from the end of the exact flow, for 100 starts on the line."""
+    """Return the mean distance of the images from the end of the exact flow, for 100 starts on the line."""
     x_0 = sampler.sample(mixture, schedule, Noise(0, range(100)), (1,))
     alpha, sigma = schedule(sampler.times(schedule)[0])
     start = sigma * Noise(0, range(100)).normal((1,), torch.float64)
@@ -194,29 +194,29 @@ def error(mixture: GaussianMixtureDenoiser, sampler: DiffusionSampler, schedule:
 
 
 class Turned(Denoiser):
-    """A mixture in the plane, turned by an angle: no component is a product over pixels any more."""
+    """Mixture in the plane, rotated by an angle, so no component is a product over pixels."""
 
     def __init__(self, mixture: GaussianMixtureDenoiser, angle: float) -> None:
         cos, sin = math.cos(angle), math.sin(angle)
         self.mixture = mixture
-        self.turn = torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64)  # of rows
+        self.turn = torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64)  # multiplies row vectors
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         return self.mixture.denoise(x @ self.turn.T, alpha, sigma) @ self.turn
 
     def draw(self, noise: Noise) -> Tensor:
-        """Exact points (N, 2)."""
+        """Sample points (N, 2) from the exact distribution."""
         return self.mixture.draw(noise)[0] @ self.turn
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """The mean (2,) and the covariance (2, 2)."""
+        """Return the mean (2,) and the covariance (2, 2)."""
         means, weights = self.mixture.means @ self.turn, self.mixture.weights[:, None]
         mean = (weights * means).sum(0)
         within = self.turn.T @ torch.diag((weights * self.mixture.variances).sum(0)) @ self.turn
         return mean, within + (weights * (means - mean)).T @ (means - mean)
 
     def along(self, direction: Tensor) -> GaussianMixtureDenoiser:
-        """The law of the projections x . direction, on the line."""
+        """Return the distribution of the projections x . direction, on the line."""
         direction = self.turn @ direction
         means, variances = self.mixture.means @ direction, self.mixture.variances @ direction**2
         return GaussianMixtureDenoiser(means[:, None], variances.sqrt(), self.mixture.weights)
@@ -225,9 +225,9 @@ class Turned(Denoiser):
 def kolmogorov_smirnov(
     mixture: GaussianMixtureDenoiser, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0
 ) -> float:
-    """The greatest distance between the distribution of points x (N, 1) and the exact one of x_t.
+    """Return the maximum difference between the distribution function of points x (N, 1) and the exact one of x_t.
 
-    Of 2000 exact points, 1 % have more than 0.036.
+    For 2000 exact points, it exceeds 0.036 with probability 1 %.
     """
     exact = cdf(mixture, x.sort(dim=0).values, alpha, sigma)[:, 0]
     steps = torch.arange(len(x) + 1, dtype=exact.dtype) / len(x)
@@ -235,7 +235,7 @@ def kolmogorov_smirnov(
 
 
 def at_time(mixture: GaussianMixtureDenoiser, schedule: Schedule, t: float, num: int, seed: int = 0) -> Tensor:
-    """Exact draws (N, 1) of x_t on the line."""
+    """Sample x_t (N, 1) on the line from its exact distribution."""
     noise = Noise(seed, range(num))
     alpha, sigma = schedule(t)
     x_0 = quantile(mixture, noise.uniform((1,), torch.float64))

@@ -1,4 +1,4 @@
-"""Adaptive Runge-Kutta: the error follows the tolerance, each image has its own steps, evaluations are counted."""
+"""Adaptive Runge-Kutta: error against tolerance, per-image steps, number of evaluations."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_the_error_follows_the_tolerance(mixture_1d, schedule: Schedule):
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-8])
 def test_an_image_is_that_of_a_public_solver(mixture, tolerance: float):
-    """scipy's RK45, the same pair and the same choice of steps, for one image at a time."""
+    """RK45 of scipy uses the same pair and step-size rule, for one image at a time."""
     sampler, edm = RK45(tolerance, tolerance), EDMSchedule()
     u, end = (level / (1 + level) for level in (80.0, 0.002))
     for index in range(4):
@@ -63,9 +63,9 @@ def test_an_image_is_that_of_a_public_solver(mixture, tolerance: float):
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-5, 1e-6, 1e-9])
 def test_is_the_dopri5_of_torchdiffeq(mixture, tolerance: float):
-    """With which flow matching is often sampled, for one image at a time.
+    """Compare with dopri5, the usual solver of flow matching, for one image at a time.
 
-    Ours rounds steps down to powers of 2^(1/4), and takes 1.16, 1.08, 1.10 and 0.98 times the evaluations in turn.
+    Our step sizes are rounded down to powers of 2^(1/4); the evaluations are 1.16, 1.08, 1.10 and 0.98 times theirs.
     """
     torchdiffeq = pytest.importorskip("torchdiffeq")
     start, end = (torch.tensor(level / (1 + level), dtype=torch.float64) for level in (80.0, 0.002))
@@ -82,7 +82,7 @@ def test_is_the_dopri5_of_torchdiffeq(mixture, tolerance: float):
             rtol=tolerance,
             atol=tolerance,
             method="dopri5",
-            options={"step_t": end[None]},  # else it steps past the end, and interpolates
+            options={"step_t": end[None]},  # otherwise it steps past the end and interpolates
         )
         counts[-1].append(mixture.evaluations)
         theirs = mixture(y, 1 - end, end)
@@ -92,7 +92,7 @@ def test_is_the_dopri5_of_torchdiffeq(mixture, tolerance: float):
 
 
 def test_the_order_is_five():
-    """With steps of one size, forced by a tolerance that all meet, the error falls by 2^5 with half of it."""
+    """With equal steps, forced by a loose tolerance, halving the step divides the error by 2^5."""
     end = 0.5
 
     def err(num: int) -> float:
@@ -106,7 +106,7 @@ def test_the_order_is_five():
 
 
 def test_the_estimate_of_the_error_is_of_order_five():
-    """Of the step of order 4, hence h^5: it vanishes where y is a polynomial of degree 4, and not where of 5."""
+    """A step of order 4 has an error of h^5: the estimate vanishes for polynomials of degree 4, and not of degree 5."""
     evaluations: list[int] = []
     for degree in (4, 5):
 
@@ -120,7 +120,7 @@ def test_the_estimate_of_the_error_is_of_order_five():
     assert evaluations[0] < 40 < evaluations[1]
 
 
-# Each image for itself.
+# Independent images.
 
 
 def test_the_same_images_for_any_batch(mixture):
@@ -132,7 +132,7 @@ def test_the_same_images_for_any_batch(mixture):
 
 
 def test_rounding_stays_rounding(mixture):
-    """Answers that differ by 1e-7, as a network's do between batches, make no other steps of it."""
+    """Differences of 1e-7, like those of a network between batch sizes, do not change the steps."""
 
     class Rounded(Denoiser):
         def __init__(self, size: float) -> None:
@@ -161,7 +161,7 @@ def test_evaluations_are_the_mean_over_images(mixture):
 
 
 def test_evaluations_are_those_of_the_network(mixture):
-    """Images that have arrived are evaluated no more."""
+    """Finished images are not evaluated any more."""
     seen = []
 
     class Watched(Denoiser):
@@ -177,7 +177,7 @@ def test_evaluations_are_those_of_the_network(mixture):
 
 
 def test_labels_stay_with_their_images():
-    """Each image is drawn to the value of its label."""
+    """Each image converges to the value of its label."""
     labels = torch.tensor([3, 0, 1, 7])
 
     def network(x, c_noise, given):
@@ -194,7 +194,7 @@ def test_labels_stay_with_their_images():
     torch.testing.assert_close(x[3:], alone, rtol=1e-9, atol=1e-9)
 
 
-# What else.
+# Levels and errors.
 
 
 def test_draws_no_noise_after_the_start(mixture, schedule):
@@ -204,7 +204,7 @@ def test_draws_no_noise_after_the_start(mixture, schedule):
 
 @pytest.mark.parametrize("schedule", [EDMSchedule(), DiscreteVP(), Rectified()])
 def test_a_trajectory_lies_on_the_flow(mixture_1d, schedule: Schedule):
-    """At every one of its times, within the error of a cubic."""
+    """At all of its times, within the error of a cubic."""
     states = list(RK45(1e-6, 1e-6).trajectory(mixture_1d, schedule, Noise(0, range(50)), (1,)))
     assert [t for t, _ in states] == RK45().times(schedule) and len(states) == 11
     (t_0, start), *rest = states
@@ -250,7 +250,7 @@ def test_a_network_that_fails_is_a_user_error():
 
 @pytest.mark.slow
 def test_a_tolerance_below_the_rounding_of_the_network_ends(mixture):
-    """In steps that are too small to arrive, and far from too small to advance; without rounding, it arrives."""
+    """The steps become too small to finish but not minimal; without rounding, the integration finishes."""
 
     class Rounded(Denoiser):
         def denoise(self, x, alpha, sigma, labels):

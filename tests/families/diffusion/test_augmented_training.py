@@ -1,4 +1,4 @@
-"""Diffusion models with an augmentation, and with each network: from the command line, resumed, sampled."""
+"""Diffusion models with an augmentation, for each network: from the command line, resumed, sampled."""
 
 from pathlib import Path
 from typing import Any

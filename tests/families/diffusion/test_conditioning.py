@@ -1,4 +1,4 @@
-"""What the networks of diffusion models share: noise level, class, augmentation, gradients, zero output at first."""
+"""Shared conditioning of the diffusion networks: noise level, class, augmentation, gradients, zero initial output."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def unet(num_classes: int = CLASSES, **settings: object) -> UNet:
 
 
 def ncsnpp(num_classes: int = CLASSES, **settings: object) -> UNet:
-    """NCSN++ on three levels, so that the image joins the encoder twice."""
+    """Return NCSN++ with three levels, so that the image is added to the encoder twice."""
     options: dict = {
         "channel_mult": (1, 2, 2),
         "attention_resolutions": (8,),
@@ -71,7 +71,7 @@ def test_sinusoids_tell_apart_neighbours_over_the_whole_range_of_c_noise() -> No
     assert (steps[1:] - steps[:-1]).norm(dim=1).min() > 0.5
     sigma = torch.logspace(math.log10(0.002), math.log10(80), 200, dtype=torch.float64)
     embedded = sinusoids(sigma.log() / 4, 32)
-    assert torch.all(embedded[1:, 16] > embedded[:-1, 16])  # the fastest sine is one to one
+    assert torch.all(embedded[1:, 16] > embedded[:-1, 16])  # the sine of the highest frequency is one-to-one
 
 
 def test_fourier_features_are_those_of_the_formula() -> None:
@@ -163,7 +163,7 @@ def test_augmentation_labels_of_zero_are_none(build: Build) -> None:
     assert torch.equal(network(x, c_noise, labels, torch.zeros(4, 5, dtype=torch.float64)), clean)
     told = network(x, c_noise, labels, torch.eye(4, 5))  # any floating-point type
     assert (told - clean).flatten(1).abs().amax(1).min() > 1e-3
-    # whatever the embedding of the augmentation, a clean image is drawn by the same function
+    # a clean image uses the same function for any embedding of the augmentation
     network.get_parameter("embed_augment.weight").data.add_(100)
     assert torch.equal(network(x, c_noise, labels, torch.zeros(4, 5, dtype=torch.float64)), clean)
     plain = build().double()
@@ -187,7 +187,7 @@ def test_gradients_reach_every_parameter(build: Build) -> None:
 
 @every_network
 def test_no_parameter_stays_where_it_began(build: Build) -> None:
-    """Zero outputs block the gradients of what lies before them, but only for a few steps."""
+    """Zero-initialised outputs block the gradients of earlier layers, but only for a few steps."""
     torch.manual_seed(0)
     network = build().double()
     x, c_noise, _ = inputs(build)
@@ -219,7 +219,7 @@ def test_bfloat16_autocast_agrees(build: Build) -> None:
 def test_labels_for_an_unconditional_network(build: Build) -> None:
     network = build(0)
     x, c_noise, labels = inputs(build)
-    with pytest.raises(UserError, match=f"{type(network).__name__} without classes: set num_classes"):
+    with pytest.raises(UserError, match=f"^labels: this {type(network).__name__} has no classes; set num_classes"):
         network(x.float(), c_noise.float(), labels)
 
 
@@ -231,7 +231,7 @@ def test_augmentation_labels_for_a_network_without_them(build: Build) -> None:
 
 
 def test_random_frequencies_are_those_of_every_version() -> None:
-    """They are no parameters, but they decide what the weights of a run mean."""
+    """The frequencies are not parameters, but the weights of a run depend on them."""
     expected = torch.tensor([24.65593719482422, -4.694862365722656, -34.86063003540039])
     torch.testing.assert_close(FourierFeatures(6).frequencies, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(FourierFeatures(6, scale=0.5).frequencies, expected / 32, rtol=1e-6, atol=0)

@@ -1,6 +1,6 @@
-"""Samplers with an exact denoiser against the exact answer.
+"""Samplers with an exact denoiser compared with the exact answer.
 
-On the line, the probability flow keeps the order of the points, so that it carries x_t to F_0^{-1}(F_t(x_t)).
+On the line, the probability flow keeps the order of the points, so it maps x_t to F_0^{-1}(F_t(x_t)).
 """
 
 import math
@@ -109,7 +109,7 @@ def test_few_steps_under_and_over_disperse_by_the_kind_of_variance():
 
 @pytest.mark.parametrize("kind", ["small", "large"])
 def test_the_dispersion_of_ddpm_for_normal_data_is_its_recursion(kind):
-    """For x_0 ~ N(0, d^2) a step is linear in x, so that the variance obeys a recursion of numbers."""
+    """For x_0 ~ N(0, d^2) a step is linear in x, so the variance obeys a scalar recursion."""
     d2, steps, vp = 0.25, 15, DiscreteVP()
     times = Karras()(vp, steps)
     bar = [float(vp(t)[0]) ** 2 for t in times]

@@ -1,3 +1,5 @@
+"""Optimal transport between images and noise."""
+
 from itertools import permutations
 
 import pytest
@@ -13,7 +15,7 @@ def cost(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("labels", [None, [0, 1, 0, 0, 1, 4]])
 @pytest.mark.parametrize("seed", range(5))
 def test_no_order_costs_less(seed, labels):
-    """No order of all noises, or none that keeps to the classes."""
+    """Compare with all permutations of the noise, or all permutations within classes."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.3 + 2 * torch.randn(6, 1, 2, 2, generator=generator)
     noise = torch.randn(6, 1, 2, 2, generator=generator)
@@ -34,7 +36,7 @@ def test_it_only_rearranges():
 
 
 def test_the_noise_of_each_class_stays_normal():
-    """Over all classes at once, each takes the noise that lies its way."""
+    """A coupling across classes would give each class the noise in its direction."""
     generator = torch.Generator().manual_seed(0)
     kept: dict[str, list[torch.Tensor]] = {"each": [], "all": []}
     for _ in range(400):
@@ -64,7 +66,7 @@ def test_half_precision_is_compared_in_double():
 
 
 def test_batches_approach_the_transport_of_the_distributions():
-    """Between N(0, 1) and N(0, s^2) on the line it is x = s eps, whose cost is (s - 1)^2."""
+    """Between N(0, 1) and N(0, s^2) on the line the transport is x = s eps, with cost (s - 1)^2."""
     generator = torch.Generator().manual_seed(0)
     costs = []
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""Defaults that a paper fixes."""
+"""Default values given by papers."""
 
 import inspect
 import math

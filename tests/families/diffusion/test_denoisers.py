@@ -1,3 +1,5 @@
+"""Parameterizations, conversions between them, and denoisers of networks."""
+
 import math
 from functools import partial
 
@@ -106,7 +108,7 @@ def test_pure_noise_is_the_greatest_level_of_training(mixture):
 @pytest.mark.parametrize("schedule", [Rectified(), Cosine()])
 @pytest.mark.parametrize("parameterization", [Epsilon(), Score(), Score("sigma"), EDMPreconditioning()])
 def test_pure_noise_where_the_network_could_not_tell(schedule: Schedule, parameterization: Parameterization):
-    """F = eps says nothing of x_0 at alpha = 0, and ln(sigma / alpha) is infinite: the network is asked at 1e5."""
+    """At alpha = 0, F = eps does not determine x_0 and ln(sigma / alpha) is infinite: the network uses 1e5."""
     seen = []
 
     def network(x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
@@ -131,7 +133,7 @@ def test_pure_noise_where_the_network_could_not_tell(schedule: Schedule, paramet
     ],
 )
 def test_less_noise_than_in_training_is_the_least_level_of_it(schedule: Schedule, parameterization: Parameterization):
-    """Where a sampler takes finer steps: the network is told the least level, and sees x in the scale of that."""
+    """A level below those of training is clamped to the smallest, and x is scaled to it."""
     seen = []
 
     def network(x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
@@ -175,7 +177,7 @@ def test_conversions(source: Parameterization, target: Parameterization):
 @targets
 @pytest.mark.parametrize(("alpha", "sigma"), [(0.0, 1.3), (0.8, 0.0)], ids=["noise", "data"])
 def test_conversions_at_the_ends_of_time(source: Parameterization, target: Parameterization, alpha, sigma):
-    """Exact wherever x and the source tell the target, and not finite elsewhere."""
+    """Exact if x and the source determine the target, and not finite otherwise."""
     torch.manual_seed(5)
     alpha, sigma = double(alpha), double(sigma)
     x_0, eps = torch.randn(2, 4, 3, dtype=torch.float64)
@@ -194,7 +196,7 @@ def test_conversions_at_the_ends_of_time(source: Parameterization, target: Param
 
 
 def test_the_score_at_the_data_is_scaled_by_sigma(mixture):
-    """Where sigma = 0, F = sigma score = 0 tells that D = x / alpha and that the expected eps is 0."""
+    """At sigma = 0, F = sigma score = 0 implies D = x / alpha and an expected eps of 0."""
     x, alpha, sigma = torch.randn(3, 2, 3, dtype=torch.float64), double(0.7), double(0)
     zero = torch.zeros_like(x)
     torch.testing.assert_close(convert(zero, Score(), Sample(), x, alpha, sigma), x / alpha, rtol=1e-14, atol=0)
@@ -227,11 +229,13 @@ def test_conversions_in_closed_form(mixture):
 
 
 def test_the_preconditionings_of_song_in_the_table_of_edm():
-    """On x / alpha = x_0 + sigma eps. VP: c_in = 1 / sqrt(1 + sigma^2), c_out = -sigma, c_noise = 999 t; VE: c_in = 1,
-    c_out = sigma, c_noise = ln(sigma / 2).
+    """Compare on x / alpha = x_0 + sigma eps with the table of EDM.
 
-    Our VE network is told ln(sigma): the constant is without effect, as the next test shows. `Epsilon` is the network
-    of DDPM on that VP path, and is told the step of the chain, counted from 0.
+    VP: c_in = 1 / sqrt(1 + sigma^2), c_out = -sigma, c_noise = 999 t; VE: c_in = 1, c_out = sigma,
+    c_noise = ln(sigma / 2).
+
+    Our VE network receives ln(sigma); the constant has no effect, as the next test shows. `Epsilon` is DDPM's network
+    on that VP path, and receives the step of the chain, counted from 0.
     """
     t = 0.01 + 0.98 * torch.rand(9, dtype=torch.float64)
     for schedule, parameterization, sign in [(LinearVP(), Epsilon(), -1), (LinearVP(), Score(), 1)]:
@@ -254,7 +258,7 @@ def test_the_preconditionings_of_song_in_the_table_of_edm():
 
 @pytest.mark.parametrize("embed", [partial(sinusoids, dim=16), FourierFeatures(16).double()])
 def test_a_constant_in_c_noise_turns_the_features(embed):
-    """Each pair of cosine and sine by one angle at all noise levels, which a linear layer after them can turn back."""
+    """It rotates each pair of cosine and sine by a constant angle, which a linear layer can undo."""
     c, constant = torch.linspace(-6, 4, 40, dtype=torch.float64), torch.tensor([math.log(2)], dtype=torch.float64)
     (cos, sin), (cos_of, sin_of) = embed(c).chunk(2, 1), embed(constant).chunk(2, 1)
     turned = torch.cat([cos * cos_of + sin * sin_of, sin * cos_of - cos * sin_of], dim=1)
@@ -291,7 +295,7 @@ def test_edm_preconditioning_identities():
         of_noise = parameterization.target(0 * one, one, one, sigma)
         torch.testing.assert_close((of_data * sigma_data) ** 2 + of_noise**2, one, rtol=1e-12, atol=0)
 
-        # c_skip is the value at which the factor of the network's error is least.
+        # c_skip minimises the factor of the network's error.
         def squared_c_out(skip, sigma_data=sigma_data):
             return (1 - skip) ** 2 * sigma_data**2 + skip**2 * sigma**2
 

@@ -1,3 +1,5 @@
+"""Densities of the training times."""
+
 import math
 from collections import deque
 from collections.abc import Callable
@@ -156,7 +158,7 @@ def test_the_lattice_lowers_the_variance_of_a_mean():
 
 
 class Histories:
-    """The losses of each step one by one, the published way."""
+    """Histories of the losses of each step, recorded one by one as in the published code."""
 
     def __init__(self, num_timesteps: int) -> None:
         self.losses = [deque[float](maxlen=10) for _ in range(num_timesteps)]
@@ -178,7 +180,7 @@ def test_importance_sampling_follows_the_histories():
     density, histories = ImportanceSampling(5), Histories(5)
     warm = False
     for batch in range(40):
-        size = 37 if batch % 3 == 0 else 4  # one step may come more than ten times in a batch
+        size = 37 if batch % 3 == 0 else 4  # a step may occur more than ten times in a batch
         t = torch.randint(1, 6, (size,), generator=generator).double() / 5
         if batch == 6:
             t[:25] = 3 / 5

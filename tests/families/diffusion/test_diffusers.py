@@ -1,21 +1,21 @@
 """Equality with the schedulers of diffusers, given the same network, grid and noise.
 
-Faults there, stepped around:
+Known faults of diffusers, avoided here:
 
-- DDIMScheduler finds the previous step by a fixed stride, which is right only where the number of steps divides that of
+- DDIMScheduler finds the previous step by a fixed stride, which is right only if the number of steps divides that of
   the chain (huggingface/diffusers#11347, #12633).
 - DDPMScheduler with fixed_large leaves the noise of the last step in the image unless that is step 0 of the chain.
-- FlowMatchEulerDiscreteScheduler shifts its least level twice where it chooses the levels itself: with shift = 3 and
-  10 steps the last before 0 is 0.0089, and not 0.0030. It takes s_churn and does nothing with it.
+- FlowMatchEulerDiscreteScheduler shifts its smallest level twice if it chooses the levels itself: with shift = 3 and
+  10 steps the last level before 0 is 0.0089 instead of 0.0030. It accepts s_churn and ignores it.
 - FlowMatchHeunDiscreteScheduler with s_churn raises u by 1 + gamma but neither scales x by (1 - u') / (1 - u), nor
-  asks the network at u': at s_churn = 10 it makes of N(0.3, 0.5^2) one of mean 0.58 and std 0.72 with 80 steps, 0.59
-  and 0.70 with 320, where `Heun` makes 0.30 and 0.50. Without churn they are one.
+  evaluates the network at u': at s_churn = 10, its samples of N(0.3, 0.5^2) have mean 0.58 and std 0.72 with 80 steps,
+  and 0.59 and 0.70 with 320, while `Heun` gives 0.30 and 0.50. Without churn the two are equal.
 
-Other by design: FlowMatchEulerDiscreteScheduler with stochastic_sampling keeps no noise at all from step to step (c is
-sigma_s, where DDIM's greatest is sigma_s sqrt(1 - q^2)): its std of the same data is 0.34 with 80 steps, 0.35 with 320.
-EDMEulerScheduler with s_churn is Euler with churn, of first order, which is not here.
+Different by design: FlowMatchEulerDiscreteScheduler with stochastic_sampling keeps no noise from step to step (c is
+sigma_s, while DDIM's maximum is sigma_s sqrt(1 - q^2)): its std of the same data is 0.34 with 80 steps, 0.35 with 320.
+EDMEulerScheduler with s_churn is first-order Euler with churn, which this package does not have.
 
-The tables there are float32, hence the tolerance.
+The tables of diffusers are float32, hence the tolerance.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ SHAPE = (2, 3)
 
 
 class Levels(Grid):
-    """Chosen noise levels."""
+    """Grid of given noise levels."""
 
     def __init__(self, levels: Tensor) -> None:
         self.levels = levels
@@ -70,7 +70,7 @@ class Levels(Grid):
 
 
 class Knots(Grid):
-    """Chosen steps of the chain."""
+    """Grid of given steps of the chain."""
 
     def __init__(self, steps: Sequence[float]) -> None:
         self.knots = steps
@@ -83,7 +83,7 @@ UNEVEN = [1000, 950, 700, 699, 400, 150, 37, 2, 1]
 
 
 def the_same_noise(monkeypatch: pytest.MonkeyPatch, module: str) -> Tensor:
-    """Makes a scheduler draw as our samplers do, and returns the first draw."""
+    """Make a scheduler use the noise of our samplers, and return the first random numbers."""
     noise = Noise(3, range(8))
     scheduling = pytest.importorskip(f"diffusers.schedulers.{module}")
     monkeypatch.setattr(
@@ -98,7 +98,7 @@ def ours(sampler: DiffusionSampler, network, schedule: Schedule, parameterizatio
 
 
 def network_of(mixture, schedule, parameterization):
-    """An exact network, a little spoilt."""
+    """Return a slightly perturbed exact network."""
     exact = exact_network(mixture, schedule, parameterization)
     return lambda x, c_noise, labels: exact(x, c_noise, labels) + 0.05 * torch.sin(3 * x)
 
@@ -126,7 +126,7 @@ def test_ddpm(mixture, monkeypatch, variance, steps):
 @pytest.mark.parametrize("betas", ["linear", "cosine"])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ddim(mixture, monkeypatch, betas, eta: float):
-    # The cosine chain is left out at its last steps, where D is the difference of huge float32 numbers.
+    # The last steps of the cosine chain are excluded, because D is the difference of huge float32 numbers there.
     schedule = DiscreteVP(betas)
     network = network_of(mixture, schedule, Epsilon())
     names = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -197,7 +197,7 @@ def test_edm_euler(mixture, sampler: DiffusionSampler):
     torch.testing.assert_close(ours(sampler, network, EDM, EDMPreconditioning()), theirs.double(), rtol=1e-4, atol=1e-4)
 
 
-# Rectified flow. The time of these schedulers is 1000 u, and their networks answer with the velocity.
+# Rectified flow. The time of these schedulers is 1000 u, and their networks predict the velocity.
 
 
 def of_velocity(network):
@@ -208,7 +208,7 @@ def of_velocity(network):
 @pytest.mark.parametrize("steps", [10, 28])
 @pytest.mark.parametrize("coordinates", ["rectified", "schedule"])
 def test_flow_match_euler(mixture, coordinates, steps: int, shift: float):
-    """Given the levels before the shift, as pipelines do."""
+    """Pass the levels before the shift, as pipelines do."""
     network = network_of(mixture, STRAIGHT, Velocity())
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
@@ -234,12 +234,12 @@ def test_flow_match_heun(mixture, steps: int, shift: float):
     torch.testing.assert_close(ours(sampler, network, STRAIGHT, Velocity()), theirs, rtol=1e-4, atol=1e-4)
 
 
-# Exponential integrators. The schedulers are handed their noise levels, so that no rounding of times to integers, and
-# no search for them, has a part. The multistep DPM-Solver computes in float32, the others in the type of x.
+# Exponential integrators. The schedulers receive their noise levels, which avoids rounding times to integers and
+# searching for them. The multistep DPM-Solver computes in float32, the others in the type of x.
 
 
 def with_levels(scheduler, steps: list[int]):
-    """A scheduler of the chain of `VP` that visits the given steps and then 0."""
+    """Return a scheduler of the chain of `VP` that visits the given steps and then 0."""
     scheduler.set_timesteps(len(steps))
     scheduler.timesteps = torch.tensor([k - 1 for k in steps])
     scheduler.sigmas = torch.cat([VP.ratio(torch.tensor(steps).double() / 1000), torch.zeros(1, dtype=torch.float64)])
@@ -291,7 +291,7 @@ def test_edm_dpm_solver_multistep(mixture, monkeypatch, settings, sampler, steps
 
 @pytest.mark.parametrize("steps", [[1000, 600, 300, 100, 20], [900, 500, 400, 10]])
 def test_dpm_solver_singlestep(mixture, steps):
-    """There a step of order 2 spans two times of the grid; ours has its middle in between."""
+    """A step of order 2 spans two grid times in diffusers; ours has its middle in between."""
     levels = VP.ratio(torch.tensor(steps).double() / 1000)
     middles = (levels[:-1] * levels[1:]).sqrt()
     between = torch.stack([levels[:-1], middles], dim=1).flatten()
@@ -333,10 +333,11 @@ def test_unip(mixture, steps):
 
 
 def test_predictor_corrector(mixture, monkeypatch):
-    """Of one image, since norms are means over the batch there, with noise of norm sqrt(dim), which we take it to be.
+    """Compare one image, since diffusers uses means of norms over the batch, with noise scaled to our norm sqrt(dim).
 
-    Its pipeline corrects before it predicts, also pure noise and not the last level; the paper does it after. It keeps
-    the size of a corrector's step in the default data type, which is float64 here: in float32 the two differ by 2e-8.
+    The pipeline corrects before it predicts, including at pure noise but not at the last level; the paper corrects
+    after. It computes the size of a corrector step in the default data type, float64 here: in float32 the results
+    differ by 2e-8.
     """
     steps, corrector_steps, grid = 12, 2, UniformLogSNR(0.01, 50.0)
     ones = torch.ones

@@ -1,4 +1,4 @@
-"""What each diffusion model minimises, and that a step sees the same times and noise in one process as in several."""
+"""Losses of the diffusion models, and equality of times and noise between one and several processes."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,18 +13,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from lit_gen.cli import commands
-from lit_gen.cli.main import main
-from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data import Batch
-from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.diffusion import (
     DDPM,
     EDM,
     ELBO,
     Diffusion,
     DiscreteVP,
-    EDMPreconditioning,
     ErrorOf,
     FixedTime,
     FlowMatching,
@@ -42,9 +38,8 @@ from lit_gen.families.diffusion import (
     optimal_transport,
     variational_loss,
 )
-from lit_gen.families.diffusion.augment import EDMAugmentation
 from tests.behaviour.test_resume import assert_equal_bits, contents
-from tests.conftest import DIGITS, ROOT, TINY_UNET, arguments
+from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 from tests.processes import lit_gen_in_two_processes
 
@@ -52,7 +47,7 @@ SHAPE = (1, 8, 8)
 
 
 def network(shape: tuple[int, int, int], num_classes: int = 0, **options: Any) -> nn.Module:
-    """A small UNet that is not zero."""
+    """Return a small UNet with non-zero output."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet(shape, num_classes, channels=8, channel_mult=(1,), num_blocks=1, **options)
@@ -62,7 +57,7 @@ def network(shape: tuple[int, int, int], num_classes: int = 0, **options: Any) -
 
 
 class Processes:
-    """Stands for the trainers of several processes that are at the same step."""
+    """Stand-in for the trainers of several processes at the same step."""
 
     def __init__(self, num: int, step: int = 5) -> None:
         self.num, self.step = num, step
@@ -99,7 +94,7 @@ def test_stratified_times_are_spread_over_the_batch_all_gather_cat(cls, images):
 
     torch.manual_seed(0)
     one = times(1, stratified=True)
-    torch.manual_seed(1)  # of no account
+    torch.manual_seed(1)  # must not matter
     assert torch.equal(one, times(3, stratified=True))
     assert not torch.equal(one, times(1, step=6, stratified=True))
     model = Processes(1).models(cls, images)[0][0]
@@ -134,7 +129,7 @@ def test_the_coupling_is_that_of_the_batch_all_gather_cat(images):
 
 
 def test_a_conditional_model_couples_each_class_by_itself(images):
-    """Also where labels are dropped: no class may choose its noise."""
+    """Also if labels are dropped, since no class may choose its noise."""
     labels = torch.arange(12) % 3
     options: dict[str, Any] = {"coupling": "ot", "num_classes": 3, "label_drop": 0.5}
 
@@ -177,7 +172,7 @@ def test_a_flow_trains_and_validates_on_the_noise_of_its_pairs(cls, options, ima
 
 
 def test_a_distilled_flow_draws_in_one_step_from_pure_noise():
-    """It is asked at t = 1 alone, the only time it is trained at, and its straightness is not asked for."""
+    """The network is evaluated only at t = 1, its only training time, and the straightness is not computed."""
     model = RectifiedFlow(image_shape=SHAPE, network=network, density="noise")
     seen: list[tuple[Tensor, Tensor]] = []
     model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[:2]))
@@ -204,7 +199,7 @@ def test_rectified_flow_is_flow_matching_with_independent_pairs(images):
     assert torch.equal(*losses)
     assert "coupling" not in inspect.signature(RectifiedFlow.__init__).parameters
     assert isinstance(RectifiedFlow(image_shape=SHAPE, network=network, density="logit_normal").density, LogitNormal)
-    # a given eps and time, as for pairs that a flow has made
+    # a given eps and time, as for the pairs of a flow
     t, eps = FixedTime()(model.schedule, 12), torch.randn_like(images)
     expected = (model.network(eps, torch.full((12,), 999.0)) - (eps - images)).square().mean((1, 2, 3))
     torch.testing.assert_close(model.loss(images, t, eps, None), expected)
@@ -276,7 +271,7 @@ def test_the_improved_ddpm_learns_a_variance(objective, images):
 
 
 def test_importance_sampling_has_the_mean_of_uniform_steps(images, monkeypatch):
-    """Each step at the rate of its probability: the mean of the returned losses is that over uniform steps."""
+    """With each step at its probability, the mean of the returned losses is the mean over uniform steps."""
     options: dict[str, Any] = {"num_timesteps": 4, "objective": "vlb", "importance_sampling": True}
     model, _ = Processes(1).models(ImprovedDDPM, images, **options)[0]
     assert isinstance(model, ImprovedDDPM) and model.importance is not None
@@ -340,17 +335,6 @@ def test_each_draws_by_its_own_sampler_image_by_image(cls):
     torch.testing.assert_close(both[1:], second, rtol=1e-4, atol=1e-4)
 
 
-def test_a_weight_is_chosen_on_the_command_line():
-    words = ["--model=DDPM", *TINY_UNET, *DIGITS, "--model.stratified=true"]
-    model = ExperimentCLI([*words, "--model.weight=MinSNR", "--model.weight.gamma=3"]).objects().model
-    assert isinstance(model.weight, MinSNR) and model.weight.gamma == 3 and model.stratified
-    model = ExperimentCLI([*words, "--model.weight=ErrorOf", "--model.weight.target=Velocity"]).objects().model
-    assert isinstance(model.weight, ErrorOf) and isinstance(model.weight.target, Velocity)
-    assert ExperimentCLI(words).objects().model.weight is None
-    with pytest.raises(UserError, match="gamma"):
-        ExperimentCLI([*words, "--model.weight=MinSNR", "--model.weight.gamma=0"]).objects()
-
-
 @pytest.mark.parametrize(
     ("model", "options"),
     [
@@ -381,7 +365,7 @@ TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path):
-    """With the noise of the coupling and stratified times, nothing is drawn by a process for itself."""
+    """With coupled noise and stratified times, no process samples independently."""
     words = ["--model.optimizer=SGD", "--model.optimizer.lr=0.02", "--model.coupling=ot", "--model.stratified=true"]
     words.append("--model.class_conditional=true")
     one, two = (arguments("FlowMatching", tmp_path / name, 64 * 20, *words) for name in ("one", "two"))
@@ -403,69 +387,8 @@ def test_importance_sampling_counts_the_losses_all_gather_cat(tmp_path: Path):
     assert isinstance(counts, Tensor) and counts.sum() == 64 * 10
 
 
-@pytest.mark.slow
-def test_a_learned_variance_can_be_asked_for_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the default's settings by name the default's images; and a model that has none is refused untrained."""
-    named = ["--sampler=DDPM", "--sampler.variance=learned", "--sampler.steps=50"]
-    words = arguments("ImprovedDDPM", tmp_path, 64, "--evaluation.num_samples=2")
-    own = commands.run(words)
-    assert commands.run([*words, *named]) == own, "the same evaluation"
-    assert main(["run", *arguments("DDPM", tmp_path / "other", 64, *named)]) == 2
-    assert "sampler.variance: this model has no learned variance" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
-
-
-@pytest.mark.parametrize(
-    ("experiment", "word"),
-    [
-        *[("digits_edm", word) for word in ("out_channels=3", "out_channels=2", "out_channels=0", "augment_dim=4")],
-        *[(name, "out_channels=3") for name in ("digits_edm_dit", "points_edm", "digits_improved_ddpm")],
-    ],
-)
-def test_what_the_model_asks_of_its_network_cannot_be_set(experiment: str, word: str) -> None:
-    cli = ExperimentCLI([f"--config={ROOT}/conf/experiment/{experiment}.yaml", f"--model.network.{word}"])
-    with pytest.raises(UserError, match=rf"^model\.network\.{word[:-2]}: the model says .*; leave it out$"):
-        cli.objects()
-
-
-def test_what_the_model_asks_of_its_network_reaches_it() -> None:
-    words = [f"--config={ROOT}/conf/experiment/digits_improved_ddpm.yaml", "--model.augment=EDMAugmentation"]
-    network: Any = ExperimentCLI(words).objects().model.network
-    assert network.out.out_channels == 2 and network.embed_augment.in_features == EDMAugmentation().dim
-
-
-@pytest.mark.parametrize(
-    ("experiment", "key", "value", "range_"),
-    [
-        ("digits_edm", "model.sigma_data", "-1.0", "a number above 0"),
-        ("digits_edm", "model.sigma_data", "0.0", "a number above 0"),
-        ("digits_edm", "model.p_std", "0.0", "a number above 0"),
-        ("digits_improved_ddpm", "model.vlb_weight", "-1.0", "0 or more"),
-        ("digits_edm", "sampler.S_churn", "-1.0", "0 or more"),
-        ("digits_edm", "sampler.S_noise", "-5.0", "a number above 0"),
-        ("digits_edm", "sampler.S_min", "5.0", "0 <= S_min <= S_max"),
-        ("digits_edm", "model.network.skip_scale", "0.0", "a number above 0"),
-        ("digits_edm", "model.network.head_channels", "0", "1 or more"),
-    ],
-)
-def test_settings_out_of_range_are_named_in_one_line(experiment: str, key: str, value: str, range_: str) -> None:
-    """With the range, before anything is trained."""
-    words = ["--sampler=Heun", "--sampler.S_max=1", "--model.network.attention_resolutions=[8]", f"--{key}={value}"]
-    with pytest.raises(UserError) as refused:
-        ExperimentCLI([f"--config={ROOT}/conf/experiment/{experiment}.yaml", *words]).objects()
-    message = str(refused.value)
-    assert message.startswith(f"{key}: ") and value in message and f"; give {range_}" in message
-    assert "\n" not in message
-
-
-def test_the_preconditioning_needs_a_width_of_the_data() -> None:
-    for sigma_data in (0.0, -1.0, float("nan")):
-        with pytest.raises(UserError, match=f"^sigma_data: {sigma_data} is not a standard deviation"):
-            EDMPreconditioning(sigma_data)
-
-
 def test_edm_trains_at_the_noise_levels_of_its_paper() -> None:
-    """ln sigma ~ N(-1.2, 1.2^2) and sigma_data = 0.5 (Karras et al. 2022, table 1), by default."""
+    """By default, ln sigma ~ N(-1.2, 1.2^2) and sigma_data = 0.5 (Karras et al. 2022, table 1)."""
     torch.manual_seed(0)
     model = EDM(image_shape=SHAPE, network=partial(UNet, channels=8, channel_mult=(1,), num_blocks=1))
     log_sigma = model.schedule.ratio(model.training_times(20_000)).log()
@@ -474,5 +397,5 @@ def test_edm_trains_at_the_noise_levels_of_its_paper() -> None:
     torch.testing.assert_close(log_sigma.quantile(share), exact, rtol=0, atol=0.1)
     assert stats.kstest(log_sigma.numpy(), stats.norm(-1.2, 1.2).cdf).pvalue > 0.01
     x, sigma = torch.randn(4, *SHAPE, dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0, 10.0], dtype=torch.float64)
-    found = model.denoiser(x, torch.ones_like(sigma), sigma)  # the network is zero as yet: c_skip x
+    found = model.denoiser(x, torch.ones_like(sigma), sigma)  # the network is still zero: c_skip x
     torch.testing.assert_close(found, (0.25 / (sigma**2 + 0.25))[:, None, None, None] * x, rtol=1e-12, atol=0)

@@ -1,4 +1,4 @@
-"""The DiT: block against equation, symmetries, sizes of the paper's networks, equality with diffusers, errors."""
+"""DiT: block against equation, symmetries, sizes of the paper's networks, equality with diffusers, errors."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_positions_against_their_formula() -> None:
 
 
 def patches_of(x: Tensor, size: int) -> list[Tensor]:
-    """The patches (N, C, size, size), row by row."""
+    """Return the patches (N, C, size, size), row by row."""
     rows = range(0, x.shape[2], size)
     return [x[:, :, i : i + size, j : j + size] for i in rows for j in range(0, x.shape[3], size)]
 
@@ -87,7 +87,7 @@ def test_without_positions_permuted_patches_give_permuted_patches(patch_size: in
 
 
 def test_output_patches_lie_where_their_tokens_do() -> None:
-    """With blocks that are the identity, a patch of the output depends on that patch of the image, and on no other."""
+    """If the blocks are the identity, an output patch depends only on the same patch of the image."""
     network = small_dit((2, 8, 4))
     for name, parameter in network.named_parameters():
         if ".modulation." in name:
@@ -102,7 +102,7 @@ def test_output_patches_lie_where_their_tokens_do() -> None:
 
 
 def parameters(network_width: int, depth: int, patch_size: int, channels: int, out_channels: int, classes: int) -> int:
-    """The number of parameters, by counting what the equations need."""
+    """Count the parameters from the equations."""
     d, pixels = network_width, patch_size**2
     linears = [(channels * pixels, d), (256, d), (d, d), (d, 2 * d), (d, out_channels * pixels)]
     linears += [(d, 6 * d), (d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * depth
@@ -123,26 +123,8 @@ def test_sizes_of_the_networks_of_the_paper(width: int, depth: int, num_heads: i
     assert count == pytest.approx(millions * 1e6, rel=0.005)
 
 
-def test_equality_with_diffusers() -> None:
-    """DiTTransformer2DModel, whose blocks embed the condition each for itself, with the same weights and positions.
-
-    It normalises with 1e-5 within the blocks unless told otherwise, and orders shift, scale and the values of a patch
-    otherwise.
-    """
-    diffusers = pytest.importorskip("diffusers")
-    ours = small_dit((2, 8, 8), 3, width=16, out_channels=4).float()
-    theirs = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=2,
-        out_channels=4,
-        num_layers=2,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=3,
-        norm_eps=1e-6,
-    ).eval()
-    own = ours.state_dict()
+def diffusers_weights(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert the weights of a DiT of width 16 with two blocks to those of DiTTransformer2DModel."""
 
     def shift_first(value: Tensor) -> Tensor:
         parts = value.chunk(len(value) // 16)
@@ -173,7 +155,28 @@ def test_equality_with_diffusers() -> None:
         weights[f"proj_out_1.{kind}"] = shift_first(own[f"modulation.{kind}"])
         pixels_last = own[f"out.{kind}"].reshape(4, 4, -1).transpose(0, 1).reshape(own[f"out.{kind}"].shape)
         weights[f"proj_out_2.{kind}"] = pixels_last
-    theirs.load_state_dict(weights)
+    return weights
+
+
+def test_equality_with_diffusers() -> None:
+    """Compare with DiTTransformer2DModel, whose blocks embed the condition separately, with the same weights.
+
+    It normalises with 1e-5 in the blocks by default, and uses a different order of shift, scale and patch values.
+    """
+    diffusers = pytest.importorskip("diffusers")
+    ours = small_dit((2, 8, 8), 3, width=16, out_channels=4).float()
+    theirs = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=2,
+        out_channels=4,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=3,
+        norm_eps=1e-6,
+    ).eval()
+    theirs.load_state_dict(diffusers_weights(ours.state_dict()))
     theirs.pos_embed.pos_embed.copy_(ours.positions[None])
 
     x, c_noise, labels = batch(3, (2, 8, 8))
@@ -196,9 +199,9 @@ def test_dropout_acts_in_training_only() -> None:
     [
         ((1, 9, 8), {}, "images of 9x8 cannot be cut into patches of 2x2"),
         ((1, 8, 28), {"patch_size": 8}, "images of 8x28 cannot be cut into patches of 8x8"),
-        ((1, 8, 8), {"width": 20, "num_heads": 3}, "multiple of 4 and of the 3 heads, got 20"),
-        ((1, 8, 8), {"width": 18, "num_heads": 3}, "multiple of 4 and of the 3 heads, got 18"),
-        ((1, 8, 8), {"depth": 0}, "must be positive"),
+        ((1, 8, 8), {"width": 20, "num_heads": 3}, "width: 20 is not a multiple of 4 and of the 3 heads"),
+        ((1, 8, 8), {"width": 18, "num_heads": 3}, "width: 18 is not a multiple of 4 and of the 3 heads"),
+        ((1, 8, 8), {"depth": 0}, "must all be positive"),
     ],
 )
 def test_unsuitable_settings(image_shape: tuple[int, int, int], settings: dict, message: str) -> None:

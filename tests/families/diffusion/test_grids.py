@@ -1,3 +1,5 @@
+"""Time grids."""
+
 import math
 
 import pytest
@@ -85,10 +87,10 @@ def test_time_shift_is_that_of_stable_diffusion_3():
 
 
 def test_time_shift_multiplies_the_noise_levels(schedule: Schedule):
-    """On u = sigma / (alpha + sigma), from the greatest level, on every schedule."""
+    """On u = sigma / (alpha + sigma), from the largest level, on every schedule."""
     alpha, sigma = schedule(TimeShift(5)(schedule, 8))
     assert float((sigma / alpha)[0]) == pytest.approx(schedule.max_ratio, rel=1e-9)
-    u = sigma / 5 / (alpha + sigma / 5)  # of the levels divided by the shift
+    u = sigma / 5 / (alpha + sigma / 5)  # levels divided by the shift
     torch.testing.assert_close(u.diff(), (-u[0] / 8).expand(8), rtol=1e-9, atol=0)
 
 

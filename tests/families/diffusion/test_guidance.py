@@ -1,4 +1,4 @@
-"""Guidance against brute force on exact mixtures, and from a training's dropped labels to a row of the leaderboard."""
+"""Guidance against brute force on exact mixtures, and from dropped training labels to a leaderboard row."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from tests.interrupt import KILL_AT, CrashError
 
 
 class Conditional(Denoiser):
-    """The exact denoiser of a mixture whose labels name a component; a label below 0 is none."""
+    """Exact denoiser of a mixture whose labels select a component; a label below 0 selects none."""
 
     def __init__(self, mixture: GaussianMixtureDenoiser) -> None:
         components = zip(mixture.means, mixture.variances.sqrt(), strict=True)
@@ -54,7 +54,7 @@ def denoiser(mixture: GaussianMixtureDenoiser) -> Conditional:
 
 @pytest.fixture
 def weaker(mixture: GaussianMixtureDenoiser) -> Conditional:
-    """As a less trained model would be: all components wider."""
+    """Return the denoiser of a less trained model, with all components wider."""
     return Conditional(GaussianMixtureDenoiser(mixture.means, 1.5 * mixture.variances.sqrt(), mixture.weights))
 
 
@@ -75,7 +75,7 @@ def level(alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
 def test_the_guided_score_is_that_of_the_sharpened_density(
     denoiser: Conditional, weight: float, alpha: float, sigma: float
 ) -> None:
-    """(alpha D - x) / sigma^2 is the gradient of w log p(x | c) + (1 - w) log p(x)."""
+    """The guided (alpha D - x) / sigma^2 is the gradient of w log p(x | c) + (1 - w) log p(x)."""
     x, at = points().requires_grad_(), level(alpha, sigma)
     none = torch.full_like(LABELS, -1)
     log_p = weight * denoiser.log_density(x, *at, LABELS) + (1 - weight) * denoiser.log_density(x, *at, none)
@@ -116,7 +116,7 @@ def test_autoguidance_asks_the_weaker_model_for_the_same_class(denoiser: Conditi
 
 
 def test_guidance_keeps_to_its_interval(denoiser: Conditional) -> None:
-    """Ratios above the first end and up to the second, whatever the scale of x."""
+    """Ratios above the first end and up to the second, for any scale of x."""
     x = points()
     guided, everywhere = Guidance(3.0, (0.5, 2.0))(denoiser, LABELS), Guidance(3.0)(denoiser, LABELS)
     for ratio, inside in ((0.1, False), (0.5, False), (0.51, True), (1.0, True), (2.0, True), (2.01, False)):
@@ -134,7 +134,7 @@ def test_guidance_keeps_to_its_interval(denoiser: Conditional) -> None:
 
 
 def test_images_at_times_of_their_own(denoiser: Conditional, weaker: Conditional) -> None:
-    """As an adaptive sampler asks: only those within the interval are guided, and each counts by its share."""
+    """As in an adaptive sampler: only images inside the interval are guided, and each counts by its fraction."""
     x = points()
     alpha, sigma = torch.tensor([[0.9, 0.5, 0.5, 0.2, 0.3], [0.1, 0.5, 0.9, 0.8, 0.3]]).double()
     inside = [False, True, True, False, True]
@@ -204,7 +204,7 @@ def test_a_budget_counts_both_evaluations() -> None:
     assert Heun(nfe=35, guidance=Guidance(2.0)).steps == 9
     assert Heun(nfe=35, guidance=Guidance(1.0)).steps == Heun(nfe=35).steps == 18
     assert DDIM(nfe=11, guidance=Guidance(0.0)).steps == 5
-    with pytest.raises(UserError, match="nfe of 1 is too small for one step of DDIM"):
+    with pytest.raises(UserError, match=r"^sampler\.nfe: 1 is too small for one step of DDIM"):
         DDIM(nfe=1, guidance=Guidance(2.0))
 
 

@@ -53,7 +53,7 @@ PAIRS = [(0.9, 0.7), (0.5, 0.4), (0.2, 0.001), (1.0, 0.02)]
 def moments(
     sampler: GridSampler, schedule: Schedule, x_0: float, x_t: float, t: float, s: float
 ) -> tuple[float, float]:
-    """Mean and standard deviation of x_s."""
+    """Return the mean and standard deviation of x_s."""
     x, point = torch.full((1, 1), x_t, dtype=torch.float64), Point(torch.tensor(x_0, dtype=torch.float64))
     mean, above = (float(sampler.step(point, schedule, x, t, s, Fixed(z, 1))) for z in (0.0, 1.0))
     return mean, above - mean
@@ -62,7 +62,7 @@ def moments(
 @pytest.mark.parametrize("sampler", [DDPM(steps=1, variance="small"), DDIM(steps=1, eta=1)])
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_posterior_is_that_of_bayes(schedule: Schedule, sampler: GridSampler, t: float, s: float):
-    """p(x_s | x_t, x_0) ~ p(x_t | x_s) p(x_s | x_0) on a grid of x_s."""
+    """Bayes' rule, p(x_s | x_t, x_0) ~ p(x_t | x_s) p(x_s | x_0), on a grid of x_s."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     x_0, x_t = 0.7, float(alpha_t * 0.4 + 0.8 * sigma_t)
     mean, std = moments(sampler, schedule, x_0, x_t, t, s)
@@ -76,7 +76,7 @@ def test_posterior_is_that_of_bayes(schedule: Schedule, sampler: GridSampler, t:
 
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_large_variance_is_that_of_normal_data(schedule: Schedule, t: float, s: float):
-    """p(x_s | x_t) ~ p(x_t | x_s) p(x_s) with x_0 ~ N(0, 1), on a grid of x_s."""
+    """Bayes' rule, p(x_s | x_t) ~ p(x_t | x_s) p(x_s) with x_0 ~ N(0, 1), on a grid of x_s."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     _, std = moments(DDPM(steps=1, variance="large"), schedule, 0.3, 0.5, t, s)
     a = alpha_t / alpha_s
@@ -89,7 +89,7 @@ def test_large_variance_is_that_of_normal_data(schedule: Schedule, t: float, s: 
 
 @pytest.mark.parametrize("steps", [(500, 499), (2, 1), (1000, 999), (700, 400)])
 def test_posterior_in_the_symbols_of_ddpm(steps: tuple[int, int]):
-    """Both forms of the mean, both variances; a step of many is the chain respaced."""
+    """Both forms of the mean and both variances; a step over many is the respaced chain."""
     vp = DiscreteVP()
     t, s = (k / 1000 for k in steps)
     bar_t, bar_s = float(vp(t)[0]) ** 2, float(vp(s)[0]) ** 2
@@ -110,11 +110,11 @@ def test_posterior_in_the_symbols_of_ddpm(steps: tuple[int, int]):
         assert std**2 == pytest.approx(variance, rel=1e-8)
 
 
-# The learned variance of DDPM lies between the other two.
+# The learned variance of DDPM is between the other two.
 
 
 class Between(Point):
-    """A point with a learned variance."""
+    """Point with a learned variance."""
 
     def __init__(self, x_0: torch.Tensor, v: torch.Tensor) -> None:
         super().__init__(x_0)
@@ -126,7 +126,7 @@ class Between(Point):
 
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_the_learned_variance_in_the_symbols_of_the_paper(schedule: Schedule, t: float, s: float):
-    """exp(v log large + (1 - v) log small), pixel by pixel; exactly large at v = 1 and small at v = 0."""
+    """Compare with exp(v log large + (1 - v) log small) per pixel; exactly large at v = 1 and small at v = 0."""
     small, large = (moments(DDPM(steps=1, variance=name), schedule, 0.7, -0.2, t, s)[1] for name in ("small", "large"))
     v = torch.tensor([0.0, 1.0, 0.3, 0.85, -0.2], dtype=torch.float64)
     x = torch.full((1, 5), -0.2, dtype=torch.float64)
@@ -155,7 +155,7 @@ def test_a_network_may_learn_either_variance(mixture, value: float, name: Litera
 
 
 def test_a_variance_that_was_not_learned(mixture):
-    with pytest.raises(UserError, match=r"sampler\.variance: learned, but this model has no learned variance"):
+    with pytest.raises(UserError, match=r"sampler\.variance: this model has no learned variance"):
         run(DDPM(steps=3, variance="learned"), mixture, DiscreteVP())
     with pytest.raises(UserError, match="small, large or learned"):
         DDPM(variance="leanred")  # type: ignore[arg-type]
@@ -221,7 +221,7 @@ def test_euler_in_the_time_of_the_schedule_is_its_own_path(mixture, schedule, sa
 
 @pytest.mark.parametrize("schedule", [DiscreteVP(), EDMSchedule(), Rectified()])
 def test_the_velocity_is_that_of_the_probability_flow(mixture, schedule: Schedule):
-    """dx/dt from one Euler step, against the flow of each path in terms of the score."""
+    """Compare dx/dt of one Euler step with the flow of each path in terms of the score."""
     t, s = 0.4321, 0.4
     torch.manual_seed(0)
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -244,7 +244,7 @@ def test_the_velocity_is_that_of_the_probability_flow(mixture, schedule: Schedul
 
 
 def test_the_probability_flow_is_the_sde_with_half_the_score(mixture, schedule: Schedule):
-    """alpha' D + sigma' eps_hat = f x - g^2 score / 2."""
+    """The flow alpha' D + sigma' eps_hat equals f x - g^2 score / 2."""
     torch.manual_seed(0)
     for t in (0.02, 0.37, 0.81, 0.98):
         x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -261,7 +261,7 @@ paths = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__nam
 
 @paths
 def test_the_flow_of_one_path_is_that_of_another_rescaled(mixture, schedule: Schedule, path: Schedule):
-    """u'_r(x) = (ds / dr) / s x + s (dt / dr) u_t(x / s), with t the time of equal ratio and s = sigma'_r / sigma_t."""
+    """Here u'_r(x) = (ds / dr) / s x + s (dt / dr) u_t(x / s), with t at equal ratio and s = sigma'_r / sigma_t."""
     torch.manual_seed(1)
     x = torch.randn(4, 2, 3, dtype=torch.float64)
 
@@ -285,7 +285,7 @@ def test_a_change_of_schedule_after_training_leaves_the_images_unchanged(mixture
     """A network trained on one path and sampled on another, at the same noise levels."""
     model = NetworkDenoiser(exact_network(mixture, schedule, V()), schedule, V())
     grids: list[Grid] = [Karras(sigma_max=40)]
-    if path.max_ratio >= schedule.max_ratio:  # else the path does not reach the noise that this grid begins with
+    if path.max_ratio >= schedule.max_ratio:  # otherwise the path does not reach the initial noise of this grid
         grids.append(TimeShift())
     for grid in grids:
         for sampler in (DDIM, Euler, partial(Heun, coordinates="rectified")):
@@ -295,7 +295,7 @@ def test_a_change_of_schedule_after_training_leaves_the_images_unchanged(mixture
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_same_levels_give_the_same_images_on_every_schedule(mixture, sampler: DiffusionSampler):
-    """All commute with a rescaling of x, but for Euler and Euler-Maruyama in the time of another path."""
+    """All samplers commute with a rescaling of x, except Euler and Euler-Maruyama in the time of another path."""
     if isinstance(sampler, GridSampler):
         sampler = copy(sampler)
         sampler.grid = WITHIN_ALL
@@ -319,7 +319,7 @@ def test_the_same_levels_give_the_same_images_on_every_schedule(mixture, sampler
 
 
 def test_heun_is_algorithm_2_of_edm(mixture):
-    """A plain transcription, with its own loop and noise."""
+    """Compare with a plain transcription, with its own loop and noise."""
     steps, S_churn, S_min, S_max, S_noise = 12, 5.0, 0.05, 30.0, 1.003
     noise = Noise(1, range(6))
     sigmas = [(80 ** (1 / 7) + i / 11 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(steps)] + [0.0]
@@ -347,7 +347,7 @@ def test_heun_is_algorithm_2_of_edm(mixture):
 @pytest.mark.parametrize("schedule", [EDMSchedule(), DiscreteVP(), Rectified()])
 @pytest.mark.parametrize("S_churn", [2.0, 1e9])
 def test_churn_keeps_the_variance(mixture_1d: GaussianMixtureDenoiser, schedule: Schedule, S_churn: float):
-    """After the noise of a step, x has the marginal of the raised level."""
+    """After a step has added noise, x has the marginal of the raised level."""
     gamma = min(S_churn / 10, math.sqrt(2) - 1)
     t, s = 0.3, 0.2
     alpha, sigma = schedule(t)

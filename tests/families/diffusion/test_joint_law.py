@@ -1,4 +1,4 @@
-"""Whole runs of the stochastic samplers in the plane: mean, full covariance and projections of a correlated mixture."""
+"""Stochastic samplers in the plane: mean, covariance and projections of a correlated mixture."""
 
 import math
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 """End-to-end runs; the gate runs them."""
 
 NUM = 4000
-LEVEL = 0.1  # at which Langevin dynamics is stopped: below, it would take very many steps to come to rest
+LEVEL = 0.1  # final level of Langevin dynamics, which needs very many steps to equilibrate below it
 GRID = Karras(sigma_min=0.01, sigma_max=40)
 MIXTURE = GaussianMixtureDenoiser(
     torch.tensor([[-0.9, 0.3], [0.5, -0.6], [0.7, 0.8]]),
@@ -45,10 +45,10 @@ LAW = Turned(MIXTURE, 3 * math.pi / 8)
 
 
 def variance_of_each_pixel(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The v with which the variance of a short step of `DDPM` is that of x_s given x_t, pixel by pixel.
+    """Return the v with which the variance of a short step of `DDPM` is that of x_s given x_t, for each pixel.
 
-    v = Var(x_0 | x_t) (alpha^2 + sigma^2) / sigma^2, and Var(x_0 | x_t) = (sigma^2 / alpha) dD/dx; at most that of data
-    from N(0, 1), which is the greatest that v can tell.
+    v = Var(x_0 | x_t) (alpha^2 + sigma^2) / sigma^2 with Var(x_0 | x_t) = (sigma^2 / alpha) dD/dx, limited to that of
+    data from N(0, 1), the largest value that v can represent.
     """
     directions = torch.eye(2, dtype=x.dtype)
     derivative = [
@@ -79,7 +79,7 @@ cases = pytest.mark.parametrize(("sampler", "schedule"), CASES.values(), ids=CAS
 
 
 class Scaled(Noise):
-    """The first draw as it is, and all others multiplied by a factor."""
+    """Noise whose calls after the first are multiplied by a factor."""
 
     def __init__(self, factor: float, num: int) -> None:
         super().__init__(0, range(num))
@@ -91,13 +91,13 @@ class Scaled(Noise):
 
 
 def moments_of(x: Tensor, mean: Tensor) -> Tensor:
-    """The terms (N, 5) whose means are those of x, about the given one, and the entries of the covariance."""
+    """Return terms (N, 5) whose means are the mean of x, relative to `mean`, and the entries of the covariance."""
     d = x - mean
     return torch.cat([d, d[:, [0, 0, 1]] * d[:, [0, 1, 1]]], dim=1)
 
 
 def deviations(x: Tensor, sigma: float) -> tuple[Tensor, list[float]]:
-    """Those of the moments (5,), in standard errors, and of three projections, after Kolmogorov and Smirnov."""
+    """Return deviations of the moments (5,), in standard errors, and Kolmogorov-Smirnov distances of projections."""
     mean, covariance = LAW.moments()
     covariance = covariance + sigma**2 * torch.eye(2, dtype=torch.float64)
     expected = torch.tensor([0, 0, covariance[0, 0], covariance[0, 1], covariance[1, 1]], dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_the_law_is_correlated_and_its_own_exact_draws_keep_to_it():
 
 @cases
 def test_a_run_gives_the_joint_law(sampler: DiffusionSampler, schedule: Schedule):
-    """Of exact points, 1 in 150,000 deviates by 4.5 standard errors and 1 in 10,000 by 0.0352 in a projection."""
+    """Exact points deviate by 4.5 standard errors once in 150,000, and by 0.0352 in a projection once in 10,000."""
     x = sampler.sample(denoiser_of(sampler), schedule, Noise(0, range(NUM)), (2,))
     moments, projections = deviations(x, level_of(sampler))
     assert moments.abs().max() < 4.5
@@ -139,7 +139,7 @@ def test_a_run_gives_the_joint_law(sampler: DiffusionSampler, schedule: Schedule
 
 
 def test_the_small_variance_would_be_seen_where_it_is_learned():
-    """In as few steps."""
+    """With equally few steps."""
     _, schedule = CASES["ddpm-learned"]
     x = DDPM(steps=50, variance="small", grid=GRID).sample(LAW, schedule, Noise(0, range(NUM)), (2,))
     moments, projections = deviations(x, 0.0)

@@ -1,4 +1,4 @@
-"""Langevin steps: the papers' algorithms, and the marginals that they keep."""
+"""Langevin steps: the papers' algorithms, and the marginals that they preserve."""
 
 import math
 from functools import partial
@@ -30,7 +30,7 @@ EDM = EDMSchedule()
 
 
 def score(mixture: GaussianMixtureDenoiser, x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """By autograd, at alpha = 1."""
+    """Return the score by autograd, at alpha = 1."""
     x = x.detach().requires_grad_()
     log_density = mixture.log_density(x, torch.tensor(1.0), torch.tensor(sigma, dtype=torch.float64))
     return torch.autograd.grad(log_density.sum(), x)[0]
@@ -53,7 +53,7 @@ def test_without_corrector_the_flow_draws_no_noise(mixture):
 
 
 def test_is_the_algorithm_of_the_paper(mixture):
-    """Algorithm 2 (reverse diffusion and Langevin, variance exploding), with norms of each image."""
+    """Compare with algorithm 2 (reverse diffusion and Langevin, variance exploding), with norms per image."""
     steps, corrector_steps, snr = 12, 2, 0.2
     sigmas = EDM.ratio(UniformLogSNR()(EDM, steps)).tolist()
     noise = Noise(1, range(6))
@@ -75,7 +75,7 @@ def test_is_the_algorithm_of_the_paper(mixture):
 
 @pytest.mark.parametrize("norm", ["image", "level"])
 def test_snr_is_the_ratio_of_drift_and_noise(mixture, norm):
-    """Where x is noise alone, of the two norms; with the norm of the image, everywhere."""
+    """For pure noise, the ratio of both norms; with the norm of the image, for any x."""
     snr, t = 0.1, 1.0 if norm == "level" else 0.02
     sampler = PredictorCorrector(steps=1, predictor="probability_flow", snr=snr, norm=norm)
     x = EDM(t)[1] * Noise(0, range(50)).normal((2, 3), torch.float64)
@@ -100,7 +100,7 @@ def test_the_corrector_keeps_the_marginal(mixture_1d, schedule: Schedule, predic
 
 
 def test_the_corrector_finds_the_marginal(mixture_1d):
-    """From a wrong one: by corrector steps alone, points at rest take the distribution of the level."""
+    """Corrector steps alone map points from a wrong distribution to that of the level."""
     t, s = 0.4 / 80, 0.399 / 80
     x = torch.zeros(2000, 1, dtype=torch.float64)
     for corrector_steps, near in ((3, False), (250, True)):
@@ -123,7 +123,7 @@ def test_with_norms_of_images_many_pixels_keep_their_distribution():
 
 @pytest.mark.parametrize("denoise", [True, False])
 def test_is_the_algorithm_of_song_and_ermon(mixture, denoise: bool):
-    """Algorithm 1 of the second paper, with its epsilon."""
+    """Compare with algorithm 1 of the second paper, with its epsilon."""
     epsilon, steps_each, steps = 0.05 * 0.002**2, 3, 12
     sigmas = EDM.ratio(UniformLogSNR()(EDM, steps)).tolist()[:-1]
     noise = Noise(1, range(6))
@@ -144,12 +144,12 @@ def test_langevin_keeps_the_marginal_of_a_level(mixture_1d, schedule: Schedule):
     t, s = (float(schedule.time(level)) for level in (0.4, 0.39))
     sampler = AnnealedLangevin(steps=1, steps_each=100, step_size=0.03)
     x = sampler.step(mixture_1d, schedule, at_time(mixture_1d, schedule, t, 2000), t, s, Noise(1, range(2000)))
-    x = schedule(t)[0] / schedule(s)[0] * x  # only the scale is that of s
+    x = schedule(t)[0] / schedule(s)[0] * x  # only the scale changes to that of s
     assert kolmogorov_smirnov(mixture_1d, x, *schedule(t)) < 0.036
 
 
 def test_at_rest_the_bias_is_of_first_order_in_the_step():
-    """For normal data, w = std^2 + sigma^2, the variance is w / (1 - a / 2) with a = step_size sigma^2 / w."""
+    """With w = std^2 + sigma^2, the variance of normal data is w / (1 - a / 2) with a = step_size sigma^2 / w."""
     biases = []
     for step_size in (0.4, 0.2):
         grid = UniformLogSNR(sigma_min=0.5, sigma_max=5)
@@ -162,7 +162,7 @@ def test_at_rest_the_bias_is_of_first_order_in_the_step():
 
 
 def test_annealing_converges_with_many_levels_and_small_steps():
-    """Four times the levels with steps of half the size: the lag behind the levels halves, as does the bias at rest."""
+    """Four times the levels and half the step size halve both the lag behind the levels and the stationary bias."""
     errors = []
     for steps, step_size in ((60, 0.8), (240, 0.4), (960, 0.2)):
         sampler = AnnealedLangevin(steps=steps, steps_each=1, step_size=step_size, grid=UniformLogSNR())
@@ -175,7 +175,7 @@ def test_annealing_converges_with_many_levels_and_small_steps():
 
 
 def test_the_variance_of_a_level_is_too_large_by_the_step_size():
-    """At rest, for data that are a point: 1 / (1 - step_size / 2)."""
+    """For data at one point, the stationary factor is 1 / (1 - step_size / 2)."""
     sampler = AnnealedLangevin(steps=1, steps_each=300, step_size=0.3, denoise=False)
     _, std = moments_for_normal_data(sampler, EDM, 0.0, 1e-9)
     assert std**2 == pytest.approx(80**2 / (1 - 0.15), rel=1e-6)

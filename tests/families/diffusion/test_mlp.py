@@ -1,4 +1,4 @@
-"""The MLP against its equation, and errors. What it shares with other networks is in test_conditioning.py."""
+"""MLP against its equation, and errors. Properties that all networks share are in test_conditioning.py."""
 
 import pytest
 import torch
@@ -36,5 +36,5 @@ def test_mlp_against_its_equation(octaves: int) -> None:
 
 @pytest.mark.parametrize("settings", [{"width": 7}, {"width": 2}, {"depth": 0}, {"octaves": -1}])
 def test_unsuitable_settings(settings: dict) -> None:
-    with pytest.raises(UserError, match="width must be even and at least 4, depth positive"):
+    with pytest.raises(UserError, match=r"^model\.network: width .* give an even width"):
         ResidualMLP((2, 1, 1), **settings)

@@ -1,4 +1,4 @@
-"""DPM-Solver++ and UniPC: order of convergence, and what they are where they are something else."""
+"""DPM-Solver++ and UniPC: order of convergence, and special cases equal to other samplers."""
 
 import math
 from functools import partial
@@ -26,7 +26,7 @@ from lit_gen.families.diffusion import (
 from lit_gen.families.diffusion.samplers import DDIM, DiffusionSampler, DPMSolver, UniPC
 from tests.families.diffusion.exact_answers import SAMPLERS, Fixed, Point, Silent, error, kolmogorov_smirnov, run
 
-DEEP = EDMSchedule(sigma_min=1e-6)  # lets a grid end so near the data that what is left there is no error
+DEEP = EDMSchedule(sigma_min=1e-6)  # lets a grid end so close to the data that the remaining error is negligible
 FINE = UniformLogSNR(sigma_min=1e-5)
 
 
@@ -57,7 +57,7 @@ def test_order_of_convergence(mixture_1d, sampler, schedule: Schedule, grid: Gri
 
 
 def flow_end(points: GaussianMixtureDenoiser, start: torch.Tensor, sigma_max: float, sigma_min: float) -> torch.Tensor:
-    """The end (N, 2) of the exact flow from sigma_max to sigma_min and of the denoiser there, to 1e-13."""
+    """Return the end (N, 2) of the exact flow from sigma_max to sigma_min, and the denoiser there, to 1e-13."""
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
         one = torch.tensor(1.0, dtype=torch.float64)
@@ -75,8 +75,8 @@ def flow_end(points: GaussianMixtureDenoiser, start: torch.Tensor, sigma_max: fl
 @pytest.mark.parametrize(
     ("sigma_max", "steps", "order", "largest"),
     [
-        (80.0, 128, 4, 3e-7),  # as far as docs/diffusion.md plots it
-        (0.5, 256, 3, 1e-8),  # where the first step, of order 2 with its corrector, counts
+        (80.0, 128, 4, 3e-7),  # the range that docs/diffusion.md plots
+        (0.5, 256, 3, 1e-8),  # the first step, of order 2 with its corrector, matters here
         pytest.param(80.0, 2048, 3, 2e-11, marks=pytest.mark.slow),
     ],
 )
@@ -103,7 +103,7 @@ def test_at_equal_evaluations_the_higher_order_is_closer(mixture_1d):
     assert order2 < order1 / 3 and order3 < order2 / 1.5
 
 
-# The same by other names.
+# Equality with other samplers.
 
 
 def test_order_1_is_ddim(mixture, schedule):
@@ -133,7 +133,7 @@ def test_unip_of_order_2_is_2m(mixture, schedule):
 
 
 def test_without_noise_the_sde_is_2m():
-    """By the formula of SDE-DPM-Solver++ with the noise at eta: e^{-2h} -> e^{-(1 + eta) h} at eta = 0."""
+    """The formula of SDE-DPM-Solver++ with the noise at eta: e^{-2h} -> e^{-(1 + eta) h} at eta = 0."""
     levels = [2.0, 1.1, 0.7]
     for eta in (0.0, 0.3, 1.0):
         guesses = []
@@ -169,7 +169,7 @@ def test_singlestep_evaluates_the_middle_of_the_step(schedule):
 
 
 def test_unipc_is_exact_for_a_quadratic_in_log_snr():
-    """Order 3 with a past of two integrates D = a + b lambda + c lambda^2 without error, corrected or not."""
+    """Order 3 with two earlier values integrates D = a + b lambda + c lambda^2 without error, corrected or not."""
 
     class Quadratic(Denoiser):
         def denoise(self, x, alpha, sigma, labels):
@@ -177,7 +177,7 @@ def test_unipc_is_exact_for_a_quadratic_in_log_snr():
             return (0.2 - 0.5 * log_snr + 0.3 * log_snr**2).expand_as(x)
 
     def exact(x: float, level: float, after: float) -> float:
-        """The solution by the trapezoidal rule, in the variable of the levels."""
+        """Return the solution by the trapezoidal rule, in the variable of the levels."""
         sigmas = torch.linspace(level, after, 200001, dtype=torch.float64)
         denoised = Quadratic().denoise(sigmas, torch.ones_like(sigmas), sigmas, None)
         return float(after / level * x - after * torch.trapezoid(denoised / sigmas**2, sigmas))
@@ -191,7 +191,7 @@ def test_unipc_is_exact_for_a_quadratic_in_log_snr():
         x = [0.4, *(float(state) for _, state in states)]
         errors = [x[i + 1] - exact(x[i], levels[i], levels[i + 1]) for i in range(6)]
         assert max(abs(error) for error in errors[3:]) < 1e-8
-        # Before, the order is lower; and after the third step the corrector has moved x from where it seemed to be.
+        # Earlier steps have lower order, and after the third step the corrector has changed x.
         assert abs(errors[1]) > 1e-3 and (abs(errors[2]) < 1e-8) is not corrector
 
 
@@ -218,7 +218,7 @@ def test_noise_keeps_the_distribution(mixture_1d, eta: float, schedule: Schedule
 
 @pytest.mark.parametrize("sampler", [DPMSolver(steps=5), UniPC(steps=5, order=3), UniPC(steps=5, variant="bh1")])
 def test_from_pure_noise_the_first_step_returns_the_mean(mixture, sampler: DiffusionSampler):
-    """It is of order 1, and neither corrected nor part of the past: the rest is the sampler started after it."""
+    """The first step has order 1, without correction or history: the rest equals the sampler started after it."""
     rectified, uniform = Rectified(), Uniform()
     times = uniform(rectified, 5).tolist()
     noise = Noise(3, range(8))
@@ -231,7 +231,7 @@ def test_from_pure_noise_the_first_step_returns_the_mean(mixture, sampler: Diffu
 
 
 def test_one_object_may_draw_twice_at_once(mixture, schedule):
-    """A sampler keeps no state: two trajectories, step by step in turn."""
+    """A sampler keeps no state: two trajectories can alternate steps."""
     for sampler in (DPMSolver(steps=6), UniPC(steps=6, order=3)):
         turns = [sampler.trajectory(mixture, schedule, Noise(seed, range(3)), (2, 3)) for seed in (0, 1)]
         ends = list(zip(*turns, strict=True))[-1]

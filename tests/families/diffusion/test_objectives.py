@@ -1,3 +1,5 @@
+"""Losses, their weights, learned variances and learned uncertainty."""
+
 import math
 
 import pytest
@@ -162,7 +164,7 @@ def test_the_error_of_a_target_weighs_as_published(name, schedule):
 @pytest.mark.parametrize("trained", [Epsilon(), V(), Velocity(), EDMPreconditioning(), Sample()])
 @pytest.mark.parametrize("weight", [ErrorOf(Epsilon()), ErrorOf(Velocity()), MinSNR(3.0), ELBO()])
 def test_a_weighted_loss_does_not_depend_on_what_the_network_predicts(weight, trained, mixture):
-    """The same denoiser in every parameterization: w |D - x_0|^2 is one number."""
+    """For the same denoiser, w |D - x_0|^2 is equal in every parameterization."""
     schedule, density = LinearVP(), UniformTime()
     torch.manual_seed(3)
     images, t = torch.randn(30, 2, 3, dtype=torch.float64), inner_times(schedule, 30)
@@ -177,7 +179,7 @@ def test_a_weighted_loss_does_not_depend_on_what_the_network_predicts(weight, tr
 
 
 def relative(weight: LossWeight, parameterization: Parameterization, schedule: Schedule, t: torch.Tensor):
-    """The weight of the parameterization's own error."""
+    """Return the weight of the parameterization's own error."""
     denoiser = NetworkDenoiser(lambda x, c, labels: x, schedule, parameterization)
     return weighted(torch.ones_like(t), denoiser, weight, UniformTime(), t)
 
@@ -203,7 +205,7 @@ def test_no_weight_leaves_the_loss_alone():
 def test_the_elbo_weighs_by_the_slope_of_the_signal_to_noise_ratio(schedule):
     t = inner_times(schedule)
     if isinstance(schedule, DiscreteVP):
-        t = t - 0.3 / schedule.num_timesteps  # off the kinks
+        t = t - 0.3 / schedule.num_timesteps  # away from the kinks
     step = 1e-7
     snr = [schedule.ratio(t + sign * step) ** -2 for sign in (-1, 1)]
     expected = (snr[0] - snr[1]) / (4 * step)
@@ -255,14 +257,14 @@ CHAIN = DiscreteVP("cosine", 12)
 
 
 def levels(*shape: int) -> torch.Tensor:
-    """Random 8-bit images, the two ends among them."""
+    """Return random 8-bit images that include both extreme values."""
     images = torch.randint(256, shape).double()
     images.view(-1)[:2] = torch.tensor([0.0, 255.0]).double()
     return images / 127.5 - 1
 
 
 def two_outputs() -> tuple[NetworkDenoiser, torch.Tensor]:
-    """A network of 2 C channels with one parameter for the mean and one for the variance."""
+    """Return a network of 2 C channels with one parameter for the mean and one for the variance."""
     weights = torch.tensor([0.3, 0.4], dtype=torch.float64, requires_grad=True)
 
     def network(x, c_noise, labels):
@@ -273,7 +275,7 @@ def two_outputs() -> tuple[NetworkDenoiser, torch.Tensor]:
 
 
 def by_hand(images: torch.Tensor, eps: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The term of step k of each image in bits per dimension, from the betas; and the error of eps."""
+    """Return the term of step k of each image in bits per dimension, from the betas, and the error of eps."""
     alpha_bar = torch.cat([torch.ones(1), CHAIN(torch.arange(1, 13, dtype=torch.float64) / 12)[0] ** 2])
     beta = 1 - alpha_bar[1:] / alpha_bar[:-1]
     tilde = beta * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
@@ -324,7 +326,7 @@ def test_the_bound_of_a_batch_of_steps_is_that_of_each():
 
 
 def test_the_sum_of_the_terms_is_the_bound_of_the_likelihood():
-    """With the variance at its least, and the same noise at every step."""
+    """With the smallest variance, and the same noise at every step."""
     network = two_outputs()[0].network
     images = levels(3, 2, 3)
     noise = Fixed(0.4, 3)
@@ -374,7 +376,7 @@ def test_a_learned_variance_needs_a_chain_and_two_outputs():
     two = NetworkDenoiser(lambda x, c, labels: torch.cat([x, x], 1), Rectified(), Velocity())
     with pytest.raises(UserError, match="DiscreteVP"):
         variational_loss(two, images, t, eps)
-    # the plain loss looks at F alone
+    # the plain loss only uses F
     alone = NetworkDenoiser(lambda x, c, labels: x, Rectified(), Velocity())
     assert torch.equal(diffusion_loss(two, images, t, eps), diffusion_loss(alone, images, t, eps))
 
@@ -392,14 +394,14 @@ def test_uncertainty_begins_as_nothing_and_is_least_at_the_log_of_the_loss():
         uncertainty.bias.fill_(math.log(0.7))
     slopes = torch.autograd.grad(uncertainty(torch.full((50,), 0.7), ratio).sum(), list(uncertainty.parameters()))
     assert all(slope.abs().max() < 1e-4 for slope in slopes)
-    # L / e^u + u, its gradient to L
+    # L / e^u + u and its gradient with respect to L
     loss.requires_grad_()
     (slope,) = torch.autograd.grad(uncertainty(loss, ratio).sum(), loss)
     torch.testing.assert_close(slope, torch.full((50,), 1 / 0.7))
 
 
 def test_uncertainty_is_linear_in_the_fourier_features_of_the_paper():
-    """u = sum_k w_k sqrt(2) cos(2 pi (f_k z + phi_k)) / sqrt(K) + b of z = ln(sigma / alpha) / 4, here at z = 0.1."""
+    """Check u = sum_k w_k sqrt(2) cos(2 pi (f_k z + phi_k)) / sqrt(K) + b of z = ln(sigma / alpha) / 4, at z = 0.1."""
     uncertainty = Uncertainty(2).double()
     with torch.no_grad():
         uncertainty.frequencies.copy_(torch.tensor([1.0, 0.5]))

@@ -1,3 +1,5 @@
+"""Schedules."""
+
 import math
 
 import pytest
@@ -112,7 +114,7 @@ def test_the_least_time_of_training():
 
 
 def test_the_sde_carries_mean_and_variance_along_the_path(schedule: Schedule):
-    """d alpha / dt = f alpha and d sigma^2 / dt = 2 f sigma^2 + g^2."""
+    """Check d alpha / dt = f alpha and d sigma^2 / dt = 2 f sigma^2 + g^2."""
     t = TIMES.clone().requires_grad_()
     alpha, sigma = schedule(t)
     d_alpha = torch.autograd.grad(alpha.sum(), t, retain_graph=True)[0] if alpha.requires_grad else 0 * TIMES
@@ -202,7 +204,7 @@ def test_ve_is_the_integral_of_its_noise():
         variance = float(torch.trapezoid(g_squared, nodes))
         assert float(schedule(end)[1]) ** 2 == pytest.approx(variance, rel=1e-6)
     t = torch.linspace(0, 1, 33, dtype=torch.float64)
-    kernel = sigma_min * (sigma_max / sigma_min) ** t  # of the paper, which starts at sigma_min
+    kernel = sigma_min * (sigma_max / sigma_min) ** t  # the paper's, which starts at sigma_min
     torch.testing.assert_close(schedule(t)[1] ** 2 + sigma_min**2, kernel**2, rtol=1e-12, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""Euler-Maruyama of the reverse SDEs: the equation, and the marginals that it keeps."""
+"""Euler-Maruyama of the reverse SDEs: the equation, and the marginals that it preserves."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ from tests.families.diffusion.exact_answers import Fixed, Silent, kolmogorov_smi
 @pytest.mark.parametrize("noise_scale", [0.0, 0.6, 1.0, 1.7])
 @pytest.mark.parametrize("path", [LinearVP(), SubVP(), VE(), EDMSchedule(), Rectified(), DiscreteVP("cosine")])
 def test_a_step_is_that_of_the_reverse_sde(mixture, path: Schedule, noise_scale: float):
-    """dx = [f x - (1 + c^2) / 2 g^2 score] dt + c g dw, with the score by autograd."""
+    """Compare with dx = [f x - (1 + c^2) / 2 g^2 score] dt + c g dw, with the score by autograd."""
     t, s = 0.4321, 0.4
     x = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     alpha, sigma = path(t)
@@ -62,7 +62,7 @@ def test_without_noise_it_is_euler_and_draws_none(mixture, schedule, coordinates
 
 @pytest.mark.parametrize("t", [1.0, 0.7, 0.2])
 def test_damped_noise_on_the_straight_path(mixture_1d, t: float):
-    """g^2 = 2 c^2 u, also at pure noise."""
+    """Check g^2 = 2 c^2 u, including at pure noise."""
     s, x = t - 0.1, torch.full((1, 1), 0.3, dtype=torch.float64)
     sampler = EulerMaruyama(steps=1, noise_scale=0.9, g="damped", coordinates="schedule")
     zero, one = (sampler.step(mixture_1d, Rectified(), x, t, s, Fixed(z, 1)) for z in (0.0, 1.0))

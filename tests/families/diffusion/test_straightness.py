@@ -1,3 +1,5 @@
+"""Straightness of the sampling paths."""
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from lit_gen.families.diffusion.straightness import straightness
 
 @pytest.mark.parametrize("std", [0.3, 1.0, 2.5])
 def test_normal_data_have_the_straightness_of_the_closed_form(std):
-    """For N(0, s^2), x_t = r(t) x_1 with r(t)^2 = (1 - t)^2 s^2 + t^2, so that v = r'(t) x_1."""
+    """For N(0, s^2), x_t = r(t) x_1 with r(t)^2 = (1 - t)^2 s^2 + t^2, so v = r'(t) x_1."""
     denoiser = GaussianMixtureDenoiser(torch.zeros(1, 2), torch.tensor([std]))
     found = straightness(denoiser, Noise(3, range(5)), (2,), steps=4000)
     t = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
@@ -20,8 +22,10 @@ def test_normal_data_have_the_straightness_of_the_closed_form(std):
 
 @pytest.mark.parametrize("std", [0.3, 1.0, 2.5])
 def test_two_steps_meet_the_velocities_at_their_beginnings(std):
-    """At t = 1 the velocity is x_1, so x_1/2 = x_1 / 2, where it is x_1 (1 - s^2) / (1 + s^2): half their difference,
-    squared."""
+    """The variance of two velocities is half their difference, squared.
+
+    At t = 1 the velocity is x_1, so x_1/2 = x_1 / 2, at which it is x_1 (1 - s^2) / (1 + s^2).
+    """
     denoiser = GaussianMixtureDenoiser(torch.zeros(1, 2), torch.tensor([std], dtype=torch.float64))
     found = straightness(denoiser, Noise(3, range(5)), (2,), steps=2)
     start = Noise(3, range(5)).normal((2,), torch.float64)
@@ -30,7 +34,7 @@ def test_two_steps_meet_the_velocities_at_their_beginnings(std):
 
 
 def test_on_the_line_paths_keep_their_quantile():
-    """There they never cross, so that F_t(x_t) is the same at all t, F_t the distribution function of x_t."""
+    """Paths on the line never cross, so F_t(x_t) is the same at all t, with F_t the distribution function of x_t."""
     mean, std, num = 0.9, 0.2, 2000
     denoiser = GaussianMixtureDenoiser(torch.tensor([[mean], [-mean]]), torch.full((2,), std))
     found = straightness(denoiser, Noise(0, range(7)), (1,), steps=4000)

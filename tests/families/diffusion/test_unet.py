@@ -1,4 +1,4 @@
-"""The UNet: exact identities of its blocks and filters, conditioning, independence of images, sizes, errors."""
+"""UNet: exact identities of its blocks and filters, conditioning, independence of images, sizes, errors."""
 
 import hashlib
 import math
@@ -65,7 +65,7 @@ def test_network_without_options_is_what_it_was(
     weights: float,
     outputs: list[float],
 ) -> None:
-    """Names and shapes of the weights, their values at initialisation, and outputs, as before there were options."""
+    """Names and shapes of the weights, initial values and outputs are as before the options were added."""
     torch.manual_seed(0)
     network = UNet(image_shape, num_classes, **settings)
     named = " ".join(f"{key}{tuple(value.shape)}" for key, value in network.state_dict().items())
@@ -81,7 +81,7 @@ def test_network_without_options_is_what_it_was(
 
 
 def matrix_of(taps: tuple[float, ...], size: int) -> Tensor:
-    """The filter that halves a line of `size` values, as a matrix (size / 2, size)."""
+    """Return the filter that halves a line of `size` values, as a matrix (size / 2, size)."""
     matrix = torch.zeros(size // 2, size, dtype=torch.float64)
     for n in range(size // 2):
         for k, tap in enumerate(taps):
@@ -155,7 +155,7 @@ def test_block_against_its_equation(scale_shift: bool, resample: Resample | None
 
 
 def test_skip_scale_keeps_the_variance() -> None:
-    """Of a block whose two paths have the same variance; one begins with its second path at zero."""
+    """A block with paths of equal variance keeps it; the second path of a new block is zero."""
     torch.manual_seed(0)
     x, emb = torch.randn(16, 32, 16, 16), torch.zeros(16, 8)
     mean_square_of_silu = 0.3558  # for a standard normal argument
@@ -167,7 +167,7 @@ def test_skip_scale_keeps_the_variance() -> None:
         block.emb.bias.zero_()
         block.conv2.weight.normal_(std=1 / math.sqrt(9 * 32 * mean_square_of_silu))
         inside = block(x, emb)[:, :, 1:-1, 1:-1]
-        # an attention that adds nothing yet halves it once more
+        # an attention with zero output halves it once more
         assert inside.var().item() == pytest.approx(variance, rel=0.05)
 
 
@@ -233,7 +233,7 @@ def test_output_depends_on_noise_level_and_label() -> None:
     assert distance(output, network(x, c_noise + 1, labels)) > 1e-3
     assert distance(output, network(x, c_noise, labels + 1)) > 1e-3
     assert distance(output, network(x, c_noise)) > 1e-3
-    # no labels is the class after the last
+    # None is the class after the last
     assert distance(network(x, c_noise), network(x, c_noise, labels + 3)) == 0
 
 
@@ -304,15 +304,15 @@ def test_size_of_the_cifar10_network_of_ddpm() -> None:
 @pytest.mark.parametrize(
     "image_shape, settings, message",
     [
-        ((1, 8, 8), {}, "images of 8x8 do not suit the 3 levels of channel_mult"),
+        ((1, 8, 8), {}, "channel_mult: images of 8x8 do not fit 3 levels"),
         ((1, 28, 28), {"channel_mult": (1, 1, 1, 1)}, "multiples of 8 and at least 32"),
         ((1, 32, 36), {"channel_mult": (1, 1, 1, 1)}, "multiples of 8"),
-        ((1, 32, 32), {"channels": 20}, "channels must be a positive multiple of 8, got 20"),
-        ((1, 32, 32), {"attention_resolutions": (4, 16)}, r"heights \[4\], but the levels have .* \[32, 16, 8\]"),
+        ((1, 32, 32), {"channels": 20}, "channels: 20 is not a positive multiple of 8"),
+        ((1, 32, 32), {"attention_resolutions": (4, 16)}, r"heights \[4\]; choose from \[32, 16, 8\]"),
         ((1, 32, 32), {"channel_mult": ()}, "must be positive"),
         ((1, 32, 32), {"num_blocks": 0}, "must be positive"),
         ((1, 32, 32), {"resample_filter": (1, 2, 1)}, "even number of taps"),
-        ((1, 32, 32), {"resample_filter": (1, 2, 2, 3)}, "be symmetric"),
+        ((1, 32, 32), {"resample_filter": (1, 2, 2, 3)}, "symmetric"),
         ((1, 32, 32), {"resample_filter": (-1, -1)}, "positive sum"),
         ((1, 32, 32), {"progressive_input": True}, "set resample_filter"),
     ],

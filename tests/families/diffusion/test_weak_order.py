@@ -1,7 +1,8 @@
-"""Stochastic samplers on normal data: the orders at which mean and variance converge, with no noise in the answer.
+"""Stochastic samplers on normal data: orders of convergence of mean and variance, without sampling noise.
 
-Each starts at x = sigma eps with sigma no greater than the data, where both moments are wrong by as much as can be. The
-exact solver forgets this at a known rate, and the sampler has to do so as well: neither moment is right by itself.
+Each starts at x = sigma eps with sigma at most the size of the data, so both initial moments are as wrong as possible.
+The exact solver forgets this error at a known rate, and the sampler must do so as well: neither moment is right by
+itself.
 """
 
 import math
@@ -42,12 +43,12 @@ MEAN, STD, SIGMA_MAX = 0.3, 0.5, 1.0
 KARRAS, LOG_SNR = Karras(sigma_max=SIGMA_MAX), UniformLogSNR(sigma_max=SIGMA_MAX)
 EDM, VP, STRAIGHT = EDMSchedule(), LinearVP(), Rectified()
 
-# How much of the distance of x / alpha from the mean an exact solver keeps between the first level and the last.
+# Fraction of the distance of x / alpha from the mean that an exact solver keeps from the first level to the last.
 Factor = Callable[[Tensor], float]
 
 
 def damping(integral: Callable[[Tensor], Tensor]) -> Factor:
-    """exp(-int (1 + eta) sigma / (STD^2 + sigma^2) dsigma), with eta = g^2 in units of that of the forward process."""
+    """Return the factor exp(-int (1 + eta) sigma / (STD^2 + sigma^2) dsigma), with eta the relative g^2."""
     return lambda levels: float((integral(levels[-1]) - integral(levels[0])).exp())
 
 
@@ -56,7 +57,7 @@ def sde(eta: float) -> Factor:
 
 
 def damped(noise_scale: float) -> Factor:
-    """eta = noise_scale^2 / (1 + sigma)."""
+    """Return the factor of damped noise, eta = noise_scale^2 / (1 + sigma)."""
 
     def integral(sigma: Tensor) -> Tensor:
         flow = (STD**2 + sigma**2).log() / 2
@@ -66,7 +67,7 @@ def damped(noise_scale: float) -> Factor:
 
 
 def churn(S_churn: float) -> Factor:
-    """The exact flow from each raised level to the next: the noise of a step is no error of its own."""
+    """Return the factor of the exact flow from each raised level to the next: the noise of a step is not an error."""
 
     def factor(levels: Tensor) -> float:
         raised = (1 + S_churn / len(levels)) * levels
@@ -76,7 +77,7 @@ def churn(S_churn: float) -> Factor:
 
 
 def corrected(steps: int, eta: float, **kwargs) -> PredictorCorrector:
-    """Corrector steps of a size that, on `LOG_SNR`, makes them the noise of a reverse SDE.
+    """Return a sampler whose corrector steps, on `LOG_SNR`, have the noise of a reverse SDE.
 
     A step's 2 e = 4 snr^2 sigma^2 is then eta times the forward process's 2 sigma^2 h between two levels.
     """
@@ -84,34 +85,34 @@ def corrected(steps: int, eta: float, **kwargs) -> PredictorCorrector:
     return PredictorCorrector(steps=steps, snr=math.sqrt(eta * h / 2), norm="level", **kwargs)
 
 
-HEUN = partial(Heun, S_churn=4.0, S_min=0.0021)  # no churn at the last level, from which D is returned
+HEUN = partial(Heun, S_churn=4.0, S_min=0.0021)  # no churn at the last level, at which D is returned
 
 
 def exact_law(levels: Tensor, factor: float) -> tuple[float, float]:
-    """Mean and variance of what an exact solver makes of x_0 ~ N(MEAN, STD^2), started at x = sigma eps.
+    """Return the exact solver's mean and variance for x_0 ~ N(MEAN, STD^2), started at x = sigma eps.
 
-    That start is wrong by -MEAN in the mean of x / alpha and by -STD^2 in its variance, of which the solver leaves
-    -factor MEAN and -factor^2 STD^2 at the last level. There D is returned, which shrinks distances once more.
+    That start has an error of -MEAN in the mean of x / alpha and of -STD^2 in its variance. The solver leaves
+    -factor MEAN and -factor^2 STD^2 at the last level, at which it returns D, which shrinks distances once more.
     """
     variance = STD**2 + float(levels[-1]) ** 2
     of_denoiser = STD**2 / variance
     return MEAN * (1 - of_denoiser * factor), of_denoiser**2 * (variance - (factor * STD) ** 2)
 
 
-# The v of a learned variance, by the levels sigma / alpha of the grid.
+# Learned v as functions of the levels sigma / alpha of the grid.
 Learned = Callable[[Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]
 
 
 def constant(levels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Anywhere between small and large."""
+    """Return a constant v between small and large."""
     return lambda x, alpha, sigma: torch.full_like(x, 0.3)
 
 
 def in_the_limit(levels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """That of many steps, with which the variance of a step is exact but for the square of its length.
+    """Return the v of many steps, with which the variance of a step is exact up to the square of its length.
 
-    With r = sigma / alpha, small, large and the variance of x_s given x_t are in proportion to r^2, 1 + r^2 and
-    STD^2 + r^2 at s over the same at t; v is that for which their logarithms have derivatives in that proportion.
+    With r = sigma / alpha, small, large and the variance of x_s given x_t are proportional to r^2, 1 + r^2 and
+    STD^2 + r^2, at s relative to t; v gives their logarithms derivatives in that proportion.
     """
 
     def v(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ def in_the_limit(levels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def of_each_step(levels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """That with which the variance of every step is exact: what a network learns for the steps of its own chain."""
+    """Return the v with which the variance of every step is exact, the optimum of a network for its own chain."""
     small, exact, large = ((c + levels[1:] ** 2).log() - (c + levels[:-1] ** 2).log() for c in (0, STD**2, 1))
     each = torch.cat([(exact - small) / (large - small), torch.zeros(1)])  # none at the last level
 
@@ -134,8 +135,8 @@ def of_each_step(levels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 EXACT = math.inf
 
-# The orders are those of the mean and of the variance. Under the reverse SDE of eta = 1 the expectation of D stays what
-# it is, so that samplers that are exact but for D err in the variance alone.
+# Orders of the mean and the variance. Under the reverse SDE of eta = 1 the expectation of D is constant, so samplers
+# that are exact except for D err only in the variance.
 CASES: dict[str, tuple[Callable[..., DiffusionSampler], Schedule, Grid, Factor, float, int]] = {
     "ddpm-small": (partial(DDPM, variance="small"), EDM, LOG_SNR, sde(1), EXACT, 1),
     "ddpm-small-discrete": (partial(DDPM, variance="small"), DiscreteVP(), KARRAS, sde(1), EXACT, 1),
@@ -182,7 +183,7 @@ def test_weak_order_of_mean_and_variance(
 @pytest.mark.parametrize(("schedule", "grid"), [(EDM, LOG_SNR), (VP, KARRAS), (DiscreteVP("cosine"), KARRAS)])
 @pytest.mark.parametrize(("learned", "variance_order"), [(constant, 1), (in_the_limit, 2), (of_each_step, EXACT)])
 def test_weak_order_with_a_learned_variance(schedule: Schedule, grid: Grid, learned: Learned, variance_order):
-    """Any v gives the right law in the limit; the right one with order 2, not 1, and that of each step at once."""
+    """Any v is right in the limit; the optimal v has order 2 instead of 1, and that of each step is exact."""
     check_orders(partial(DDPM, variance="learned"), schedule, grid, sde(1), EXACT, variance_order, learned)
 
 

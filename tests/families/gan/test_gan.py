@@ -355,7 +355,7 @@ def test_bad_settings_name_their_key(family: type[AdversarialModel], settings: d
             {"generator": lambda *_: MLPCritic((4, 1, 1))},
             "model.generator: MLPCritic returns an output of shape (),",
         ),
-        (WGAN, {"critic": lambda shape, _: Critic(shape, num_blocks=0)}, "model.critic: num_blocks must be at least 1"),
+        (WGAN, {"critic": lambda shape, _: Critic(shape, num_blocks=0)}, "model.critic: num_blocks: 0 is not positive"),
     ],
 )
 def test_a_network_that_is_no_generator_or_critic_is_named(

@@ -208,12 +208,12 @@ def test_statistics_are_kept_and_batches_are_normalised_as_ever(norm: str) -> No
 @pytest.mark.parametrize(
     ("build", "shape", "settings", "message"),
     [
-        (MLPGenerator, (2, 1, 1), {"depth": 0}, "depth must be at least 1, got 0"),
-        (MLPCritic, (2, 1, 1), {"depth": -1}, "depth must be at least 1, got -1"),
-        (MLPCritic, (2, 1, 1), {"width": 0}, "width must be at least 1, got 0"),
-        (SNGANDiscriminator, (1, 8, 8), {"depth": 0, "num_halvings": 0}, "depth must be at least 1, got 0"),
-        (Critic, (1, 8, 8), {"num_blocks": 0}, "num_blocks must be at least 1, got 0"),
-        (Generator, (1, 8, 8), {"num_blocks": -1}, "num_blocks must be at least 1, got -1"),
+        (MLPGenerator, (2, 1, 1), {"depth": 0}, "depth: 0 is not positive"),
+        (MLPCritic, (2, 1, 1), {"depth": -1}, "depth: -1 is not positive"),
+        (MLPCritic, (2, 1, 1), {"width": 0}, "width: 0 is not positive"),
+        (SNGANDiscriminator, (1, 8, 8), {"depth": 0, "num_halvings": 0}, "depth: 0 is not positive"),
+        (Critic, (1, 8, 8), {"num_blocks": 0}, "num_blocks: 0 is not positive"),
+        (Generator, (1, 8, 8), {"num_blocks": -1}, "num_blocks: -1 is not positive"),
     ],
 )
 def test_a_network_of_nothing_is_refused(

@@ -100,7 +100,7 @@ def test_a_verdict_is_of_a_patch_of_one_image() -> None:
 def test_sizes_that_do_not_suit_are_named() -> None:
     with pytest.raises(UserError, match="model.network.channel_mult: .* 28x28 cannot be halved 3 times"):
         ConvAutoencoder((1, 28, 28), 4, channel_mult=(1, 1, 1, 1))
-    with pytest.raises(UserError, match="channels must be a positive multiple of 8"):
+    with pytest.raises(UserError, match=r"channels: .* is not a positive multiple of 8"):
         ConvAutoencoder((1, 28, 28), 4, channels=12)
     for halvings in (0, 2):
         with pytest.raises(UserError, match=f"model.discriminator.num_halvings: {halvings} is out of range"):

@@ -24,13 +24,13 @@ from lit_gen.families.optimizers import OptimizerFactory
 class DDPM(Diffusion):
     """Denoising diffusion probabilistic models (Ho et al. 2020, https://arxiv.org/abs/2006.11239).
 
-    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps at T discrete times, uniformly drawn; the network predicts eps
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps at T discrete times, sampled uniformly; the network predicts eps
     (L_simple). As in the paper's code, sampling clamps the predicted x_0 to [-1, 1]. The cosine betas are those of
     Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672.
 
     Args:
-        betas: The noise schedule.
-        num_timesteps: T, the number of discrete times.
+        betas: Noise schedule.
+        num_timesteps: Number T of discrete times.
         optimizer: Optimizer of the network's parameters.
     """
 
@@ -59,26 +59,26 @@ class DDPM(Diffusion):
 class ImprovedDDPM(Diffusion):
     """Improved DDPM (Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672).
 
-    As DDPM, and the network also predicts the variance of each ancestral step, between the least and the greatest that
-    it can have, in a second set of output channels. The loss is L_simple + vlb_weight L_vlb, where L_vlb, the
-    variational bound in bits per dimension, teaches the variance alone; or L_vlb by itself.
+    In addition to DDPM's eps, the network predicts the variance of each ancestral step, between the smallest and the
+    largest possible variance, in a second set of output channels. The loss is L_simple + vlb_weight L_vlb, or L_vlb
+    alone. L_vlb is the variational bound in bits per dimension; in the sum it trains only the variance.
 
     Args:
-        betas: The noise schedule.
-        num_timesteps: T, the number of discrete times; 4000 in the paper.
+        betas: Noise schedule.
+        num_timesteps: Number T of discrete times; 4000 in the paper.
         objective: Train on the hybrid loss, or on the variational bound alone.
         vlb_weight: Weight of L_vlb in the hybrid loss.
-        importance_sampling: Draw the steps in proportion to their loss. The paper does so for the variational bound,
+        importance_sampling: Sample the steps in proportion to their loss. The paper does so for the variational bound,
             whose terms differ by orders of magnitude.
-        network: The network, called with (x, c_noise, labels); it is given `out_channels`.
+        network: Factory of the network, which is called with (x, c_noise, labels); it receives `out_channels`.
         optimizer: Optimizer of the network's parameters.
 
     Raises:
-        UserError: vlb_weight is below 0.
+        UserError: If vlb_weight is below 0.
     """
 
     learns_variance = True
-    capabilities = replace(Diffusion.capabilities, learns="images")  # the last term of the bound is of 8-bit values
+    capabilities = replace(Diffusion.capabilities, learns="images")  # the last term of the bound needs 8-bit values
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class ImprovedDDPM(Diffusion):
         **kwargs: Any,
     ) -> None:
         if not 0 <= vlb_weight < math.inf:
-            raise UserError(f"model.vlb_weight: {vlb_weight} is not a weight of a loss; give 0 or more")
+            raise UserError(f"model.vlb_weight: {vlb_weight} is not the weight of a loss; give 0 or more")
         super().__init__(
             image_shape=image_shape,
             schedule=DiscreteVP(betas, num_timesteps),

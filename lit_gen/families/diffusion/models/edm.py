@@ -1,4 +1,4 @@
-"""EDM."""
+"""EDM: preconditioned denoising over continuous noise levels."""
 
 import math
 from typing import Any
@@ -18,8 +18,8 @@ from lit_gen.families.optimizers import OptimizerFactory
 class EDM(Diffusion):
     """Elucidating the design space of diffusion models (Karras et al. 2022, https://arxiv.org/abs/2206.00364).
 
-    x = x_0 + sigma eps with ln sigma ~ N(p_mean, p_std^2); D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4), and
-    the loss weight makes F's own squared error the loss.
+    x = x_0 + sigma eps with ln sigma ~ N(p_mean, p_std^2), and D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4).
+    With the paper's loss weight, the loss is the squared error of F.
 
     Args:
         sigma_data: Standard deviation of the data that the preconditioning assumes.
@@ -28,7 +28,7 @@ class EDM(Diffusion):
         optimizer: Optimizer of the network's parameters.
 
     Raises:
-        UserError: sigma_data or p_std is not above 0.
+        UserError: If sigma_data or p_std is not above 0.
     """
 
     def __init__(

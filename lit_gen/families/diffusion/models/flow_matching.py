@@ -28,20 +28,20 @@ DENSITIES: dict[str, type[TimeDensity]] = {"uniform": UniformTime, "logit_normal
 class FlowMatching(Diffusion):
     """Flow matching (Lipman et al. 2022, https://arxiv.org/abs/2210.02747; sigma_min = 0).
 
-    x_t = (1 - t) x_0 + t eps; the network predicts the velocity eps - x_0. Which eps an image is joined with is the
-    coupling: any, or that of the optimal transport between the images of a batch and as many noises (Tong et al. 2023,
-    https://arxiv.org/abs/2302.00482), which makes the paths straighter. The batch is that of all processes together,
-    and the coupling is the same whatever their number; a class-conditional model couples the images of each class by
-    themselves, so that the noise of each is N(0, I). Logit-normal times are those of Esser et al. 2024,
-    https://arxiv.org/abs/2403.03206. Images that come with a noise of their own (`Pairs`) keep it.
+    x_t = (1 - t) x_0 + t eps; the network predicts the velocity eps - x_0. The coupling pairs each image with noise:
+    independently, or by optimal transport between the images of a batch and as many noise samples (Tong et al. 2023,
+    https://arxiv.org/abs/2302.00482), which makes the paths straighter. Optimal transport uses the batch of all
+    processes together, so the pairs do not depend on the number of processes. A class-conditional model couples the
+    images of each class separately, so the noise of each class is N(0, I). Logit-normal times are those of Esser et al.
+    2024, https://arxiv.org/abs/2403.03206. Images with given noise (`Pairs`) keep it.
 
-    Under optimal transport eps depends on x_0, so that E[eps | x_t] is no longer -sigma times the score: the samplers
-    of the ODE (Euler, Heun, DDIM with eta = 0) remain exact, those that add noise do not.
+    Under optimal transport eps depends on x_0, so E[eps | x_t] is no longer -sigma times the score: the samplers of the
+    ODE (Euler, Heun, DDIM with eta = 0) remain exact, and those that add noise do not.
 
     Args:
-        coupling: Which noise an image is joined with.
-        density: Which times the network is trained on. noise is t = 1 alone, which makes a one-step generator of pairs
-            (`lit-gen reflow --distill`): its own sampler is one step from pure noise, the only time it knows.
+        coupling: Pairing of images and noise.
+        density: Density of the training times. noise is t = 1 alone, which turns pairs into a one-step generator
+            (`lit-gen reflow --distill`); its default sampler takes one step from pure noise, the only trained time.
         optimizer: Optimizer of the network's parameters.
     """
 
@@ -68,7 +68,7 @@ class FlowMatching(Diffusion):
 
     @property
     def distilled(self) -> bool:
-        """Whether the network is trained at t = 1 alone, and so has no path but one step."""
+        """Whether the network is trained only at t = 1, and therefore only supports one-step sampling."""
         return isinstance(self.density, FixedTime)
 
     def training_noise(self, batch: Batch) -> Tensor:
@@ -94,7 +94,7 @@ class FlowMatching(Diffusion):
         return optimal_transport(batch.images, noise, self._classes(batch))
 
     def diagnostics(self, noise: Noise) -> dict[str, float]:
-        """How straight the paths are from which images are drawn (see `straightness`); nothing if it is distilled."""
+        """Return the straightness of the sampling paths (see `straightness`); empty for a distilled model."""
         if self.distilled:
             return {}
         labels = self.drawn_classes(noise.index)
@@ -105,8 +105,8 @@ class FlowMatching(Diffusion):
     def check_likelihood(self, method: LikelihoodMethod | None = None) -> None:
         if self.distilled:
             raise UserError(
-                f"evaluation.likelihood: {self.title} was trained at pure noise alone (model.density noise) and knows "
-                "no path by which to compute one; leave it at 0"
+                f"evaluation.likelihood: {self.title} was trained only at pure noise (model.density noise) and has no "
+                "path along which to compute one; leave it at 0"
             )
         super().check_likelihood(method)
 
@@ -114,7 +114,7 @@ class FlowMatching(Diffusion):
         return Euler(steps=1, grid=Uniform()) if self.distilled else Euler(steps=50)
 
     def _classes(self, batch: Batch) -> Tensor | None:
-        """The labels of a conditional model's batch, also where they are dropped before the network sees them."""
+        """Return the labels of a conditional model's batch, before any of them are dropped."""
         return batch.labels if self.num_classes else None
 
 
@@ -122,11 +122,11 @@ class RectifiedFlow(FlowMatching):
     """Rectified flow (Liu et al. 2022, https://arxiv.org/abs/2209.03003).
 
     The first flow of the procedure is flow matching with independent pairs of image and noise, at uniform times. The
-    next is trained on pairs that the first has drawn (`lit-gen reflow RUN`), and its paths are straighter.
+    next flow is trained on pairs of noise and samples of the first (`lit-gen reflow RUN`); its paths are straighter.
 
     Args:
-        density: Which times the network is trained on. noise is t = 1 alone, which makes a one-step generator of pairs
-            (`lit-gen reflow --distill`): its own sampler is one step from pure noise, the only time it knows.
+        density: Density of the training times. noise is t = 1 alone, which turns pairs into a one-step generator
+            (`lit-gen reflow --distill`); its default sampler takes one step from pure noise, the only trained time.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], density: Times = "uniform", **kwargs: Any) -> None:

@@ -1,8 +1,8 @@
-"""What all diffusion and flow-matching models share: a network, its training, and how it is sampled.
+"""Base class of all diffusion and flow-matching models: a network, its training and its sampling.
 
-All of them learn one function, E[x_0 | x_t] under x_t = alpha(t) x_0 + sigma(t) eps, and differ only in the schedule,
-in what the network predicts, in which times it is trained on and how they weigh, and in which noise an image is joined
-with. So any sampler draws from any of them.
+All of them learn one function, E[x_0 | x_t] under x_t = alpha(t) x_0 + sigma(t) eps. They differ only in the schedule,
+the parameterization of the network, the density and weight of the training times, and the coupling of images and noise.
+Any sampler therefore works with any of them.
 """
 
 import copy
@@ -35,7 +35,7 @@ NetworkFactory = Callable[[tuple[int, int, int], int], nn.Module]
 
 
 class _Rehearsal(GaussianMixtureDenoiser):
-    """The exact denoiser of N(0, 1), in the place of a network, with a variance if that has one."""
+    """Exact denoiser of N(0, 1) that stands in for a network, with a learned variance if the network has one."""
 
     def __init__(self, learned: bool) -> None:
         super().__init__(torch.zeros(1, 1), torch.ones(1))
@@ -48,27 +48,31 @@ class _Rehearsal(GaussianMixtureDenoiser):
 
 
 class Diffusion(GenerativeModel):
-    """A network, a schedule, a parameterization and a density of training times.
+    """Diffusion model with any schedule, parameterization and density of training times.
 
     The loss of an image is the mean over pixels of |F(c_in x_t, c_noise, label) - target(x_0, eps, t)|^2 with t from
-    the density and eps ~ N(0, I). A subclass gives the three parts and passes the rest on; by itself the class trains
-    any combination of them.
+    the density and eps ~ N(0, I). A subclass chooses these three parts and passes on the other arguments; this class
+    trains any combination of them.
 
     Args:
         schedule: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma eps.
-        parameterization: What the network predicts.
-        density: Which times it is trained on.
-        network: The network, called with (x, c_noise, labels).
+        parameterization: Prediction target of the network.
+        density: Density of the training times.
+        network: Factory of the network, which is called with (x, c_noise, labels).
         optimizer: Optimizer of the network's parameters.
         clip: Clamp E[x_0 | x_t] to [-clip, clip] when sampling.
-        weight: Weight of |E[x_0 | x_t] - x_0|^2 at each time. Default: that which makes it the network's own error.
-        stratified: Spread the times evenly over each batch, that of all processes together, rather than draw each by
-            itself: the loss and its gradient vary less.
-        label_drop: Probability with which an image is trained on without its class: a class-conditional model then
-            draws without a class as well, which classifier-free guidance needs; 0.1 is usual.
-        uncertainty: Learn how well each noise level can be denoised, and count its loss relative to that (EDM2, Karras
-            et al. 2024, https://arxiv.org/abs/2312.02696).
-        augment: Train on transformed images as well, and tell the network how they were, so that it draws none such.
+        weight: Weight of |E[x_0 | x_t] - x_0|^2 at each time. Default: the weight that gives the network's own error.
+        stratified: Stratify the times over the batch of all processes instead of sampling them independently, which
+            reduces the variance of the loss and its gradient.
+        label_drop: Probability of training on an image without its class. A class-conditional model can then also
+            sample without a class, which classifier-free guidance needs; 0.1 is usual.
+        uncertainty: Learn how well each noise level can be denoised, and divide its loss by that (EDM2, Karras et al.
+            2024, https://arxiv.org/abs/2312.02696).
+        augment: Random transforms of the training images; the network is conditioned on their labels, so samples are
+            not transformed.
+
+    Raises:
+        UserError: If label_drop is not a probability below 1, or there are no labels to drop.
     """
 
     capabilities = Capabilities(
@@ -79,7 +83,7 @@ class Diffusion(GenerativeModel):
         learns="latents",
     )
     learns_variance: ClassVar[bool] = False
-    """Whether the network predicts the variance of an ancestral step beside the denoised image."""
+    """Whether the network predicts the variance of an ancestral step in addition to the denoised image."""
 
     def __init__(
         self,
@@ -99,7 +103,7 @@ class Diffusion(GenerativeModel):
     ) -> None:
         super().__init__(image_shape=image_shape, **kwargs)
         if not 0 <= label_drop < 1:
-            raise UserError(f"model.label_drop: {label_drop} is not a probability below 1")
+            raise UserError(f"model.label_drop: {label_drop} is not a probability below 1; give a number in [0, 1)")
         if label_drop and not self.num_classes:
             raise UserError("model.label_drop: there are no labels to drop; set --model.class_conditional true")
         self.label_drop = label_drop
@@ -118,13 +122,13 @@ class Diffusion(GenerativeModel):
         return self.network
 
     def follow(self, first_stage: Latents) -> None:
-        """As of every family; latents lie in no interval, so that none is clamped to when sampling.
+        """Train on the latents of a first stage; their range is unbounded, so sampling does not clamp them.
 
         Raises:
-            UserError: there is an augmentation, which transforms images.
+            UserError: If there is an augmentation, which transforms images.
         """
         if self.augment is not None:
-            raise UserError("model.augment: it transforms images, and not what is encoded of them; set it to null")
+            raise UserError("model.augment: the augmentation transforms images and not latents; set it to null")
         super().follow(first_stage)
         self.denoiser.clip = None
 
@@ -153,12 +157,12 @@ class Diffusion(GenerativeModel):
         labels: Tensor | None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        """The weighted loss (N,) of images joined with noise eps at times t (N,)."""
+        """Return the weighted loss (N,) of images paired with noise eps at times t (N,)."""
         loss = diffusion_loss(self.denoiser, images, t, eps, labels, augment_labels)
         return weighted(loss, self.denoiser, self.weight, self.density, t)
 
     def training_times(self, num: int) -> Tensor:
-        """The times (num,) of this process's images in a training step."""
+        """Sample the times (num,) of this process's images in a training step."""
         if not self.stratified:
             return self.proposal(self.schedule, num, self.device)
         offset = torch.rand((), dtype=torch.float64, generator=self.common_generator("times", "cpu"))
@@ -167,12 +171,12 @@ class Diffusion(GenerativeModel):
         return self.proposal.quantile(self.schedule, u)
 
     def augmented(self, batch: Batch) -> tuple[Batch, Tensor | None]:
-        """The batch with its images transformed, and what the network is told of that, if there is an augmentation.
+        """Return the batch with augmented images, and their augmentation labels or None without an augmentation.
 
         The transform of an image is a function of the seed, the step and the image's index.
 
         Raises:
-            UserError: the images are paired with noise, which the transform would part them from.
+            UserError: If the images are paired with noise, which does not fit a transformed image.
         """
         if self.augment is None:
             return batch, None
@@ -193,25 +197,25 @@ class Diffusion(GenerativeModel):
             raise UserError("model.augment: this network takes no augmentation labels; choose UNet or DiT") from None
 
     def training_noise(self, batch: Batch) -> Tensor:
-        """The eps that each image of a training step is joined with."""
+        """Return the eps paired with each image of a training step."""
         return torch.randn_like(batch.images)
 
     def validation_noise(self, batch: Batch) -> Tensor:
-        """As `training_noise`, but the same in every validation, and without regard to other processes."""
+        """Return the eps paired with each image in validation, the same every time and for any number of processes."""
         return Noise(1, batch.index).normal(self.image_shape).to(batch.images)
 
     def gathered(self, values: Tensor) -> Tensor:
-        """The values (N, ...) of all processes, one after the other, as many from each."""
+        """Concatenate the values (N, ...) of all processes, which must have equal shapes."""
         everywhere = self.all_gather(values)
         assert isinstance(everywhere, Tensor)
         return everywhere.reshape(-1, *values.shape[1:])
 
     def common_generator(self, purpose: str, device: torch.device | str) -> torch.Generator:
-        """Random numbers of this training step that are the same in every process, for one purpose."""
+        """Return a generator for one purpose in this training step, the same in every process."""
         return torch.Generator(device).manual_seed(self.clock.seed_of(purpose))
 
     def conditioning(self, batch: Batch) -> Tensor | None:
-        """The labels of a batch, in training some of them dropped: -1."""
+        """Return the labels of a batch; in training some of them are dropped (-1)."""
         labels = super().conditioning(batch)
         if labels is None or not self.label_drop or not self.training:
             return labels
@@ -226,14 +230,10 @@ class Diffusion(GenerativeModel):
             self.check_guidance(sampler.guidance)
 
     def check_guidance(self, guidance: Guidance | None) -> None:
-        """Refuses classifier-free guidance by a model that was never trained without a class.
-
-        Raises:
-            UserError: the labels were never dropped.
-        """
+        """Raise a UserError if classifier-free guidance is requested and the model was not trained without a class."""
         if guidance is not None and guidance.classifier_free and not self.label_drop:
             raise UserError(
-                "sampler.guidance: this model was trained without model.label_drop and cannot draw without a class; "
+                "sampler.guidance: this model was trained without model.label_drop and cannot sample without a class; "
                 "train with --model.class_conditional true --model.label_drop 0.1, or name a weaker run in "
                 "sampler.guidance.run"
             )

@@ -17,18 +17,19 @@ from lit_gen.families.optimizers import OptimizerFactory
 class ScoreSDE(Diffusion):
     """Score-based generative modelling through SDEs (Song et al. 2021, https://arxiv.org/abs/2011.13456).
 
-    Denoising score matching with the weight sigma(t)^2: the network predicts sigma times the score of x_t, and what is
-    minimised is its squared distance from sigma grad log p(x_t | x_0) = -eps. In the variance-preserving and the
-    sub-variance-preserving SDE t is uniform and the network is told it; in the variance-exploding SDE ln sigma is. The
-    weight `ELBO` is the likelihood weighting g(t)^2 of Song et al. 2021, https://arxiv.org/abs/2101.09258.
+    Denoising score matching with the weight sigma(t)^2: the network predicts sigma times the score of x_t, and the loss
+    is its squared distance from sigma grad log p(x_t | x_0) = -eps. In the variance-preserving and the
+    sub-variance-preserving SDE, t is uniform and conditions the network; in the variance-exploding SDE, ln sigma is
+    uniform and conditions it. The weight `ELBO` is the likelihood weighting g(t)^2 of Song et al. 2021,
+    https://arxiv.org/abs/2101.09258.
 
     Args:
         sde: Variance preserving (beta from 0.1 to 20), sub-variance preserving or variance exploding.
-        sigma_min: Least noise level of the variance-exploding SDE.
-        sigma_max: Its greatest; about the greatest distance between two images.
-        scale_input: Scale what the network sees to the norm of the variance-preserving path. Of an input as large as
-            sigma_max, as the paper's, normalisation layers forget the size, of which the score of a small image needs
-            to know a few per cent.
+        sigma_min: Smallest noise level of the variance-exploding SDE.
+        sigma_max: Largest noise level of the variance-exploding SDE; about the largest distance between two images.
+        scale_input: Scale the network's input to the norm of the variance-preserving path. The paper's input is as
+            large as sigma_max, and normalisation layers discard its size, which the score of a small image needs to
+            within a few per cent.
         optimizer: Optimizer of the network's parameters.
     """
 
@@ -55,6 +56,6 @@ class ScoreSDE(Diffusion):
         self.title = {"vp": "ScoreSDE-VP", "subvp": "ScoreSDE-subVP", "ve": "ScoreSDE-VE"}[sde]
 
     def default_sampler(self) -> DiffusionSampler:
-        # In a few dimensions the norm of one image's score says little of the size that a step may have.
+        # In a few dimensions the norm of one image's score does not indicate a suitable step size.
         norm: Literal["image", "level"] = "image" if math.prod(self.image_shape) >= 50 else "level"
         return PredictorCorrector(nfe=50, predictor="ancestral", norm=norm)

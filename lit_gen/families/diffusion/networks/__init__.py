@@ -1,1 +1,1 @@
-"""Networks that take a noise level: UNet, DiT, MLP."""
+"""Networks conditioned on a noise level: UNet, DiT, MLP."""

@@ -1,12 +1,12 @@
 r"""The diffusion transformer, DiT (Peebles and Xie 2023, https://arxiv.org/abs/2212.09748).
 
 An image becomes a sequence of patches of p x p pixels, each a token with a fixed sinusoidal position. Blocks of
-self-attention and a perceptron are conditioned through their normalisations alone: with
+self-attention and a perceptron are conditioned only through their normalisations: with
 (scale_1, shift_1, gate_1, scale_2, shift_2, gate_2) = W silu(e) + b,
 
     x = x + gate_1 attention(norm(x) (1 + scale_1) + shift_1);   x = x + gate_2 mlp(norm(x) (1 + scale_2) + shift_2)
 
-W and b begin at zero (adaLN-Zero): every block begins as the identity.
+W and b are initialised to zero (adaLN-Zero), so every block is the identity at initialisation.
 """
 
 import torch
@@ -21,7 +21,7 @@ NUM_FEATURES = 256
 
 
 def positions(height: int, width: int, channels: int) -> Tensor:
-    """Sinusoids of the row beside those of the column of every token, (height width, channels), float32."""
+    """Return the sinusoids of the row and the column of every token, (height width, channels), float32."""
     rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
     return torch.cat([sinusoids(axis.flatten(), channels // 2) for axis in (rows, columns)], dim=1)
 
@@ -30,9 +30,9 @@ class DiTBlock(nn.Module):
     """Transformer block with adaLN-Zero: x (N, T, C), emb (N, C) after its activation -> (N, T, C).
 
     Args:
-        channels: C.
-        num_heads: Heads of the attention.
-        mlp_ratio: Width of the perceptron's hidden layer, in C.
+        channels: Width C of a token.
+        num_heads: Number of attention heads.
+        mlp_ratio: Width of the perceptron's hidden layer, in units of C.
         dropout: Probability of dropping an output of the attention or of the perceptron.
     """
 
@@ -59,26 +59,27 @@ class DiTBlock(nn.Module):
 class DiT(ConditionalNetwork):
     """Diffusion transformer: x (N, C, H, W), c_noise (N,), labels (N,) or None -> (N, C_out, H, W).
 
-    Exactly zero at initialisation. The default is the paper's DiT-S/2 (33 M parameters), on pixels instead of latents;
-    DiT-B is `width: 768`, `num_heads: 12`. Small images do with patches of 1 or 2 pixels.
+    The output is exactly zero at initialisation. The default is the paper's DiT-S/2 (33 M parameters), on pixels
+    instead of latents; DiT-B is `width: 768`, `num_heads: 12`. Patches of 1 or 2 pixels suit small images.
 
     Args:
         image_shape: (C, H, W) of the images; H and W must be multiples of `patch_size`.
-        num_classes: Number of classes; 0 for an unconditional network. One more row of the class embedding, index
-            `num_classes`, stands for "no class" and is used where labels are below 0 or None.
+        num_classes: Number of classes; 0 for an unconditional network. An additional row of the class embedding, index
+            `num_classes`, represents "no class" and is used if labels are below 0 or None.
         patch_size: Height and width of a patch, in pixels.
         width: Width of a token, a multiple of 4 and of `num_heads`.
         depth: Number of blocks.
-        num_heads: Heads of the attention.
-        mlp_ratio: Width of the hidden layer of a block's perceptron, in widths of a token.
-        dropout: Probability of dropping an output of attention or perceptron.
-        out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance;
+        num_heads: Number of attention heads.
+        mlp_ratio: Width of the hidden layer of a block's perceptron, in units of `width`.
+        dropout: Probability of dropping an output of the attention or of the perceptron.
+        out_channels: Number of output channels, by default that of the images; 2C for a mean and a learned variance;
             set by the model.
-        time_embedding: Sinusoids of c_noise with fixed frequencies, or Fourier features with random ones.
-        augment_dim: Length of the augmentation labels that the network is conditioned on; set by the model.
+        time_embedding: Sinusoids of c_noise with fixed frequencies, or Fourier features with random frequencies.
+        augment_dim: Length of the augmentation labels that condition the network; set by the model.
 
     Raises:
-        UserError: if the image size does not suit the patches, the width the heads, or dropout is no probability.
+        UserError: If the patches do not divide the image, the heads do not divide the width, or dropout is not a
+            probability below 1.
     """
 
     positions: Tensor
@@ -99,14 +100,20 @@ class DiT(ConditionalNetwork):
     ) -> None:
         channels, *size = image_shape
         if min(patch_size, width, depth, num_heads) < 1 or mlp_ratio <= 0:
-            raise UserError("patch_size, width, depth, num_heads and mlp_ratio must be positive")
+            raise UserError(
+                f"model.network: patch_size {patch_size}, width {width}, depth {depth}, num_heads {num_heads} and "
+                f"mlp_ratio {mlp_ratio} must all be positive; raise those that are not"
+            )
         if size[0] % patch_size or size[1] % patch_size:
             raise UserError(
-                f"images of {size[0]}x{size[1]} cannot be cut into patches of {patch_size}x{patch_size}: choose a "
-                "patch_size that divides height and width"
+                f"model.network.patch_size: images of {size[0]}x{size[1]} cannot be cut into patches of "
+                f"{patch_size}x{patch_size}; choose a divisor of height and width"
             )
         if width % num_heads or width % 4:
-            raise UserError(f"width must be a multiple of 4 and of the {num_heads} heads, got {width}")
+            raise UserError(
+                f"model.network.width: {width} is not a multiple of 4 and of the {num_heads} heads; choose a multiple "
+                "of both"
+            )
         check_dropout(dropout)
         super().__init__(NUM_FEATURES, width, num_classes, time_embedding, augment_dim)
         self.patch_size = patch_size
@@ -118,7 +125,10 @@ class DiT(ConditionalNetwork):
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, (out_channels or channels) * patch_size**2)
-        # As in the paper: Xavier but for the embeddings, and zero where a residual or the output begins.
+        self._initialise(blocks)
+
+    def _initialise(self, blocks: list[DiTBlock]) -> None:
+        """Initialise as in the paper: Xavier, small embeddings, and zero residuals and output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -141,12 +151,12 @@ class DiT(ConditionalNetwork):
         return self._join(self.out(torch.addcmul(shift, self.norm(h), 1 + scale)))
 
     def _cut(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, T, C p p), patches row by row."""
+        """Cut images (N, C, H, W) into patches (N, T, C p p), row by row."""
         x = x.unflatten(3, (self.grid[1], self.patch_size)).unflatten(2, (self.grid[0], self.patch_size))
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def _join(self, tokens: Tensor) -> Tensor:
-        """(N, T, C_out p p) -> (N, C_out, H, W)."""
+        """Join patches (N, T, C_out p p) to images (N, C_out, H, W)."""
         p = self.patch_size
         x: Tensor = tokens.unflatten(2, (-1, p, p)).unflatten(1, self.grid).permute(0, 3, 1, 4, 2, 5)
         return x.flatten(4).flatten(2, 3).contiguous()

@@ -1,4 +1,4 @@
-"""A perceptron for low-dimensional data, such as points of the plane as images (2, 1, 1)."""
+"""Perceptron for low-dimensional data, such as points in the plane as images (2, 1, 1)."""
 
 import math
 
@@ -15,8 +15,8 @@ class MLPBlock(nn.Module):
     """Residual block h + W_2 silu(W_1 silu(h) + W_e e): h (N, D), emb (N, E) -> (N, D).
 
     Args:
-        width: D.
-        emb_channels: E.
+        width: Width D of the hidden layers.
+        emb_channels: Width E of the embedding.
     """
 
     def __init__(self, width: int, emb_channels: int) -> None:
@@ -33,25 +33,25 @@ class MLPBlock(nn.Module):
 class ResidualMLP(ConditionalNetwork):
     """Perceptron with residual blocks: x (N, C, H, W), c_noise (N,), labels (N,) or None -> (N, C_out, H, W).
 
-    All values of an image are one vector, h = W [x, sin(2^k x), cos(2^k x)] for the octaves k = 0, 1, ... of the input:
-    without them a network of this size is slow to learn what changes over short distances. Exactly zero at
-    initialisation.
+    The image is flattened to one vector, and h = W [x, sin(2^k x), cos(2^k x)] for the octaves k = 0, 1, ... of the
+    input. Without the sinusoids, a network of this size is slow to learn details at short distances. The output is
+    exactly zero at initialisation.
 
     Paper: Tancik et al. 2020, https://arxiv.org/abs/2006.10739 (sinusoids of the input)
 
     Args:
-        image_shape: (C, H, W); (2, 1, 1) for points of the plane.
-        num_classes: Number of classes; 0 for an unconditional network. One more row of the class embedding, index
-            `num_classes`, stands for "no class" and is used where labels are below 0 or None.
+        image_shape: (C, H, W); (2, 1, 1) for points in the plane.
+        num_classes: Number of classes; 0 for an unconditional network. An additional row of the class embedding, index
+            `num_classes`, represents "no class" and is used if labels are below 0 or None.
         width: Width of the hidden layers, even.
         depth: Number of residual blocks.
         octaves: Number of octaves of sinusoids; 0 for none.
-        out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance;
+        out_channels: Number of output channels, by default that of the images; 2C for a mean and a learned variance;
             set by the model.
-        time_embedding: Sinusoids of c_noise with fixed frequencies, or Fourier features with random ones.
+        time_embedding: Sinusoids of c_noise with fixed frequencies, or Fourier features with random frequencies.
 
     Raises:
-        UserError: if width, depth or octaves do not suit.
+        UserError: If width, depth or octaves is out of range.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class ResidualMLP(ConditionalNetwork):
     ) -> None:
         if width < 4 or width % 2 or depth < 1 or octaves < 0:
             raise UserError(
-                f"width must be even and at least 4, depth positive and octaves not negative, got {width}, {depth} and "
-                f"{octaves}"
+                f"model.network: width {width}, depth {depth} and octaves {octaves} do not define a ResidualMLP; give "
+                "an even width of at least 4, a depth of at least 1 and octaves of at least 0"
             )
         super().__init__(width, width, num_classes, time_embedding, augment_dim=0)
         self.out_shape = (out_channels or image_shape[0], *image_shape[1:])

@@ -1,16 +1,19 @@
-"""The UNet of DDPM with scale-shift normalisation, and the options that make it DDPM++ or NCSN++.
+"""DDPM's UNet with scale-shift normalisation, and options for DDPM++ and NCSN++.
 
-Ho et al. 2020, arXiv 2006.11239; Nichol and Dhariwal 2021, arXiv 2102.09672; Song et al. 2021, arXiv 2011.13456.
-Residual blocks at the sizes H, H/2, H/4, ..., the decoder's joined with the encoder's by concatenation, every block
-conditioned on noise level and class through one embedding e = MLP(sinusoids(c_noise)) + class embedding:
+The network has residual blocks at the sizes H, H/2, H/4, .... The decoder's activations are concatenated with the
+encoder's. Each block is conditioned on noise level and class through one embedding
+e = MLP(sinusoids(c_noise)) + class embedding:
 
     h = conv(silu(norm(x)));   h = conv(silu(norm(h) (1 + scale(e)) + shift(e)));   y = x + h
 
-On the way up, one strided transposed convolution stands for DDPM's doubling of pixels and 3x3 convolution: every such
-pair is a 4x4 kernel applied between the small pixels, and this computes it in 4/9 of the operations. With a
-`resample_filter` residual blocks change the size instead, R being that filter's `Resample`, as in DDPM++ and NCSN++:
+In the decoder, one strided transposed convolution replaces DDPM's pixel doubling and 3x3 convolution: every such pair
+is equivalent to a 4x4 kernel applied between the small pixels, and this form needs 4/9 of the operations. With a
+`resample_filter`, residual blocks change the size instead, with that filter's `Resample` R, as in DDPM++ and NCSN++:
 
     h = conv(R(silu(norm(x))));   ...;   y = (R(x) + h) skip_scale
+
+Papers: Ho et al. 2020, https://arxiv.org/abs/2006.11239; Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672;
+Song et al. 2021, https://arxiv.org/abs/2011.13456
 """
 
 import math
@@ -28,18 +31,18 @@ from lit_gen.networks.embeddings import ConditionalNetwork, TimeEmbedding
 
 
 class Resample(nn.Module):
-    r"""Halves or doubles height and width with a fixed separable filter f of L taps, scaled to the sum 1.
+    r"""Halving or doubling of height and width with a fixed separable filter f of L taps, scaled to the sum 1.
 
-    Down, in one dimension: y[n] = sum_k f[k] x[2 n + k - (L / 2 - 1)]. Up is the adjoint of this, times 2, so that both
-    keep a constant image constant (away from the borders, where zeros are taken to lie beyond, if L > 2). [1, 1]
-    averages pixels and repeats them; [1, 3, 3, 1] is NCSN++'s, after Zhang 2019, https://arxiv.org/abs/1904.11486.
+    Down, in one dimension: y[n] = sum_k f[k] x[2 n + k - (L / 2 - 1)]. Up is 2 times the adjoint, so both map constant
+    images to constant images (away from the zero-padded borders if L > 2). [1, 1] averages and repeats pixels;
+    [1, 3, 3, 1] is the filter of NCSN++, after Zhang 2019, https://arxiv.org/abs/1904.11486.
 
     Args:
-        taps: f up to scale: symmetric, of even length.
+        taps: Filter f up to scale, symmetric and of even length.
         up: Double the size; otherwise halve it.
 
     Raises:
-        UserError: if there is no such filter.
+        UserError: If the taps are not symmetric, their number is odd or their sum is not positive.
     """
 
     kernel: Tensor
@@ -48,8 +51,8 @@ class Resample(nn.Module):
         super().__init__()
         if len(taps) % 2 or list(taps) != list(taps)[::-1] or sum(taps) <= 0:
             raise UserError(
-                f"resample_filter must have an even number of taps, be symmetric and have a positive sum, "
-                f"got {list(taps)}; [1, 1] averages and repeats pixels, [1, 3, 3, 1] is NCSN++'s"
+                f"model.network.resample_filter: {list(taps)} is not a symmetric filter with an even number of taps "
+                "and a positive sum; give [1, 1] (DDPM++), [1, 3, 3, 1] (NCSN++) or another such filter"
             )
         row = torch.tensor(taps, dtype=torch.float64) / sum(taps) * (2 if up else 1)
         self.up = up
@@ -63,11 +66,11 @@ class Resample(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of one image: skip_scale (x + out(softmax(q k^T / sqrt(d)) v)), shape kept.
+    """Self-attention over the pixels of an image: x -> skip_scale (x + out(softmax(q k^T / sqrt(d)) v)).
 
     Args:
         channels: Width C of x (N, C, H, W).
-        num_heads: Heads that the width is split into.
+        num_heads: Number of attention heads.
         skip_scale: Factor of the residual sum.
     """
 
@@ -89,14 +92,14 @@ class UNetBlock(nn.Module):
     """Residual block conditioned on an embedding: x (N, C_in, H, W), emb (N, E) -> (N, C_out, H', W').
 
     Args:
-        in_channels: C_in.
-        out_channels: C_out.
-        emb_channels: E.
+        in_channels: Width C_in of the input.
+        out_channels: Width C_out of the output.
+        emb_channels: Width E of the embedding.
         dropout: Probability of dropping an activation before the second convolution.
         scale_shift: Scale and shift the second normalisation by the embedding; otherwise add the embedding before it.
-        num_heads: Heads of a self-attention after the block; 0 for none.
+        num_heads: Number of heads of the self-attention after the block; 0 for no attention.
         skip_scale: Factor of the residual sums.
-        resample: How the size changes, on both paths; None keeps it.
+        resample: Change of size on both paths; None keeps the size.
     """
 
     def __init__(
@@ -143,42 +146,43 @@ class UNetBlock(nn.Module):
 class UNet(ConditionalNetwork):
     """UNet of a diffusion model: x (N, C, H, W), c_noise (N,), labels (N,) or None -> (N, C_out, H, W).
 
-    Exactly zero at initialisation. Activations are kept in channels-last memory format; the output is contiguous.
+    The output is exactly zero at initialisation. Activations are in channels-last memory format; the output is
+    contiguous.
 
-    - DDPM's network for CIFAR-10 (35.7 M parameters; here 36.4 M, for the 4x4 kernels on the way up) is
+    - DDPM's network for CIFAR-10 (35.7 M parameters; 36.4 M here, because of the decoder's 4x4 kernels) is
       `channels: 128`, `channel_mult: [1, 2, 2, 2]`, `num_blocks: 2`, `attention_resolutions: [16]`, `dropout: 0.1`,
       `scale_shift: false`.
-    - DDPM++ as EDM uses it is `channels: 128`, `channel_mult: [2, 2, 2]`, `num_blocks: 4`,
+    - DDPM++ as used by EDM is `channels: 128`, `channel_mult: [2, 2, 2]`, `num_blocks: 4`,
       `attention_resolutions: [16]`, `head_channels: 256`, `dropout: 0.13`, `scale_shift: false`,
       `resample_filter: [1, 1]`, `skip_scale: 0.7071067811865476`.
     - NCSN++ is DDPM++ with `resample_filter: [1, 3, 3, 1]`, `time_embedding: fourier`, `progressive_input: true`.
 
     Args:
-        image_shape: (C, H, W) of the images; H and W are halved between the levels and must stay whole and at least 4.
-        num_classes: Number of classes; 0 for an unconditional network. One more row of the class embedding, index
-            `num_classes`, stands for "no class" and is used where labels are below 0 or None.
+        image_shape: (C, H, W) of the images; H and W are halved between levels and must remain integers above 3.
+        num_classes: Number of classes; 0 for an unconditional network. An additional row of the class embedding, index
+            `num_classes`, represents "no class" and is used if labels are below 0 or None.
         channels: Width at full resolution, a multiple of 8.
         channel_mult: Width of each level as a multiple of `channels`, from full resolution down.
         num_blocks: Residual blocks per level of the encoder; the decoder has one more.
-        attention_resolutions: Heights of the levels where self-attention follows every block; if there are any, it also
-            follows the first of the two blocks in the middle.
-        head_channels: Least width of an attention head.
-        dropout: Probability of dropout within the residual blocks.
-        scale_shift: Let the embedding scale and shift the normalised activations, rather than be added to them.
-        out_channels: Channels of the output, those of the images if not given; 2C for a mean and a learned variance;
+        attention_resolutions: Heights of the levels with self-attention after every block; if any is given, attention
+            also follows the first of the two middle blocks.
+        head_channels: Minimum width of an attention head.
+        dropout: Probability of dropout in the residual blocks.
+        scale_shift: Scale and shift the normalised activations by the embedding instead of adding it to them.
+        out_channels: Number of output channels, by default that of the images; 2C for a mean and a learned variance;
             set by the model.
         resample_filter: Taps of the filter with which residual blocks halve and double the size, such as [1, 3, 3, 1];
-            none leaves both to learned strided convolutions.
-        skip_scale: Factor of every residual sum; sqrt(1/2) keeps the variance where both terms have the same.
-        progressive_input: Add the image, filtered down and convolved, to the encoder at every smaller size (needs a
-            `resample_filter`).
-        time_embedding: Sinusoids of c_noise with fixed frequencies, or Fourier features with random ones.
-        augment_dim: Length of the augmentation labels that the network is conditioned on; set by the model.
+            by default learned strided convolutions change the size.
+        skip_scale: Factor of every residual sum; sqrt(1/2) keeps the variance if both terms have the same variance.
+        progressive_input: Add the image, downsampled by the filter and convolved, to the encoder at every smaller size
+            (needs a `resample_filter`).
+        time_embedding: Sinusoids of c_noise with fixed frequencies, or Fourier features with random frequencies.
+        augment_dim: Length of the augmentation labels that condition the network; set by the model.
 
     Raises:
-        UserError: if the image size does not suit the number of levels, attention is asked for at a height that no
-            level has, `channels` is no multiple of 8, `head_channels` or `skip_scale` is not above 0, the resampling
-            filter does not exist, or dropout is no probability.
+        UserError: If the image size does not fit the number of levels, `attention_resolutions` contains a height
+            without a level, `channels` is not a multiple of 8, `head_channels` or `skip_scale` is not above 0,
+            `resample_filter` is not a valid filter, or dropout is not a probability below 1.
     """
 
     def __init__(
@@ -360,10 +364,12 @@ def _check_block_options(
         raise UserError(f"model.network.head_channels: {head_channels} is not the width of a head; give 1 or more")
     if not 0 < skip_scale < math.inf:
         raise UserError(
-            f"model.network.skip_scale: {skip_scale} is not a factor of sums; give a number above 0 (1: plain sums)"
+            f"model.network.skip_scale: {skip_scale} is not a factor of residual sums; give a number above 0, such as 1"
         )
     if progressive_input and not resample_filter:
-        raise UserError("progressive_input: the image needs a filter on its way down; set resample_filter")
+        raise UserError(
+            "model.network.progressive_input: downsampling the image needs a filter; set resample_filter, as in [1, 1]"
+        )
 
 
 def _check_levels(
@@ -373,23 +379,26 @@ def _check_levels(
     attention_resolutions: tuple[int, ...],
 ) -> None:
     if not channel_mult or min(channel_mult) < 1 or num_blocks < 1:
-        raise UserError(f"channel_mult and num_blocks must be positive, got {list(channel_mult)} and {num_blocks}")
+        raise UserError(
+            f"model.network: channel_mult {list(channel_mult)} and num_blocks {num_blocks} must be positive; give at "
+            "least one level and one block per level"
+        )
     _, height, width = image_shape
     factor = 2 ** (len(channel_mult) - 1)
     if height % factor or width % factor or min(height, width) < MIN_SIZE * factor:
         raise UserError(
-            f"images of {height}x{width} do not suit the {len(channel_mult)} levels of channel_mult: height and width "
-            f"must be multiples of {factor} and at least {MIN_SIZE * factor}; shorten channel_mult or resize the images"
+            f"model.network.channel_mult: images of {height}x{width} do not fit {len(channel_mult)} levels, which need "
+            f"multiples of {factor} and at least {MIN_SIZE * factor}; shorten channel_mult or resize the images"
         )
     heights = [height >> level for level in range(len(channel_mult))]
     if unknown := set(attention_resolutions) - set(heights):
         raise UserError(
-            f"attention_resolutions names the heights {sorted(unknown)}, but the levels have the heights {heights}"
+            f"model.network.attention_resolutions: no level has the heights {sorted(unknown)}; choose from {heights}"
         )
 
 
 def _num_heads(channels: int, head_channels: int) -> int:
-    """The most heads that split `channels` evenly and are at least `head_channels` wide, if any can be."""
+    """Return the largest number of equal heads that are at least `head_channels` wide, or 1 if none are."""
     return next(heads for heads in range(max(1, channels // head_channels), 0, -1) if channels % heads == 0)
 
 

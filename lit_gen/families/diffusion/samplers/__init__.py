@@ -1,18 +1,18 @@
-r"""Samplers: rules that carry x from time t to an earlier time s.
+r"""Samplers: rules that step x from time t to an earlier time s.
 
 With x = alpha_t x_0 + sigma_t eps, D = E[x_0 | x] from the denoiser and eps_hat = (x - alpha_t D) / sigma_t:
 
-- `DDPM` draws from the posterior p(x_s | x_t, x_0 = D).
-- `DDIM` re-noises D to time s with eps_hat, a part of which it replaces by fresh noise.
+- `DDPM` samples from the posterior q(x_s | x_t, x_0 = D).
+- `DDIM` re-noises D to time s with eps_hat, part of which it replaces by fresh noise.
 - `Euler` and `Heun` integrate the probability-flow ODE dx/dt = alpha'(t) D + sigma'(t) eps_hat.
 - `RK45` integrates it with adaptive steps.
-- `DPMSolver` and `UniPC` integrate it exactly but for D, which they extrapolate from its past.
+- `DPMSolver` and `UniPC` integrate it exactly except for D, which they extrapolate from earlier evaluations.
 - `EulerMaruyama` integrates the reverse SDEs, which have the marginals of the probability flow; so does `DPMSolver`
   with eta > 0.
 - `PredictorCorrector` and `AnnealedLangevin` take Langevin steps at a fixed time, the former between steps in time.
 
 The grid, the solver, the noise, the coordinates of the ODE and the model are independent: any combination runs. A step
-keeps no state. At the last step, to sigma = 0, all of them return D, unless `AnnealedLangevin` is told not to.
+keeps no state. In the last step, to sigma = 0, all samplers return D, except `AnnealedLangevin` with `denoise=False`.
 """
 
 from lit_gen.families.diffusion.samplers.adaptive import RK45

@@ -1,4 +1,4 @@
-r"""Adaptive integration of the probability-flow ODE: the tolerance is given, and the number of evaluations follows."""
+r"""Adaptive integration of the probability-flow ODE: a tolerance determines the number of evaluations."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,11 +13,11 @@ from lit_gen.families.diffusion.grids import Karras
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.schedules import Schedule
 
-# Slopes (n, ...) of the given rows of the batch at their times (n,) and states (n, ...).
+# Slopes (n, ...) of the given rows of the batch, at their times (n,) and states (n, ...).
 Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# The Dormand-Prince pair of orders 5 and 4: the time of each stage, and the weights of the slopes before it. The last
-# stage is the solution, and its slope the first of the next step.
+# The Dormand-Prince pair of orders 5 and 4: the time of each stage, and the weights of the earlier slopes. The last
+# stage is the solution, and its slope is the first slope of the next step.
 _STAGES = (
     (1 / 5, (1 / 5,)),
     (3 / 10, (3 / 40, 9 / 40)),
@@ -29,39 +29,39 @@ _STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 _SAFETY, _LEAST_FACTOR, _GREATEST_FACTOR = 0.9, 0.2, 10.0
 _LEAST_STEP = 1e-10
-_MOST_STEPS = 1000  # exact denoisers take half of them at tolerances of 1e-14
+_MOST_STEPS = 1000  # exact denoisers need half as many at tolerances of 1e-14
 _NUM_FRAMES = 10
 
 
 class RK45(DiffusionSampler):
-    r"""The probability-flow ODE by the Dormand-Prince pair of orders 5 and 4, in steps that the tolerance chooses.
+    r"""Adaptive solver of the probability-flow ODE with the Dormand-Prince pair of orders 5 and 4.
 
-    Integrates dy / du = (y - D) / u for y = (1 - u) x_0 + u eps, the path of rectified flow, whatever the schedule of
-    the model: the same levels give the same images on every schedule. u runs from sigma_max / (1 + sigma_max) to
-    sigma_min / (1 + sigma_min), and there D is returned, as by the other samplers. A step is accepted if
+    It integrates dy / du = (y - D) / u for y = (1 - u) x_0 + u eps, the path of rectified flow, on every schedule of
+    the model: the same levels give the same images. u runs from sigma_max / (1 + sigma_max) to
+    sigma_min / (1 + sigma_min), at which the sampler returns D, like the other samplers. A step is accepted if
 
         sqrt(mean over pixels of (error / (atol + rtol |y|))^2) <= 1.
 
-    Each image has steps of its own, so that it does not depend on those drawn beside it. Solvers of the usual kind
-    (torchdiffeq, scipy) have one step size for the whole batch, and would make image i another one in each batch, as
-    far as the tolerance allows. An image that has arrived is evaluated no more: the count of evaluations is the mean
-    over the images of a batch, 2 for the start of each and 6 for each step tried.
+    Step sizes are per image, so an image does not depend on the other images of its batch. The usual solvers
+    (torchdiffeq, scipy) use one step size for the whole batch; image i would then differ between batches, within the
+    tolerance. Finished images are not evaluated any more: the number of evaluations is the mean over the images of a
+    batch, with 2 to start and 6 per attempted step.
 
-    There are no steps to choose. A trajectory holds ten noise levels of the grid `Karras`, between whose steps it is
-    interpolated by cubics.
+    The number of steps is not an argument. A trajectory contains ten noise levels of the grid `Karras`, interpolated by
+    cubics between the solver's steps.
 
     Papers: Song et al. 2021, https://arxiv.org/abs/2011.13456 (as a sampler); Dormand and Prince 1980,
     https://doi.org/10.1016/0771-050X(80)90013-3
 
     Args:
-        rtol: tolerance relative to y.
-        atol: absolute tolerance, in units of the images. Below the rounding of the network, about 1e-6 in single and
-            1e-2 in half precision, steps become tiny.
-        sigma_min: the least noise level before 0; raised to the least that the model was trained on.
-        sigma_max: the greatest noise level; lowered to the greatest that the model was trained on.
+        rtol: Tolerance relative to y.
+        atol: Absolute tolerance, in units of the images. Steps become tiny at tolerances below the rounding error of
+            the network, about 1e-6 in single and 1e-2 in half precision.
+        sigma_min: Smallest noise level before 0; at least the smallest noise level of training.
+        sigma_max: Largest noise level; at most the largest noise level of training.
 
     Raises:
-        UserError: a tolerance is not above 0; when sampling, the steps became too small to advance, or too many.
+        UserError: If a tolerance is not above 0; when sampling, if the steps become too small or too many.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RK45(DiffusionSampler):
         super().__init__(**kwargs)
         for name, tolerance in {"rtol": rtol, "atol": atol}.items():
             if tolerance <= 0:
-                raise UserError(f"{name} of the sampler RK45 must be above 0, not {tolerance}")
+                raise UserError(f"sampler.{name}: {tolerance} is not a tolerance; give a number above 0")
         self.rtol = rtol
         self.atol = atol
         self._levels = Karras(sigma_min=sigma_min, sigma_max=sigma_max)
@@ -105,22 +105,21 @@ class RK45(DiffusionSampler):
 def solve(
     slope: Slope, y: Tensor, times: list[float], rtol: float, atol: float, key: str = "sampler"
 ) -> tuple[list[Tensor], Tensor]:
-    """Integrates dy / du = slope for each image by itself, from times[0] down to times[-1].
+    """Integrate dy / du = slope from times[0] down to times[-1], with separate steps for each image.
 
     Args:
-        slope: of any rows of the batch, each at a time of its own.
-        y: the states (N, ...) at times[0].
-        times: decreasing; the solution steps on the last of them, and is interpolated at those between.
-        rtol: tolerance relative to y.
-        atol: absolute tolerance.
-        key: what the configuration calls that which has the tolerances.
+        slope: Right-hand side for any rows of the batch, each at its own time.
+        y: States (N, ...) at times[0].
+        times: Decreasing times; the solution has a step at the last, and is interpolated at the times between.
+        rtol: Tolerance relative to y.
+        atol: Absolute tolerance.
+        key: Configuration key of the object with the tolerances.
 
     Returns:
-        The states at all the times, and the slopes at the last.
+        States at all times, and slopes at the last time.
 
     Raises:
-        UserError: the steps became too small to advance, or too many: the tolerance is out of reach, or y is not
-            finite.
+        UserError: If the steps become too small or too many, because the tolerance is unattainable or y is not finite.
     """
     end = times[-1]
     u = torch.full((len(y),), times[0], dtype=torch.float64, device=y.device)
@@ -190,16 +189,16 @@ def _trial_step(
 
 
 def _coarse(value: Tensor) -> Tensor:
-    """Rounded down to a power of 2^(1/4).
+    """Round down to a power of 2^(1/4).
 
-    A network's rounding differs between sizes of a batch. Without this it would change every step by a little, and be
-    multiplied a hundredfold and more in the images.
+    The rounding errors of a network differ between batch sizes. Without this function they would change every step size
+    slightly, and grow a hundredfold or more in the images.
     """
     return (4 * value.log2()).floor().div(4).exp2()
 
 
 def _first_step(slope: Slope, rows: Tensor, u: Tensor, y: Tensor, slopes: Tensor, rtol: float, atol: float) -> Tensor:
-    """The step with which to begin, (N,), from the sizes of y and its first two derivatives.
+    """Return the initial step sizes (N,) from the sizes of y and its first two derivatives.
 
     Hairer et al. 1993, "Solving Ordinary Differential Equations I", chapter II.4.
     """
@@ -220,12 +219,12 @@ def _combined(slopes: list[Tensor], weights: tuple[float, ...]) -> Tensor:
 
 
 def _size(value: Tensor, y: Tensor, rtol: float, atol: float) -> Tensor:
-    """The root mean square over pixels of value / (atol + rtol y), (n,) float64."""
+    """Return the root mean square over pixels of value / (atol + rtol y), (n,) float64."""
     return (value / (y * rtol).add_(atol)).flatten(1).double().square_().mean(1).sqrt_()
 
 
 def _hermite(share: Tensor, h: Tensor, y_0: Tensor, y_1: Tensor, slope_0: Tensor, slope_1: Tensor) -> Tensor:
-    """The cubic through two states with their slopes, h apart, at a share of the way."""
+    """Return the Hermite cubic through two states with their slopes, at a distance h, at a fraction `share` of h."""
     share, h = per_image(share, y_0), per_image(h, y_0)
     line = y_0 + share * (y_1 - y_0)
     bend = (1 - share) * (h * slope_0 - (y_1 - y_0)) - share * (h * slope_1 - (y_1 - y_0))

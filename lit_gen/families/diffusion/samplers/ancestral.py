@@ -1,4 +1,4 @@
-r"""Samplers that re-noise an estimate of x_0: DDPM's ancestral sampling and DDIM."""
+r"""Samplers that re-noise an estimate of x_0: DDPM's ancestral sampling, and DDIM."""
 
 from typing import Any
 
@@ -13,36 +13,36 @@ from lit_gen.families.diffusion.schedules import Schedule
 
 
 class DDPM(GridSampler):
-    r"""Ancestral sampling: x_s is drawn from p(x_s | x_t, x_0 = D).
+    r"""Ancestral sampling: x_s is sampled from q(x_s | x_t, x_0 = D), see `posterior`.
 
     With a = alpha_t / alpha_s and v = sigma_t^2 - a^2 sigma_s^2, the forward transition is x_t = a x_s + N(0, v I), and
 
         mean = (a sigma_s^2 x_t + alpha_s v D) / sigma_t^2.
 
-    - small: the variance is that of the posterior, v sigma_s^2 / sigma_t^2 (beta tilde), right for data at one point.
-      It is DDIM with eta = 1.
-    - large: the variance is v (alpha_s^2 + sigma_s^2) / (alpha_t^2 + sigma_t^2), that of x_s given x_t for data from
-      N(0, I). On a variance-preserving schedule it is v = 1 - alpha_bar_t / alpha_bar_s, the beta of the respaced
-      chain; this form of it commutes with a rescaling of x, so that it means the same on every schedule.
+    - small: the variance of the posterior, v sigma_s^2 / sigma_t^2 (beta tilde), exact for data at one point. The
+      sampler is then DDIM with eta = 1.
+    - large: v (alpha_s^2 + sigma_s^2) / (alpha_t^2 + sigma_t^2), the variance of x_s given x_t for data from N(0, I).
+      On a variance-preserving schedule it is v = 1 - alpha_bar_t / alpha_bar_s, the beta of the respaced chain. This
+      form is equivariant to a rescaling of x, so it means the same on every schedule.
+    - learned: large^u small^(1 - u) with u from the network, for each pixel.
 
-    - learned: large^v small^(1 - v) with the v of the network, one for each pixel. At the step to t = 0, where small is
-      0, no noise is added in any case.
+    The step to t = 0, at which small is 0, adds no noise.
 
     Papers: Ho et al. 2020, https://arxiv.org/abs/2006.11239; Nichol and Dhariwal 2021,
     https://arxiv.org/abs/2102.09672 (learned)
 
     Args:
-        variance: of the noise that a step adds. Large, as in the paper, is for a step at each time that the model was
-            trained on (a thousand); small is better at few steps. Learned is for a model with a learned variance.
+        variance: Variance of the noise that a step adds. Use large, as in the paper, for a step at each training time
+            (a thousand steps), small for few steps, and learned for a model with a learned variance.
 
     Raises:
-        UserError: variance is none of them; when sampling, variance is learned and the model has none.
+        UserError: If variance is not one of the three; when sampling, if variance is learned and the model has none.
     """
 
     def __init__(self, variance: StepVariance = "large", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if variance not in ("small", "large", "learned"):
-            raise UserError(f"variance of the sampler DDPM must be small, large or learned, not {variance!r}")
+            raise UserError(f"sampler.variance: {variance!r} is not a variance; choose small, large or learned")
         self.variance = variance
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
@@ -56,7 +56,7 @@ class DDPM(GridSampler):
 
 
 class DDIM(GridSampler):
-    r"""Re-noises the estimate of x_0 to time s.
+    r"""Denoising diffusion implicit model: the estimate of x_0 is re-noised to time s.
 
         x_s = alpha_s D + sqrt(sigma_s^2 - c^2) eps_hat + c N(0, I),
         c = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2).
@@ -64,13 +64,16 @@ class DDIM(GridSampler):
     Paper: Song et al. 2020, https://arxiv.org/abs/2010.02502
 
     Args:
-        eta: share of fresh noise: 0 is deterministic, 1 is `DDPM` with small variance.
+        eta: Fraction of fresh noise: 0 is deterministic, 1 is `DDPM` with small variance.
+
+    Raises:
+        UserError: If eta is not in [0, 1].
     """
 
     def __init__(self, eta: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= eta <= 1:
-            raise UserError(f"eta of the sampler DDIM must lie in [0, 1], not {eta}")
+            raise UserError(f"sampler.eta: {eta} is not a fraction of noise; give a number in [0, 1]")
         self.eta = eta
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all samplers share: times, a loop over them, and a record of their settings."""
+"""Base classes of the samplers: times, the loop over them, and a record of their settings."""
 
 from abc import abstractmethod
 from collections import deque
@@ -20,23 +20,33 @@ from lit_gen.families.settings import Sampler
 DEFAULT_NFE = 50
 
 
-def finite_ratio(alpha: Tensor, sigma: Tensor, grid: Grid, remedy: str = "give the sampler the grid Karras") -> Tensor:
-    """sigma / alpha, the noise level in units of the data; a UserError at pure noise, where it is infinite."""
+def finite_ratio(alpha: Tensor, sigma: Tensor, grid: Grid, remedy: str = "choose the grid Karras") -> Tensor:
+    """Return sigma / alpha, the noise level in units of the data.
+
+    Args:
+        alpha: Scale of the data, 0-d.
+        sigma: Scale of the noise, 0-d.
+        grid: Grid of the times, for the error message.
+        remedy: Advice of the error message.
+
+    Raises:
+        UserError: If alpha is 0 (pure noise), at which the ratio is infinite.
+    """
     if alpha == 0:
         raise UserError(
-            f"the grid {type(grid).__name__} starts at pure noise (alpha = 0), where sigma / alpha is infinite:"
-            f" {remedy}"
+            f"sampler.grid: {type(grid).__name__} starts at pure noise (alpha = 0), at which sigma / alpha is "
+            f"infinite; {remedy}"
         )
     return sigma / alpha
 
 
 class DiffusionSampler(Sampler):
-    """A rule that carries noise to data.
+    """Rule that transforms noise to data.
 
     Args:
-        schedule: in whose time and scale the sampler moves. Default: that of the model. Any other is right as well,
-            since a denoiser answers for every alpha and sigma; grids in sigma keep to the levels of its training.
-        guidance: away from what a weaker denoiser answers. Default: none.
+        schedule: Schedule of the sampler's time and scale. Default: the schedule of the model. Any other schedule is
+            valid, since a denoiser accepts every alpha and sigma; grids in sigma stay within the levels of training.
+        guidance: Guidance by a weaker denoiser. Default: none.
     """
 
     def __init__(self, schedule: Schedule | None = None, guidance: Guidance | None = None) -> None:
@@ -45,13 +55,13 @@ class DiffusionSampler(Sampler):
 
     @abstractmethod
     def times(self, schedule: Schedule) -> list[float]:
-        """The decreasing times at which the state is known, from the first, where noise is drawn, to exactly 0."""
+        """Return the decreasing times of the trajectory, from that of the initial noise to exactly 0."""
 
     @abstractmethod
     def integrate(
         self, denoiser: Denoiser, schedule: Schedule, x: Tensor, times: list[float], noise: Noise
     ) -> Iterator[tuple[float, Tensor]]:
-        """Yields (s, x_s) at all times but the first, from x at times[0] to times[-1] = 0."""
+        """Yield (s, x_s) at all times except the first, from x at times[0] to times[-1] = 0."""
 
     def trajectory(
         self,
@@ -62,7 +72,7 @@ class DiffusionSampler(Sampler):
         labels: Tensor | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> Iterator[tuple[float, Tensor]]:
-        """Yields (t, x_t) at every one of `times`, the first and t = 0 included; arguments as in `sample`."""
+        """Yield (t, x_t) at all `times`, including the first and t = 0; arguments as in `sample`."""
         schedule = schedule if self.schedule is None else self.schedule.with_levels_of(schedule)
         times = self.times(schedule)
         x = schedule(times[0])[1] * noise.normal(shape, dtype)
@@ -80,33 +90,33 @@ class DiffusionSampler(Sampler):
         labels: Tensor | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> Tensor:
-        r"""Samples x_0, (N, \*shape), for the N indices of the noise.
+        r"""Sample x_0, (N, \*shape), for the N indices of the noise.
 
-        Starts at sigma(t_0) eps with the first draw of the noise, at the first of `times`.
+        The initial state is sigma(t_0) eps at the first of `times`, with the first random numbers of the noise.
 
         Args:
-            denoiser: of the model.
-            schedule: that of the model, on which the times are laid unless the sampler has its own.
-            noise: the source of all random numbers.
-            shape: of one image.
-            labels: classes (N,) for a conditional model.
-            dtype: of the state x; the denoiser casts for its network.
+            denoiser: Denoiser of the model.
+            schedule: Schedule of the model, used for the times unless the sampler has its own.
+            noise: Source of all random numbers.
+            shape: Shape of one image.
+            labels: Classes (N,) for a conditional model.
+            dtype: Data type of the state x; the denoiser casts for its network.
         """
         states = (x for _, x in self.trajectory(denoiser, schedule, noise, shape, labels, dtype))
         return deque(states, maxlen=1)[0]
 
 
 class GridSampler(DiffusionSampler):
-    """A sampler that takes one step between each two times of a grid.
+    """Sampler with one step between consecutive times of a grid.
 
     Args:
-        steps: number of steps. Give this or `nfe`.
-        nfe: budget of network evaluations: as many steps as fit are made, if all of them are guided or none. Default:
-            50, if no `steps` are given.
-        grid: where the steps lie. Default: `Karras()`.
+        steps: Number of steps. Give this or `nfe`.
+        nfe: Budget of network evaluations: the sampler takes as many steps as fit, counting every step as guided if
+            there is guidance. Default: 50 if `steps` is not given.
+        grid: Grid of the steps. Default: `Karras()`.
 
     Raises:
-        UserError: both of steps and nfe are given, or fewer than 1, or a budget that allows no step.
+        UserError: If both steps and nfe are given, either is below 1, or the budget allows no step.
     """
 
     def __init__(
@@ -114,21 +124,21 @@ class GridSampler(DiffusionSampler):
     ) -> None:
         super().__init__(**kwargs)
         if steps is not None and nfe is not None:
-            raise UserError("give the sampler either steps or nfe, not both")
+            raise UserError(f"sampler.steps: {steps} steps and an nfe of {nfe} exclude each other; give one, not both")
         if steps is None:
             budget = DEFAULT_NFE if nfe is None else nfe
             if budget < 1:
-                raise UserError(f"the sampler's nfe must be at least 1, not {nfe}")
+                raise UserError(f"sampler.nfe: {nfe} is not a number of evaluations; give 1 or more")
             steps = self.steps_within(budget if self.guidance is None else budget // self.guidance.evaluations)
             if steps < 1:
-                raise UserError(f"the sampler's nfe of {budget} is too small for one step of {type(self).__name__}")
+                raise UserError(f"sampler.nfe: {budget} is too small for one step of {type(self).__name__}; give more")
         if steps < 1:
-            raise UserError(f"the sampler's steps must be at least 1, not {steps}")
+            raise UserError(f"sampler.steps: {steps} is not a number of steps; give 1 or more")
         self.steps = steps
         self.grid = Karras() if grid is None else grid
 
     def steps_within(self, nfe: int) -> int:
-        """The most steps that need no more than nfe network evaluations, 0 if none do."""
+        """Return the maximum number of steps within nfe network evaluations, 0 if not even one fits."""
         return nfe
 
     def times(self, schedule: Schedule) -> list[float]:
@@ -137,15 +147,15 @@ class GridSampler(DiffusionSampler):
 
     @abstractmethod
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        """x_s from x_t.
+        """Return x_s from x_t.
 
         Args:
-            denoiser: of the model, given its labels.
-            schedule: in whose time and scale x is.
-            x: x_t, (N, ...).
-            t: the present time.
-            s: the next time, in [0, t).
-            noise: from which random numbers are drawn, if the step needs any.
+            denoiser: Denoiser of the model, with its labels.
+            schedule: Schedule of the time and scale of x.
+            x: State x_t, (N, ...).
+            t: Current time.
+            s: Next time, in [0, t).
+            noise: Source of random numbers, if the step needs any.
         """
 
     def integrate(

@@ -1,4 +1,4 @@
-r"""Samplers with Langevin steps, x <- x + e score + sqrt(2 e) N(0, I), which leave the marginal of a time as it is."""
+r"""Samplers with Langevin steps, x <- x + e score + sqrt(2 e) N(0, I), which preserve the marginal at a fixed time."""
 
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from lit_gen.families.diffusion.schedules import Schedule
 
 
 class PredictorCorrector(GridSampler):
-    r"""A step to the next time, then Langevin steps at that time.
+    r"""Predictor-corrector sampler: a step to the next time, then Langevin steps at that time.
 
     With q = (sigma_s / alpha_s) / (sigma_t / alpha_t), the predictor is
 
@@ -24,25 +24,29 @@ class PredictorCorrector(GridSampler):
     - ancestral: k = q and c^2 = sigma_s^2 (1 - q^2), which is `DDPM` with small variance.
     - probability_flow: k = 1 and c = 0, which is `DDIM` with eta = 0.
 
-    The first two are the paper's for the variance-exploding SDE. Its others, for the variance-preserving SDE and for
-    the probability flow, differ from these by terms that vanish with many steps; here the scale of x makes no
-    difference.
+    The first two are the paper's predictors for the variance-exploding SDE. The paper's predictors for the
+    variance-preserving SDE and the probability flow differ from these by terms that vanish with many steps; these do
+    not depend on the scale of x.
 
     A corrector step has the size e = 2 (snr sqrt(dim) / |score|)^2 with the norm of each image's own score. The paper
-    takes the mean of the norms over the batch, whereby an image depends on those drawn beside it, and the norm of the
-    noise for sqrt(dim), but advises sqrt(dim) for small batches. In thousands of dimensions all this is nearly the
-    same. In a few, a step is huge where the score vanishes, and the marginal is not kept: give norm = level, which
-    takes sqrt(dim) / sigma for |score|, its size if x were noise alone, so that e = 2 (snr sigma)^2.
+    uses the mean of the norms over the batch, which makes an image depend on the rest of its batch, and the norm of the
+    noise instead of sqrt(dim), but recommends sqrt(dim) for small batches. In thousands of dimensions these choices are
+    nearly the same. In a few dimensions, a step is huge if the score is close to 0, and the marginal is not preserved;
+    use norm = level, which replaces |score| by sqrt(dim) / sigma, its size if x were pure noise, so that
+    e = 2 (snr sigma)^2.
 
-    At sigma = 0 there is nothing to correct: N steps take N + (N - 1) corrector_steps network evaluations.
+    There is no correction at sigma = 0: N steps take N + (N - 1) corrector_steps network evaluations.
 
     Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456
 
     Args:
-        predictor: the step from time to time.
-        corrector_steps: number of Langevin steps at each time.
-        snr: r of the paper: the drift of a corrector's step is to its noise as snr to 1.
-        norm: whence |score| in the size of a step comes: the image, or the noise level.
+        predictor: Rule of the step from time to time.
+        corrector_steps: Number of Langevin steps at each time.
+        snr: Ratio of drift to noise in a corrector step, the paper's r.
+        norm: Source of |score| in the step size: the image, or the noise level.
+
+    Raises:
+        UserError: If an option is not one of its choices or is out of range.
     """
 
     def __init__(
@@ -55,22 +59,20 @@ class PredictorCorrector(GridSampler):
     ) -> None:
         if predictor not in ("reverse_diffusion", "ancestral", "probability_flow"):
             raise UserError(
-                "predictor of the sampler PredictorCorrector must be reverse_diffusion, ancestral or probability_flow,"
-                f" not {predictor!r}"
+                f"sampler.predictor: {predictor!r} is not a predictor; choose reverse_diffusion, ancestral or "
+                "probability_flow"
             )
         if corrector_steps < 0:
-            raise UserError(
-                f"corrector_steps of the sampler PredictorCorrector must be at least 0, not {corrector_steps}"
-            )
+            raise UserError(f"sampler.corrector_steps: {corrector_steps} is not a number of steps; give 0 or more")
         if snr <= 0:
-            raise UserError(f"snr of the sampler PredictorCorrector must be above 0, not {snr}")
+            raise UserError(f"sampler.snr: {snr} is not a ratio of drift to noise; give a number above 0")
         if norm not in ("image", "level"):
-            raise UserError(f"norm of the sampler PredictorCorrector must be image or level, not {norm!r}")
+            raise UserError(f"sampler.norm: {norm!r} is not a source of the norm; choose image or level")
         self.predictor = predictor
         self.corrector_steps = corrector_steps
         self.snr = snr
         self.norm = norm
-        super().__init__(**kwargs)  # last, since it asks how many steps are within a budget
+        super().__init__(**kwargs)  # last, because it calls steps_within
 
     def steps_within(self, nfe: int) -> int:
         return (nfe + self.corrector_steps) // (1 + self.corrector_steps)
@@ -99,7 +101,7 @@ class PredictorCorrector(GridSampler):
     def _correct(self, denoiser: Denoiser, x: Tensor, alpha: Tensor, sigma: Tensor, noise: Noise) -> Tensor:
         drift = (alpha * denoiser(x, alpha, sigma)).sub_(x)  # sigma^2 score
         z = noise.normal(x.shape[1:], x.dtype)
-        root = self.snr * sigma  # of e / 2
+        root = self.snr * sigma  # sqrt(e / 2)
         if self.norm == "image":
             root = root * sigma * x[0].numel() ** 0.5 / drift.flatten(1).norm(dim=1)
         root = per_image(root, x)
@@ -107,37 +109,40 @@ class PredictorCorrector(GridSampler):
 
 
 class AnnealedLangevin(GridSampler):
-    r"""Langevin steps at each noise level in turn, with sizes in proportion to sigma^2.
+    r"""Annealed Langevin dynamics: steps at each noise level in turn, with sizes in proportion to sigma^2.
 
         x <- x + step_size sigma^2 score + sqrt(2 step_size) sigma N(0, I)
            = x + step_size (alpha D - x) + sqrt(2 step_size) sigma N(0, I),
 
-    steps_each times at every time of the grid but t = 0; between two times only the scale of x changes. In the paper's
-    symbols step_size = epsilon / sigma_L^2, with sigma_L the least level: 6.2e-6 / 0.01^2 for its CIFAR-10. For data
-    that are normal a finite size makes the variance at a level too large by a factor of at most
+    steps_each times at every time of the grid except t = 0; between two times only the scale of x changes. In the
+    paper's symbols step_size = epsilon / sigma_L^2, with sigma_L the smallest level: 6.2e-6 / 0.01^2 for its CIFAR-10.
+    For normal data, a finite step size makes the variance at a level too large by a factor of at most
     1 / (1 - step_size / 2).
 
-    Unlike the other samplers it approaches the marginal of a level only with many steps there: levels must lie close,
-    as on the grid `UniformLogSNR`, and the total runs to a thousand evaluations. N levels take N steps_each
-    evaluations, and one more to denoise.
+    Unlike the other samplers, it approaches the marginal of a level only with many steps there. The levels must be
+    close to each other, as on the grid `UniformLogSNR`, and the total is about a thousand evaluations. N levels take
+    N steps_each evaluations, and one more to denoise.
 
     Papers: Song and Ermon 2019, https://arxiv.org/abs/1907.05600; 2020, https://arxiv.org/abs/2006.09011
 
     Args:
-        steps_each: number of Langevin steps at each level.
-        step_size: relative to the variance of the noise.
-        denoise: return D at the end, as in the second paper, instead of an image with noise of the least level.
+        steps_each: Number of Langevin steps at each level.
+        step_size: Step size relative to the variance of the noise.
+        denoise: Return D at the end, as in the second paper, instead of an image with noise of the smallest level.
+
+    Raises:
+        UserError: If steps_each is below 1, or step_size is not in (0, 2).
     """
 
     def __init__(self, steps_each: int = 5, step_size: float = 0.062, denoise: bool = True, **kwargs: Any) -> None:
         if steps_each < 1:
-            raise UserError(f"steps_each of the sampler AnnealedLangevin must be at least 1, not {steps_each}")
+            raise UserError(f"sampler.steps_each: {steps_each} is not a number of steps; give 1 or more")
         if not 0 < step_size < 2:
-            raise UserError(f"step_size of the sampler AnnealedLangevin must lie in (0, 2), not {step_size}")
+            raise UserError(f"sampler.step_size: {step_size} is outside (0, 2); give a size in that interval")
         self.steps_each = steps_each
         self.step_size = step_size
         self.denoise = denoise
-        super().__init__(**kwargs)  # last, since it asks how many steps are within a budget
+        super().__init__(**kwargs)  # last, because it calls steps_within
 
     def steps_within(self, nfe: int) -> int:
         return (nfe - self.denoise) // self.steps_each

@@ -4,10 +4,10 @@ With lambda = log(alpha / sigma), the probability flow from t to s has the solut
 
     x_s = sigma_s / sigma_t x_t + alpha_s int_{lambda_t}^{lambda_s} e^{lambda - lambda_s} D(x_lambda) dlambda:
 
-the linear part is exact, and only D along the way has to be guessed, from its values at other times. With D constant
-this is DDIM.
+the linear part is exact, and only D along the way is approximated, from its values at other times. With constant D this
+is DDIM.
 
-The values of the past are handed from step to step by `integrate`: a sampler keeps no state.
+`integrate` passes earlier values from step to step: a sampler keeps no state.
 """
 
 import math
@@ -32,21 +32,26 @@ class DPMSolver(GridSampler):
 
         x_s = sigma_s / sigma_t e^{-eta h} x_t + alpha_s (1 - e^{-(1 + eta) h}) D' + sigma_s sqrt(1 - e^{-2 eta h}) z,
 
-    where D' is, at order 1, D(x_t), and at order 2
+    where D' is D(x_t) at order 1, and at order 2
 
-    - multistep: D + (D - D_previous) h / (2 h_previous), one evaluation a step. The first step is of order 1.
-    - singlestep: D at the middle of the step in lambda, reached by a step of order 1; two evaluations a step.
+    - multistep: D + (D - D_previous) h / (2 h_previous), one evaluation per step. The first step has order 1.
+    - singlestep: D at the middle of the step in lambda, reached by a step of order 1; two evaluations per step.
 
-    The last step, to sigma = 0, is of order 1 and returns D, and so is a step from pure noise (alpha = 0), where lambda
-    is infinite. At order 1 and eta = 0 it is `DDIM`; at order 1 and eta = 1 it is `DDIM` with eta = 1.
+    The last step, to sigma = 0, has order 1 and returns D. A step from pure noise (alpha = 0), at which lambda is
+    infinite, also has order 1. At order 1 the sampler is `DDIM` with eta = 0 if eta = 0, and `DDIM` with eta = 1 if
+    eta = 1.
 
     Paper: Lu et al. 2022, https://arxiv.org/abs/2211.01095
 
     Args:
-        order: of convergence; with noise, of the convergence of moments.
-        method: whence order 2 has its second value of D.
-        eta: g^2 of the reverse SDE in units of that of the forward process: 0 is deterministic and draws no noise, 1 is
-            the paper's SDE-DPM-Solver++. The square of the noise_scale of `EulerMaruyama`.
+        order: Order of convergence; with noise, of the convergence of moments.
+        method: Source of the second value of D at order 2.
+        eta: g^2 of the reverse SDE in units of that of the forward process: 0 is deterministic and uses no noise, 1 is
+            the paper's SDE-DPM-Solver++. It is the square of the noise_scale of `EulerMaruyama`.
+
+    Raises:
+        UserError: If an option is not one of its choices or is out of range, or eta > 0 with the singlestep method of
+            order 2.
     """
 
     def __init__(
@@ -57,23 +62,26 @@ class DPMSolver(GridSampler):
         **kwargs: Any,
     ) -> None:
         if order not in (1, 2):
-            raise UserError(f"order of the sampler DPMSolver must be 1 or 2, not {order}")
+            raise UserError(f"sampler.order: {order} is not an order of DPMSolver; choose 1 or 2")
         if method not in ("multistep", "singlestep"):
-            raise UserError(f"method of the sampler DPMSolver must be multistep or singlestep, not {method!r}")
+            raise UserError(f"sampler.method: {method!r} is not a method; choose multistep or singlestep")
         if eta < 0:
-            raise UserError(f"eta of the sampler DPMSolver must be at least 0, not {eta}")
+            raise UserError(f"sampler.eta: {eta} is not an amount of noise; give 0 or more")
         if eta > 0 and order == 2 and method == "singlestep":
-            raise UserError("eta of the sampler DPMSolver must be 0 with the method singlestep; give it multistep")
+            raise UserError(
+                f"sampler.eta: {eta} adds noise, which the method singlestep does not support; set it to 0, or choose "
+                "multistep"
+            )
         self.order = order
         self.method = method
         self.eta = eta
-        super().__init__(**kwargs)  # last, since it asks how many steps are within a budget
+        super().__init__(**kwargs)  # last, because it calls steps_within
 
     def steps_within(self, nfe: int) -> int:
         return (nfe + 1) // 2 if self.order == 2 and self.method == "singlestep" else nfe
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        """x_s from x_t without a past: a step of order 1 where the method is multistep."""
+        """Return x_s from x_t without earlier steps; the multistep method then has order 1."""
         denoised = denoiser(x, *schedule(t))
         ratio_t, ratio_s = schedule.ratio(t), schedule.ratio(s)
         if self.order == 2 and self.method == "singlestep" and ratio_s > 0 and ratio_t < math.inf:
@@ -88,12 +96,12 @@ class DPMSolver(GridSampler):
         if self.order == 1 or self.method == "singlestep":
             yield from super().integrate(denoiser, schedule, x, times, noise)
             return
-        past: tuple[float, Tensor] | None = None  # h and D of the step before
+        past: tuple[float, Tensor] | None = None  # h and D of the previous step
         for t, s in pairwise(times):
             denoised = denoiser(x, *schedule(t))
             h = float(_log_snr(schedule, s) - _log_snr(schedule, t))
             guess = denoised
-            if past is not None and h < math.inf:  # after a step from pure noise, past[0] is infinite: order 1 too
+            if past is not None and h < math.inf:  # after a step from pure noise, past[0] is infinite: order 1
                 guess = denoised + h / (2 * past[0]) * (denoised - past[1])
             x = self._advance(schedule, x, t, s, guess, noise)
             past = h, denoised
@@ -110,29 +118,32 @@ class DPMSolver(GridSampler):
 
 
 class UniPC(GridSampler):
-    r"""The unified predictor-corrector in its B(h) form, in D: UniP and UniC of order 1 to 3, one evaluation a step.
+    r"""Unified predictor-corrector in B(h) form, for D: UniP and UniC of order 1 to 3, one evaluation per step.
 
-    With h = lambda_s - lambda_t and D_0 = D(x_t), D_1, ... the values of the past at lambda_t + r_k h,
+    With h = lambda_s - lambda_t, D_0 = D(x_t) and earlier values D_1, ... at lambda_t + r_k h,
 
         x_s = sigma_s / sigma_t x_t + alpha_s ((1 - e^{-h}) D_0 + sum_k w_k (D_k - D_0)),
 
-    with the weights w_k that are exact if D is a polynomial in lambda: sum_k w_k r_k^i = h int_0^1 e^{-h (1 - u)} u^i
-    du for i = 1 .. K. Once D at s is known it joins the sum (with r = 1), and x_s is computed again: the corrector
-    raises the order by one at no evaluation, since D is not evaluated at the corrected x_s. Where there is but one
-    weight the paper takes it to be B(h) / (2 r), with B = h (bh1) or 1 - e^{-h} (bh2); that is all that B(h) decides.
-    UniP of order 1 is `DDIM`, and of order 2 with bh2 it is DPM-Solver++(2M).
+    with weights w_k that are exact if D is a polynomial in lambda: sum_k w_k r_k^i = h int_0^1 e^{-h (1 - u)} u^i du
+    for i = 1 .. K. After D at s has been evaluated, it is added to the sum (with r = 1) and x_s is computed again. This
+    corrector raises the order by one without another evaluation, since D is not evaluated at the corrected x_s. If
+    there is only one weight, the paper sets it to B(h) / (2 r), with B = h (bh1) or 1 - e^{-h} (bh2); B(h) has no other
+    effect. UniP of order 1 is `DDIM`, and of order 2 with bh2 it is DPM-Solver++(2M).
 
-    The order rises from 1 as the past grows, and falls to 1 in the last steps; the last, to sigma = 0, returns D. A
-    step from pure noise (alpha = 0) is of order 1, is not corrected, and leaves no past. These steps of lower order
-    bound the order of convergence by three in the limit; with order 3 the error falls with the fourth power of the
-    steps until about a thousand of them, since D hardly changes in the first and the last.
+    The order rises from 1 as earlier values accumulate, and falls to 1 in the last steps; the last step, to sigma = 0,
+    returns D. A step from pure noise (alpha = 0) has order 1, is not corrected, and stores no earlier value. These
+    steps limit the asymptotic order of convergence to three. With order 3, the error decreases with the fourth power of
+    the number of steps up to about a thousand steps, since D hardly changes in the first and the last steps.
 
     Paper: Zhao et al. 2023, https://arxiv.org/abs/2302.04867
 
     Args:
-        order: of the predictor; the corrector's is one higher.
-        variant: B(h).
-        corrector: use UniC; without it the sampler is UniP.
+        order: Order of the predictor; the corrector's is one higher.
+        variant: Choice of B(h).
+        corrector: Use UniC; without it the sampler is UniP.
+
+    Raises:
+        UserError: If order or variant is not one of its choices.
     """
 
     def __init__(
@@ -144,26 +155,26 @@ class UniPC(GridSampler):
     ) -> None:
         super().__init__(**kwargs)
         if order not in (1, 2, 3):
-            raise UserError(f"order of the sampler UniPC must be 1, 2 or 3, not {order}")
+            raise UserError(f"sampler.order: {order} is not an order of UniPC; choose 1, 2 or 3")
         if variant not in ("bh1", "bh2"):
-            raise UserError(f"variant of the sampler UniPC must be bh1 or bh2, not {variant!r}")
+            raise UserError(f"sampler.variant: {variant!r} is not a variant; choose bh1 or bh2")
         self.order = order
         self.variant = variant
         self.corrector = corrector
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        """x_s from x_t without a past: a step of order 1, not corrected."""
+        """Return x_s from x_t without earlier steps, of order 1 and not corrected."""
         return self._advance(schedule, x, t, s, denoiser(x, *schedule(t)), [])
 
     def integrate(
         self, denoiser: Denoiser, schedule: Schedule, x: Tensor, times: list[float], noise: Noise
     ) -> Iterator[tuple[float, Tensor]]:
         past: list[tuple[float, Tensor]] = []  # lambda and D, the latest first
-        before: tuple[float, Tensor] | None = None  # the last time, and x there
+        before: tuple[float, Tensor] | None = None  # the previous time and x
         for index, (t, s) in enumerate(pairwise(times)):
             denoised = denoiser(x, *schedule(t))
             present = float(_log_snr(schedule, t)), denoised
-            if self.corrector and past and before is not None and s > 0:  # x_s = D of the last step has no use for x_t
+            if self.corrector and past and before is not None and s > 0:  # the last step, x_s = D, does not use x_t
                 x = self._advance(schedule, before[1], before[0], t, past[0][1], [present, *past[1:]])
             past = [present, *past[: self.order - 1]] if present[0] > -math.inf else []
             before = t, x
@@ -174,7 +185,16 @@ class UniPC(GridSampler):
     def _advance(
         self, schedule: Schedule, x: Tensor, t: float, s: float, denoised: Tensor, others: list[tuple[float, Tensor]]
     ) -> Tensor:
-        """x_s from x_t and D_0 there, with the (lambda, D) of other times."""
+        """Return x_s from x_t.
+
+        Args:
+            schedule: Schedule of the time and scale of x.
+            x: State x_t, (N, ...).
+            t: Current time.
+            s: Next time.
+            denoised: D_0 at t.
+            others: Pairs (lambda, D) at other times.
+        """
         alpha_t, sigma_t = schedule(t)
         alpha_s, sigma_s = schedule(s)
         log_snr_t, log_snr_s = float(_log_snr(schedule, t)), float(_log_snr(schedule, s))
@@ -200,5 +220,5 @@ class UniPC(GridSampler):
 
 
 def _log_snr(schedule: Schedule, t: float) -> Tensor:
-    """lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite at both ends."""
+    """Return lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite at both ends."""
     return -schedule.ratio(t).log()

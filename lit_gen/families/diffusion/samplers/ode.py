@@ -14,37 +14,49 @@ from lit_gen.families.diffusion.schedules import Schedule
 
 
 def scale_and_level(name: str, alpha: Tensor, sigma: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The pair (scale, level) for which y = x / scale obeys dy / dlevel = (y - D) / level on the probability flow.
+    """Return (scale, level) for which y = x / scale obeys dy / dlevel = (y - D) / level on the probability flow.
 
     - sigma: y = x_0 + level eps, level = sigma / alpha.
     - rectified: y = (1 - level) x_0 + level eps, level = sigma / (alpha + sigma).
+
+    Args:
+        name: Coordinates, sigma or rectified.
+        alpha: Scale of the data, 0-d.
+        sigma: Scale of the noise, 0-d.
+        grid: Grid of the times, for the error message.
+
+    Raises:
+        UserError: If the coordinates are sigma and alpha is 0.
     """
     if name == "rectified":
         return alpha + sigma, sigma / (alpha + sigma)
-    remedy = "give the sampler the coordinates rectified, or the grid Karras"
+    remedy = "choose the coordinates rectified, or the grid Karras"
     return alpha, finite_ratio(alpha, sigma, grid, remedy)
 
 
 class Euler(GridSampler):
     r"""First-order integration of the probability-flow ODE.
 
-    In the coordinates sigma and rectified, y <- y + (level_s - level_t) (y - D) / level_t with y = x / scale. The two
-    give the same x_s, and both equal DDIM with eta = 0 on the same grid. In the time of the schedule,
-    x <- x + (s - t) (alpha'(t) D + sigma'(t) eps_hat) is another discretisation, unless the schedule's own path is one
-    of the two.
+    In the coordinates sigma and rectified, y <- y + (level_s - level_t) (y - D) / level_t with y = x / scale. Both give
+    the same x_s as DDIM with eta = 0 on the same grid. In the time of the schedule,
+    x <- x + (s - t) (alpha'(t) D + sigma'(t) eps_hat) is a different discretisation, unless the schedule's path is one
+    of these two.
 
     Papers: Song et al. 2021, https://arxiv.org/abs/2011.13456; Liu et al. 2022, https://arxiv.org/abs/2209.03003
 
     Args:
-        coordinates: in which the ODE is integrated: sigma (x_0 + sigma eps), rectified ((1 - u) x_0 + u eps) or
-            schedule (the model's own time and scale).
+        coordinates: Coordinates of the ODE: sigma (x_0 + sigma eps), rectified ((1 - u) x_0 + u eps) or schedule (the
+            model's own time and scale).
+
+    Raises:
+        UserError: If coordinates is not one of these.
     """
 
     def __init__(self, coordinates: Literal["sigma", "rectified", "schedule"] = "rectified", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if coordinates not in ("sigma", "rectified", "schedule"):
             raise UserError(
-                f"coordinates of the sampler Euler must be sigma, rectified or schedule, not {coordinates!r}"
+                f"sampler.coordinates: {coordinates!r} are not coordinates; choose sigma, rectified or schedule"
             )
         self.coordinates = coordinates
 
@@ -67,27 +79,27 @@ class Heun(GridSampler):
     r"""EDM's Algorithm 2: Heun's second-order rule with churn.
 
     A step first raises the noise level sigma by the factor 1 + gamma with fresh noise of standard deviation S_noise,
-    keeping alpha; gamma = min(S_churn / steps, sqrt(2) - 1) where sigma / alpha lies in [S_min, S_max], and else 0.
+    at fixed alpha; gamma = min(S_churn / steps, sqrt(2) - 1) if sigma / alpha is in [S_min, S_max], and 0 otherwise.
     Then
 
         y' = y + (level_s - level_t) d(y, level_t),
         y <- y + (level_s - level_t) (d(y, level_t) + d(y', level_s)) / 2,
 
-    with d = (y - D) / level and y = x / scale. The last step is Euler's, so that N steps take 2 N - 1 network
-    evaluations. Without churn it is deterministic and draws no noise.
+    with d = (y - D) / level and y = x / scale. The last step is an Euler step, so N steps take 2 N - 1 network
+    evaluations. Without churn the sampler is deterministic and uses no noise.
 
     Paper: Karras et al. 2022, https://arxiv.org/abs/2206.00364
 
     Args:
-        S_churn: total amount of churn, shared among the steps.
-        S_min: no churn at noise levels below this.
-        S_max: no churn at noise levels above this.
-        S_noise: standard deviation of the fresh noise; slightly above 1 makes up for detail lost.
-        coordinates: in which the ODE is integrated: sigma, as in EDM, or rectified ((1 - u) x_0 + u eps), which can
-            start at alpha = 0.
+        S_churn: Total amount of churn, divided among the steps.
+        S_min: Smallest noise level with churn.
+        S_max: Largest noise level with churn.
+        S_noise: Standard deviation of the fresh noise; values slightly above 1 compensate for lost detail.
+        coordinates: Coordinates of the ODE: sigma, as in EDM, or rectified ((1 - u) x_0 + u eps), which can start at
+            alpha = 0.
 
     Raises:
-        UserError: an option is out of range.
+        UserError: If an option is out of range.
     """
 
     def __init__(
@@ -101,14 +113,14 @@ class Heun(GridSampler):
     ) -> None:
         super().__init__(**kwargs)
         if coordinates not in ("sigma", "rectified"):
-            raise UserError(f"coordinates of the sampler Heun must be sigma or rectified, not {coordinates!r}")
+            raise UserError(f"sampler.coordinates: {coordinates!r} are not coordinates; choose sigma or rectified")
         if not 0 <= S_churn < math.inf:
             raise UserError(f"sampler.S_churn: {S_churn} is not an amount of noise; give 0 or more")
         if not 0 < S_noise < math.inf:
             raise UserError(f"sampler.S_noise: {S_noise} is not a standard deviation; give a number above 0")
         if not 0 <= S_min <= S_max:
             raise UserError(
-                f"sampler.S_min: no noise level lies between {S_min} and sampler.S_max, {S_max}; give "
+                f"sampler.S_min: no noise level is between {S_min} and sampler.S_max, {S_max}; give "
                 "0 <= S_min <= S_max, or set sampler.S_churn to 0 for no churn"
             )
         self.S_churn = S_churn

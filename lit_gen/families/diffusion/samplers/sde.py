@@ -1,4 +1,4 @@
-r"""The reverse SDEs: a family with the marginals of the probability-flow ODE, one for each diffusion coefficient g."""
+r"""Reverse SDEs: a family with the marginals of the probability-flow ODE, one for each diffusion coefficient g."""
 
 from typing import Any, Literal
 
@@ -25,24 +25,27 @@ class EulerMaruyama(GridSampler):
 
         x <- x + dalpha D + (dsigma - v / (2 sigma)) eps_hat + sqrt(v) N(0, I).
 
-    Here g = noise_scale times that of the forward process, v = 2 sigma (sigma dalpha / alpha - dsigma): 0 is `Euler` in
-    the same coordinates, 1 the reverse SDE of Song et al. All schedules have one forward process between two noise
-    levels, so that noise_scale means the same on every schedule and in all coordinates. The last step, to sigma = 0,
-    returns D, since a plain step would overshoot it: its v is not small against sigma^2.
+    Here g is noise_scale times that of the forward process, v = 2 sigma (sigma dalpha / alpha - dsigma): noise_scale 0
+    is `Euler` in the same coordinates, and 1 is the reverse SDE of Song et al. All schedules have the same forward
+    process between two noise levels, so noise_scale means the same on every schedule and in all coordinates. The last
+    step, to sigma = 0, returns D; a plain step would overshoot, because its v is not small compared to sigma^2.
 
-    A step multiplies what noise is in x by about 1 - (1 + noise_scale^2) (1 - sigma_s / sigma_t): it is stable in the
-    coordinates sigma up to noise_scale = 1 on any grid; more noise needs more steps.
+    A step multiplies the noise in x by about 1 - (1 + noise_scale^2) (1 - sigma_s / sigma_t). In the coordinates sigma
+    it is stable up to noise_scale = 1 on any grid; more noise needs more steps.
 
     Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456; damped as in Ma et al. 2024,
     https://arxiv.org/abs/2401.08740
 
     Args:
-        noise_scale: g in units of that of the forward process. 0 is deterministic and draws no noise.
-        g: forward is noise_scale alone; damped multiplies g^2 by alpha / (alpha + sigma), which leaves g^2 = 2 u on the
-            path (1 - u) x_0 + u eps: it is finite also at pure noise.
-        coordinates: in which the step is taken: sigma (x_0 + sigma eps), rectified ((1 - u) x_0 + u eps), or schedule
-            (the model's own time and scale, as in the paper). With the first two, the same noise levels give the same
-            images on every schedule.
+        noise_scale: g in units of that of the forward process; 0 is deterministic and uses no noise.
+        g: Shape of g over time: forward is that of the forward process; damped multiplies g^2 by
+            alpha / (alpha + sigma), which gives g^2 = 2 u on the path (1 - u) x_0 + u eps and is finite at pure noise.
+        coordinates: Coordinates of the step: sigma (x_0 + sigma eps), rectified ((1 - u) x_0 + u eps), or schedule (the
+            model's own time and scale, as in the paper). With the first two, the same noise levels give the same images
+            on every schedule.
+
+    Raises:
+        UserError: If an option is not one of its choices or is out of range.
     """
 
     def __init__(
@@ -54,12 +57,12 @@ class EulerMaruyama(GridSampler):
     ) -> None:
         super().__init__(**kwargs)
         if noise_scale < 0:
-            raise UserError(f"noise_scale of the sampler EulerMaruyama must be at least 0, not {noise_scale}")
+            raise UserError(f"sampler.noise_scale: {noise_scale} is not an amount of noise; give 0 or more")
         if g not in ("forward", "damped"):
-            raise UserError(f"g of the sampler EulerMaruyama must be forward or damped, not {g!r}")
+            raise UserError(f"sampler.g: {g!r} is not a diffusion coefficient; choose forward or damped")
         if coordinates not in ("sigma", "rectified", "schedule"):
             raise UserError(
-                f"coordinates of the sampler EulerMaruyama must be sigma, rectified or schedule, not {coordinates!r}"
+                f"sampler.coordinates: {coordinates!r} are not coordinates; choose sigma, rectified or schedule"
             )
         self.noise_scale = noise_scale
         self.g = g
@@ -85,11 +88,11 @@ class EulerMaruyama(GridSampler):
         return x + scale_s * v.sqrt() * noise.normal(x.shape[1:], x.dtype) if v > 0 else x
 
     def _variance(self, alpha: Tensor, sigma: Tensor, d_alpha: Tensor, d_sigma: Tensor) -> Tensor:
-        """g^2 |dt|."""
+        """Return v = g^2 |dt|."""
         if self.g == "forward" and alpha == 0:
             raise UserError(
-                f"the grid {type(self.grid).__name__} starts at pure noise (alpha = 0), where g of the forward process"
-                " is infinite: give the sampler the g damped, or the grid Karras"
+                f"sampler.grid: {type(self.grid).__name__} starts at pure noise (alpha = 0), at which g of the forward "
+                "process is infinite; choose the g damped, or the grid Karras"
             )
         norm = alpha if self.g == "forward" else alpha + sigma
         return self.noise_scale**2 * 2 * sigma * (sigma * d_alpha - alpha * d_sigma) / norm
