@@ -107,9 +107,7 @@ class Logit(Bijection):
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
         if not 0 <= alpha < 0.5:
-            raise UserError(
-                f"model.alpha: {alpha} is not in [0, 1/2); give a value in it, such as 0.05, that of RealNVP"
-            )
+            raise UserError(f"model.alpha: {alpha} is not in [0, 1/2); use 0.05, the value of RealNVP")
         self.alpha = alpha
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

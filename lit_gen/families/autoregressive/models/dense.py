@@ -162,9 +162,9 @@ class Autoregressive(GenerativeModel):
         network = cast(CausalNetwork, self.network)
         state = network.start(len(images), labels)
         tokens = range(self.image_shape[1] * self.image_shape[2] * network.num_groups)
-        return self.go_on(state, tokens, images, num_given, noise, sampler)
+        return self.complete_from(state, tokens, images, num_given, noise, sampler)
 
-    def go_on(
+    def complete_from(
         self,
         state: Any,
         tokens: Iterable[int],
@@ -302,5 +302,5 @@ class MADE(Autoregressive):
             own.draws = noise.draws
             state = network.start(len(rows), None if labels is None else labels[rows], mask)
             order = network.orders[mask].tolist()
-            images[rows] = self.go_on(state, order, images[rows], 0, own, sampler)
+            images[rows] = self.complete_from(state, order, images[rows], 0, own, sampler)
         return images
