@@ -26,7 +26,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from lit_gen.data import ImageDataModule, Npz
-from lit_gen.experiment.fit import quieten
+from lit_gen.experiment.trainer import quieten
 from lit_gen.families.diffusion import RectifiedFlow, UNet
 from lit_gen.runs.directory import Run
 from lit_gen.runs.tracking import WandbSettings, training_loggers

@@ -4,7 +4,7 @@ import os
 import signal
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 KILL_AT = "LIT_GEN_TEST_KILL_AT"
 
@@ -23,13 +23,13 @@ class Interrupt(Callback):
     How is read from the environment, so the configuration, and with it the run's identity, stays the same.
     """
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         how, _, when = os.environ.get(KILL_AT, "").partition(":")
         late = 3 * trainer.global_rank if how == "interrupt" else 0  # of both
         how, _, which = how.partition("-")
         if which and trainer.global_rank != ("first", "second").index(which):
             return
-        if how and trainer.lightning_module._batches_seen == int(when) + late:
+        if how and pl_module.clock.batches_seen == int(when) + late:
             if how == "raise":
                 raise CrashError
             signals = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}

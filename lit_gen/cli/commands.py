@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 
 from lit_gen.cli import help
 from lit_gen.core.data_facts import DataFacts
@@ -20,9 +19,12 @@ from lit_gen.core.progress import image_progress
 from lit_gen.core.seeds import check_seed
 from lit_gen.data.sources import ImageSource
 from lit_gen.experiment import key_help
-from lit_gen.experiment.fit import KEYS_OF_THE_MACHINE, fit_run
-from lit_gen.experiment.loading import load_model, load_weaker
+from lit_gen.experiment.checks import check_evaluation, check_sampler, check_scored
+from lit_gen.experiment.experiment import Experiment
+from lit_gen.experiment.fit import fit_run
+from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.experiment.stages import KEYS_OF_THE_MACHINE
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.pictures.grids import check_ending, save_images, save_tiles
@@ -49,23 +51,9 @@ def fit(arguments: list[str]) -> Run:
 def run(arguments: list[str]) -> Path:
     """Fits, unless a finished run of the same training exists, then evaluates. Returns the result's path."""
     cli = ExperimentCLI(arguments, "run")
-    return _evaluate(fit_run(cli, _checked(cli)), cli)
-
-
-def _checked(cli: ExperimentCLI) -> Namespace:
-    """The objects of an experiment; says that its evaluation cannot be made before minutes of training, not after."""
-    objects = cli.objects()
-    _check_scored(objects, processes.device(cli.config.trainer))
-    if parse_weights(objects.evaluation.weights, "evaluation.weights") and not objects.ema.gammas:
-        raise UserError(
-            f"evaluation.weights: {objects.evaluation.weights} is made of power-function averages; add "
-            "--ema.stds '[0.05, 0.1]' to keep them"
-        )
-    objects.model.check_data(objects.data)
-    if objects.first_stage.run is not None:
-        objects.first_stage.check(objects.data)
-    objects.evaluation.check(objects.data)
-    return objects
+    experiment = cli.objects()
+    check_evaluation(experiment)
+    return _evaluate(fit_run(cli, experiment), cli)
 
 
 def evaluate(arguments: list[str]) -> Path:
@@ -93,7 +81,7 @@ def sample(arguments: list[str]) -> None:
     objects = cli.objects(DataFacts.recorded(run.metadata))
     if other_source or own.picture is not None or _reads_data(objects):
         objects.evaluation.compare_data(run, objects.model, objects.data)
-    _check_sampler(objects, processes.device(cli.config.trainer))
+    check_sampler(objects, processes.device(cli.config.trainer))
     model = load_model(run, objects.model, own.weights).to(processes.device(cli.config.trainer))
     model.follow_classes(objects.data)
     source: ImageSource = objects.data.source
@@ -133,7 +121,7 @@ def sample(arguments: list[str]) -> None:
         print(f"trajectories of the first, at the noise levels sigma / alpha = {levels} -> {own.trajectory}")
 
 
-def _reads_data(objects: Namespace) -> bool:
+def _reads_data(objects: Experiment) -> bool:
     """Return whether sampling reads the data: the sampler is fitted to it, or the run recorded no class counts."""
     learns = objects.sampler is not None and objects.sampler.learns_from_data
     return learns or (objects.data.facts is None and bool(objects.model.num_classes))
@@ -157,7 +145,7 @@ def _class_number(text: str, model: GenerativeModel, names: tuple[str, ...] | No
     raise UserError(f"--label: {text} is not a class; choose one of {choices}{more}")
 
 
-def _show(model: GenerativeModel, objects: Namespace, own: argparse.Namespace) -> None:
+def _show(model: GenerativeModel, objects: Experiment, own: argparse.Namespace) -> None:
     """Saves one of the pictures that a family makes of images of the data."""
     if own.out.suffix != ".png":
         raise UserError(f"--out: {own.out} must end in .png for --picture")
@@ -197,7 +185,7 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
     tracking.check_account(objects.wandb)
     objects.evaluation.compare_data(run, objects.model, objects.data)
     device = processes.device(cli.config.trainer)
-    _check_scored(objects, device)
+    check_scored(objects, device)
     processes.launch(cli.config.trainer)
     model = load_model(run, objects.model, objects.evaluation.weights).to(device)
     model.follow_classes(objects.data)
@@ -284,25 +272,6 @@ def _reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
             f"{', '.join(KEYS_OF_AN_EVALUATION)} and data.source (use lit-gen run to train with other settings)"
         )
     return run, cli, saved["data"]["source"] != asked["data"]["source"]
-
-
-def _check_sampler(objects: Namespace, device: torch.device) -> None:
-    """Raise a UserError unless the sampler suits the model, before minutes of training rather than after.
-
-    The weaker model of an autoguidance is loaded, onto the device.
-    """
-    objects.model.rehearse(objects.sampler)
-    guidance = getattr(objects.sampler, "guidance", None)
-    if guidance is not None and guidance.run is not None:
-        load_weaker(guidance, objects.model, device)
-
-
-def _check_scored(objects: Namespace, device: torch.device) -> None:
-    """Raise a UserError unless the sampler suits the model, and its samples and the likelihood can be scored."""
-    _check_sampler(objects, device)
-    if objects.evaluation.likelihood:
-        objects.evaluation.likelihood_protocol(objects.model, objects.data)
-    objects.model.check_scored(objects.sampler, objects.data)
 
 
 def _changed_keys(key: str, saved: Any, asked: Any) -> list[str]:

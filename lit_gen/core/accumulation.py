@@ -1,13 +1,13 @@
-"""What a step of training knows only when all the parts in which it is computed are done."""
+"""Quantities of an optimizer step that are known only after its last micro-batch."""
 
 from torch import Tensor, nn
 
 
 class SumOverParts(nn.Module):
-    """The sum of a tensor over the parts in which a step of training is computed, one pass each.
+    """Sum of a tensor over the micro-batches of an optimizer step.
 
     Attributes:
-        num_parts: How many there are; `GenerativeModel.split_steps` sets it.
+        num_parts: Number of micro-batches per step; `GenerativeModel.split_steps` sets it.
     """
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class SumOverParts(nn.Module):
         self._sum: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor | None:
-        """Takes the tensor of one part; gives the sum with the last of them, and None before."""
+        """Add the tensor of one micro-batch; return the sum after the last micro-batch, and None before."""
         x = x if self._sum is None else self._sum + x
         self._done = (self._done + 1) % self.num_parts
         self._sum = x if self._done else None

@@ -1,4 +1,4 @@
-"""The facts of a data set that its trained models need: a run records them, and can be sampled without the data."""
+"""Facts about a data set. A run records them, so its model can be sampled without the data."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from lit_gen.core.records import COUNT, TEXT, check_fields, list_of, optional, u
 
 MAX_CLASSES = 1_000_000
 MAX_PIXELS = 4096
-"""Pixels along a side, and channels, of a recorded image."""
+"""Maximum height, width and number of channels of a recorded image."""
 REMEDY = "restore the file"
 _FILE = Path("run.json")
 FIELDS = {
@@ -21,20 +21,20 @@ FIELDS = {
     "data.class_counts": optional(list_of(COUNT, 1, MAX_CLASSES)),
     "data.class_names": optional(list_of(TEXT, 1, MAX_CLASSES)),
 }
-"""The kinds of the facts in a run.json."""
+"""Kind of each fact in run.json."""
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The facts about the training images of a run that its run.json records under `data`.
+    """Facts about the training images of a run, recorded in run.json under `data`.
 
     Attributes:
         name: Name of the data set.
-        images_fingerprint: Fingerprint of the training images, also where pairs or codes stand in their place.
+        images_fingerprint: Fingerprint of the training images, even if the model trains on pairs or codes.
         image_shape: `(C, H, W)`.
-        num_classes: Number of classes; 0 without labels.
-        class_counts: Number of training images of each class; None without labels.
-        class_names: Names of the classes, if the source knows them.
+        num_classes: Number of classes; 0 for data without labels.
+        class_counts: Number of training images per class; None for data without labels.
+        class_names: Names of the classes; None if unknown.
     """
 
     name: str
@@ -46,10 +46,10 @@ class DataFacts:
 
     @classmethod
     def recorded(cls, metadata: Mapping[str, Any]) -> "DataFacts | None":
-        """Return the facts in the content of a run.json; None for a run that an older version recorded without them.
+        """Return the facts in the content of a run.json; None if an older version wrote it without them.
 
         Raises:
-            UserError: A fact has the wrong type, or the number of classes is not that of their names or counts.
+            UserError: If a fact has the wrong type, or the number of classes differs from that of the names or counts.
         """
         data = metadata.get("data")
         if not isinstance(data, dict) or "image_shape" not in data:
@@ -59,7 +59,7 @@ class DataFacts:
         for key, values in (("class_counts", counts), ("class_names", names)):
             if values is not None and len(values) != data["num_classes"]:
                 raise UserError(
-                    f"{_FILE}: data.{key}: {len(values)} of them for {data['num_classes']} classes; {REMEDY}"
+                    f"{_FILE}: data.{key}: {len(values)} values for {data['num_classes']} classes; {REMEDY}"
                 )
         if counts is not None and not any(counts):
             raise UserError(f"{_FILE}: data.class_counts: all are 0; {REMEDY}")
@@ -73,5 +73,5 @@ class DataFacts:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts as run.json holds them."""
+        """Return the facts in the form of run.json."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

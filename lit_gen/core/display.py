@@ -1,4 +1,4 @@
-"""Columns of a progress display that fits its terminal: the description gives way to the bar and the numbers."""
+"""Columns of a progress bar that fits its terminal: the description is truncated before the numbers are."""
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task
@@ -6,18 +6,18 @@ from rich.table import Column
 from rich.text import Text
 
 WIDE = 100
-"""Columns from which a terminal has room for long bars."""
+"""Minimum width of a terminal, in characters, for long bars."""
 
 
 class Description(ProgressColumn):
-    """The task's description on one line, cut off where the other columns need the room."""
+    """Description of the task on one line, truncated if the other columns need the space."""
 
     def render(self, task: Task) -> Text:
         return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 class Number(ProgressColumn):
-    """A field of the task, such as `left`; never cut off.
+    """Field of the task, such as `left`; never truncated.
 
     Args:
         field: Name of the field.
@@ -32,17 +32,17 @@ class Number(ProgressColumn):
 
 
 def bar(console: Console) -> BarColumn:
-    """Return a bar that suits the width of the terminal."""
+    """Return a bar whose length suits the width of the terminal."""
     return BarColumn(bar_width=24 if console.width >= WIDE else 10, table_column=Column(no_wrap=True))
 
 
 def speed(images_per_second: float) -> str:
-    """Return `1,234 images/s`; nothing before the first images."""
+    """Return the speed as `1,234 images/s`; an empty string for 0."""
     return f"{images_per_second:,.0f} images/s" if images_per_second else ""
 
 
 def clock(seconds: float) -> str:
-    """Return `4:05`, or `2:04:05` from an hour on."""
+    """Return a duration as `4:05`, or as `2:04:05` from one hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

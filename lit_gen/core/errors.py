@@ -1,4 +1,4 @@
-"""The one exception for input that a user can mend, and the choices that its messages name."""
+"""The exception for input that the user can correct, and the class names that its messages list."""
 
 import inspect
 from abc import ABC
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Bad input: one clear line that names the key or file and the remedy.
+    """Invalid input; the message is one line that names the key or file and the remedy.
 
     The command line prints the message without a traceback and exits with code 2.
     """
@@ -16,18 +16,18 @@ class UserError(Exception):
 
 
 class LostProcessError(UserError):
-    """Another process of a distributed command has ended, which nothing in the input explains."""
+    """Failure of another process of a distributed command; the input is not the cause."""
 
     exit_code = 1
 
 
 class NoTestImagesError(UserError):
-    """The data has training images alone."""
+    """Request for test images of a data set that has only training images."""
 
 
 @contextmanager
 def belonging_to(key: str) -> Iterator[None]:
-    """Says of a mistake that it is one of what a key names: of another experiment, or of a network."""
+    """Prefix the message of a UserError raised in the block with the key."""
     try:
         yield
     except UserError as error:
@@ -35,7 +35,7 @@ def belonging_to(key: str) -> Iterator[None]:
 
 
 def class_names(base: type) -> list[str]:
-    """Names of the classes of a kind that can be chosen, sorted."""
+    """Return the sorted names of the concrete subclasses of `base`, itself included; private names are left out."""
     abstract = inspect.isabstract(base) or ABC in base.__bases__ or base.__name__.startswith("_")
     below: list[type] = base.__subclasses__()
     return sorted({*([] if abstract else [base.__name__]), *(name for child in below for name in class_names(child))})

@@ -1,4 +1,4 @@
-"""Read and write files safely: writes are whole or absent, reads take regular files of bounded size only."""
+"""Read and write files safely: writes are atomic, and reads accept only regular files of bounded size."""
 
 import errno
 import os
@@ -31,24 +31,24 @@ REMEDIES = {
     errno.ENOENT: "choose another path",
     errno.ELOOP: "choose another path",
 }
-"""The remedy for each error of the file system, by its number."""
+"""Remedies for file-system errors, by error number."""
 
 
 @contextmanager
 def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends, the file written there replaces `path`.
+    """Yield a temporary path in the folder of `path`; when the block ends, the file written there replaces `path`.
 
-    The temporary name holds the process id and ends as `path` does, since some writers look at the ending. It
-    is flushed to the disk before the rename, so a reader, a kill or a power cut sees the old file or the new one. If
-    the block raises, the temporary file and the folders made for it are removed and `path` is untouched. A link is
-    followed: the file that it names is replaced, not the link.
+    The temporary name holds the process id and has the suffix of `path`, since some writers choose a format by it. The
+    file is flushed to disk before the rename, so that after a kill or a power cut `path` is either the old file or the
+    new one. If the block raises, the temporary file and any folders created for it are removed and `path` is unchanged.
+    If `path` is a symbolic link, its target is replaced.
 
     Args:
-        path: The file; its folders are made.
-        flush: Wait until the disk has the file; without it a power cut, but no kill, can leave it empty.
+        path: The file; missing folders are created.
+        flush: Wait until the file is on disk. Without it, a power cut can leave an empty file; a kill cannot.
 
     Raises:
-        UserError: the file cannot be written (a full disk, a folder without permission), or is a device or a folder.
+        UserError: If the file cannot be written (full disk, missing permission), or is a device or a folder.
     """
     with staged(path) as temporary:
         yield temporary
@@ -57,7 +57,7 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def staged(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path as `replacing` does, and leave it to `publish` to replace `path` later."""
+    """Yield a temporary path as `replacing` does, but leave the replacement of `path` to a later call of `publish`."""
     with writing(path), _folders_of(_target(path)) as target:
         temporary = temporary_path(target)
         try:
@@ -68,12 +68,12 @@ def staged(path: str | Path) -> Iterator[Path]:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return where this process writes a file that shall replace `path`; no thread or other machine does so there."""
+    """Return a path for a file that will replace `path`; no other thread, process or machine uses it."""
     return path.with_name(f".{path.stem}.{os.getpid()}.{uuid4().hex[:8]}.tmp{path.suffix}")
 
 
 def publish(temporary: Path, path: str | Path, flush: bool = True) -> None:
-    """Let a file that is completely written replace `path`, after the disk has it."""
+    """Replace `path` by a completely written file, once it is on disk."""
     with writing(path):
         if flush:
             with temporary.open("rb+") as file:
@@ -82,10 +82,10 @@ def publish(temporary: Path, path: str | Path, flush: bool = True) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes of this machine left half written in a folder, but not below it.
+    """Remove temporary files that killed processes left directly in a folder.
 
-    For folders in which one process at a time writes, such as those of a run that is trained: in a folder that several
-    machines share, a process that is unknown here may live there.
+    Use it only for folders that one process at a time writes to, such as those of a run in training: if several
+    machines share a folder, a process that does not exist here may be running on another machine.
     """
     for path in folder.glob(".*.tmp*"):
         if (found := re.search(r"\.(\d+)\.[0-9a-f]{8}\.tmp(\.[^.]*)?$", path.name)) and not _lives(int(found[1])):
@@ -93,25 +93,25 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a text (UTF-8) or binary file whole or not at all; raise as `replacing`."""
+    """Write a text (UTF-8) or binary file atomically; raises as `replacing` does."""
     data = content.encode() if isinstance(content, str) else content
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_arrays(path: str | Path, **arrays: Any) -> None:
-    """Write an .npz file of arrays whole or not at all; raise as `replacing`."""
-    import numpy as np  # the command asks this module for other things before it does anything
+    """Write arrays to an .npz file atomically; raises as `replacing` does."""
+    import numpy as np  # imported late: every command imports this module at start-up
 
     with replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)
 
 
 def append(path: str | Path, content: str | bytes) -> None:
-    """Append to a file, whole or not at all, and wait until the disk has it.
+    """Append content to a file completely or not at all, and wait until it is on disk.
 
     Raises:
-        UserError: it cannot be written; the file then ends as before.
+        UserError: If the file cannot be written; its previous content is then unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     with writing(path):
@@ -119,7 +119,7 @@ def append(path: str | Path, content: str | bytes) -> None:
         try:
             length = os.fstat(descriptor).st_size
             try:
-                while data:  # a nearly full disk takes a part; the error comes with the rest
+                while data:  # a nearly full disk accepts a first piece and fails at the next
                     data = data[os.write(descriptor, data) :]
                 os.fsync(descriptor)
             except BaseException:
@@ -131,10 +131,10 @@ def append(path: str | Path, content: str | bytes) -> None:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn errors of the file system in the block, which writes `path`, into one line that names it and a remedy.
+    """Turn file-system errors in the block, which writes `path`, into a UserError with the path and a remedy.
 
     Raises:
-        UserError: the disk is full, the folder takes no files, the name is too long, and so on.
+        UserError: If the disk is full, the folder is not writable, the name is too long, and so on.
     """
     try:
         yield
@@ -147,20 +147,20 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def explain(error: OSError) -> str:
-    """Return what went wrong and, where it is known, what to do, without the path."""
+    """Return the reason of an error and, if known, the remedy, without the path."""
     reason = error.strerror or str(error)
     return f"{reason}; {REMEDIES[error.errno]}" if error.errno in REMEDIES else reason
 
 
 def _of_storage(error: BaseException | None) -> OSError | None:
-    """Return the error of the file system that an exception is, or was raised for: torch.save raises its own."""
+    """Return the file-system error that an exception is or was caused by: torch.save raises exceptions of its own."""
     while error is not None and not (isinstance(error, OSError) and error.errno in REMEDIES):
         error = error.__context__
     return error
 
 
 def _target(path: str | Path) -> Path:
-    """Return the file to replace: of a link, what it names."""
+    """Return the file to replace: the target if the path is a symbolic link."""
     path = Path(path)
     if path.is_symlink():
         path = Path(os.path.realpath(path))
@@ -171,14 +171,14 @@ def _target(path: str | Path) -> Path:
 
 @contextmanager
 def _folders_of(path: Path) -> Iterator[Path]:
-    """Make the folders of a file; if the block raises, remove those that were made."""
+    """Create the folders of a file; if the block raises, remove those that were created."""
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path
     except BaseException:
         for folder in made:
-            with suppress(OSError):  # another process has put something there
+            with suppress(OSError):  # another process has put a file there
                 folder.rmdir()
         raise
 
@@ -188,19 +188,19 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # the process belongs to another user
         return True
     return True
 
 
 @contextmanager
 def open_regular(path: str | Path) -> Iterator[BufferedReader]:
-    """Open a regular file to read bytes.
+    """Open a regular file for reading bytes.
 
     Raises:
-        UserError: the path is a FIFO, a device, a folder or another special file.
-        OSError: it cannot be opened.
-        ValueError: no file can have this name.
+        UserError: If the path is a FIFO, a device, a folder or another special file.
+        OSError: If the file cannot be opened.
+        ValueError: If the name is not a valid file name.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -214,16 +214,16 @@ def read_regular(path: str | Path, limit: int = 64 * MEBIBYTE) -> bytes:
     """Return the content of a regular file of at most `limit` bytes.
 
     Raises:
-        UserError: the path is a FIFO, a device, a folder or another special file, cannot be read, or the file is larger
-            than `limit`.
-        FileNotFoundError: there is no such file.
+        UserError: If the path is a FIFO, a device, a folder or another special file, cannot be read, or the file is
+            larger than `limit`.
+        FileNotFoundError: If the file does not exist.
     """
     try:
         with open_regular(path) as file:
             content = file.read(limit + 1)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: not a valid file name
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); check it") from None
     if len(content) > limit:
         raise UserError(f"{path}: larger than {limit:,} bytes, the limit for such a file; give a smaller one")
@@ -231,7 +231,7 @@ def read_regular(path: str | Path, limit: int = 64 * MEBIBYTE) -> bytes:
 
 
 def read_text(path: str | Path, limit: int = 64 * MEBIBYTE) -> str:
-    """Return the text of a regular UTF-8 file; raise as `read_regular`, or a UserError if it is not UTF-8."""
+    """Return the text of a regular UTF-8 file; raises as `read_regular` does, or a UserError if it is not UTF-8."""
     try:
         return read_regular(path, limit).decode()
     except UnicodeDecodeError as error:

@@ -1,12 +1,12 @@
 r"""Random numbers keyed by (seed, sample index, draw).
 
-Image i of seed s is the same image whatever the batch size, the number of processes, or the images drawn beside it,
-because its random numbers are a pure function of where they are used. The function is Philox4x32-10, a counter-based
-generator: ten rounds that mix a counter of four 32-bit words under a key of two,
+Image i of seed s is the same image for every batch size, number of processes and choice of other images, because its
+random numbers are a pure function of (seed, index, draw). The function is Philox4x32-10, a counter-based generator: ten
+rounds that mix a counter of four 32-bit words under a key of two words,
 
     (c0, c1, c2, c3)  <-  (hi(M1 c2) ^ c1 ^ k0,  lo(M1 c2),  hi(M0 c0) ^ c3 ^ k1,  lo(M0 c0)).
 
-Here the counter is (block, draw, index low, index high) and the key is the seed; a block gives four words, hence four
+Here the counter is (block, draw, index low, index high) and the key is the seed; a block gives four words, and so four
 numbers.
 
 Paper: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", https://doi.org/10.1145/2063384.2063405
@@ -25,18 +25,18 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _AHEAD = 2**14
-"""Counters that are computed at once of several draws: where philox costs little more than for one."""
+"""Number of counters to compute at once when reading ahead: up to here, philox costs little more than for one."""
 
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def philox(counter: Words, key: tuple[int, int]) -> Words:
-    """Philox4x32-10: four words of random bits for each counter.
+    """Return four words of random bits per counter, by Philox4x32-10.
 
     Args:
-        counter: four int64 tensors that broadcast against each other, values in [0, 2^32).
-        key: two words in [0, 2^32).
+        counter: Four int64 tensors that broadcast against each other, values in [0, 2^32).
+        key: Two words in [0, 2^32).
 
     Returns:
         Four int64 tensors of the broadcast shape, uniform on [0, 2^32).
@@ -44,8 +44,8 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
     c0, c1, c2, c3 = (word.clone(memory_format=torch.contiguous_format) for word in torch.broadcast_tensors(*counter))
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # In place, and with the upper halves masked only where they matter: this is most of the cost of a draw.
-        # A product wraps around in int64, which leaves its 64 bits right.
+        # In place, and with the upper halves masked only if they matter: this is most of the cost of a draw.
+        # An int64 product wraps around, and its 64 bits are still correct.
         p0, p1 = c0.bitwise_and_(_MASK).mul_(_MULTIPLIERS[0]), c2.bitwise_and_(_MASK).mul_(_MULTIPLIERS[1])
         c0, c2 = c1.bitwise_xor_(p1 >> 32).bitwise_xor_(k0), c3.bitwise_xor_(p0 >> 32).bitwise_xor_(k1)
         c1, c3 = p1, p0
@@ -54,31 +54,30 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
 
 
 class Noise:
-    """The random numbers of a batch of samples, on any device, without touching the global random state.
+    """Random numbers of a batch of samples, on any device, independent of the global random state.
 
-    Each call of `normal` or `uniform` is one draw and gives fresh numbers; the n-th draw of sample i is the same in
+    Each call of `normal` or `uniform` is one draw and returns new numbers; the n-th draw of sample i is the same in
     every batch. The numbers are computed in float64 and then cast, so that they agree between data types.
 
     Args:
-        seed: which family of samples, in [0, 2^64).
-        index: the indices (N,) of the samples, not negative.
-        device: where the numbers are made.
+        seed: Seed in [0, 2^64).
+        index: Indices (N,) of the samples, at least 0.
+        device: Device of the numbers.
 
     Raises:
-        UserError: seed or index out of range.
+        UserError: If the seed or an index is out of range.
     """
 
     def __init__(self, seed: int, index: Tensor | Sequence[int], device: torch.device | str | None = None) -> None:
         if not 0 <= seed < 2**64:
-            raise UserError(f"seed must lie in [0, 2^64), not {seed}")
+            raise UserError(f"seed: {seed} is out of range; give a whole number in [0, 2^64)")
         self.seed = seed
         self.index = torch.as_tensor(index, dtype=torch.int64, device=device)
         if self.index.ndim != 1 or bool((self.index < 0).any()):
-            raise UserError("sample indices must be a flat sequence of integers >= 0")
+            raise UserError("index: not a flat sequence of whole numbers >= 0; give one index per sample")
         self.draws = 0
         self.reads_ahead = False
-        """Whether the numbers of the draws to come are computed with those of one: the same numbers, sooner where many
-        small draws follow."""
+        """Whether to compute several draws at once: the numbers are the same, and many small draws are faster."""
         self._kept: dict[int, tuple[int, list[Tensor]]] = {}
 
     def __len__(self) -> int:
@@ -89,7 +88,7 @@ class Noise:
         return self.index.device
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        r"""Standard normal numbers (N, \*shape), by Box-Muller from pairs of uniform ones."""
+        r"""Draw standard normal numbers (N, \*shape), by the Box-Muller transform."""
         pairs = self._uniform(shape)
         values = []
         for u, v in (pairs[:2], pairs[2:]):
@@ -98,12 +97,12 @@ class Noise:
         return self._gather(values, shape).to(dtype)
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        r"""Uniform numbers (N, \*shape) in the open interval (0, 1)."""
+        r"""Draw uniform numbers (N, \*shape) in the open interval (0, 1)."""
         limits = torch.finfo(dtype)
         return self._gather(self._uniform(shape), shape).to(dtype).clamp_(limits.tiny, 1 - limits.eps / 2)
 
     def _uniform(self, shape: Sequence[int]) -> list[Tensor]:
-        """Four sets (N, num_blocks) of the next draw, float64."""
+        """Return four tensors (N, num_blocks) of uniform numbers of the next draw, float64."""
         num_blocks = -(-math.prod(shape) // 4)
         first, numbers = self._kept.get(num_blocks) or (0, None)
         if numbers is None or not first <= self.draws < first + len(numbers[0]):
@@ -114,7 +113,7 @@ class Noise:
         return [part[self.draws - 1 - first] for part in numbers]
 
     def _next(self, num_blocks: int) -> list[Tensor]:
-        """Four sets (D, N, num_blocks) of the next D draws, float64."""
+        """Return four tensors (D, N, num_blocks) of uniform numbers of the next D draws, float64."""
         num_draws = max(1, _AHEAD // max(1, len(self) * num_blocks)) if self.reads_ahead else 1
         blocks = torch.arange(num_blocks, device=self.device)
         draws = torch.arange(self.draws, self.draws + num_draws, device=self.device)[:, None, None]

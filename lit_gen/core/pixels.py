@@ -1,35 +1,51 @@
-"""The one map between uint8 images, u in 0 .. 255, and float images, x = u / 127.5 - 1 in [-1, 1]."""
+"""Maps between 8-bit images, u in 0 .. 255, and float images, x = u / 127.5 - 1 in [-1, 1]."""
 
 import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
 
+BIN_WIDTH = 1 / 127.5
+"""Distance between two neighbouring values x."""
+
 
 def to_float(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [-1, 1], u / 127.5 - 1; any other tensor as it is."""
+    """Return uint8 images as float32 u / 127.5 - 1 in [-1, 1], and any other tensor unchanged."""
     if images.dtype != torch.uint8:
         return images
     return images.to(torch.float32).div_(127.5).sub_(1)
 
 
-def quantise(images: Tensor) -> Tensor:
-    """Rounds images in [-1, 1] to uint8: `u = floor(127.5 x + 128)`, clamped to 0 .. 255.
+def from_levels(levels: Tensor) -> Tensor:
+    """Return u / 127.5 - 1 for float values u in 0 .. 255, which may lie between whole numbers."""
+    return levels / 127.5 - 1
 
-    The exact inverse of `to_float`; values outside of [-1, 1] saturate.
+
+def nearest_levels(images: Tensor) -> Tensor:
+    """Return the level u, as a float, whose value u / 127.5 - 1 is nearest to each pixel; not clamped to 0 .. 255.
+
+    Unlike `quantise`, it keeps the data type, and rounds a value halfway between two levels to the even level.
+    """
+    return ((images + 1) * 127.5).round()
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Round images in [-1, 1] to uint8: `u = floor(127.5 x + 128)`, clamped to 0 .. 255.
+
+    It is the exact inverse of `to_float`; values outside [-1, 1] saturate.
 
     Args:
-        images: Float, of any shape.
+        images: Float tensor of any shape.
 
     Raises:
-        UserError: Some value is not finite; it would become an arbitrary grey level and be scored as if it were one.
+        UserError: If a value is not finite: it would become an arbitrary grey level, and be scored as one.
     """
     images = finite(images.to(torch.promote_types(images.dtype, torch.float32)))
     return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def finite(images: Tensor) -> Tensor:
-    """Return generated images as they are; raise a UserError if a value is not finite."""
+    """Return generated images unchanged, or raise a UserError if a value is not finite."""
     is_finite = torch.isfinite(images)
     if not is_finite.all():
         raise UserError(

@@ -1,4 +1,4 @@
-"""The processes of one command: which one this is, and what they tell one another."""
+"""Processes of one distributed command: ranks and collective operations."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import Tensor, distributed
 
 
 def ranks() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) when nothing is distributed."""
+    """Return (rank, number of processes); (0, 1) if the command is not distributed."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
 def gather(part: Any) -> list[Any]:
-    """The part of every process, on every process."""
+    """Return the values of all processes, in order of rank, on every process."""
     _, world_size = ranks()
     if world_size == 1:
         return [part]
@@ -24,7 +24,7 @@ def gather(part: Any) -> list[Any]:
 
 
 def from_first(value: Any) -> Any:
-    """The value of the first process, on every process."""
+    """Return the value of rank 0 on every process."""
     if ranks()[1] == 1:
         return value
     values = [value]
@@ -33,14 +33,14 @@ def from_first(value: Any) -> Any:
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum over all processes, on each of them."""
+    """Sum a tensor over all processes in place, and return it on every process."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(x)
     return x
 
 
 def all_gather_cat(x: Tensor) -> Tensor:
-    """The tensors of all processes, of one shape, one after the other along the first dimension."""
+    """Concatenate the tensors of all processes, which have one shape, along the first dimension."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return x
     parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]

@@ -1,4 +1,4 @@
-"""Progress in images: told to whoever listens in the same process, as a bar on a terminal, as a line elsewhere."""
+"""Progress in images: events for listeners in the same process, a bar on a terminal, lines in a log file."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from lit_gen.core.display import Description, Number, bar, clock, speed
 
 
 class Step(NamedTuple):
-    """Images done of something that is being done.
+    """Progress event of a task.
 
     Attributes:
-        description: What is being done.
-        completed: Images done.
-        total: Images to be done.
-        images_per_second: Mean since the beginning; 0 before the first images.
+        description: Name of the task.
+        completed: Number of images done.
+        total: Number of images of the whole task.
+        images_per_second: Mean speed since the start; 0 before the first images.
     """
 
     description: str
@@ -28,27 +28,27 @@ class Step(NamedTuple):
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until all are done at that speed; infinite before the first images, 0 behind the last one."""
+        """Remaining seconds at this speed; infinite before the first images, 0 after the last one."""
         left = max(self.total - self.completed, 0)
         return left / self.images_per_second if self.images_per_second else float("inf")
 
 
 listeners: list[Callable[[Step], object]] = []
-"""Each is called with every step; they must be quick."""
+"""Functions that are called with every step; they must be fast."""
 
 
 class ImageProgress:
-    """Counts images towards a total.
+    """Counter of the images of a task, which shows its progress.
 
-    On a terminal a rich bar; elsewhere one line every `seconds`, so that log files stay readable. Nothing is shown
-    before the first update.
+    On a terminal it shows a rich progress bar, and otherwise prints one line every `seconds`. It shows nothing before
+    the first update.
 
     Args:
-        description: What is being done.
-        total: Images to be done.
-        completed: Images done before.
+        description: Name of the task.
+        total: Number of images of the whole task.
+        completed: Number of images done before.
         seconds: Time between two lines.
-        console: Where to; the standard error stream if not given.
+        console: Console to write to; by default standard error.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class ImageProgress:
         self._task = TaskID(0)
 
     def add(self, images: int) -> None:
-        """Counts more images."""
+        """Add to the number of images done."""
         self.update(self.completed + images)
 
     def update(self, completed: int) -> None:
-        """Sets how many images are done."""
+        """Set the number of images done."""
         self.completed = completed
         now = time.monotonic()
         step = Step(self.description, completed, self.total, (completed - self._first) / max(now - self._start, 1e-9))
@@ -113,7 +113,7 @@ class ImageProgress:
 def image_progress(
     description: str, total: int, show: bool = True, at_once: bool = True
 ) -> Iterator[ImageProgress | None]:
-    """A progress over a block, shown at once or with the first update; none on other processes than the first."""
+    """Yield a progress for the block, or None if `show` is false; it appears at once or with the first update."""
     progress = ImageProgress(description, total) if show else None
     if progress is not None and at_once:
         progress.update(0)

@@ -1,4 +1,4 @@
-"""Read JSON files that may be damaged or come from someone else: a whole file is validated once, where it is read."""
+"""Read JSON files that may be damaged or untrusted; each file is validated as a whole when it is read."""
 
 import json
 import math
@@ -19,11 +19,11 @@ MAX_DEPTH = 32
 MAX_LETTERS = 1000
 MAX_DIGITS = 20
 LARGEST = 1e100
-"""A number of greater magnitude is damage: no arithmetic of a report overflows below it."""
+"""Largest magnitude of a valid number; arithmetic of reports on such numbers cannot overflow."""
 
 
 class Kind(NamedTuple):
-    """The kind of value that a field holds: a description for errors, and a test."""
+    """Kind of value of a field: a description for messages, and a test."""
 
     description: str
     fits: Callable[[Any], bool]
@@ -59,22 +59,22 @@ LIST = Kind("a list", lambda value: isinstance(value, list))
 
 
 def up_to(most: int, least: int = 0) -> Kind:
-    """Return the kind of whole numbers from `least` to `most`."""
+    """Return the kind of the whole numbers from `least` to `most`."""
     return Kind(f"a whole number from {least} to {most:,}", lambda value: COUNT.fits(value) and least <= value <= most)
 
 
 def optional(kind: Kind) -> Kind:
-    """Return the kind that may also be null."""
+    """Return the kind that also allows null."""
     return Kind(f"{kind.description}, or null", lambda value: value is None or kind.fits(value))
 
 
 def either(*kinds: Kind) -> Kind:
-    """Return the kind that is one of several."""
+    """Return the kind of the values of any of the given kinds."""
     return Kind(" or ".join(kind.description for kind in kinds), lambda value: any(kind.fits(value) for kind in kinds))
 
 
 def list_of(kind: Kind, least: int = 0, most: int = 10_000) -> Kind:
-    """Return the kind of lists of `least` to `most` items."""
+    """Return the kind of lists with `least` to `most` items of a kind."""
     return Kind(
         f"a list of {least} to {most} items, each {kind.description}",
         lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(kind.fits, value)),
@@ -82,7 +82,7 @@ def list_of(kind: Kind, least: int = 0, most: int = 10_000) -> Kind:
 
 
 def values_of(kind: Kind) -> Kind:
-    """Return the kind of objects whose keys are texts and whose values are of a kind."""
+    """Return the kind of objects with texts as keys and values of a kind."""
     return Kind(
         f"an object whose values are each {kind.description}",
         lambda value: isinstance(value, dict) and all(_is_text(key) and kind.fits(value[key]) for key in value),
@@ -90,10 +90,10 @@ def values_of(kind: Kind) -> Kind:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text holds.
+    """Return the content of a JSON text.
 
     Raises:
-        ValueError: The text is not JSON, is nested too deep, or holds a whole number of too many digits.
+        ValueError: If the text is not JSON, is nested too deeply, or holds a whole number with too many digits.
     """
     try:
         value = json.loads(text, parse_int=_integer)
@@ -118,13 +118,13 @@ def read_json(path: Path, remedy: str, limit: int = 16 * MEBIBYTE) -> Any:
     """Read a JSON file.
 
     Args:
-        path: The file; a regular one.
-        remedy: What an error tells the user to do.
-        limit: Most bytes of the file.
+        path: A regular file.
+        remedy: Instruction at the end of error messages.
+        limit: Maximum size of the file in bytes.
 
     Raises:
-        UserError: The file is not a regular one, not readable, or not valid JSON; the message names it.
-        FileNotFoundError: There is no such file.
+        UserError: If the file is not regular, not readable, or not valid JSON; the message names it.
+        FileNotFoundError: If the file does not exist.
     """
     try:
         return parse_json(read_text(path, limit))
@@ -137,7 +137,7 @@ def read_json(path: Path, remedy: str, limit: int = 16 * MEBIBYTE) -> Any:
 
 
 def read_record(path: Path, remedy: str, limit: int = 16 * MEBIBYTE) -> dict[str, Any]:
-    """Read a JSON file that holds an object; raise as `read_json`, or a UserError if it holds anything else."""
+    """Read a JSON file that holds an object; raises as `read_json` does, or a UserError for any other value."""
     value = read_json(path, remedy, limit)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected an object, got {reprlib.repr(value)}; {remedy}")
@@ -148,10 +148,10 @@ def check_texts(value: Any, path: Path, remedy: str, key: str = "") -> None:
     """Raise a UserError if a key or text anywhere in the value is too long or not printable.
 
     Args:
-        value: What a file holds.
+        value: Content of a file.
         path: The file.
-        remedy: What an error tells the user to do.
-        key: The dotted key of the value.
+        remedy: Instruction at the end of error messages.
+        key: Dotted key of the value.
     """
     if isinstance(value, dict):
         for name, item in value.items():
@@ -166,10 +166,10 @@ def check_texts(value: Any, path: Path, remedy: str, key: str = "") -> None:
 
 
 def read_each(items: Iterable[Item], read: Callable[[Item], Content], consequence: str) -> list[Content]:
-    """Read each of several; one that is damaged is named in a warning, with what follows, and left out.
+    """Return the contents of the items that can be read, and warn about each damaged item and the consequence.
 
     Raises:
-        UserError: All of them are damaged.
+        UserError: If all items are damaged.
     """
     contents, errors = [], []
     for item in items:
@@ -178,14 +178,14 @@ def read_each(items: Iterable[Item], read: Callable[[Item], Content], consequenc
         except UserError as error:
             errors.append(str(error))
     if errors and not contents:
-        raise UserError(errors[0] + (f" (and {len(errors) - 1} more: none is left)" if len(errors) > 1 else ""))
+        raise UserError(errors[0] + (f" (and {len(errors) - 1} more; none can be read)" if len(errors) > 1 else ""))
     for damage in errors:
         warnings.warn(f"{damage}; {consequence}", stacklevel=3)
     return contents
 
 
 def look_up(record: Any, key: str) -> Any:
-    """Return the value of a dotted key such as `protocol.num_samples`; None if there is none."""
+    """Return the value of a dotted key such as `protocol.num_samples`; None if it is missing."""
     for part in key.split("."):
         record = record.get(part) if isinstance(record, dict) else None
     return record
@@ -194,19 +194,19 @@ def look_up(record: Any, key: str) -> Any:
 def check_fields(
     record: Mapping[str, Any], fields: Mapping[str, Kind], required: frozenset[str], path: Path, remedy: str
 ) -> None:
-    """Raise a UserError unless every field that is there is of its kind, and every required one is there.
+    """Raise a UserError unless every present field has its kind, and every required field is present.
 
     Args:
-        record: What a file holds.
+        record: Content of a file.
         fields: Kinds by dotted key; an object comes before its fields.
-        required: Keys that must be there.
+        required: Keys of the required fields.
         path: The file.
-        remedy: What an error tells the user to do.
+        remedy: Instruction at the end of error messages.
     """
     for key, kind in fields.items():
         *parents, name = key.split(".")
         holder = look_up(record, ".".join(parents)) if parents else record
         present = isinstance(holder, Mapping) and name in holder
         if (present or key in required) and not (present and kind.fits(holder[name])):
-            got = f"got {reprlib.repr(holder[name])}" if present else "which is not there"
+            got = f"got {reprlib.repr(holder[name])}" if present else "which is missing"
             raise UserError(f"{path}: {key}: missing or of a wrong type: expected {kind.description}, {got}; {remedy}")

@@ -1,4 +1,4 @@
-"""The seeds that every generator takes: numpy's legacy one, which Lightning seeds as well, takes 32 bits."""
+"""Range of the seeds: 32 bits, as in numpy's legacy generator, which Lightning also seeds."""
 
 from lit_gen.core.errors import UserError
 
@@ -6,6 +6,6 @@ MAX_SEED = 2**32 - 1
 
 
 def check_seed(seed: int, key: str) -> None:
-    """Raise a UserError that names the key unless the seed lies in [0, 2^32 - 1]."""
+    """Raise a UserError that names the key unless the seed is in [0, 2^32 - 1]."""
     if not 0 <= seed <= MAX_SEED:
         raise UserError(f"{key}: {seed} is not a seed; give a whole number from 0 to {MAX_SEED}")

@@ -1,7 +1,7 @@
-"""Read YAML from files that may come from anyone: plain types only, and nothing without a limit.
+"""Read YAML from untrusted files: plain types only, within limits of size and depth.
 
-The text is first walked as a stream of events, which builds nothing: an alias counts as much as what it repeats, so a
-few lines that expand to billions of nodes are refused before there is one.
+The text is first read as a stream of events, which builds no objects. An alias counts as much as the nodes it repeats,
+so a few lines that would expand to billions of nodes are refused before any node is built.
 """
 
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from lit_gen.core.files import MEBIBYTE, read_text
 
 MAX_BYTES = MEBIBYTE
 MAX_NODES = 100_000
-"""Keys and values of a file, with those that an alias repeats."""
+"""Maximum number of keys and values of a file, including those that an alias repeats."""
 MAX_DEPTH = 50
-"""Lists and mappings within each other."""
+"""Maximum depth of nested lists and mappings."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -25,40 +25,40 @@ def load_yaml(path: str | Path) -> Any:
     """Return the content of a YAML file as plain types.
 
     Raises:
-        UserError: the file is not a regular one, not UTF-8 or not valid YAML; it is larger, longer or deeper than the
-            limits above; a key is given twice, or an anchor contains itself.
-        OSError: the file cannot be opened.
+        UserError: If the file is not regular, not UTF-8 or not valid YAML, exceeds a limit above, gives a key twice, or
+            has an anchor that contains itself.
+        OSError: If the file cannot be opened.
     """
     return parse_yaml(read_text(path, MAX_BYTES), str(path))
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Return the content of a YAML text; raise a UserError that begins with the text's name, as `load_yaml` does."""
+    """Return the content of a YAML text; raises as `load_yaml` does, with the name at the start of the message."""
     try:
         check_yaml(text)
         return yaml.load(text, _LOADER)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or an integer that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date or integer
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}; correct the file") from None
 
 
 def check_yaml(text: str) -> None:
-    """Raise a UserError if the text expands beyond the limits, gives a key twice or contains itself.
+    """Check the structure of a YAML text without building its content.
 
     Raises:
-        UserError: as said.
-        yaml.YAMLError: the text is not valid YAML.
+        UserError: If the text exceeds a limit, gives a key twice, or has an anchor that contains itself.
+        yaml.YAMLError: If the text is not valid YAML.
     """
     anchors: dict[str, _Node | None] = {}
     above: list[_Node] = []
     for event in yaml.parse(text, _LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
             if event.anchor is not None:
-                anchors[event.anchor] = None  # not known before its end
+                anchors[event.anchor] = None  # unknown until the collection ends
             keys: set[str] | None = set() if isinstance(event, yaml.MappingStartEvent) else None
             above.append(_Node(event.anchor, depth=1, keys=keys))
-            _limit("lists and mappings within each other", len(above), MAX_DEPTH, event)
+            _limit("nested lists and mappings", len(above), MAX_DEPTH, event)
             continue
         if isinstance(event, yaml.CollectionEndEvent):
             node = above.pop()
@@ -67,7 +67,7 @@ def check_yaml(text: str) -> None:
             if above:
                 above[-1].check_key(event)
         elif isinstance(event, yaml.AliasEvent):
-            known = anchors.get(event.anchor, _Node(None))  # the parser says that there is no such anchor
+            known = anchors.get(event.anchor, _Node(None))  # the parser reports an unknown anchor
             if known is None:
                 raise UserError(f"line {_line(event)}: *{event.anchor} contains itself; write its content out")
             node = _Node(None, known.size, known.depth)
@@ -77,13 +77,13 @@ def check_yaml(text: str) -> None:
             anchors[node.anchor] = node
         if above:
             above[-1].add(node)
-            _limit("keys and values, with those that aliases repeat", above[-1].size, MAX_NODES, event)
-            _limit("lists and mappings within each other", len(above) + node.depth, MAX_DEPTH, event)
+            _limit("keys and values, including repeats by aliases", above[-1].size, MAX_NODES, event)
+            _limit("nested lists and mappings", len(above) + node.depth, MAX_DEPTH, event)
 
 
 @dataclass
 class _Node:
-    """The part of one node that has been read: the numbers of nodes and of levels of collections in it."""
+    """A node read so far: the number of nodes and the depth of collections in it."""
 
     anchor: str | None
     size: int = 1
@@ -97,7 +97,7 @@ class _Node:
         self.parts += 1
 
     def check_key(self, event: yaml.ScalarEvent) -> None:
-        """Raise a UserError if the scalar is a key of this mapping that was given before."""
+        """Raise a UserError if the scalar is a repeated key of this mapping."""
         if self.keys is None or self.parts % 2:
             return
         if event.value in self.keys:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.core.noise import Noise
-
-BIN_WIDTH = 1 / 127.5
+from lit_gen.core.pixels import BIN_WIDTH
 
 
 def dequantise(images: Tensor, noise: Noise) -> Tensor:

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
+from lit_gen.core.pixels import BIN_WIDTH, from_levels, nearest_levels
 
-HALF_BIN = 1 / 255
+HALF_BIN = BIN_WIDTH / 2
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
 
@@ -350,4 +351,4 @@ def _draw_logistic(mean: Tensor, log_scale: Tensor, noise: Noise, temperature: f
 
 def _nearest_value(x: Tensor) -> Tensor:
     """The nearest of the values u / 127.5 - 1."""
-    return ((x + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+    return from_levels(nearest_levels(x).clamp(0, 255))

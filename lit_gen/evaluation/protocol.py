@@ -355,12 +355,12 @@ class Evaluation:
         if num_images > num_test:
             raise UserError(f"evaluation.likelihood: {data.name} has {num_test} test images; give no more, or all")
         return {
-            "kind": method.kind if method else model.likelihood_kind,
+            "kind": method.kind if method else model.capabilities.likelihood_kind,
             "split": "test",
             "data_fingerprint": data.fingerprint("test"),
             "num_images": num_images,
             "conditional": bool(model.num_classes),
-            "dequantisation": (method and method.dequantisation) or model.dequantisation,
+            "dequantisation": (method and method.dequantisation) or model.capabilities.dequantisation,
             "method": None if method is None else method.to_dict(),
         }
 

@@ -19,12 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from filelock import FileLock
-from jsonargparse import Namespace
 from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -39,10 +38,11 @@ from lit_gen.data.encoded import Encoded, load_values, save_values
 from lit_gen.data.module import ImageDataModule
 from lit_gen.experiment.arguments import as_arguments
 from lit_gen.experiment.files import opening
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.vq.models.vqgan import VQVAE
 from lit_gen.runs.directory import Run, read_metadata
 from lit_gen.runs.weights import parse_weights
-from lit_gen.training.callbacks.ema import load_weights, named_weights
+from lit_gen.training.callbacks.ema import EMA, load_weights, named_weights
 
 FOLDER = "first_stage"
 WEIGHTS = "weights.safetensors"
@@ -51,8 +51,24 @@ STD = 0.5
 """Standard deviation of standardised latents."""
 
 
-Build = Callable[[list[str], DataFacts | None], Namespace]
-"""Build the objects of an experiment, given its arguments and what a run recorded of its data."""
+class FirstStageExperiment(Protocol):
+    """What the first stage needs of its own experiment."""
+
+    @property
+    def model(self) -> GenerativeModel:
+        """The model, with its initial weights."""
+
+    @property
+    def data(self) -> ImageDataModule:
+        """Its data."""
+
+    @property
+    def ema(self) -> EMA:
+        """Which averages of its weights are kept."""
+
+
+Build = Callable[[list[str], DataFacts | None], FirstStageExperiment]
+"""Build an experiment, given its arguments and what a run recorded of its data."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ class FirstStage:
     # --- known before it is trained ---
 
     @cached_property
-    def _objects(self) -> Namespace:
+    def _experiment(self) -> FirstStageExperiment:
         assert self.run is not None
         path = Path(self.run)
         config = path / "config.yaml" if path.is_dir() else path
@@ -110,18 +126,19 @@ class FirstStage:
         # the second's weights are drawn as if there were no first
         with isolate_rng(), opening(config, "first_stage.run"), belonging_to("first_stage.run"):
             facts = DataFacts.recorded(self.metadata) if path.is_dir() else None
-            objects = self._build(["--config", str(config), *as_arguments(self.run_overrides)], facts)
-        if not isinstance(objects.model, VQVAE):
+            experiment = self._build(["--config", str(config), *as_arguments(self.run_overrides)], facts)
+        if not isinstance(experiment.model, VQVAE):
             raise UserError(
-                f"first_stage.run: {self.run} holds a {type(objects.model).__name__}, which has no codes; name a VQVAE "
-                "or VQGAN"
+                f"first_stage.run: {self.run} holds a {type(experiment.model).__name__}, which has no codes; name a "
+                "VQVAE or VQGAN"
             )
-        return objects
+        return experiment
 
     @property
     def model(self) -> VQVAE:
         """The model, with the weights that `load` gives it."""
-        model: VQVAE = self._objects.model
+        model = self._experiment.model
+        assert isinstance(model, VQVAE)
         return model
 
     @property
@@ -142,9 +159,9 @@ class FirstStage:
         """
         if data.flip:
             raise UserError("data.flip: what is encoded cannot be flipped; set it to false, or flip in the first stage")
-        other: ImageDataModule = self._objects.data
+        other: ImageDataModule = self._experiment.data
         to_be_trained = Path(str(self.run)).is_file()
-        if to_be_trained and parse_weights(self.weights, "first_stage.weights") and not self._objects.ema.gammas:
+        if to_be_trained and parse_weights(self.weights, "first_stage.weights") and not self._experiment.ema.gammas:
             raise UserError(
                 f"first_stage.weights: {self.weights} is made of power-function averages; add "
                 "--first_stage.run.ema.stds '[0.05, 0.1]' to keep them"

@@ -195,7 +195,7 @@ def choices(kinds: Iterable[Kind]) -> dict[str, type]:
 
 def _networks() -> list[type]:
     """Return the public networks of all families."""
-    public = (value for family in families.__all__ for value in vars(getattr(families, family)).values())
+    public = (value for family in families.FAMILIES for value in vars(family).values())
     classes = (value for value in public if isinstance(value, type))
     return [cls for cls in classes if ".networks" in cls.__module__ and issubclass(cls, Module)]
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from torch import Tensor
 
 from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.errors import UserError
 from lit_gen.core.records import COUNT, POSITIVE, RECORD, Kind, check_fields, values_of
+from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER, FirstStage, FirstStageSettings
 from lit_gen.experiment.parser import build_objects
 from lit_gen.families.base import GenerativeModel
@@ -88,7 +88,7 @@ def load(directory: str | Path, weights: str = "ema") -> GenerativeModel:
     return model
 
 
-def load_objects(run: Run) -> Namespace:
+def load_objects(run: Run) -> Experiment:
     """Build the objects of a run's own configuration; its data is not read if the run recorded what they need of it."""
     return build_objects(["--config", str(run.config)], DataFacts.recorded(run.metadata))
 
@@ -117,7 +117,7 @@ def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeMode
         ) from None
     if isinstance(model.first_stage, FirstStage):
         load_first_stage(model.first_stage, run.directory / FOLDER)
-    model.images_seen = images
+    model.clock.images_seen = images
     model.title = run.metadata.get("title", model.title)
     return model.eval()
 
@@ -150,7 +150,7 @@ def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device
     """
     assert guidance.run is not None
     run = Run.open(guidance.run)
-    weaker: GenerativeModel = load_objects(run).model
+    weaker = load_objects(run).model
     if not isinstance(weaker, Diffusion):
         raise UserError(f"sampler.guidance.run: {run.directory} holds a {type(weaker).__name__}, which is no denoiser")
     if (weaker.image_shape, weaker.num_classes) != (model.image_shape, model.num_classes):

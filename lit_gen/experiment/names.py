@@ -50,7 +50,6 @@ _MOVED = (
         "Transform UniformDequantisation UnitInterval VariationalDequantisation VariationalDequantiser",
     ),
     ("lit_gen.models", "lit_gen.families.flows", "Glow NICE PointFlow RealNVP"),
-    ("lit_gen.models.flow", "lit_gen.families.flows", "NormalizingFlow"),
     ("lit_gen.networks", "lit_gen.families.flows", "ConvCoupling MLPCoupling"),
     ("lit_gen.adversarial", "lit_gen.families.gan", "AdaptiveAugment Augmentation DiffAugment"),
     ("lit_gen.models", "lit_gen.families.gan", "GAN WGAN"),

@@ -31,6 +31,7 @@ from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.experiment import key_help
 from lit_gen.experiment.arguments import is_config, normalise_arguments
 from lit_gen.experiment.build import build
+from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.files import check_argument, check_config
 from lit_gen.experiment.first_stage import FirstStage, FirstStageSettings
 from lit_gen.experiment.messages import one_line
@@ -162,8 +163,8 @@ class ExperimentCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Deferred: `objects()` and `instantiate_trainer()` build what a verb needs."""
 
-    def objects(self, facts: DataFacts | None = None) -> Namespace:
-        """Builds everything but the Trainer: data, model, callbacks, sampler, evaluation and settings.
+    def objects(self, facts: DataFacts | None = None) -> Experiment:
+        """Build everything but the Trainer: data, model, callbacks, sampler, evaluation and settings.
 
         The global generators are seeded first, so that the initial weights are those of `seed_everything`.
 
@@ -185,7 +186,7 @@ class ExperimentCLI(LightningCLI):
         module, _, name = self.config.model.class_path.rpartition(".")
         model: type[GenerativeModel] = getattr(import_module(module), name)
         first_stage = self.config.first_stage.run
-        if first_stage is not None and model.learns == "images":
+        if first_stage is not None and model.capabilities.learns == "images":
             raise UserError(
                 f"first_stage.run: {name} learns images and follows no first stage; leave it out, or use "
                 "TokenPrior or a diffusion model"
@@ -203,7 +204,7 @@ class ExperimentCLI(LightningCLI):
             raise UserError(one_line(error)) from None
         if first_stage is not None:
             self.config_init.model.follow(self.config_init.first_stage)
-        return self.config_init
+        return Experiment.of(self.config_init, self.config.trainer)
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration, defaults included, as plain YAML types."""
@@ -244,7 +245,7 @@ def _first_stage(settings: type[FirstStageSettings], **values: Any) -> FirstStag
     return FirstStage(settings(**values), build_objects)
 
 
-def build_objects(arguments: Sequence[str], facts: DataFacts | None = None) -> Namespace:
+def build_objects(arguments: Sequence[str], facts: DataFacts | None = None) -> Experiment:
     """Build the objects of an experiment, given its arguments; as `ExperimentCLI.objects`."""
     return ExperimentCLI(arguments).objects(facts)
 

@@ -3,6 +3,18 @@
 `base` has what every model has in common, `settings` how a trained model is asked.
 """
 
-from lit_gen.families import autoregressive, diffusion, flows, gan, vae, vq
+import inspect
 
-__all__ = ["autoregressive", "diffusion", "flows", "gan", "vae", "vq"]
+from lit_gen.families import autoregressive, diffusion, flows, gan, vae, vq
+from lit_gen.families.base import GenerativeModel
+
+__all__ = ["autoregressive", "diffusion", "flows", "gan", "list_models", "vae", "vq"]
+
+FAMILIES = (autoregressive, diffusion, flows, gan, vae, vq)
+
+
+def list_models() -> dict[str, type[GenerativeModel]]:
+    """Return the models of all families by name."""
+    public = (value for family in FAMILIES for value in vars(family).values() if isinstance(value, type))
+    models = (cls for cls in public if issubclass(cls, GenerativeModel) and not inspect.isabstract(cls))
+    return {cls.__name__: cls for cls in models}

@@ -1,10 +1,10 @@
 """What every family has in common: how it is sampled, counted and trained."""
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal, NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,11 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.core.accumulation import SumOverParts
-from lit_gen.core.errors import NoTestImagesError, UserError, class_names
+from lit_gen.core.errors import NoTestImagesError, UserError
+from lit_gen.core.modes import evaluating
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.module import ImageDataModule
+from lit_gen.families.capabilities import Capabilities
+from lit_gen.families.clock import Clock
 from lit_gen.families.latents import Latents
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
@@ -39,30 +42,8 @@ class GenerativeModel(LightningModule, ABC):
         compile: Compile the network with torch.compile; the checkpoint's keys stay as they are.
     """
 
-    sampler_type: ClassVar[type[Sampler] | tuple[type[Sampler], ...] | None] = None
-    """What samplers `sample` takes; None for a family that has one way to draw."""
-
-    likelihood_method_type: ClassVar[type[LikelihoodMethod] | None] = None
-    """What methods `log_likelihood` takes; None for a family that has one way to compute it."""
-
-    takes_other_weights: ClassVar[bool] = True
-    """Whether it trains with weights that are not float32, as in the precision bf16-true."""
-
-    pictures: ClassVar[tuple[str, ...]] = ()
-    """What the family can show of given images: the names that `picture` takes."""
-
-    drawn_pictures: ClassVar[tuple[str, ...]] = ()
-    """Those of them that are drawn, by a sampler if one is named."""
-
-    likelihood_kind: ClassVar[Literal["exact", "estimate", "bound"] | None] = None
-    """What `log_likelihood` gives of the log-density or log-mass that the model defines: itself, an estimate, or a
-    lower bound; None for a family that has no likelihood. Where there is a method, the kind is that of the method."""
-
-    dequantisation: Literal["uniform", "variational", "none"] = "none"
-    """How 8-bit values become points of a density, which makes of it a lower bound; none for masses of the values."""
-
-    learns: ClassVar[Literal["images", "codes", "latents"]] = "images"
-    """What the family can be trained on: images alone, the codes of a first stage, or also its latents."""
+    capabilities: Capabilities = Capabilities()
+    """What the family can do; a model that can do less than its class has a record of its own."""
 
     accumulate: int = 1
     """Parts in which each optimization step is computed, to save memory. With automatic optimization a batch is one
@@ -94,11 +75,9 @@ class GenerativeModel(LightningModule, ABC):
         self.compiled = compile
         self.title = type(self).__name__
         """What results call the model."""
-        self.images_seen = 0
         self.nfe = 0.0
-        self.training_seed = 0
-        self._batches_seen = 0
-        self._part = 0
+        """Number of network evaluations per image of the latest `sample` or `log_likelihood`."""
+        self.clock = Clock()
         self._stop_asked = False
         self.training_values: dict[str, Tensor | float] = {}
         """The latest of each value that `log_training` was given."""
@@ -123,7 +102,7 @@ class GenerativeModel(LightningModule, ABC):
     def follow(self, first_stage: Latents) -> None:
         """Makes the model the second of two stages; a likelihood of codes or latents is none of images."""
         self.first_stage = first_stage
-        self.likelihood_kind = None  # type: ignore[misc]
+        self.capabilities = replace(self.capabilities, likelihood_kind=None)
         self.title = f"{first_stage.title} + {self.title}"
 
     def follow_classes(self, data: ImageDataModule) -> None:
@@ -158,7 +137,7 @@ class GenerativeModel(LightningModule, ABC):
     def picture(
         self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
     ) -> Tensor:
-        """One of `pictures`, made of images of the data.
+        """Return one of the pictures of the family, made of images of the data.
 
         Args:
             name: Which.
@@ -174,7 +153,7 @@ class GenerativeModel(LightningModule, ABC):
 
     @torch.inference_mode()
     def show(self, name: str, data: ImageDataModule, num: int, seed: int, sampler: Sampler | None = None) -> Tensor:
-        """One of `pictures`, made of evenly spaced test images, or training images where the data has no test part.
+        """Return a picture of evenly spaced test images, or of training images if the data has no test split.
 
         Args:
             name: Which.
@@ -189,26 +168,16 @@ class GenerativeModel(LightningModule, ABC):
         Raises:
             UserError: the family has no such picture, or a sampler is given for one that is not drawn.
         """
-        if name not in self.pictures:
-            choices = f"one of {', '.join(self.pictures)}" if self.pictures else "none"
-            raise UserError(f"--picture: {type(self).__name__} has no picture {name}; it has {choices}")
-        if sampler is not None and name not in self.drawn_pictures:
-            raise UserError(
-                f"sampler: the picture {name} of {type(self).__name__} is not drawn and takes none; leave --sampler out"
-            )
+        self.capabilities.check_picture(type(self).__name__, name, sampler)
         self.check_sampler(sampler)
         try:
             batch = data.examples("test", num)
         except NoTestImagesError:
             batch = data.examples("train", num)
         images, labels = batch.images.to(self.device), self.conditioning(batch)
-        training = self.training
-        self.eval()
-        try:
-            labels = labels.to(self.device) if labels is not None else None
+        labels = labels.to(self.device) if labels is not None else None
+        with evaluating(self):
             return self.picture(name, images, labels, Noise(seed, batch.index, self.device), sampler)
-        finally:
-            self.train(training)
 
     def check_data(self, data: ImageDataModule) -> None:
         """Raises a UserError if the data is not what the model is of, before anything is trained; by default never."""
@@ -262,14 +231,7 @@ class GenerativeModel(LightningModule, ABC):
         Raises:
             UserError: it takes none, or others.
         """
-        if sampler is None or (self.sampler_type is not None and isinstance(sampler, self.sampler_type)):
-            return
-        family, given = type(self).__name__, type(sampler).__name__
-        if self.sampler_type is None:
-            raise UserError(
-                f"sampler: {family} draws an image in one evaluation and takes no sampler; leave --sampler out"
-            )
-        raise UserError(f"sampler: {given} does not draw from {family}; {_one_of(self.sampler_type)}")
+        self.capabilities.check_sampler(type(self).__name__, sampler)
 
     def check_scored(self, sampler: Sampler | None, data: ImageDataModule) -> None:
         """Raise a UserError if what the sampler draws cannot be compared with the data; by default never."""
@@ -306,12 +268,8 @@ class GenerativeModel(LightningModule, ABC):
             labels = self.drawn_classes(noise.index)
         if labels is not None:
             labels = labels.to(self.device)
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             images = self.draw(noise, labels, sampler or self.default_sampler())
-        finally:
-            self.train(training)
         if self.first_stage is not None:
             images = self.first_stage.decode(images)
         return images.float()
@@ -330,20 +288,9 @@ class GenerativeModel(LightningModule, ABC):
         Raises:
             UserError: it has none, or takes no method or others.
         """
-        family = type(self).__name__
-        if self.likelihood_kind is None:
+        if self.capabilities.likelihood_kind is None:
             raise UserError(f"evaluation.likelihood: {self.title} has no likelihood; leave it at 0")
-        if method is None or (self.likelihood_method_type and isinstance(method, self.likelihood_method_type)):
-            return
-        if self.likelihood_method_type is None:
-            raise UserError(
-                f"evaluation.likelihood_method: {family} has one way to compute its likelihood and takes no method; "
-                "leave it out"
-            )
-        raise UserError(
-            f"evaluation.likelihood_method: {type(method).__name__} is not for {family}; "
-            f"{_one_of(self.likelihood_method_type)}"
-        )
+        self.capabilities.check_likelihood_method(type(self).__name__, method)
 
     @torch.no_grad()
     def log_likelihood(
@@ -352,7 +299,7 @@ class GenerativeModel(LightningModule, ABC):
         """log P(image) of 8-bit images, or log P(image | label) of a conditional model.
 
         A model of a density dequantises the images itself, so that the numbers of all families are of the same thing;
-        `likelihood_kind` and `dequantisation` say what they are. Afterwards `nfe` is the number of network evaluations
+        `capabilities` say what they are. Afterwards `nfe` is the number of network evaluations
         that each image took.
 
         Args:
@@ -371,12 +318,8 @@ class GenerativeModel(LightningModule, ABC):
         if labels is None and self.num_classes:
             raise UserError(f"labels: this {type(self).__name__} is class-conditional; its likelihood needs them")
         labels = labels.to(self.device) if labels is not None and self.num_classes else None
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             log_p = self.log_prob(images.to(self.device), noise, labels, method or self.default_likelihood_method())
-        finally:
-            self.train(training)
         return log_p.double()
 
     def conditioning(self, batch: Batch) -> Tensor | None:
@@ -393,35 +336,31 @@ class GenerativeModel(LightningModule, ABC):
                 module.num_parts = parts
 
     @property
+    def images_seen(self) -> int:
+        """Number of images that all processes together have trained on, the x axis of every curve."""
+        return self.clock.images_seen
+
+    @property
     def whole_step(self) -> bool:
         """Whether all parts of the optimization step that the latest batch belongs to are done."""
-        return self._batches_seen % self.trainer.accumulate_grad_batches == 0
+        return self.clock.is_whole_step(self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Counts the images of a step with its first part, and reseeds the global generator for each part.
 
         So a resumed training draws the same numbers, and the clock stands still within a step.
         """
+        self.clock.reseed(self.global_rank, self.device)
         parts = self.trainer.accumulate_grad_batches
-        self._part = self._batches_seen % parts
-        if self._part == 0:
-            self.images_seen += len(batch.images) * self.trainer.world_size * parts
-        seed = step_seed(self.training_seed, self.global_rank, self._batches_seen)
-        # As torch.manual_seed, which without a GPU formats stack traces to keep for one: half a millisecond.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
-        self._batches_seen += 1
+        self.clock.start_batch(len(batch.images) * self.trainer.world_size * parts, parts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["images_seen"] = self.images_seen
-        checkpoint["batches_seen"] = self._batches_seen
+        checkpoint |= self.clock.state_dict()
         # a step may set some of them alone, and is logged with the others as they were
         checkpoint["training_values"] = {name: float(value) for name, value in self.training_values.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.images_seen = checkpoint["images_seen"]
-        self._batches_seen = checkpoint["batches_seen"]
+        self.clock.load_state_dict(checkpoint)
         self.training_values = dict(checkpoint.get("training_values", {}))  # older checkpoints do not hold them
 
     # --- what families share in training ---
@@ -441,9 +380,10 @@ class GenerativeModel(LightningModule, ABC):
 
         Tensors must have no graph. Of a step in parts the means over them are logged.
         """
-        if self._part:
+        done = self.clock.micro_batch
+        if done:
             means = {name: self.training_values.get(name, value) for name, value in values.items()}
-            values = {name: means[name] + (value - means[name]) / (self._part + 1) for name, value in values.items()}
+            values = {name: means[name] + (value - means[name]) / (done + 1) for name, value in values.items()}
         self.training_values |= values
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -471,15 +411,3 @@ class GenerativeModel(LightningModule, ABC):
         num_images: Any = 0.0 if batch.stand_in else float(len(batch.images))
         self.log_dict(metrics, batch_size=num_images, sync_dist=True, on_step=False, on_epoch=True)
         self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")
-
-
-def _one_of(bases: type | tuple[type, ...]) -> str:
-    """The remedy that names the classes that can be chosen."""
-    names = {name for base in (bases if isinstance(bases, tuple) else (bases,)) for name in class_names(base)}
-    return f"choose one of {', '.join(sorted(names))}, or leave it out"
-
-
-def step_seed(seed: int, stream: int | str, step: int) -> int:
-    """One 63-bit seed for each (seed, stream, step), a stream being a rank or a purpose; neighbours share nothing."""
-    digest = hashlib.blake2b(f"{seed} {stream} {step}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

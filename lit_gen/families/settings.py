@@ -1,7 +1,7 @@
 """How a trained model is asked: a sampler says how it draws, a likelihood method how it scores images.
 
-Both are settings of an evaluation and change no weight. Each family says which it takes (`sampler_type`,
-`likelihood_method_type`), and has a way of its own where none is named.
+Both are settings of an evaluation and change no weight. Each family states in its `Capabilities` which ones it accepts,
+and has a default of its own.
 """
 
 import inspect

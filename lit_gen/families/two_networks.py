@@ -65,9 +65,9 @@ class TwoNetworks(GenerativeModel):
         """The tensors of a batch in `accumulate` equal parts, each a view; None stays None. Logging follows them."""
         num = next(len(tensor) for tensor in tensors if tensor is not None) // self.accumulate
         for part in range(self.accumulate):
-            self._part = part
+            self.clock.micro_batch = part
             yield tuple(None if tensor is None else tensor[part * num : (part + 1) * num] for tensor in tensors)
-        self._part = 0
+        self.clock.micro_batch = 0
 
     def differentiate(self, losses: Iterable[Sequence[Tensor]], network: nn.Module) -> list[Descent]:
         """Losses and their gradients by the parameters of one network.

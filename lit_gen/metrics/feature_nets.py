@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.pixels import from_levels
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -78,7 +79,7 @@ class ClassifierNetwork(nn.Module):
     head: nn.Linear
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(images / 127.5 - 1)
+        features = self.body(from_levels(images))
         return features, self.head(features)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lit_gen.core.errors import NoTestImagesError
-from lit_gen.core.pixels import quantise, to_float
+from lit_gen.core.pixels import BIN_WIDTH, quantise, to_float
 from lit_gen.data.module import ImageDataModule
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.metrics.frechet import Moments, frechet_distance
@@ -21,7 +21,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
     What leaves that range is clamped. No error counts as one grey level in one pixel, which keeps means finite.
     """
     error = (images.clamp(-1, 1) - others.clamp(-1, 1)).square().flatten(1)
-    return 10 * torch.log10(4 / error.mean(1).clamp(min=(2 / 255) ** 2 / error.shape[1]))
+    return 10 * torch.log10(4 / error.mean(1).clamp(min=BIN_WIDTH**2 / error.shape[1]))
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:

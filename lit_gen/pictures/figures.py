@@ -1,4 +1,4 @@
-"""Figures of matplotlib as PNGs that hold, as text, the numbers that they show."""
+"""Matplotlib figures as PNGs that hold the numbers they show as text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUMBERS = "lit_gen:numbers"
-"""Name of the text of a PNG that holds the numbers that it shows."""
+"""Key of the PNG text that holds the numbers."""
 
 
 def new_figure(width: float, height: float, dots: int = 150) -> "Figure":
+    """Return a figure that needs no display.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+        dots: Pixels per inch.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -23,16 +30,26 @@ def new_figure(width: float, height: float, dots: int = 150) -> "Figure":
     return figure
 
 
-def save_figure(figure: "Figure", path: Path | str, numbers: Sequence[Mapping[str, object]] = ()) -> Path:
-    """Save a figure as a PNG, and in it, as text, the numbers that it shows."""
+def save_figure(
+    figure: "Figure", path: Path | str, numbers: Sequence[Mapping[str, object]] = (), tight: bool = False
+) -> Path:
+    """Save a figure as a PNG that holds the numbers it shows as text.
+
+    Args:
+        figure: The figure.
+        path: The PNG to write.
+        numbers: One record for each row or point.
+        tight: Crop or extend the picture to what the figure shows, labels outside of it included.
+    """
     path = Path(path)
+    metadata = {NUMBERS: json.dumps(list(numbers))} if numbers else None
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={NUMBERS: json.dumps(list(numbers))} if numbers else None)
+        figure.savefig(temporary, format="png", metadata=metadata, bbox_inches="tight" if tight else None)
     return path
 
 
 def numbers_of(path: Path | str) -> list[dict[str, Any]]:
-    """Return the numbers that a picture of evaluations shows, one record for each row or point; none if it has none."""
+    """Return the numbers in a PNG of `save_figure`, one record for each row or point; empty if it holds none."""
     from PIL import Image
 
     with Image.open(path) as picture:

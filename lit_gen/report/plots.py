@@ -1,10 +1,8 @@
-"""Pictures of evaluations: the distance against the number of network evaluations, and samples side by side."""
+"""Plots of evaluations: the distance against the number of network evaluations, and samples side by side."""
 
-import io
 import itertools
 import math
 import textwrap
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,95 +11,78 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_gen.core.errors import UserError
-from lit_gen.core.files import read_regular
-from lit_gen.core.records import read_each
 from lit_gen.core.text import for_figure
 from lit_gen.pictures.figures import new_figure, save_figure
 from lit_gen.report.leaderboard import Row, describe_protocol, distance_metric, group_seeds, refuse_unlike
 from lit_gen.report.results import Result
+from lit_gen.report.samples import read_samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MARKERS = ["o", "s", "x", "^", "+", "D", "v", "*", "P"]
 _LINES = ["-", "--", ":", "-."]
-MOST_PIXELS = 2**16 - 1
-"""Pixels on a side of a picture, at most: those that matplotlib draws."""
-MOST_BYTES = 2**28
-"""Bytes of the samples of an evaluation, at most."""
+_GREY = "0.4"
+MOST_SAMPLERS = 6
+"""Largest number of samplers that several models share one panel with."""
+MOST_PIXELS = 60_000
+"""Largest width and height in pixels of samples side by side; matplotlib draws 2^16, labels included."""
+
+Curves = dict[tuple[str, str], list[Row]]
+"""Rows in the order of their NFE, by model and sampler; the sampler is empty for a family without samplers."""
 
 
 def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | None = None) -> Path:
-    """Draw the Frechet distance against NFE: a colour for each training, a marker and a line for each sampler.
+    """Plot the Frechet distance against NFE: one color per training, one marker and line style per sampler.
 
-    A family that has no sampler is a star at its NFE, and a dotted line across at its distance. Evaluations that differ
-    in seeds only are one point with an error bar of one standard deviation. Where more than six samplers have each run
-    on several models, each model has a panel of its own, and a sampler its colour.
+    A family without samplers is a star at its NFE, with a dotted line at its distance. Evaluations that differ only in
+    their seeds are one point with an error bar of one standard deviation. If several models have more than
+    `MOST_SAMPLERS` samplers, each model has its own panel and each sampler its own color.
 
     Args:
         results: Evaluations of one protocol.
         path: The PNG to write.
-        metric: What to draw in place of the distance.
+        metric: Metric to plot instead of the distance.
 
     Raises:
         UserError: If there are no results or their protocols differ.
     """
-    if not results:
-        raise UserError("there are no results to draw")
-    refuse_unlike(results)
+    _check_comparable(results)
     metric = metric or distance_metric(results)
-    curves: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for group in group_seeds(results):
-        curves[_family(group[0], results), _sampler(group[0], results)].append(Row(None, group))
-    families = dict.fromkeys(family for family, _ in curves)
+    curves = _curves(results)
+    families = list(dict.fromkeys(family for family, _ in curves))
     samplers = list(dict.fromkeys(sampler for _, sampler in curves if sampler))
     sampled = [family for family in families if any((family, sampler) in curves for sampler in samplers)]
-    if len(sampled) > 1 and len(samplers) > 6:
-        columns = min(3, len(sampled))
-        rows = -(-len(sampled) // columns)
-        beside = 0.9 + 0.085 * max(map(len, samplers))  # inches of the legend
-        width = 3.6 * columns + beside
-        figure = new_figure(width, 3.2 * rows + 0.7)
-        room = {"left": 0.85 / width, "right": 1 - beside / width, "wspace": 0.06}
-        room |= {"bottom": 0.32 / rows, "top": 1 - 0.1 / rows}
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw=room).flatten()
-        colours = {sampler: f"C{index % 10}" for index, sampler in enumerate(samplers)}
-        for axes, family in itertools.zip_longest(panels, sampled):
-            if family is None:
-                axes.set_axis_off()
-                continue
-            for (of, sampler), curve in curves.items():
-                if of == family or of not in sampled:
-                    _draw_curve(axes, curve, metric, colours.get(sampler, "0.4"), samplers, sampler)
-            axes.set_title(family, size=10)
-        _legends(panels[columns - 1], dict.fromkeys(families.keys() - sampled, "0.4"), samplers, set(), colours)
-        drawn = list(panels[: len(sampled)])
-        lowest = drawn[-columns:]
+    if len(sampled) > 1 and len(samplers) > MOST_SAMPLERS:
+        panels = {family: [key for key in curves if key[0] == family or key[0] not in sampled] for family in sampled}
+        of_samplers = {sampler: f"C{index % 10}" for index, sampler in enumerate(samplers)}
+        of_models = {family: _GREY for family in families if family not in sampled}
+        colours = {key: of_samplers.get(key[1], _GREY) for key in curves}
     else:
-        longest = max(map(len, [*samplers, *families]))
-        width = 9.0 + 0.085 * max(0, longest - 18)  # inches, with room for the legend
-        figure = new_figure(width, 5.6)
-        axes = figure.add_axes((0.72 / width, 0.19, 5.94 / width, 0.76))
-        colours = {family: f"C{index % 10}" for index, family in enumerate(families)}
-        for (family, sampler), curve in curves.items():
-            _draw_curve(axes, curve, metric, colours[family], samplers, sampler)
-        _legends(axes, colours, samplers, set(sampled))
-        drawn = lowest = [axes]
-    rows_of_all = [row for curve in curves.values() for row in curve]
-    for axes in drawn:
-        _label_axes(axes, rows_of_all, metric, room=0.05 if len(drawn) == 1 else 0.1)
-    for axes in lowest:
-        axes.tick_params(labelbottom=True)
-        axes.set_xlabel("network evaluations for one image (NFE)")
-    left = 0.08 if len(drawn) == 1 else 0.05
-    figure.text(
-        left, 0.02, textwrap.fill(for_figure(describe_protocol(results[0].protocol), 1000), 125), size=7.5, color="0.35"
-    )
+        panels = {"": list(curves)}
+        of_samplers = dict.fromkeys(samplers, _GREY)
+        of_models = {family: f"C{index % 10}" for index, family in enumerate(families)}
+        colours = {key: of_models[key[0]] for key in curves}
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(*((6.6, 5.3) if len(panels) == 1 else (3.4 * columns, 3.1 * rows + 0.4)))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, keys) in zip(grid, panels.items(), strict=False):
+        for key in keys:
+            _draw_curve(axes, curves[key], metric, colours[key], key[1] and _style(samplers.index(key[1])))
+        axes.set_title(textwrap.fill(title, 36), size=10)
+    _format_axes(list(grid[: len(panels)]), columns, [row for curve in curves.values() for row in curve], metric)
+    protocol = for_figure(describe_protocol(results[0].protocol), 1000)
+    figure.supxlabel(textwrap.fill(protocol, 95), x=0.01, ha="left", size=7.5, color="0.35")
+    _add_legends(figure, of_models, of_samplers, sampled)
     return save_figure(figure, path, [_shown(row, metric) for curve in curves.values() for row in curve])
 
 
 def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path | str) -> Path:
-    """Draw the curves of a training, a panel for each name, `train/` and `val/` of one name together.
+    """Plot the curves of a training run, one panel per name, with `train/` and `val/` of one name together.
 
     Args:
         curves: Points (images seen, value) by name, such as `train/loss`.
@@ -112,8 +93,9 @@ def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: P
         where, _, what = name.rpartition("/")
         panels[what][where or "train"] = points
     columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = math.ceil(len(panels) / columns)
     figure = new_figure(3.1 * columns, 2.1 * rows, 110)
+    figure.set_layout_engine("constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
@@ -130,125 +112,186 @@ def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: P
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
     return save_figure(figure, path)
 
 
-def _draw_curve(axes: "Axes", curve: list[Row], metric: str, colour: str, samplers: list[str], sampler: str) -> None:
-    """One model under one sampler, or stars for a family that has none."""
-    curve.sort(key=lambda row: row.mean("nfe"))
-    x = [row.mean("nfe") for row in curve]
-    y = [row.mean(f"metrics.{metric}") for row in curve]
-    error = [row.std(f"metrics.{metric}") or 0.0 for row in curve]
-    if sampler:
-        style = _style(samplers.index(sampler))
-        axes.errorbar(x, y, error if any(error) else None, color=colour, capsize=2, linewidth=1.2, **style)
-    else:
-        axes.errorbar(x, y, error if any(error) else None, color=colour, fmt="*", markersize=11, capsize=2)
-        for value in y:
-            axes.axhline(value, color=colour, linestyle=(0, (1, 3)), linewidth=1)
-
-
-def _label_axes(axes: "Axes", rows: Sequence[Row], metric: str, room: float) -> None:
-    values = [value for row in rows if math.isfinite(value := row.mean(f"metrics.{metric}"))]
-    axes.set_xscale("log")
-    if values and min(values) > 0 and max(values) > 5 * min(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(_plain)
-        axes.yaxis.set_minor_formatter(_plain_if_few(min(values), max(values)))
-    ticks = _ticks([row.mean("nfe") for row in rows], room)
-    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_ylabel(for_figure(metric, 80))
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.label_outer()
-
-
 def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16) -> Path:
-    """Draw samples of every evaluation, one row each: images of one column come from the same noise.
+    """Draw samples of every evaluation, one row each; images in the same column come from the same noise.
+
+    Evaluations that differ only in their seeds share a row, which shows the samples of one of them.
 
     Args:
-        results: Evaluations, each with its samples.npz beside its result.json; one of each seed's repetitions is drawn.
+        results: Evaluations of one protocol, each with its samples.npz next to its result.json.
         path: The PNG to write.
-        columns: Images in a row, at most.
+        columns: Largest number of images in a row.
 
     Raises:
-        UserError: If there are no results, their protocols differ, they are too many, or none has its samples.
+        UserError: If there are no results, their protocols differ, there are too many, or none has its samples.
     """
-    if not results:
-        raise UserError("there are no results to draw")
-    refuse_unlike(results)
+    _check_comparable(results)
     seed = results[0].data["seed"]
-    groups = group_seeds(results)
-    chosen = [min(group, key=lambda result: result.data["seed"] != seed) for group in groups]
-    families = list(dict.fromkeys(_family(result, results) for result in chosen))
-    chosen.sort(
-        key=lambda result: (families.index(_family(result, results)), result.sampler, result.grid, result.data["nfe"])
-    )
-    chosen, samples = _with_samples(chosen)
+    chosen, samples = read_samples(_rows_of_samples(results))
     if any(images.dtype != np.uint8 for images in samples):
         return _scatters(chosen, samples, path)
-    strips = [_tiles(images[:columns]) for images in samples]
-    size = max(48, max(strip.shape[1] for strip in strips))
     metric = distance_metric(chosen)
-    labels = [
-        (
-            for_figure(result.model),
-            _sampler(result, chosen),
-            f"NFE {result.data['nfe']:g}",
-            f"{for_figure(metric, 80)} {result.metrics[metric]:.3g}",
-        )
-        for result in chosen
-    ]
-    # The right end of each column of text, in pixels; a character takes at most 8 of them, a bold one 10.
-    texts = zip((10, 8, 8, 8), zip(*labels, strict=True), strict=True)
-    ends = list(itertools.accumulate(pixels * max(map(len, column)) + 10 for pixels, column in texts))
-    gap, between, top, left = 3, 12, 30, ends[-1] + 10
-    tops, y = [], top
-    for index, (family, *_) in enumerate(labels):
-        y += between if index and family != labels[index - 1][0] else 0
-        tops.append(y)
-        y += size + gap
-    width, height = left + max(map(len, strips)) * (size + gap) + 8, y + 8
+    num_columns = min(columns, max(map(len, samples)))
+    size = max(48, *(images.shape[-1] for images in samples))
+    strips = [_strip(images[:columns], size, num_columns) for images in samples]
+    heading = np.full((24, strips[0].shape[1], 3), 255, np.uint8)
+    blocks: dict[str | int, np.ndarray] = {}  # from top to bottom: a heading by its text, a strip by its number
+    for number, (result, strip) in enumerate(zip(chosen, strips, strict=True)):
+        blocks.setdefault(_family(result, chosen), heading)
+        blocks[number] = strip
+    height, width = sum(map(len, blocks.values())), heading.shape[1]
     if max(width, height) > MOST_PIXELS:
         raise UserError(
             f"{len(strips)} rows of samples are a picture of {width} x {height} pixels, more than {MOST_PIXELS} on a "
             "side; choose some of the evaluations with --where"
         )
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    for y, strip in zip(tops, strips, strict=True):
-        for column, image in enumerate(strip):
-            x = left + column * (size + gap)
-            canvas[y : y + size, x : x + size] = _enlarged(image, size)
-    dots = 100
-    figure = new_figure(width / dots, height / dots, dots)
-    figure.figimage(canvas)
-    for y, (family, sampler, nfe, score) in zip(tops, labels, strict=True):
-        middle = 1 - (y + size / 2) / height
-        figure.text(10 / width, middle, family, size=9, va="center", weight="bold")
-        figure.text((ends[0] + 10) / width, middle, sampler, size=9, va="center")
-        figure.text(ends[2] / width, middle, nfe, size=9, va="center", ha="right")
-        figure.text(ends[3] / width, middle, score, size=8, va="center", ha="right", color="0.35")
-    title = f"first {max(map(len, strips))} samples of seed {seed}; a column is one noise"
-    figure.text(left / width, 1 - 12 / height, title, size=9, va="center", color="0.35")
-    return save_figure(figure, path, [_shown(Row(None, [result]), metric) for result in chosen])
+    figure = new_figure(width / 100, height / 100, 100)
+    axes = figure.add_axes((0, 0, 1, 1))  # labels stand outside, where the saved picture makes room for them
+    axes.imshow(np.concatenate(list(blocks.values())), aspect="auto", interpolation="nearest")
+    ends = dict(zip(blocks, itertools.accumulate(map(len, blocks.values())), strict=True))
+    for label, end in ends.items():
+        if isinstance(label, str):
+            axes.text(0, end - 4, label, size=9, weight="bold", va="bottom")
+    middles = [ends[number] - len(strip) / 2 for number, strip in enumerate(strips)]
+    axes.set_yticks(middles, [_setting(result, chosen) for result in chosen], size=9)
+    scores = [_score(result, metric) for result in chosen]
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(middles, scores, size=8, color="0.35")
+    title = f"first {num_columns} samples of seed {seed}; images in the same column come from the same noise"
+    axes.set_title(title, loc="left", size=9, color="0.35")
+    for side in (axes, right):
+        side.tick_params(length=0, labelbottom=False)
+        side.spines[:].set_visible(False)
+    return save_figure(figure, path, [_shown(Row(None, [result]), metric) for result in chosen], tight=True)
+
+
+def _check_comparable(results: Sequence[Result]) -> None:
+    if not results:
+        raise UserError("there are no results to plot; give evaluations of one protocol")
+    refuse_unlike(results)
+
+
+def _curves(results: Sequence[Result]) -> Curves:
+    curves: Curves = defaultdict(list)
+    for group in group_seeds(results):
+        curves[_family(group[0], results), _sampler(group[0], results)].append(Row(None, group))
+    return {key: sorted(curve, key=lambda row: row.mean("nfe")) for key, curve in curves.items()}
+
+
+def _draw_curve(axes: "Axes", curve: list[Row], metric: str, colour: str, style: dict[str, Any] | str) -> None:
+    """Draw one model under one sampler, or stars if the style is empty: a family without samplers."""
+    x = [row.mean("nfe") for row in curve]
+    y = [row.mean(f"metrics.{metric}") for row in curve]
+    error = [row.std(f"metrics.{metric}") or 0.0 for row in curve]
+    bars = error if any(error) else None
+    if isinstance(style, dict):
+        axes.errorbar(x, y, bars, color=colour, capsize=2, linewidth=1.2, **style)
+        return
+    axes.errorbar(x, y, bars, color=colour, fmt="*", markersize=11, capsize=2)
+    for value in y:
+        axes.axhline(value, color=colour, linestyle=(0, (1, 3)), linewidth=1)
+
+
+def _format_axes(panels: Sequence["Axes"], columns: int, rows: Sequence[Row], metric: str) -> None:
+    """Set scales, ticks and labels of the panels, which share both axes.
+
+    Args:
+        panels: The panels that hold curves, row by row.
+        columns: Number of panels in a row.
+        rows: The rows of all curves.
+        metric: The metric on the y axis.
+    """
+    values = [value for row in rows if math.isfinite(value := row.mean(f"metrics.{metric}"))]
+    ticks = _ticks([row.mean("nfe") for row in rows], room=0.05 if len(panels) == 1 else 0.1)
+    for axes in panels:
+        axes.set_xscale("log")
+        if values and min(values) > 0 and max(values) > 5 * min(values):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(_plain_if_few(min(values), max(values)))
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_ylabel(for_figure(metric, 80))
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.label_outer()
+    for axes in panels[-columns:]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("network evaluations per image (NFE)" if len(panels) == 1 else "NFE")
+
+
+def _add_legends(
+    figure: "Figure", models: Mapping[str, str], samplers: Mapping[str, str], sampled: Sequence[str]
+) -> None:
+    """Lay out the figure with legends of models and samplers on its right, and enlarge it by their room.
+
+    Args:
+        figure: The figure, whose size has room for the panels alone.
+        models: Colors by model.
+        samplers: Colors by sampler.
+        sampled: The models with samplers.
+    """
+    from matplotlib.lines import Line2D
+
+    legends = {
+        "model": [
+            Line2D([], [], color=colour, linewidth=3, label=family)
+            if family in sampled
+            else Line2D([], [], color=colour, marker="*", markersize=10, linestyle=":", label=f"{family} (no sampler)")
+            for family, colour in models.items()
+        ],
+        "sampler": [
+            Line2D([], [], color=colour, label=name, **_style(index))
+            for index, (name, colour) in enumerate(samplers.items())
+        ],
+    }
+    drawn = [
+        figure.legend(
+            handles=lines,
+            loc="outside right upper" if title == "model" else "outside right lower",
+            title=title,
+            frameon=False,
+            alignment="left",
+            handlelength=3,
+        ).get_window_extent()
+        for title, lines in legends.items()
+        if lines
+    ]
+    width, height = figure.get_size_inches()
+    needed = sum(extent.height for extent in drawn) / figure.dpi + 0.5
+    figure.set_size_inches(width + max(extent.width for extent in drawn) / figure.dpi, max(height, needed))
+    figure.set_layout_engine("constrained")
+
+
+def _rows_of_samples(results: Sequence[Result]) -> list[Result]:
+    """Return one result per group of seeds, of the seed of the first result if it is there, in the order of rows."""
+    seed = results[0].data["seed"]
+    groups = group_seeds(results)
+    chosen = [min(group, key=lambda result: result.data["seed"] != seed) for group in groups]
+    families = list(dict.fromkeys(_family(result, chosen) for result in chosen))
+    return sorted(
+        chosen,
+        key=lambda result: (families.index(_family(result, chosen)), result.sampler, result.grid, result.data["nfe"]),
+    )
 
 
 def _scatters(results: Sequence[Result], samples: list[np.ndarray], path: Path | str, columns: int = 4) -> Path:
     """Draw the points of every evaluation, one panel each."""
     columns, metric = min(columns, len(results)), distance_metric(results)
-    rows = -(-len(results) // columns)
+    rows = math.ceil(len(results) / columns)
     figure = new_figure(2.4 * columns, 2.7 * rows, 100)
+    figure.set_layout_engine("constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, result, points in itertools.zip_longest(panels, results, samples):
         axes.set_axis_off()
         if result is not None:
             axes.scatter(*points[:, :, 0, 0].T, s=min(8.0, 2000 / len(points)), color="C3", linewidths=0)
             axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
-            words = filter(None, (_family(result, results), _sampler(result, results), f"NFE {result.data['nfe']:g}"))
-            axes.set_title(f"{', '.join(words)}\n{for_figure(metric, 80)} {result.metrics[metric]:.3g}", size=7.5)
-    figure.tight_layout()
+            what = textwrap.fill(f"{_family(result, results)}, {_setting(result, results)}", 38)
+            axes.set_title(f"{what}\n{_score(result, metric)}", size=7.5)
     return save_figure(figure, path, [_shown(Row(None, [result]), metric) for result in results])
 
 
@@ -260,7 +303,7 @@ def _shown(row: Row, metric: str) -> dict[str, object]:
 
 
 def _family(result: Result, results: Sequence[Result]) -> str:
-    """The model's name; with several trainings or kinds of weights of that model, what tells them apart."""
+    """Return the name of the model, or of the run if several runs have that model, with its weights if they differ."""
 
     def trainings(of: Sequence[Result]) -> set[str]:
         return {other.get("run.recipe") or other.get("run.identity") for other in of}
@@ -272,77 +315,41 @@ def _family(result: Result, results: Sequence[Result]) -> str:
 
 
 def _sampler(result: Result, results: Sequence[Result]) -> str:
-    """The sampler's label; with its grid, if it has one, where there are several grids."""
+    """Return the label of the sampler, with its grid if the results have several grids."""
     grids = {other.grid for other in results if other.grid}
     return for_figure(f"{result.sampler} {result.grid}" if result.grid and len(grids) > 1 else result.sampler)
 
 
+def _setting(result: Result, results: Sequence[Result]) -> str:
+    """Return the sampler, if there is one, and the NFE of a result."""
+    return ", ".join(filter(None, (_sampler(result, results), f"NFE {result.data['nfe']:g}")))
+
+
+def _score(result: Result, metric: str) -> str:
+    """Return the metric and its value with three significant digits, or whole if it is large."""
+    value = result.metrics[metric]
+    return f"{for_figure(metric, 80)} {value:.0f}" if 1000 <= value < 1e7 else f"{for_figure(metric, 80)} {value:.3g}"
+
+
 def _style(index: int) -> dict[str, Any]:
-    """The later the marker, the smaller: samplers that agree, as DDIM and Euler do, stay visible one on another."""
+    """Return the marker and line of a sampler; markers shrink, so that equal samplers (DDIM, Euler) stay visible."""
     marker = _MARKERS[index % len(_MARKERS)]
     line = _LINES[index % len(_LINES)]
     return {"marker": marker, "linestyle": line, "markerfacecolor": "none", "markersize": max(4.0, 9.0 - 1.2 * index)}
 
 
-def _legends(
-    axes: "Axes",
-    colours: dict[str, str],
-    samplers: list[str],
-    with_sampler: set[str],
-    of_samplers: dict[str, str] | None = None,
-) -> None:
-    """Legends beside the axes: of models, if there are any, and of samplers, grey unless they have colours."""
-    from matplotlib.lines import Line2D
-
-    models = [
-        Line2D([], [], color=colour, linewidth=3, label=family)
-        if family in with_sampler
-        else Line2D([], [], color=colour, marker="*", markersize=10, linestyle=":", label=f"{family} (no sampler)")
-        for family, colour in colours.items()
-    ]
-    if models:
-        first = axes.legend(
-            handles=models,
-            title="model",
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1.02),
-            frameon=False,
-            alignment="left",
-        )
-        axes.add_artist(first)
-    if samplers:
-        grey = dict.fromkeys(samplers, "0.3")
-        lines = [
-            Line2D([], [], color=(of_samplers or grey)[name], label=name, **_style(index))
-            for index, name in enumerate(samplers)
-        ]
-        axes.legend(
-            handles=lines,
-            title="sampler",
-            loc="lower left" if models else "upper left",
-            bbox_to_anchor=(1.01, -0.02 if models else 1.02),
-            frameon=False,
-            alignment="left",
-            handlelength=3,
-        )
-
-
-def _plain(value: float, _: float) -> str:
-    return f"{value:g}"
-
-
 def _plain_if_few(low: float, high: float) -> Any:
-    """Labels at 2 and 5 between the powers of ten, if the axis spans little."""
+    """Return a formatter of minor ticks that labels 2 and 5 between powers of ten, if the axis spans few of them."""
     few = math.log10(high / low) < 2
     return lambda value, _: f"{value:g}" if few and f"{value:e}"[0] in "25" else ""
 
 
 def _ticks(values: list[float], room: float) -> list[float]:
-    """The commonest of the values, whole ones first, each with room for its label on a logarithmic axis.
+    """Return the most common values, whole numbers first, that are far enough apart for labels on a logarithmic axis.
 
     Args:
-        values: Where there is something to see.
-        room: Of one label, as a share of the axis.
+        values: Values on the axis.
+        room: Smallest distance of two ticks, as a fraction of the axis.
     """
     room *= math.log(max(values) / min(values))
     ticks: list[float] = []
@@ -352,43 +359,18 @@ def _ticks(values: list[float], room: float) -> list[float]:
     return sorted(ticks)
 
 
-def _with_samples(results: Sequence[Result]) -> tuple[list[Result], list[np.ndarray]]:
-    """The evaluations whose samples can be read, and the samples; the others are named in a warning and left out."""
-    found = read_each(
-        results, lambda result: (result, _samples(result)), "its row is left out of the samples side by side"
-    )
-    return [result for result, _ in found], [samples for _, samples in found]
-
-
-def _samples(result: Result) -> np.ndarray:
-    """The kept samples of an evaluation, (N, C, H, W)."""
-    file = result.path.with_name("samples.npz")
-    try:
-        with zipfile.ZipFile(io.BytesIO(read_regular(file))) as archive:
-            if (size := archive.getinfo("images.npy").file_size) > MOST_BYTES:
-                raise ValueError(f"{size:,} bytes, of at most {MOST_BYTES:,}")
-            content = archive.read("images.npy")
-        images: np.ndarray = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        if result.protocol.get("quantisation") == "none":
-            fits = images.dtype.kind == "f" and images.shape[1:] == (2, 1, 1) and np.isfinite(images).all()
-        else:
-            fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] != 2 and max(images.shape) <= 4096
-        if not fits or not images.size:
-            raise ValueError(f"an array {images.shape} of {images.dtype}")
-    except Exception as error:  # a damaged archive raises any of a dozen
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file}: cannot read the samples ({reason}); evaluate the run again") from None
-    return images
-
-
-def _tiles(images: np.ndarray) -> np.ndarray:
-    """Images (N, C, H, W) as (N, H, W, 3)."""
+def _strip(images: np.ndarray, size: int, columns: int) -> np.ndarray:
+    """Return images (N, C, H, W) as one row (height, width, 3) with room for `columns` of them and white gaps."""
     images = images.transpose(0, 2, 3, 1)
-    return np.broadcast_to(images, (*images.shape[:3], 3)) if images.shape[3] == 1 else images[..., :3]
+    images = np.broadcast_to(images, (*images.shape[:3], 3)) if images.shape[3] == 1 else images[..., :3]
+    row = np.full((columns, size + 3, size + 3, 3), 255, np.uint8)
+    for tile, image in zip(row, images, strict=False):
+        tile[:size, :size] = _enlarged(image, size)
+    return np.concatenate(list(row), axis=1)
 
 
 def _enlarged(image: np.ndarray, size: int) -> np.ndarray:
-    """The image enlarged by nearest neighbours, so that every pixel of an image is seen as a square."""
+    """Return the image enlarged by nearest neighbors, which shows each pixel as a square."""
     rows = np.arange(size) * image.shape[0] // size
     columns = np.arange(size) * image.shape[1] // size
     return image[rows][:, columns]

@@ -89,7 +89,7 @@ def use_network_precision(trainer: Trainer, model: GenerativeModel) -> None:
         )
     dtypes = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
     if type(plugin) in (HalfPrecision, DoublePrecision):
-        if not model.takes_other_weights:
+        if model.capabilities.float32_only:
             raise UserError(
                 f"trainer.precision: {type(model).__name__} keeps float32 weights, which its likelihood needs, and "
                 f"does not train with {plugin.precision}; use 32-true or bf16-mixed"

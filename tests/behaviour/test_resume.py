@@ -87,7 +87,7 @@ def test_resumed_training_ends_with_the_same_bits(model: str, tmp_path: Path, mo
 
 DIES_BEFORE_THE_THIRD_RENAMING = """
 import os, signal, sys
-from lit_gen import commands
+from lit_gen.cli import commands
 
 replace, renamed = os.replace, []
 

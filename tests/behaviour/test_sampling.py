@@ -1,6 +1,7 @@
 """Image i of seed s is one image, whatever is drawn beside it and whoever draws it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,7 +118,8 @@ def test_a_model_may_be_sampled_on_another_schedule(schedule: str, tmp_path: Pat
     """The schedule of the sampler, from the command line: the same images, and levels of the model's training."""
     words = ["--sampler=DDIM", "--sampler.steps=7", "--sampler.grid=Karras", "--sampler.grid.sigma_max=40"]
     model = build("DDPM", tmp_path, *words)
-    other = ExperimentCLI(arguments("DDPM", tmp_path, 64, *words, f"--sampler.schedule={schedule}")).objects().sampler
+    words.append(f"--sampler.schedule={schedule}")
+    other: Any = ExperimentCLI(arguments("DDPM", tmp_path, 64, *words)).objects().sampler
     assert type(other.schedule).__name__ == other.to_dict()["schedule"]["name"] == schedule
     own = draw(model, DDIM(steps=7, grid=Karras(sigma_max=40)), [0, 1, 2])
     assert own.std() > 1e-3

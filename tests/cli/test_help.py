@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy() -> None:
     asked = [["--help"], ["--version"], [], *([verb, "--help"] for verb in AT_ONCE), ["sample", "runs/x", "-h"]]
     code = f"""
 import sys
-from lit_gen.cli import main
+from lit_gen.cli.main import main
 for words in {asked}:
     try:
         main(words)

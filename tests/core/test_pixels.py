@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lit_gen.core.errors import UserError
-from lit_gen.core.pixels import quantise
+from lit_gen.core.pixels import BIN_WIDTH, from_levels, nearest_levels, quantise, to_float
 from lit_gen.data import Batch, Digits, ImageDataModule
 
 
@@ -40,3 +40,13 @@ def test_values_that_are_not_finite_are_an_error(bad):
     images[1, 0, 2, 2] = bad
     with pytest.raises(UserError, match="1 of 32 pixels .* not finite"):
         quantise(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_levels_of_floats_are_those_of_bytes(dtype):
+    levels = torch.arange(256)
+    images = from_levels(levels.to(dtype))
+    assert from_levels(levels.float()).equal(to_float(levels.to(torch.uint8)))
+    assert images.diff().sub(BIN_WIDTH).abs().max() < 1e-6
+    assert nearest_levels(images).equal(levels.to(dtype))
+    assert nearest_levels(images + 0.4 * BIN_WIDTH).equal(levels.to(dtype))

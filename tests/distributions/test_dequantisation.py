@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lit_gen.core.noise import Noise
-from lit_gen.core.pixels import quantise
-from lit_gen.distributions.dequantisation import BIN_WIDTH, bits_per_dim, dequantise, log_mass
+from lit_gen.core.pixels import BIN_WIDTH, quantise
+from lit_gen.distributions.dequantisation import bits_per_dim, dequantise, log_mass
 
 VALUES = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,7 +192,8 @@ def test_model_trains_a_step(name: str, tmp_path: Path) -> None:
 def test_sampler_is_built(name: str) -> None:
     path = CONF / "sampler" / f"{name}.yaml"
     settings = yaml.safe_load(path.read_text())
-    sampler = ExperimentCLI([f"--config={CONF}/experiment/points_ddpm.yaml", f"--sampler={path}"]).objects().sampler
+    words = [f"--config={CONF}/experiment/points_ddpm.yaml", f"--sampler={path}"]
+    sampler: Any = ExperimentCLI(words).objects().sampler
     assert type(sampler).__name__ == settings["class_path"]
     written = sampler.to_dict()
     for key, value in settings["init_args"].items():

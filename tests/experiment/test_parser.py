@@ -293,7 +293,7 @@ def test_a_class_of_the_users_own_that_is_wrong(
 
 
 def test_choices_are_what_users_may_choose() -> None:
-    import lit_gen.report.trajectories  # noqa: F401  (defines a sampler for its own use)
+    import lit_gen.pictures.trajectories  # noqa: F401  (defines a sampler for its own use)
 
     with pytest.raises(UserError, match="there is no class Heunn") as error:
         ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Heunn"])

@@ -82,7 +82,7 @@ def logged(run: Run, name: str) -> dict[int, float]:
 
 def test_pairs_are_images_and_the_index_of_their_noise(first: Run, second: Run) -> None:
     objects = ExperimentCLI(["--config", str(second.config)]).objects()
-    model = load_model(first, objects.model, "ema")
+    model: Any = load_model(first, objects.model, "ema")
     path = objects.reflow.path(first, model)
     with np.load(path) as file:
         assert sorted(file) == ["images", "index", "num_classes", "seed"]

@@ -254,7 +254,7 @@ def own_module(folder: Path) -> None:
         "import torch\n"
         "from lightning.pytorch import Callback\n"
         "from lit_gen.metrics import DigitsFeatures, FeatureNet\n"
-        "from lit_gen.networks import UNet\n"
+        "from lit_gen.families.diffusion import UNet\n"
         "class Net(UNet):\n"
         "    def __init__(self, shape: tuple[int, int, int], num_classes: int, extra: int = 0, **kwargs):\n"
         "        super().__init__(shape, num_classes, **kwargs)\n"
@@ -275,11 +275,12 @@ def test_classes_and_annotated_functions_of_the_users_own_are_built(marker: Path
     words = arguments("DDPM", marker.parent, 64, "--model.optimizer=mine.optimizer")
     words += ["--evaluation.feature_net=mine.features", "--trainer.callbacks=[{class_path: mine.Watch}]"]
     own = [word for word in words if not word.startswith("--model.network")]
-    objects = ExperimentCLI([*own, "--model.network=mine.net"]).objects()
+    cli = ExperimentCLI([*own, "--model.network=mine.net"])
+    objects: Any = cli.objects()
     assert objects.model.optimizer(objects.model.parameters()).param_groups[0]["lr"] == 0.125
     assert next(m for m in objects.model.modules() if isinstance(m, UNet)) is not None
     assert objects.evaluation.feature_net().name == "digits"
-    assert type(objects.trainer.callbacks[0]).__name__ == "Watch"
+    assert type(cli.config_init.trainer.callbacks[0]).__name__ == "Watch"
     tiny = [word.replace("UNet", "mine.Net") for word in TINY["DDPM"]]
     cli = ExperimentCLI([*own, *tiny, "--model.network.extra=7"])
     assert any(getattr(m, "extra", 0) == 7 for m in cli.objects().model.modules())

@@ -14,6 +14,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.core.processes import gather
 from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families import list_models
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion import Diffusion, ProbabilityFlow
 from lit_gen.runs.directory import Run
@@ -59,10 +60,7 @@ def load(run: Run, weights: str = "ema") -> tuple[GenerativeModel, torch.Tensor,
 
 def test_every_family_is_here() -> None:
     """A class that can be trained by name has its entry in TINY."""
-    from lit_gen import families as models
-
-    names = {name for name in models.__all__ if isinstance(getattr(models, name), type)}
-    assert names - {"GenerativeModel"} == {words[0].removeprefix("--model=") for words in TINY.values()}
+    assert list_models().keys() == {words[0].removeprefix("--model=") for words in TINY.values()}
 
 
 def test_a_training_that_was_killed_ends_with_the_same_bits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +95,7 @@ def test_an_image_is_of_its_index_alone(run: Run) -> None:
 
 def test_a_likelihood_is_of_its_image_alone(run: Run) -> None:
     model, images, labels = load(run)
-    if model.likelihood_kind is None:
+    if model.capabilities.likelihood_kind is None:
         with pytest.raises(UserError, match="has no likelihood"):
             model.log_likelihood(images, Noise(0, range(len(images))), labels)
         return
@@ -115,7 +113,7 @@ def test_a_likelihood_is_of_its_image_alone(run: Run) -> None:
 def test_it_is_scored_once_and_says_how(run: Run) -> None:
     model, _, _ = load(run)
     points = not ExperimentCLI(["--config", str(run.config)]).objects().data.source.quantised
-    words = [] if model.likelihood_kind is None or points else ["--evaluation.likelihood=6"]
+    words = [] if model.capabilities.likelihood_kind is None or points else ["--evaluation.likelihood=6"]
     if words and isinstance(model, Diffusion):
         words += ["--evaluation.likelihood_method=ProbabilityFlow", "--evaluation.likelihood_method.steps=2"]
     path = commands.evaluate([str(run.directory), *words])
@@ -138,7 +136,7 @@ def test_samples_and_pictures_are_drawn_by_the_command(run: Run, tmp_path: Path)
         assert main(["sample", str(run.directory), "-n", "5", "--seed", "3", "--out", str(tmp_path / out)]) == 0
     one, two = (np.load(tmp_path / name)["images"] for name in ("one.npz", "two.npz"))
     assert len(one) == 5 and np.array_equal(one, two)
-    for name in model.pictures:
+    for name in model.capabilities.pictures:
         assert list(run.samples.glob(f"{name}-*.png")), "drawn in training"
         picture = tmp_path / f"{name}.png"
         assert main(["sample", str(run.directory), "--picture", name, "-n", "4", "--out", str(picture)]) == 0

@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from lit_gen import families as models
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.experiment.loading import load, load_model
 from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families import list_models
 from lit_gen.families.autoregressive.models.dense import Autoregressive
 from lit_gen.families.base import GenerativeModel
 from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 
 FAMILIES: dict[str, type[GenerativeModel]] = {
-    name: getattr(models, name) for name in models.__all__ if name not in ("GenerativeModel", "Diffusion", "TokenPrior")
+    name: model for name, model in list_models().items() if name not in ("Diffusion", "TokenPrior")
 }
 
 

@@ -1,5 +1,6 @@
 """What a family can be asked for: samplers, likelihood methods, pictures, initial values."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from tests.interrupt import KILL_AT, CrashError
 class Halved(VAE):
     """Notes what it is given, and shows images at half their brightness."""
 
-    pictures = ("halves",)  # type: ignore[assignment]
+    capabilities = replace(VAE.capabilities, pictures=("halves",))
     calls: list[Tensor] = []
 
     def initialise(self, images: Tensor) -> None:

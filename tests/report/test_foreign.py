@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from test_leaderboard import DDIM, content, results, with_likelihood, write
 
 from lit_gen.cli.main import main
 from lit_gen.core.errors import UserError
@@ -25,6 +24,7 @@ from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json,
 from lit_gen.report.results import load_results, read_result
 from lit_gen.sweeps.runner import current_results
 from tests.behaviour.hostile import NAMES, edit_tree
+from tests.report.test_leaderboard import DDIM, content, results, with_likelihood, write
 
 SHOWN = [name for name in NAMES if name.isprintable() and 0 < len(name) < 100]
 """Names that a result.json may hold; the others are refused."""

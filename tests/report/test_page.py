@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_leaderboard import content, write
 
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
@@ -24,6 +23,7 @@ from lit_gen.report.page import read_curves, write_page
 from lit_gen.report.render import to_cells
 from lit_gen.report.results import load_results
 from tests.conftest import arguments
+from tests.report.test_leaderboard import content, write
 
 
 class Page(HTMLParser):

@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -5,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.legend import Legend
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
-from test_leaderboard import DDIM, content, write
 
 from lit_gen.cli.main import main
 from lit_gen.core.errors import UserError
 from lit_gen.report import plots
 from lit_gen.report.results import load_results
+from tests.report.test_leaderboard import DDIM, content, write
 
 
 def draw_figure(monkeypatch, function, *arguments, **options):
@@ -26,6 +29,12 @@ def draw_figure(monkeypatch, function, *arguments, **options):
     monkeypatch.setattr(plots, "save_figure", keep)
     function(*arguments, **options)
     return kept[0]
+
+
+def legend(figure, title):
+    """The labels of the legend of a title."""
+    [found] = [legend for legend in figure.legends if legend.get_title().get_text() == title]
+    return [text.get_text() for text in found.get_texts()]
 
 
 def test_curves_go_through_the_means_in_the_order_of_nfe(tmp_path, monkeypatch):
@@ -44,15 +53,14 @@ def test_curves_go_through_the_means_in_the_order_of_nfe(tmp_path, monkeypatch):
     assert axes.get_ylabel() == "fd_digits" and axes.get_xscale() == "log"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "10", "20", "50"]
     assert "2000 generated against 1438 real images" in " ".join(text.get_text() for text in figure.texts)
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert legend == ["DDIM"]
+    assert legend(figure, "sampler") == ["DDIM"] and legend(figure, "model") == ["EDM", "WGAN (no sampler)"]
 
 
 def test_grids_are_told_apart_if_there_are_several(tmp_path, monkeypatch):
     write(tmp_path, content("EDM", 1.0), "e0")
     write(tmp_path, content("EDM", 1.0, sampler=DDIM | {"grid": {"name": "Uniform"}}), "e1")
     figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["DDIM Karras", "DDIM Uniform"]
+    assert legend(figure, "sampler") == ["DDIM Karras", "DDIM Uniform"]
 
 
 def test_models_of_other_data_are_marked(tmp_path, monkeypatch):
@@ -60,13 +68,11 @@ def test_models_of_other_data_are_marked(tmp_path, monkeypatch):
     write(tmp_path, content("VAE", 1.0))
     write(tmp_path, content("EDM", 2.0, run__name="only", run__identity="0", other_data=other))
     for number, name in enumerate(("first", "second")):
-        run = {"run__name": name, "run__identity": name}
+        run: dict[str, Any] = {"run__name": name, "run__identity": name}
         write(tmp_path, content("GAN", 3.0 + number, **run, other_data=other))
     figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
-    legends = [part for part in figure.axes[0].get_children() if isinstance(part, Legend)]
-    [models] = [legend for legend in legends if legend.get_title().get_text() == "model"]
     mark = " (trained on 63bac8b2)"
-    assert {text.get_text() for text in models.get_texts()} == {"VAE", f"EDM{mark}", f"first{mark}", f"second{mark}"}
+    assert sorted(legend(figure, "model")) == sorted(["VAE", f"EDM{mark}", f"first{mark}", f"second{mark}"])
 
 
 def test_the_leaderboard_draws_the_rows_that_it_ranks(tmp_path, monkeypatch, capsys):
@@ -91,8 +97,7 @@ def test_two_trainings_of_a_model_are_two_curves(tmp_path, monkeypatch):
     (axes,) = figure.axes
     assert [container[0].get_xdata().tolist() for container in axes.containers] == [[10, 20]] * 3
     assert len({container[0].get_color() for container in axes.containers}) == 3
-    (models,) = [artist for artist in axes.artists]
-    assert [text.get_text() for text in models.get_texts()] == ["run-0 ema", "run-0 raw", "run-1 ema"]
+    assert legend(figure, "model") == ["run-0 ema", "run-0 raw", "run-1 ema"]
 
 
 def test_unlike_protocols_are_not_drawn_together(tmp_path):
@@ -112,13 +117,21 @@ def test_each_sample_stands_in_its_row_and_column_enlarged_by_whole_pixels(tmp_p
         images[model] = rng.integers(0, 256, (5, channels, 8, 8), dtype=np.uint8)
         np.savez(path.with_name("samples.npz"), images=images[model])
     picture = np.asarray(Image.open(plots.side_by_side(load_results(tmp_path), tmp_path / "s.png", columns=4)))[..., :3]
-    size, gap, top = 48, 3, 30
-    left = picture.shape[1] - 8 - 4 * (size + gap)
-    for row, (model, y) in enumerate((("A", top), ("B", top + size + gap + 12))):
+    size, gap = 48, 3
+    windows = np.lib.stride_tricks.sliding_window_view(picture, (size, size, 3))[:, :, 0]
+    places = []
+    for model in ("A", "B"):
         for column in range(4):
-            x = left + column * (size + gap)
             expected = np.broadcast_to(images[model][column].transpose(1, 2, 0), (8, 8, 3)).repeat(6, 0).repeat(6, 1)
-            np.testing.assert_array_equal(picture[y : y + size, x : x + size], expected, err_msg=f"{row} {column}")
+            corners = np.argwhere((windows[:, :, :3, :3] == expected[:3, :3]).all((2, 3, 4)))
+            [place] = [(y, x) for y, x in corners.tolist() if (windows[y, x] == expected).all()]
+            places.append(place)
+    top, left = places[0]
+    assert places[:4] == [(top, left + column * (size + gap)) for column in range(4)]
+    below = places[4][0]
+    assert below > top + size and places[4:] == [(below, x) for _, x in places[:4]]
+    right = left + 4 * (size + gap)
+    assert (picture[top : top + size, right : right + gap] == 255).all(), "no fifth column"
 
 
 def test_missing_samples_are_named(tmp_path):
@@ -152,7 +165,7 @@ def test_many_samplers_on_several_models_have_a_panel_for_each_model(tmp_path, m
         for place, name in enumerate(names):
             for nfe in (5, 10):
                 sampler = DDIM | {"name": name, "steps": nfe}
-                changes = {"sampler": sampler, "nfe": nfe, "run__name": model, "run__identity": model}
+                changes: dict[str, Any] = {"sampler": sampler, "nfe": nfe, "run__name": model, "run__identity": model}
                 write(tmp_path, content(model, nfe + place, **changes), f"{name}-{nfe}")
     write(tmp_path, content("WGAN", 3.0, sampler=None))
     figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
@@ -164,7 +177,77 @@ def test_many_samplers_on_several_models_have_a_panel_for_each_model(tmp_path, m
         heights = sorted(list(map(float, curve.get_ydata())) for curve in curves)
         assert heights == [[3.0], *([5.0 + place, 10.0 + place] for place in range(len(names)))]
         assert len({curve.get_color() for curve in curves}) == len(names) + 1
-    legend = [text.get_text() for text in panels[1].get_legend().get_texts()]
-    assert sorted(label.removesuffix("(eta=0)") for label in legend) == sorted(names)
+    assert sorted(label.removesuffix("(eta=0)") for label in legend(figure, "sampler")) == sorted(names)
+    assert legend(figure, "model") == ["WGAN (no sampler)"]
     few = [result for result in load_results(tmp_path) if result.sampler in ("", "DDIM")]
     assert len(draw_figure(monkeypatch, plots.distance_vs_nfe, few, "p.png").axes) == 1
+
+
+MODELS = ["EDM", "A model of a long name (trained on 63bac8b2)", "VAE", *(f"Model{number}" for number in range(6))]
+
+
+def write_models(folder, num_models, num_samplers):
+    """Results of models under samplers at three budgets, with samples; the third model has no sampler."""
+    for place, model in enumerate(MODELS[:num_models]):
+        names = [""] if model == "VAE" else [f"{letter}Sampler" for letter in "ABCDEFGHI"[:num_samplers]]
+        settings = itertools.product(names, [1] if model == "VAE" else [9, 10, 1000])
+        for number, (name, nfe) in enumerate(settings):
+            sampler = DDIM | {"name": name, "steps": nfe} if name else None
+            changes: dict[str, Any] = {"sampler": sampler, "nfe": nfe, "run__name": f"run{place}"}
+            path = write(folder, content(model, 1.0 + place + number, **changes), f"e{number}")
+            np.savez(path.with_name("samples.npz"), images=np.zeros((20, 1, 8, 8), np.uint8))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The texts that were drawn last, with their places on the figure in pixels."""
+    texts: dict[Text, Bbox] = {}
+    draw = Text.draw
+
+    def record(text, renderer):
+        draw(text, renderer)
+        if text.get_visible() and text.get_text().strip():
+            texts[text] = text.get_window_extent(renderer).frozen()
+
+    monkeypatch.setattr(Text, "draw", record)
+    return texts
+
+
+def overlapping(texts):
+    """Pairs of texts that share more than a pixel, in each direction."""
+    found = []
+    for (one, a), (other, b) in itertools.combinations(texts.items(), 2):
+        width = min(a.x1, b.x1) - max(a.x0, b.x0)
+        height = min(a.y1, b.y1) - max(a.y0, b.y0)
+        if width > 1 and height > 1:
+            found.append((one.get_text(), other.get_text()))
+    return found
+
+
+@pytest.mark.parametrize("num_samplers", [1, 9])
+@pytest.mark.parametrize("num_models", [1, 2, 5, 9])
+def test_no_label_overlaps_another_or_is_cut_off(tmp_path, monkeypatch, drawn, num_models, num_samplers):
+    write_models(tmp_path, num_models, num_samplers)
+    found = load_results(tmp_path)
+    figures = []
+
+    def keep(figure, *arguments, **options):
+        figures.append(figure)
+        savefig(figure, *arguments, **options)
+
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", keep)
+    plots.distance_vs_nfe(found, tmp_path / "p.png")
+    labels = {text.get_text() for text in drawn}
+    assert {f"{name}Sampler(eta=0)" for name in "ABCDEFGHI"[:num_samplers]} <= labels
+    assert all(figures[-1].bbox.x0 <= box.x0 and box.x1 <= figures[-1].bbox.x1 for box in drawn.values())
+    assert all(figures[-1].bbox.y0 <= box.y0 and box.y1 <= figures[-1].bbox.y1 for box in drawn.values())
+    assert not overlapping(drawn)
+    drawn.clear()
+    written = plots.side_by_side(found, tmp_path / "s.png", columns=2)
+    assert not overlapping(drawn)
+    assert {text.get_text() for text in drawn} >= set(MODELS[:num_models])
+    assert sum(text.get_text().startswith("fd_digits ") for text in drawn) == len(found)
+    picture = np.asarray(Image.open(written))[..., :3]
+    edges = (picture[0], picture[-1], picture[:, 0], picture[:, -1])
+    assert all((edge == 255).all() for edge in edges), "a label reaches the edge"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_leaderboard import DDIM, content, write
 
 from lit_gen.pictures.figures import numbers_of
 from lit_gen.report import plots
 from tests.conftest import ROOT
+from tests.report.test_leaderboard import DDIM, content, write
 
 spec = importlib.util.spec_from_file_location("update_readme", ROOT / "docs" / "update_readme.py")
 assert spec is not None and spec.loader is not None

@@ -1,14 +1,14 @@
 r"""Denoisers: the posterior mean D(x_t) = E[x_0 | x_t], the only thing a sampler sees of a trained network.
 
-A network is trained on one schedule to predict some F; its parameterization turns F into D by
+A network is trained on one schedule to predict a quantity F; its parameterization converts F to D by
 
     D = c_skip x + c_out F(c_in x, c_noise).
 
-A denoiser answers for any affine x = alpha x_0 + sigma eps, alpha = 0 included: at equal ratio sigma / alpha, x and the
-x_t of the training schedule differ by a scale, which is the ratio of their norms sqrt(alpha^2 + sigma^2).
+A denoiser accepts any affine x = alpha x_0 + sigma eps, including alpha = 0: at equal ratio sigma / alpha, x and the
+x_t of the training schedule differ by a scale factor, the ratio of their norms sqrt(alpha^2 + sigma^2).
 
-From D follow eps = (x - alpha D) / sigma, the score (alpha D - x) / sigma^2 and the velocity eps - D; `convert` goes
-from any parameterization to any other.
+D determines eps = (x - alpha D) / sigma, the score (alpha D - x) / sigma^2 and the velocity eps - D; `convert`
+converts any parameterization to any other.
 """
 
 import math
@@ -27,43 +27,43 @@ Network = Callable[..., Tensor]
 
 
 def per_image(value: Tensor, x: Tensor) -> Tensor:
-    """A number (0-d) or one for each image (N,), shaped to multiply x (N, ...) without changing its data type."""
+    """Return a value (0-d or (N,)) reshaped to multiply x (N, ...) without changing the data type of x."""
     return value if value.ndim == 0 else value.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class Parameterization(ABC):
-    """What the network predicts: F = a x_0 + b eps, with weights a and b that depend on the noise level.
+    """Prediction target of the network: F = a x_0 + b eps, with weights a and b that depend on the noise level.
 
-    With x = alpha x_0 + sigma eps that gives D = (b x - sigma F) / (alpha b - sigma a). Everywhere, alpha and sigma are
-    those of the training schedule, 0-d or (N,).
+    With x = alpha x_0 + sigma eps, D = (b x - sigma F) / (alpha b - sigma a). In all methods, alpha and sigma are those
+    of the training schedule, 0-d or (N,).
 
     Attributes:
-        max_ratio: the greatest sigma / alpha that the network is asked about, finite where F at pure noise (alpha = 0)
-            would not tell D, or c_noise would be infinite. Levels beyond it are moved to it.
+        max_ratio: Largest sigma / alpha at which the network is evaluated; larger ratios are clamped to it. It is
+            finite if F does not determine D at pure noise (alpha = 0), or if c_noise would be infinite there.
     """
 
     max_ratio: float = math.inf
 
     @abstractmethod
     def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The pair (a, b) of F = a x_0 + b eps."""
+        """Return (a, b) of F = a x_0 + b eps."""
 
     def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The factor of the network's input; 1 unless a subclass says otherwise."""
+        """Return the scale of the network's input; 1 by default."""
         return torch.ones_like(alpha)
 
     def c_noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """How the network is told the noise level; 999 t unless a subclass says otherwise."""
+        """Return the noise level as the network's input; 999 t by default."""
         return 999 * t
 
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The triple (c_in, c_skip, c_out) of D = c_skip x + c_out F(c_in x)."""
+        """Return (c_in, c_skip, c_out) of D = c_skip x + c_out F(c_in x)."""
         a, b = self.weights(alpha, sigma)
         determinant = alpha * b - sigma * a
         return self.c_in(alpha, sigma), b / determinant, -sigma / determinant
 
     def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The F for which D is x_0: what the network is trained to predict."""
+        """Return the training target of the network, the F for which D = x_0."""
         a, b = self.weights(alpha, sigma)
         return per_image(a, x_0) * x_0 + per_image(b, x_0) * eps
 
@@ -71,12 +71,13 @@ class Parameterization(ABC):
 class Epsilon(Parameterization):
     """F = eps, as in DDPM; c_noise counts the steps of the chain from 0, continuously.
 
-    D = (x - sigma F) / alpha multiplies the error of F by sigma / alpha: at pure noise, alpha = 0, F says nothing of D.
+    D = (x - sigma F) / alpha multiplies the error of F by sigma / alpha. At pure noise, alpha = 0, F does not
+    determine D.
 
     Paper: Ho et al. 2020, https://arxiv.org/abs/2006.11239
 
     Args:
-        num_timesteps: the length T of the chain; c_noise = t T - 1 is 0 .. T - 1 at its steps.
+        num_timesteps: Length T of the chain; c_noise = t T - 1 is 0 .. T - 1 at its steps.
     """
 
     max_ratio = 1e5
@@ -94,24 +95,25 @@ class Epsilon(Parameterization):
 class Score(Parameterization):
     """F = sigma times the score of x_t, that is -eps, as in Song's score networks F / sigma.
 
-    So scaled it is of unit variance, and finite where sigma = 0. At pure noise it is as blind as `Epsilon`.
+    This scaling gives F unit variance and keeps it finite at sigma = 0. As in `Epsilon`, F does not determine D at pure
+    noise.
 
     Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456
 
     Args:
-        condition: how the network is told the noise level: by time, c_noise = 999 t, as on the VP and sub-VP paths of
-            the paper, or by sigma, c_noise = ln(sigma / alpha), as on its VE path.
-        scale_input: c_in = 1 / sqrt(alpha^2 + sigma^2), which is 1 on the VP path, rather than the paper's 1.
+        condition: Input of the noise level: time, c_noise = 999 t, as on the VP and sub-VP paths of the paper, or
+            sigma, c_noise = ln(sigma / alpha), as on its VE path.
+        scale_input: Use c_in = 1 / sqrt(alpha^2 + sigma^2), which is 1 on the VP path, instead of the paper's 1.
 
     Raises:
-        UserError: condition is neither.
+        UserError: If condition is neither of these.
     """
 
     max_ratio = 1e5
 
     def __init__(self, condition: Literal["time", "sigma"] = "time", scale_input: bool = False) -> None:
         if condition not in ("time", "sigma"):
-            raise UserError(f"condition of the parameterization Score must be time or sigma, not {condition!r}")
+            raise UserError(f"condition: {condition!r} is not a condition of Score; choose time or sigma")
         self.condition = condition
         self.scale_input = scale_input
 
@@ -141,8 +143,8 @@ class Sample(Parameterization):
 class V(Parameterization):
     """F = (alpha eps - sigma x_0) / n with n = sqrt(alpha^2 + sigma^2), which is 1 on a variance-preserving path.
 
-    c_in = 1 / n, so that on every schedule the network sees what it would on a variance-preserving one; c_noise =
-    999 t. It is -F of `EDMPreconditioning(1)`.
+    c_in = 1 / n, so on every schedule the network's input is that of a variance-preserving path; c_noise = 999 t. It is
+    -F of `EDMPreconditioning(1)`.
 
     Paper: Salimans and Ho 2022, https://arxiv.org/abs/2202.00512
     """
@@ -158,7 +160,7 @@ class V(Parameterization):
 class Velocity(Parameterization):
     """F = eps - x_0, the velocity dx/dt of rectified flow; c_noise = 999 t.
 
-    Paper: Liu et al. 2022, https://arxiv.org/abs/2209.03003 (with time running the other way)
+    Paper: Liu et al. 2022, https://arxiv.org/abs/2209.03003 (with time reversed)
     """
 
     def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,23 +170,23 @@ class Velocity(Parameterization):
 class EDMPreconditioning(Parameterization):
     r"""EDM's F, whose input and target have unit variance at every noise level; c_noise = ln(sigma / alpha) / 4.
 
-    With s = sigma_data and n = sqrt(sigma^2 + alpha^2 s^2), F = (sigma x_0 / s - alpha s eps) / n and c_in = 1 / n; at
-    alpha = 1 that is c_skip = s^2 / (sigma^2 + s^2) and c_out = sigma s / sqrt(sigma^2 + s^2).
+    With s = sigma_data and n = sqrt(sigma^2 + alpha^2 s^2), F = (sigma x_0 / s - alpha s eps) / n and c_in = 1 / n. At
+    alpha = 1, c_skip = s^2 / (sigma^2 + s^2) and c_out = sigma s / sqrt(sigma^2 + s^2).
 
     Paper: Karras et al. 2022, https://arxiv.org/abs/2206.00364
 
     Args:
-        sigma_data: the standard deviation of the data.
+        sigma_data: Standard deviation of the data.
 
     Raises:
-        UserError: sigma_data is not above 0.
+        UserError: If sigma_data is not above 0.
     """
 
     max_ratio = 1e5
 
     def __init__(self, sigma_data: float = 0.5) -> None:
         if not 0 < sigma_data < math.inf:
-            raise UserError(f"sigma_data of the parameterization EDMPreconditioning must be above 0, not {sigma_data}")
+            raise UserError(f"sigma_data: {sigma_data} is not a standard deviation; give a number above 0")
         self.sigma_data = sigma_data
 
     def weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,25 +203,25 @@ class EDMPreconditioning(Parameterization):
 def convert(
     value: Tensor, source: Parameterization, target: Parameterization, x: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
-    """What one parameterization calls F, from what another does, at the same x = alpha x_0 + sigma eps.
+    """Convert F of one parameterization to F of another, at the same x = alpha x_0 + sigma eps.
 
     `convert(D, Sample(), Epsilon(), x, alpha, sigma)` is eps_hat, `convert(F, V(), Sample(), ...)` is D, and so on for
-    every pair. Exact at both ends of time wherever the source tells the target; where it does not (D from eps at
-    alpha = 0, eps from D at sigma = 0) the answer is not finite.
+    every pair. The result is exact at both ends of time if the source determines the target; otherwise (D from eps at
+    alpha = 0, eps from D at sigma = 0) it is not finite.
 
     Args:
         value: F of the source, (N, ...).
-        source: what the value is.
-        target: what is wanted.
-        x: the noisy images (N, ...).
-        alpha: scale of the data, 0-d or (N,).
-        sigma: scale of the noise, 0-d or (N,).
+        source: Parameterization of the value.
+        target: Parameterization of the result.
+        x: Noisy images (N, ...).
+        alpha: Scale of the data, 0-d or (N,).
+        sigma: Scale of the noise, 0-d or (N,).
     """
     a, b = source.weights(alpha, sigma)
     a_target, b_target = target.weights(alpha, sigma)
     determinant, of_x = alpha * b - sigma * a, a_target * b - b_target * a
     of_value = (alpha * b_target - sigma * a_target) / determinant
-    # Where the two are proportional x has no part in it, and the determinant may be 0.
+    # If source and target are proportional, the result does not depend on x and the determinant may be 0.
     proportional = of_x == 0
     factor = torch.where(b.abs() > a.abs(), b_target / b, a_target / a)
     of_x, of_value = torch.where(proportional, 0.0, of_x / determinant), torch.where(proportional, factor, of_value)
@@ -230,19 +232,19 @@ class Denoiser(ABC):
     """E[x_0 | x_t] for any affine x_t = alpha x_0 + sigma eps.
 
     Attributes:
-        evaluations: the number of calls made so far (NFE); a call for a part of a batch counts by its share.
+        evaluations: Number of network evaluations so far (NFE); a call for part of a batch counts as a fraction.
     """
 
     evaluations: float = 0
 
     def __call__(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The posterior mean, in the shape and data type of x.
+        """Return the posterior mean D, in the shape and data type of x.
 
         Args:
-            x: the noisy images (N, ...).
-            alpha: scale of the data, 0-d or (N,).
-            sigma: scale of the noise, 0-d or (N,), above 0.
-            labels: classes (N,) for a conditional network.
+            x: Noisy images (N, ...).
+            alpha: Scale of the data, 0-d or (N,).
+            sigma: Scale of the noise, 0-d or (N,), above 0.
+            labels: Classes (N,) for a conditional network.
         """
         self.evaluations += 1
         return self.denoise(x, alpha, sigma, labels)
@@ -250,10 +252,10 @@ class Denoiser(ABC):
     def with_variance(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The pair (D, v) from one evaluation; arguments as in `__call__`.
+        """Return (D, v) from one evaluation; arguments as in `__call__`.
 
-        v, in the shape of x, says where between the two variances of `DDPM` the one of a step lies: 0 is small and 1 is
-        large, in the logarithm. None if the variance is not learned.
+        v, in the shape of x, interpolates the logarithm of a step's variance between small (0) and large (1), the two
+        variances of `DDPM`. It is None if the variance is not learned.
 
         Paper: Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672
         """
@@ -262,24 +264,31 @@ class Denoiser(ABC):
 
     @abstractmethod
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """As `__call__`, uncounted."""
+        """Return D as `__call__` does, without counting the evaluation."""
 
     def denoise_with_variance(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `with_variance`, uncounted."""
+        """Return (D, v) as `with_variance` does, without counting the evaluation."""
         return self.denoise(x, alpha, sigma, labels), None
 
     def given(self, labels: Tensor | None) -> "Denoiser":
-        """This denoiser with its labels filled in; evaluations still count here."""
+        """Return this denoiser with fixed labels; its evaluations count towards this denoiser."""
         return self if labels is None else _Given(self, labels)
 
     def part(self, rows: Tensor, num: int) -> "Denoiser":
-        """This denoiser for some rows of a batch of num images; an evaluation counts here by their share of it."""
+        """Return this denoiser for some rows of a batch; an evaluation counts as their fraction of the batch.
+
+        Args:
+            rows: Indices of the rows.
+            num: Number of images in the batch.
+        """
         return _Part(self, len(rows) / num)
 
 
 class _Given(Denoiser):
+    """A denoiser with fixed labels."""
+
     def __init__(self, denoiser: Denoiser, labels: Tensor) -> None:
         self.denoiser = denoiser
         self.labels = labels
@@ -297,6 +306,8 @@ class _Given(Denoiser):
 
 
 class _Part(Denoiser):
+    """A denoiser for part of a batch."""
+
     def __init__(self, denoiser: Denoiser, share: float) -> None:
         self.denoiser = denoiser
         self.share = share
@@ -312,15 +323,15 @@ class _Part(Denoiser):
 
 
 class NetworkDenoiser(Denoiser):
-    """The denoiser of a network. Noise levels outside the range that it was trained on are moved to the nearest end.
+    """Denoiser of a network. Noise levels outside the training range are clamped to it.
 
     Args:
         network: F(x (N, C, ...), c_noise (N,), labels) -> (N, C, ...), or (N, 2 C, ...) with a learned variance: F and
             2 v - 1.
-        schedule: the schedule that it is trained on.
-        parameterization: what F is.
-        clip: clamp D to [-clip, clip], the range of the data. Where alpha is almost 0 (the end of the cosine betas) D
-            is the difference of two huge numbers, and only this keeps a sampler from blowing up.
+        schedule: Schedule that the network is trained on.
+        parameterization: Meaning of F.
+        clip: Clamp D to [-clip, clip], the range of the data. If alpha is almost 0 (the end of the cosine betas), D is
+            the difference of two huge numbers, and only the clamp prevents a sampler from diverging.
     """
 
     def __init__(
@@ -345,7 +356,7 @@ class NetworkDenoiser(Denoiser):
         c_noise = self.parameterization.c_noise(t, alpha_t, sigma_t)
         parameter = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
         dtype = x.dtype if parameter is None else parameter.dtype
-        # c_noise runs to 1000: half precision would merge neighbouring steps.
+        # c_noise reaches 1000, at which half precision would merge neighbouring steps.
         c_noise = c_noise.to(x.device, torch.promote_types(dtype, torch.float32)).expand(len(x))
         output = self.network((per_image(c_in, x) * x).to(dtype), c_noise, labels).to(x.dtype)
         v = None
@@ -357,10 +368,10 @@ class NetworkDenoiser(Denoiser):
 
 
 class MixtureDenoiser(Denoiser):
-    """The exact denoiser of a mixture: what a perfect network would answer. Labels are ignored.
+    """Exact denoiser of a mixture, the limit of a perfectly trained network. Labels are ignored.
 
     Args:
-        mixture: The distribution of x_0.
+        mixture: Distribution of x_0.
     """
 
     def __init__(self, mixture: Mixture) -> None:
@@ -371,7 +382,7 @@ class MixtureDenoiser(Denoiser):
 
 
 class GaussianMixtureDenoiser(GaussianMixture, Denoiser):
-    """The exact denoiser of a mixture of Gaussians, and the mixture itself; arguments as of `GaussianMixture`."""
+    """Mixture of Gaussians that is also its exact denoiser; arguments as in `GaussianMixture`."""
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.posterior_mean(x, alpha, sigma)

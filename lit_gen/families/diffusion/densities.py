@@ -1,7 +1,7 @@
 """Densities of the training times.
 
-A density is given by its quantile function t(u): if u is uniform on (0, 1), t(u) has the density. So every density can
-be drawn independently for each image, or stratified over a batch by a lattice of u.
+A density is defined by its quantile function t(u): if u is uniform on (0, 1), t(u) has the density. Times can therefore
+be sampled independently for each image, or stratified over a batch by a lattice of u.
 
 `pdf` is the density p(t) in the time of the schedule; on a chain of T steps it is T times the probability of a step.
 """
@@ -17,24 +17,24 @@ from lit_gen.families.diffusion.schedules import DiscreteVP, Schedule
 
 
 def independent(num: int, device: torch.device | str | None = None) -> Tensor:
-    """Numbers (num,) uniform on the open interval (0, 1), float64, from the global random state of torch."""
+    """Sample numbers (num,), uniform on the open interval (0, 1), float64, from torch's global random state."""
     return _open(torch.rand(num, dtype=torch.float64, device=device))
 
 
 def lattice(offset: float, first: int, num: int, total: int, device: torch.device | str | None = None) -> Tensor:
-    """The numbers u_i = (offset + i / total) mod 1 for i = first .. first + num - 1, (num,) float64.
+    """Return u_i = (offset + i / total) mod 1 for i = first .. first + num - 1, (num,) float64.
 
-    With an offset uniform on (0, 1), each u_i is uniform, and the `total` of them leave no gap above 1 / total: the
-    mean of a function of u over the batch varies less than with independent ones.
+    With an offset uniform on (0, 1), each u_i is uniform, and the `total` numbers leave no gap above 1 / total: the
+    mean of a function of u over the batch varies less than with independent numbers.
 
     Paper: Kingma et al. 2021, https://arxiv.org/abs/2107.00630
 
     Args:
-        offset: one random number for the whole batch.
-        first: the place in the batch of the first image.
-        num: how many images follow from there, itself counted.
-        total: the images in the batch, over all processes.
-        device: of the answer.
+        offset: Random number of the whole batch.
+        first: Position of the first image in the batch.
+        num: Number of images from that position on.
+        total: Number of images in the batch, over all processes.
+        device: Device of the result.
     """
     place = torch.arange(first, first + num, dtype=torch.float64, device=device)
     return _open((offset + place / total) % 1)
@@ -45,7 +45,7 @@ def _open(u: Tensor) -> Tensor:
 
 
 def _log_ratio_slope(schedule: Schedule, t: Tensor) -> Tensor:
-    """d ln(sigma / alpha) / dt."""
+    """Return d ln(sigma / alpha) / dt."""
     alpha, sigma = schedule(t)
     d_alpha, d_sigma = schedule.derivatives(t)
     return d_sigma / sigma - d_alpha / alpha
@@ -55,29 +55,34 @@ def _normal_pdf(x: Tensor, mean: float, std: float) -> Tensor:
     return (-0.5 * ((x - mean) / std) ** 2).exp() / (std * math.sqrt(2 * math.pi))
 
 
-def _check_std(name: str, std: float) -> None:
+def _check_std(std: float) -> None:
     if std <= 0:
-        raise UserError(f"std of the density {name} must be above 0, not {std}")
+        raise UserError(f"std: {std} is not a standard deviation; give a number above 0")
 
 
 class TimeDensity(ABC):
-    """The distribution of training times."""
+    """Distribution of the training times."""
 
     @abstractmethod
     def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
-        """The time below which lies the share u of all training times, float64 in the shape of u in (0, 1)."""
+        """Return the quantile at u in (0, 1), the time below which a fraction u of the training times lies.
+
+        Args:
+            schedule: Schedule of the times.
+            u: Fractions, float64; the result has their shape and data type.
+        """
 
     @abstractmethod
     def pdf(self, schedule: Schedule, t: Tensor) -> Tensor:
-        """The density p(t) of the times, in the shape of t."""
+        """Return the density p(t), in the shape of t."""
 
     def __call__(self, schedule: Schedule, num: int, device: torch.device | str | None = None) -> Tensor:
-        """Draws independent times of the schedule, (num,) float64, from the global random state of torch."""
+        """Sample independent times of the schedule, (num,) float64, from torch's global random state."""
         return self.quantile(schedule, independent(num, device))
 
 
 class UniformTime(TimeDensity):
-    """t uniform between the times of the schedule's least and greatest noise level (0 and 1 where it has no least)."""
+    """t uniform between the times of the schedule's smallest and largest noise level (from 0 if min_ratio is 0)."""
 
     def _start(self, schedule: Schedule) -> float:
         return float(schedule.time(schedule.min_ratio))
@@ -99,7 +104,8 @@ class UniformSteps(TimeDensity):
     def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
         if not isinstance(schedule, DiscreteVP):
             raise UserError(
-                f"density UniformSteps needs the schedule DiscreteVP, not {type(schedule).__name__}: use UniformTime"
+                f"model.density: UniformSteps needs the schedule DiscreteVP, not {type(schedule).__name__}; choose "
+                "UniformTime"
             )
         return (u * schedule.num_timesteps).ceil() / schedule.num_timesteps
 
@@ -113,15 +119,15 @@ class LognormalSigma(TimeDensity):
     Paper: Karras et al. 2022, https://arxiv.org/abs/2206.00364
 
     Args:
-        mean: of the logarithm of the noise level.
-        std: of the logarithm of the noise level.
+        mean: Mean of the logarithm of the noise level.
+        std: Standard deviation of the logarithm of the noise level.
 
     Raises:
-        UserError: std is not above 0.
+        UserError: If std is not above 0.
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
-        _check_std("LognormalSigma", std)
+        _check_std(std)
         self.mean = mean
         self.std = std
 
@@ -133,7 +139,7 @@ class LognormalSigma(TimeDensity):
 
 
 class UniformLogSigma(TimeDensity):
-    """ln(sigma / alpha) uniform between the ends of the schedule, as in the training of variance-exploding models.
+    """ln(sigma / alpha) uniform between the ends of the schedule, as for variance-exploding models.
 
     Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456
     """
@@ -142,8 +148,8 @@ class UniformLogSigma(TimeDensity):
         low, high = schedule.min_ratio, schedule.max_ratio
         if low <= 0 or not math.isfinite(high):
             raise UserError(
-                f"density UniformLogSigma needs a schedule between two noise levels, which {type(schedule).__name__} is"
-                " not: use UniformTime"
+                f"model.density: UniformLogSigma needs a schedule with a smallest and a largest noise level, and "
+                f"{type(schedule).__name__} ranges from {low} to {high}; choose UniformTime"
             )
         return low, high
 
@@ -162,15 +168,15 @@ class LogitNormal(TimeDensity):
     Paper: Esser et al. 2024, https://arxiv.org/abs/2403.03206
 
     Args:
-        mean: of the logit; above 0 leans towards noise.
-        std: of the logit.
+        mean: Mean of the logit; values above 0 favour noise.
+        std: Standard deviation of the logit.
 
     Raises:
-        UserError: std is not above 0.
+        UserError: If std is not above 0.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        _check_std("LogitNormal", std)
+        _check_std(std)
         self.mean = mean
         self.std = std
 
@@ -182,20 +188,20 @@ class LogitNormal(TimeDensity):
 
 
 class FixedTime(TimeDensity):
-    """One time for all: at t = 1, a rectified flow learns to map noise to data in one step (distillation).
+    """A single time for all images: at t = 1, a rectified flow learns to map noise to data in one step (distillation).
 
     Paper: Liu et al. 2022, https://arxiv.org/abs/2209.03003
 
     Args:
-        t: the time.
+        t: Training time.
 
     Raises:
-        UserError: t does not lie in (0, 1].
+        UserError: If t is not in (0, 1].
     """
 
     def __init__(self, t: float = 1.0) -> None:
         if not 0 < t <= 1:
-            raise UserError(f"t of the density FixedTime must lie in (0, 1], not {t}")
+            raise UserError(f"t: {t} is outside (0, 1]; give a time in that interval")
         self.t = t
 
     def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
@@ -203,27 +209,28 @@ class FixedTime(TimeDensity):
 
     def pdf(self, schedule: Schedule, t: Tensor) -> Tensor:
         raise UserError(
-            "density FixedTime has all its mass at one time: the weight ELBO, which divides by p(t), needs another"
+            "model.density: FixedTime has all its mass at one time, and the weight ELBO divides by p(t); choose "
+            "another density or weight"
         )
 
 
 class ImportanceSampling(TimeDensity, nn.Module):
-    r"""The steps of a chain in proportion to their loss, p_k ~ sqrt(E[L_k^2]).
+    r"""Steps of a chain with probabilities p_k ~ sqrt(E[L_k^2]) given by their losses L_k.
 
-    The mean is over the last losses of each step, and p_k is mixed with a little of the uniform distribution. Until
-    every step has its full history, the steps are uniform. Divided by `pdf` = T p_k, the losses have the mean that
-    they have under uniform steps, and the least variance.
+    The mean is over the most recent losses of each step, and p_k is mixed with a small share of the uniform
+    distribution. The steps are uniform until every step has a full history. Dividing the losses by `pdf` = T p_k keeps
+    their mean under uniform steps and minimises the variance.
 
     Paper: Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672
 
     Args:
-        num_timesteps: the length T of the chain.
-        num_losses: how many losses of each step are kept.
-        uniform: the share of the uniform distribution.
+        num_timesteps: Length T of the chain.
+        num_losses: Number of losses stored for each step.
+        uniform: Weight of the uniform distribution.
 
     Attributes:
-        losses: (T, num_losses), saved with the weights; the oldest of a step is replaced first.
-        counts: how many losses each step has had, (T,).
+        losses: Recent losses (T, num_losses), saved with the weights; the oldest loss of a step is replaced first.
+        counts: Number of losses recorded for each step, (T,).
     """
 
     losses: Tensor
@@ -239,7 +246,7 @@ class ImportanceSampling(TimeDensity, nn.Module):
 
     @property
     def probabilities(self) -> Tensor:
-        """p_k for k = 1 .. T, (T,) float64."""
+        """Probabilities p_k for k = 1 .. T, (T,) float64."""
         share = self.losses.square().mean(1).sqrt()
         share = share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
         share = (1 - self.uniform) * share + self.uniform / self.num_timesteps
@@ -254,7 +261,7 @@ class ImportanceSampling(TimeDensity, nn.Module):
         return self.num_timesteps * self.probabilities[self._step(t)]
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Adds losses (N,) at times (N,); of several at one time, the later count as the more recent."""
+        """Record losses (N,) at times t (N,); among equal times, later positions are more recent."""
         step, order = self._step(t).sort(stable=True)
         loss = loss.detach().to(self.losses)[order]
         new = torch.bincount(step, minlength=self.num_timesteps)
@@ -265,5 +272,5 @@ class ImportanceSampling(TimeDensity, nn.Module):
         self.counts += new
 
     def _step(self, t: Tensor) -> Tensor:
-        """The row k - 1 of t = k / T."""
+        """Return the row k - 1 of t = k / T."""
         return (t.to(self.losses) * self.num_timesteps).round().long() - 1

@@ -1,12 +1,12 @@
-r"""What training minimises: a mean squared error, weighted over the noise levels, and bounds on the likelihood.
+r"""Training objectives: a mean squared error, weighted over the noise levels, and bounds on the likelihood.
 
     loss = w(t) |D - x_0|^2 = w(t) c_out^2 |F(c_in x_t, c_noise, labels) - F*|^2,    x_t = alpha(t) x_0 + sigma(t) eps,
 
-averaged over pixels, over times of some density, and over x_0 and eps; F* is the target of the parameterization. With
-no weight given, w = 1 / c_out^2: the plain error of what the network predicts. In units of |D - x_0|^2, with the noise
-level r = sigma / alpha, the usual losses are
+averaged over pixels, over times from a density, and over x_0 and eps; F* is the target of the parameterization. By
+default w = 1 / c_out^2, the plain error of the network's prediction. In units of |D - x_0|^2, with the noise level
+r = sigma / alpha, the usual losses are
 
-| loss | w | as |
+| loss | w | class |
 | --- | --- | --- |
 | eps (DDPM's simple loss, score matching with weight sigma^2) | 1 / r^2 | `ErrorOf(Epsilon())` |
 | v on a variance-preserving schedule | 1 + 1 / r^2 | `ErrorOf(V())` |
@@ -26,22 +26,23 @@ from lit_gen.core.errors import UserError
 from lit_gen.families.diffusion.denoisers import NetworkDenoiser, Parameterization, per_image
 from lit_gen.families.diffusion.densities import TimeDensity
 from lit_gen.families.diffusion.likelihood import discretised_gaussian_log_prob
+from lit_gen.families.diffusion.posterior import posterior
 from lit_gen.families.diffusion.schedules import DiscreteVP, Schedule
 
 
 class LossWeight(ABC):
-    """The weight w(t) of |D - x_0|^2."""
+    """Weight w(t) of |D - x_0|^2."""
 
     @abstractmethod
     def __call__(self, schedule: Schedule, density: TimeDensity, t: Tensor) -> Tensor:
-        """The weights at times (N,) that were drawn from the density, (N,) float64."""
+        """Return the weights (N,), float64, at times t (N,) sampled from the density."""
 
 
 class ErrorOf(LossWeight):
-    """The squared error of the target of a parameterization, whatever the network itself predicts: w = 1 / c_out^2.
+    """Squared error of the target of any parameterization, independent of the network's own: w = 1 / c_out^2.
 
     Args:
-        target: the parameterization.
+        target: Parameterization of the error.
     """
 
     def __init__(self, target: Parameterization) -> None:
@@ -53,22 +54,22 @@ class ErrorOf(LossWeight):
 
 
 class MinSNR(LossWeight):
-    """w = min(SNR, gamma) with SNR = (alpha / sigma)^2: no noise level outweighs the others.
+    """w = min(SNR, gamma) with SNR = (alpha / sigma)^2, so that no noise level outweighs the others.
 
-    So the error of eps has the weight min(SNR, gamma) / SNR, that of v the weight min(SNR, gamma) / (SNR + 1).
+    The error of eps then has the weight min(SNR, gamma) / SNR, and that of v the weight min(SNR, gamma) / (SNR + 1).
 
     Paper: Hang et al. 2023, https://arxiv.org/abs/2303.09556
 
     Args:
-        gamma: the greatest weight.
+        gamma: Maximum weight.
 
     Raises:
-        UserError: gamma is not above 0.
+        UserError: If gamma is not above 0.
     """
 
     def __init__(self, gamma: float = 5.0) -> None:
         if gamma <= 0:
-            raise UserError(f"gamma of the weight MinSNR must be above 0, not {gamma}")
+            raise UserError(f"gamma: {gamma} is not a weight of the loss; give a number above 0")
         self.gamma = gamma
 
     def __call__(self, schedule: Schedule, density: TimeDensity, t: Tensor) -> Tensor:
@@ -81,8 +82,8 @@ class ELBO(LossWeight):
 
         -log p(x_0) <= E int_0^1 -SNR'(t) / 2 |x_0 - D(x_t)|^2 dt + (reconstruction and prior terms)
 
-    Its mean does not depend on the density of t, only its variance does. It is also the likelihood weighting g(t)^2 of
-    score matching.
+    The mean loss does not depend on the density of t, only its variance does. This is also the likelihood weighting
+    g(t)^2 of score matching.
 
     Papers: Kingma et al. 2021, https://arxiv.org/abs/2107.00630; Song et al. 2021, https://arxiv.org/abs/2101.09258
     """
@@ -101,15 +102,15 @@ def network_error(
     labels: Tensor | None = None,
     augment_labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The error F - F* of the network (N, C, ...), and what it answers beside F (N, 0 or C, ...): a learned variance.
+    """Return the network's error F - F* (N, C, ...), and its other outputs (N, 0 or C, ...), a learned variance.
 
     Args:
-        denoiser: the network with its schedule and parameterization.
-        images: x_0, (N, C, ...).
-        t: times (N,), float64.
-        eps: the noise that each image is joined with, in the shape of the images.
-        labels: classes (N,) for a conditional network.
-        augment_labels: what a network that takes them is told of the augmentation of the images, (N, A).
+        denoiser: Network with its schedule and parameterization.
+        images: Images x_0, (N, C, ...).
+        t: Times (N,), float64.
+        eps: Noise paired with each image, in the shape of the images.
+        labels: Classes (N,) for a conditional network.
+        augment_labels: Labels (N, A) of the augmentation of the images, for a network conditioned on them.
     """
     parameterization = denoiser.parameterization
     alpha, sigma = denoiser.schedule(t)
@@ -126,7 +127,7 @@ def network_error(
 
 
 def mean_square(error: Tensor) -> Tensor:
-    """The mean square over all axes but the first, (N,)."""
+    """Return the mean square over all axes except the first, (N,)."""
     return error.square().flatten(1).mean(1)
 
 
@@ -138,14 +139,22 @@ def diffusion_loss(
     labels: Tensor | None = None,
     augment_labels: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each image, (N,): the mean over its pixels of |F - F*|^2; arguments as in `network_error`."""
+    """Return the loss of each image, (N,), the mean over its pixels of |F - F*|^2; arguments as in `network_error`."""
     return mean_square(network_error(denoiser, images, t, eps, labels, augment_labels)[0])
 
 
 def weighted(
     loss: Tensor, denoiser: NetworkDenoiser, weight: LossWeight | None, density: TimeDensity, t: Tensor
 ) -> Tensor:
-    """The losses (N,) of `diffusion_loss` at times (N,) as w(t) |D - x_0|^2; as they are if there is no weight."""
+    """Weight the losses (N,) of `diffusion_loss` at times t (N,) to w(t) |D - x_0|^2.
+
+    Args:
+        loss: Losses |F - F*|^2, (N,).
+        denoiser: Network with its schedule and parameterization.
+        weight: Weight w(t), or None to leave the losses unchanged.
+        density: Density of the times.
+        t: Times (N,), float64.
+    """
     if weight is None:
         return loss
     _, _, c_out = denoiser.parameterization.coefficients(*denoiser.schedule(t))
@@ -161,21 +170,24 @@ def hybrid_loss(
     augment_labels: Tensor | None = None,
     vlb_weight: float = 1e-3,
 ) -> Tensor:
-    """The loss of each image with a learned variance, (N,): |F - F*|^2 + vlb_weight L_vlb.
+    """Return the loss of each image with a learned variance, (N,), |F - F*|^2 + vlb_weight L_vlb.
 
-    L_vlb (see `variational_loss`) is in bits per dimension, and teaches the variance alone: its gradient does not pass
+    L_vlb (see `variational_loss`) is in bits per dimension and trains only the variance: its gradient does not pass
     through the mean.
 
     Paper: Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672
 
     Args:
-        denoiser: the network, with an output of 2 C channels, on a discrete chain.
-        images: x_0, (N, C, ...), 8-bit values in [-1, 1].
-        t: steps k / T of the chain, (N,), float64.
-        eps: the noise that each image is joined with, in the shape of the images.
-        labels: classes (N,) for a conditional network.
-        augment_labels: what a network that takes them is told of the augmentation of the images, (N, A).
-        vlb_weight: lambda.
+        denoiser: Network with an output of 2 C channels, on a discrete chain.
+        images: Images x_0, (N, C, ...), 8-bit values in [-1, 1].
+        t: Steps k / T of the chain, (N,), float64.
+        eps: Noise paired with each image, in the shape of the images.
+        labels: Classes (N,) for a conditional network.
+        augment_labels: Labels (N, A) of the augmentation of the images, for a network conditioned on them.
+        vlb_weight: Weight lambda of L_vlb.
+
+    Raises:
+        UserError: If the schedule is not `DiscreteVP`, or the network has no output for the variance.
     """
     error, variance = network_error(denoiser, images, t, eps, labels, augment_labels)
     return mean_square(error) + vlb_weight * _bound(denoiser, images, t, error.detach(), variance)
@@ -189,12 +201,12 @@ def variational_loss(
     labels: Tensor | None = None,
     augment_labels: Tensor | None = None,
 ) -> Tensor:
-    r"""L_vlb of each image, (N,), in bits per dimension: T times the term of the bound at its step.
+    r"""Return L_vlb of each image, (N,), in bits per dimension, T times the term of the bound at its step.
 
         L_{k - 1} = KL(q(x_{k - 1} | x_k, x_0) || p(x_{k - 1} | x_k)),    L_0 = -log P(x_0 | x_1)
 
-    with the mean of p as in `DDPM` and its variance learned. Its mean over uniform steps is the bound without the term
-    of the prior, which has no parameters. Arguments as in `hybrid_loss`.
+    with the mean of p as in `DDPM` and its variance learned. Its mean over uniform steps is the bound without the prior
+    term, which has no parameters. Arguments as in `hybrid_loss`.
 
     Paper: Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672
     """
@@ -202,22 +214,28 @@ def variational_loss(
 
 
 def _bound(denoiser: NetworkDenoiser, images: Tensor, t: Tensor, error: Tensor, variance: Tensor) -> Tensor:
-    """T times the terms of the bound, (N,) in bits per dimension.
+    """Return T times the terms of the bound, (N,) in bits per dimension.
 
-    The two means differ by what q's makes of D - x_0 = c_out (F - F*), so that all a term needs is that error.
+    The means of p and q differ by the coefficient of x_0 times D - x_0 = c_out (F - F*), so a term depends only on the
+    error F - F*.
     """
     schedule = denoiser.schedule
     if not isinstance(schedule, DiscreteVP):
-        raise UserError(f"the variational bound needs the schedule DiscreteVP, not {type(schedule).__name__}")
+        raise UserError(
+            f"model.schedule: the variational bound needs discrete steps, not {type(schedule).__name__}; choose "
+            "DiscreteVP"
+        )
     if variance.shape != error.shape:
-        raise UserError("a learned variance needs a network with twice the channels of the images: set out_channels")
+        raise UserError(
+            "model.network: a learned variance needs twice the channels of the images; set out_channels to that number"
+        )
     num = schedule.num_timesteps
     step = (t * num).round()
-    of_data, _, large = _posterior(schedule, step / num, (step - 1) / num)
-    # The posterior of the first step is a point: there the least variance is that of the second.
-    _, small, _ = _posterior(schedule, step.clamp(min=2) / num, (step.clamp(min=2) - 1) / num)
+    _, of_data, _, large = posterior(schedule, step / num, (step - 1) / num)
+    # The posterior of the first step has variance 0; use the small variance of the second step for it.
+    small = posterior(schedule, step.clamp(min=2) / num, (step.clamp(min=2) - 1) / num).small
     _, _, c_out = denoiser.parameterization.coefficients(*schedule(t))
-    # log of the learned variance over the small one
+    # log(learned variance / small variance)
     log_ratio = (variance + 1) / 2 * per_image((large / small).log(), images)
     square = 1 + per_image((of_data * c_out) ** 2 / small, images) * error.square()
     terms = 0.5 * (log_ratio - 1 + square * (-log_ratio).exp())
@@ -228,24 +246,16 @@ def _bound(denoiser: NetworkDenoiser, images: Tensor, t: Tensor, error: Tensor, 
     return terms.index_put((first,), nll).flatten(1).mean(1) * (num / math.log(2))
 
 
-def _posterior(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of q(x_s | x_t, x_0): the coefficient of x_0 in its mean, its variance, and the variance of q(x_s | x_t)."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    v = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
-    large = v * (alpha_s**2 + sigma_s**2) / (alpha_t**2 + sigma_t**2)
-    return alpha_s * v / sigma_t**2, v * sigma_s**2 / sigma_t**2, large
-
-
 class Uncertainty(nn.Module):
-    r"""A learned u(t) that evens out the noise levels: the loss L becomes L / exp(u) + u, least at u = log E[L | t].
+    r"""Learned u(t) that balances the noise levels: L becomes L / exp(u) + u, with its minimum at u = log E[L | t].
 
-    So every noise level counts relative to how well it can be denoised at all. u is a linear function of random Fourier
-    features sqrt(2) cos(2 pi (f_k z + phi_k)) of z = ln(sigma / alpha) / 4, and 0 at initialisation.
+    The loss of each noise level is thus relative to the loss that is attainable there. u is a linear function of random
+    Fourier features sqrt(2) cos(2 pi (f_k z + phi_k)) of z = ln(sigma / alpha) / 4, and 0 at initialisation.
 
     Paper: Karras et al. 2024, https://arxiv.org/abs/2312.02696
 
     Args:
-        num_features: how many.
+        num_features: Number of Fourier features.
     """
 
     frequencies: Tensor
@@ -259,12 +269,12 @@ class Uncertainty(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def level(self, ratio: Tensor) -> Tensor:
-        """u (N,) at noise levels sigma / alpha (N,)."""
+        """Return u (N,) at noise levels sigma / alpha (N,)."""
         z = (ratio.log() / 4).clamp(-10, 10).to(self.weight)  # finite at both ends of time
         features = math.sqrt(2) * (2 * math.pi * (z[:, None] * self.frequencies + self.phases)).cos()
         return (features * self.weight).sum(1) / len(self.weight) ** 0.5 + self.bias
 
     def forward(self, loss: Tensor, ratio: Tensor) -> Tensor:
-        """L / exp(u) + u for losses (N,) at noise levels sigma / alpha (N,)."""
+        """Return L / exp(u) + u for losses (N,) at noise levels sigma / alpha (N,)."""
         u = self.level(ratio)
         return loss / u.exp() + u

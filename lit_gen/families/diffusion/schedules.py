@@ -2,10 +2,10 @@ r"""Schedules: the affine path from data to noise.
 
     x_t = alpha(t) x_0 + sigma(t) eps,    eps ~ N(0, I),    t = 0 is data and t = 1 is noise, for every schedule.
 
-What a denoiser can know of the noise depends on the ratio sigma / alpha alone (its square is 1 / SNR): two schedules at
-equal ratio differ by a scale of x. So `ratio` and its inverse `time` carry a time of one schedule to that of another.
+The posterior of x_0 depends on the noise only through the ratio sigma / alpha (its square is 1 / SNR): at equal ratio,
+two schedules differ by a scale of x. `ratio` and its inverse `time` therefore convert times between schedules.
 
-All is computed in float64; times may be numbers or tensors of any shape, and the answer has their shape and device.
+All values are computed in float64. Times may be numbers or tensors of any shape; results have their shape and device.
 """
 
 import math
@@ -24,11 +24,11 @@ def _double(value: Tensor | float) -> Tensor:
 
 
 class Schedule(ABC):
-    """The functions alpha(t) and sigma(t).
+    """Functions alpha(t) and sigma(t).
 
     Attributes:
-        min_ratio: the least sigma / alpha that a model is trained on (0 where there is no such limit).
-        max_ratio: the greatest (may be infinite), that of t = 1.
+        min_ratio: Smallest sigma / alpha of training (0 if there is no limit).
+        max_ratio: Largest sigma / alpha of training (may be infinite), the ratio at t = 1.
     """
 
     min_ratio: float
@@ -36,31 +36,31 @@ class Schedule(ABC):
 
     @abstractmethod
     def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """The pair (alpha(t), sigma(t))."""
+        """Return (alpha(t), sigma(t))."""
 
     @abstractmethod
     def derivatives(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """The pair (d alpha / dt, d sigma / dt); on a kink, those of the side of the data."""
+        """Return (d alpha / dt, d sigma / dt); at a kink, the derivatives on the side of the data."""
 
     @abstractmethod
     def time(self, ratio: Tensor | float) -> Tensor:
-        """The t at which sigma / alpha = ratio."""
+        """Return the t at which sigma / alpha = ratio."""
 
     def ratio(self, t: Tensor | float) -> Tensor:
-        """sigma(t) / alpha(t): the noise level in units of the data."""
+        """Return sigma(t) / alpha(t), the noise level in units of the data."""
         alpha, sigma = self(t)
         return sigma / alpha
 
     def with_levels_of(self, other: "Schedule") -> "Schedule":
-        """This path with the noise levels of training of another one: for sampling a model of the other on this."""
+        """Return this schedule with the training noise levels of another, to sample a model of the other schedule."""
         path = copy(self)
         path.min_ratio, path.max_ratio = other.min_ratio, min(other.max_ratio, self.max_ratio)
         return path
 
     def sde(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """The pair (f(t), g(t)^2) of the SDE dx = f x dt + g dw that carries data along the path.
+        """Return (f(t), g(t)^2) of the SDE dx = f x dt + g dw with the marginals of the path.
 
-        f = (d alpha / dt) / alpha and g^2 = d sigma^2 / dt - 2 f sigma^2; f = -inf and g^2 = inf where alpha = 0.
+        f = (d alpha / dt) / alpha and g^2 = d sigma^2 / dt - 2 f sigma^2; at alpha = 0, f = -inf and g^2 = inf.
 
         Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456
         """
@@ -80,11 +80,11 @@ class VariancePreserving(Schedule):
 
     @abstractmethod
     def decay(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """The pair (int_0^t beta, beta(t))."""
+        """Return (int_0^t beta, beta(t))."""
 
     @abstractmethod
     def decay_time(self, decay: Tensor) -> Tensor:
-        """The t of a decay; 1 for any beyond the last."""
+        """Return the t of a decay; 1 for any decay beyond that of t = 1."""
 
     def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         decay, _ = self.decay(t)
@@ -104,12 +104,12 @@ class VariancePreserving(Schedule):
 
 
 class DiscreteVP(VariancePreserving):
-    r"""The variance-preserving chain of DDPM, made continuous.
+    r"""DDPM's variance-preserving chain in continuous time.
 
-    At the knots t = k / T, alpha^2 = alpha_bar_k = prod_{j <= k} (1 - beta_j), with alpha_bar_0 = 1; between them
+    At the knots t = k / T, alpha^2 = alpha_bar_k = prod_{j <= k} (1 - beta_j), with alpha_bar_0 = 1. Between them
     -log alpha_bar is linear in t: the chain becomes a variance-preserving diffusion with piecewise constant rate.
 
-    - linear: beta from 1e-4 to 0.02 at T = 1000; scaled by 1000 / T for other lengths, which end alike.
+    - linear: beta from 1e-4 to 0.02 at T = 1000; scaled by 1000 / T for other lengths, so that all end alike.
     - cosine: alpha_bar = cos^2((t + 0.008) / 1.008 pi / 2).
 
     Both are clipped to beta <= 0.999.
@@ -117,16 +117,16 @@ class DiscreteVP(VariancePreserving):
     Papers: Ho et al. 2020, https://arxiv.org/abs/2006.11239; Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672
 
     Args:
-        betas: which sequence of variances.
-        num_timesteps: the length T of the chain.
+        betas: Sequence of variances.
+        num_timesteps: Length T of the chain.
 
     Raises:
-        UserError: num_timesteps below 2.
+        UserError: If num_timesteps is below 2, or betas is not one of the sequences.
     """
 
     def __init__(self, betas: Literal["linear", "cosine"] = "linear", num_timesteps: int = 1000) -> None:
         if num_timesteps < 2:
-            raise UserError(f"num_timesteps must be at least 2, not {num_timesteps}")
+            raise UserError(f"num_timesteps: {num_timesteps} is too short for a chain; give 2 or more")
         self.betas = betas
         self.num_timesteps = num_timesteps
         if betas == "linear":
@@ -136,8 +136,8 @@ class DiscreteVP(VariancePreserving):
             alpha_bar = ((t + 0.008) / 1.008 * (math.pi / 2)).cos() ** 2
             beta = 1 - alpha_bar[1:] / alpha_bar[:-1]
         else:
-            raise UserError(f"betas must be linear or cosine, not {betas!r}")
-        # decay = -log alpha_bar, at the knots.
+            raise UserError(f"betas: {betas!r} is not a sequence of variances; choose linear or cosine")
+        # decay = -log alpha_bar at the knots
         self._decay = torch.cat([torch.zeros(1, dtype=torch.float64), -torch.log1p(-beta.clamp(max=0.999)).cumsum(0)])
         self.min_ratio, self.max_ratio = float(self.ratio(1 / num_timesteps)), float(self.ratio(1.0))
 
@@ -156,24 +156,27 @@ class DiscreteVP(VariancePreserving):
 
 
 class LinearVP(VariancePreserving):
-    """The variance-preserving SDE with beta(t) = beta_min + (beta_max - beta_min) t, the limit of DDPM's linear betas.
+    """Variance-preserving SDE with beta(t) = beta_min + (beta_max - beta_min) t, the limit of DDPM's linear betas.
 
     Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456
 
     Args:
-        beta_min: the rate at t = 0.
-        beta_max: the rate at t = 1.
-        min_time: the least time that a model is trained on.
+        beta_min: Rate at t = 0.
+        beta_max: Rate at t = 1.
+        min_time: Smallest time of training.
 
     Raises:
-        UserError: not 0 < beta_min <= beta_max, or not 0 < min_time < 1.
+        UserError: If not 0 < beta_min <= beta_max, or not 0 < min_time < 1.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, min_time: float = 1e-5) -> None:
         if not 0 < beta_min <= beta_max < math.inf:
-            raise UserError(f"the schedule needs 0 < beta_min <= beta_max, not {beta_min} and {beta_max}")
+            raise UserError(
+                f"beta_min: {beta_min} to beta_max {beta_max} is not a range of rates; give finite numbers with "
+                "0 < beta_min <= beta_max"
+            )
         if not 0 < min_time < 1:
-            raise UserError(f"min_time of the schedule must lie in (0, 1), not {min_time}")
+            raise UserError(f"min_time: {min_time} is outside (0, 1); give a time in that interval")
         self.beta_min = beta_min
         self.beta_max = beta_max
         self.min_time = min_time
@@ -185,22 +188,22 @@ class LinearVP(VariancePreserving):
 
     def decay_time(self, decay: Tensor) -> Tensor:
         decay = decay.clamp(max=(self.beta_min + self.beta_max) / 2)
-        # The root of the quadratic in the form that loses no digits near 0.
+        # Root of the quadratic in the form without cancellation near 0.
         return 2 * decay / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * decay).sqrt())
 
 
 class SubVP(Schedule):
-    """The sub-variance-preserving SDE: alpha as in `LinearVP` and sigma = 1 - alpha^2, so that alpha^2 + sigma^2 <= 1.
+    """Sub-variance-preserving SDE: alpha as in `LinearVP` and sigma = 1 - alpha^2, so alpha^2 + sigma^2 <= 1.
 
     Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456
 
     Args:
-        beta_min: the rate at t = 0.
-        beta_max: the rate at t = 1.
-        min_time: the least time that a model is trained on.
+        beta_min: Rate at t = 0.
+        beta_max: Rate at t = 1.
+        min_time: Smallest time of training.
 
     Raises:
-        UserError: as in `LinearVP`.
+        UserError: If not 0 < beta_min <= beta_max, or not 0 < min_time < 1.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, min_time: float = 1e-5) -> None:
@@ -224,25 +227,28 @@ class SubVP(Schedule):
 
 
 class VE(Schedule):
-    r"""The variance-exploding SDE: alpha = 1 and sigma^2 = sigma_min^2 ((sigma_max / sigma_min)^(2 t) - 1).
+    r"""Variance-exploding SDE: alpha = 1 and sigma^2 = sigma_min^2 ((sigma_max / sigma_min)^(2 t) - 1).
 
-    This is the exact variance of the paper's SDE dx = g dw started at the data. The paper's own sigma has no -1, so
-    that a noise of sigma_min is left at t = 0; here t = 0 is data, as on every schedule. A model is one under both, as
-    it knows t by sigma: they differ in which t has which sigma, and visibly only near sigma_min.
+    This is the exact variance of the paper's SDE dx = g dw started at the data. The paper's sigma omits the -1, which
+    leaves noise of size sigma_min at t = 0; here t = 0 is data, as on every schedule. The same model serves both,
+    because it is conditioned on sigma: only the sigma of a given t differs, visibly only near sigma_min.
 
     Paper: Song et al. 2021, https://arxiv.org/abs/2011.13456
 
     Args:
-        sigma_min: the least noise level of training.
-        sigma_max: the noise level at t = 1 is sqrt(sigma_max^2 - sigma_min^2).
+        sigma_min: Smallest noise level of training.
+        sigma_max: Scale of the largest noise level, which is sqrt(sigma_max^2 - sigma_min^2) at t = 1.
 
     Raises:
-        UserError: not 0 < sigma_min < sigma_max / sqrt(2).
+        UserError: If not 0 < sigma_min < sigma_max / sqrt(2).
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         if not 0 < math.sqrt(2) * sigma_min < sigma_max < math.inf:
-            raise UserError(f"the schedule needs 0 < sigma_min < sigma_max / sqrt(2), not {sigma_min} and {sigma_max}")
+            raise UserError(
+                f"sigma_min: {sigma_min} and sigma_max, {sigma_max}, do not bound a range of noise levels; give finite "
+                "numbers with 0 < sigma_min < sigma_max / sqrt(2)"
+            )
         self.sigma_min = self.min_ratio = sigma_min
         self.sigma_max = sigma_max
         self._rate = 2 * math.log(sigma_max / sigma_min)  # d log(sigma^2 + sigma_min^2) / dt
@@ -266,18 +272,24 @@ class VE(Schedule):
 
 
 class EDMSchedule(Schedule):
-    """The variance-exploding path of EDM: alpha = 1 and sigma = sigma_max t.
+    """EDM's variance-exploding path: alpha = 1 and sigma = sigma_max t.
 
     Paper: Karras et al. 2022, https://arxiv.org/abs/2206.00364
 
     Args:
-        sigma_min: the least noise level that samplers visit before 0.
-        sigma_max: the noise level at t = 1.
+        sigma_min: Smallest noise level that samplers visit before 0.
+        sigma_max: Noise level at t = 1.
+
+    Raises:
+        UserError: If not 0 < sigma_min < sigma_max.
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         if not 0 < sigma_min < sigma_max:
-            raise UserError(f"the schedule needs 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
+            raise UserError(
+                f"sigma_min: {sigma_min} to sigma_max {sigma_max} is not a range of noise levels; give finite numbers "
+                "with 0 < sigma_min < sigma_max"
+            )
         self.sigma_min = self.min_ratio = sigma_min
         self.sigma_max = self.max_ratio = sigma_max
 
@@ -294,10 +306,10 @@ class EDMSchedule(Schedule):
 
 
 class Rectified(Schedule):
-    """The straight path of rectified flow and flow matching: alpha = 1 - t and sigma = t.
+    """Straight path of rectified flow and flow matching: alpha = 1 - t and sigma = t.
 
     Papers: Liu et al. 2022, https://arxiv.org/abs/2209.03003; Lipman et al. 2022, https://arxiv.org/abs/2210.02747
-    (both with time running the other way).
+    (both with time reversed).
     """
 
     min_ratio = 0.0
@@ -316,10 +328,10 @@ class Rectified(Schedule):
 
 
 class Cosine(Schedule):
-    """The quarter circle alpha = cos(pi t / 2) and sigma = sin(pi t / 2): variance is preserved at constant speed.
+    """Quarter circle alpha = cos(pi t / 2) and sigma = sin(pi t / 2): variance-preserving at constant speed.
 
-    Papers: Albergo and Vanden-Eijnden 2022, https://arxiv.org/abs/2209.15571 (the trigonometric interpolant); Nichol
-    and Dhariwal 2021, https://arxiv.org/abs/2102.09672 (without their offset, and without the steps of a chain)
+    Papers: Albergo and Vanden-Eijnden 2022, https://arxiv.org/abs/2209.15571 (trigonometric interpolant); Nichol and
+    Dhariwal 2021, https://arxiv.org/abs/2102.09672 (here without their offset and discrete steps)
     """
 
     min_ratio = 0.0
@@ -327,7 +339,7 @@ class Cosine(Schedule):
 
     def __call__(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         t = _double(t)
-        return (math.pi / 2 * (1 - t)).sin(), (math.pi / 2 * t).sin()  # alpha as a sine: exactly 0 at t = 1
+        return (math.pi / 2 * (1 - t)).sin(), (math.pi / 2 * t).sin()  # alpha as a sine is exactly 0 at t = 1
 
     def derivatives(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha, sigma = self(t)

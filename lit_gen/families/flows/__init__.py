@@ -32,13 +32,12 @@ from lit_gen.families.flows.dequantisers import (
     VariationalDequantisation,
     VariationalDequantiser,
 )
-from lit_gen.families.flows.models.image_flows import NICE, Glow, NormalizingFlow, RealNVP
+from lit_gen.families.flows.models.image_flows import NICE, Glow, RealNVP
 from lit_gen.families.flows.models.point_flow import PointFlow
 from lit_gen.families.flows.networks import ConvCoupling, MLPCoupling
 from lit_gen.families.flows.planar import Planar, Radial
 
 __all__ = [
-    "NormalizingFlow",
     "ActNorm",
     "Additive",
     "Affine",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gen.core.errors import UserError
-from lit_gen.distributions.dequantisation import BIN_WIDTH
+from lit_gen.core.pixels import BIN_WIDTH
 
 Shape = tuple[int, ...]
 

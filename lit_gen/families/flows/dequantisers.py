@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
-from lit_gen.distributions.dequantisation import BIN_WIDTH
+from lit_gen.core.pixels import BIN_WIDTH
 from lit_gen.families.flows.bijections import Compose, Logit, squash
 from lit_gen.families.flows.couplings import Affine, Coupling, Masked, checkerboard
 from lit_gen.families.flows.density import Flow

@@ -3,6 +3,7 @@
 import math
 from abc import ABC
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
+from lit_gen.core.pixels import BIN_WIDTH
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.distributions.dequantisation import BIN_WIDTH, bits_per_dim, dequantise
+from lit_gen.distributions.dequantisation import bits_per_dim, dequantise
 from lit_gen.distributions.pixels import Bernoulli, Categorical, DiscretisedLogistic, PixelLikelihood
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 from lit_gen.families.vae.networks import ConvDecoder, ConvEncoder
 from lit_gen.families.vae.variational import (
@@ -144,10 +147,12 @@ class VAE(GenerativeModel):
         UserError: If a number is out of range, or if free bits or classes meet a prior that does not support them.
     """
 
-    sampler_type = (Temperature, GaussianMixturePrior)
-    likelihood_method_type = VariationalMethod
-    likelihood_kind = "bound"
-    pictures = ("reconstructions", "interpolations")
+    capabilities = Capabilities(
+        samplers=(Temperature, GaussianMixturePrior),
+        likelihood_kind="bound",
+        likelihood_methods=(VariationalMethod,),
+        pictures=("reconstructions", "interpolations"),
+    )
 
     def __init__(
         self,
@@ -179,7 +184,7 @@ class VAE(GenerativeModel):
         self.optimizer = optimizer
         channels, height, width = self.image_shape
         likelihood = likelihood or DiscretisedLogistic(per_pixel=False)
-        self.dequantisation = likelihood.dequantisation
+        self.capabilities = replace(self.capabilities, dequantisation=likelihood.dequantisation)
         self.autoencoder = Autoencoder(
             encoder((channels + self.num_classes, height, width), latent_dim),
             decoder((likelihood.num_params(channels), height, width), latent_dim + self.num_classes),
@@ -224,7 +229,7 @@ class VAE(GenerativeModel):
     def terms(self, images: Tensor, labels: Tensor | None, eps: Tensor) -> Terms:
         """Return the terms of the bounds, with log p(x | z) the log-mass of 8-bit images even if it is a density."""
         terms: Terms = self.generator(images, labels, eps)
-        if self.dequantisation == "none":
+        if self.capabilities.dequantisation == "none":
             return terms
         return terms._replace(log_p=terms.log_p + images[0].numel() * math.log(BIN_WIDTH))
 
@@ -238,7 +243,9 @@ class VAE(GenerativeModel):
         assert isinstance(method, VariationalMethod)
         bounds = []
         for _ in range(method.num_decodings):
-            points = images if self.dequantisation == "none" else dequantise(images, noise).to(images.dtype)
+            points = (
+                images if self.capabilities.dequantisation == "none" else dequantise(images, noise).to(images.dtype)
+            )
             eps = noise.normal((self.latent_dim,)).to(self.device)
             terms = self.terms(points, labels, eps[None])
             cost = self.kl(terms) if isinstance(method, ELBO) else terms.log_ratio[0]
@@ -254,7 +261,7 @@ class VAE(GenerativeModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = batch.images
-        if self.dequantisation != "none":
+        if self.capabilities.dequantisation != "none":
             images = images + (torch.rand_like(images) - 0.5) * BIN_WIDTH
         eps = torch.randn(self.num_importance, len(images), self.latent_dim, device=images.device)
         terms = self.terms(images, self.conditioning(batch), eps)

@@ -64,7 +64,7 @@ class Budget(Callback):
     def _is_late(self, trainer: Trainer, pl_module: GenerativeModel) -> bool:
         if self.seconds is None:
             return False
-        if trainer.world_size > 1 and pl_module._batches_seen % BATCHES_BETWEEN_AGREEMENTS:
+        if trainer.world_size > 1 and pl_module.clock.batches_seen % BATCHES_BETWEEN_AGREEMENTS:
             return False  # clocks differ, and to ask one another after each batch would cost time
         late = self.spent + self.elapsed >= self.seconds
         return bool(trainer.strategy.reduce_boolean_decision(late, all=False))

@@ -72,7 +72,7 @@ class Checkpoint(Callback):
             return
         images = pl_module.images_seen
         # processes hear of Ctrl-C in different batches; to ask one another after each would cost time
-        agree = trainer.world_size == 1 or pl_module._batches_seen % BATCHES_BETWEEN_AGREEMENTS == 0
+        agree = trainer.world_size == 1 or pl_module.clock.batches_seen % BATCHES_BETWEEN_AGREEMENTS == 0
         self._stop_after = agree and trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
         if self._stop_after or (self.every and images // self.every > self._saved_at // self.every):
             self._write(trainer, pl_module)

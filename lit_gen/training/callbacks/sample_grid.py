@@ -76,7 +76,7 @@ class SampleGrid(Callback):
         assert self.folder is not None
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         files: dict[str, Path] = {}
-        for name in model.pictures:
+        for name in model.capabilities.pictures:
             tiles = model.show(name, data, NUM_SHOWN, self.seed)
             files[name] = save_tiles(tiles, self.folder / f"{name}-{model.images_seen:09d}.png")
         return files

@@ -238,7 +238,9 @@ def test_a_network_that_fails_is_a_user_error():
         def denoise(self, x, alpha, sigma, labels):
             return torch.where(sigma[:, None, None] < 0.3, math.nan, x)
 
-    message = r"^sampler.rtol: RK45 stands still at u = 0.3.*not finite; raise sampler.rtol and sampler.atol$"
+    message = (
+        r"^sampler.rtol: RK45 makes no progress at u = 0.3.*non-finite values; raise sampler.rtol and sampler.atol$"
+    )
     with pytest.raises(UserError, match=message):
         run(RK45(), Broken(), EDMSchedule())
     message = r"^evaluation.likelihood_method.rtol: .*; raise evaluation.likelihood_method.rtol and evaluation"

@@ -44,7 +44,7 @@ def network(shape: tuple[int, int, int], num_classes: int = 0, **options: Any) -
 
 def model_at(step: int, seed: int = 3) -> EDM:
     model = EDM(image_shape=SHAPE, network=network, augment=EDMAugmentation(p=0.5))
-    model.training_seed, model._batches_seen = seed, step
+    model.clock.seed, model.clock.batches_seen = seed, step
     return model
 
 

@@ -76,7 +76,7 @@ class Processes:
         for trainer, part, share in zip(self.trainers, images.chunk(self.num), shares, strict=True):
             model = cls(image_shape=SHAPE, network=network, **options)
             model._trainer = trainer  # type: ignore[assignment]
-            model.training_seed, model._batches_seen = 3, self.step
+            model.clock.seed, model.clock.batches_seen = 3, self.step
             model.gathered = self._gathered(images, labels)  # type: ignore[method-assign]
             pairs.append((model, Batch(part, share, torch.arange(len(part)))))
         return pairs
@@ -430,7 +430,7 @@ def test_what_the_model_asks_of_its_network_cannot_be_set(experiment: str, word:
 
 def test_what_the_model_asks_of_its_network_reaches_it() -> None:
     words = [f"--config={ROOT}/conf/experiment/digits_improved_ddpm.yaml", "--model.augment=EDMAugmentation"]
-    network = ExperimentCLI(words).objects().model.network
+    network: Any = ExperimentCLI(words).objects().model.network
     assert network.out.out_channels == 2 and network.embed_augment.in_features == EDMAugmentation().dim
 
 
@@ -460,7 +460,7 @@ def test_settings_out_of_range_are_named_in_one_line(experiment: str, key: str, 
 
 def test_the_preconditioning_needs_a_width_of_the_data() -> None:
     for sigma_data in (0.0, -1.0, float("nan")):
-        with pytest.raises(UserError, match=f"^sigma_data of .* must be above 0, not {sigma_data}$"):
+        with pytest.raises(UserError, match=f"^sigma_data: {sigma_data} is not a standard deviation"):
             EDMPreconditioning(sigma_data)
 
 

@@ -230,7 +230,7 @@ def test_what_is_missing_is_said(denoiser: Conditional) -> None:
             Guidance(weight)
     with pytest.raises(UserError, match="^sampler.guidance: without a weaker run"):
         Guidance(2.0)(denoiser, None)
-    with pytest.raises(UserError, match="the model of weak was not loaded"):
+    with pytest.raises(UserError, match="the model of weak is not loaded"):
         Guidance(2.0, run="weak")(denoiser, LABELS)
 
 
@@ -265,7 +265,7 @@ def test_labels_are_dropped_in_training_alone(tmp_path: Path) -> None:
 
 
 def test_a_clamped_denoiser_stays_clamped(tmp_path: Path) -> None:
-    model = ExperimentCLI(arguments("DDPM", tmp_path, 64, *DROP)).objects().model
+    model: Any = ExperimentCLI(arguments("DDPM", tmp_path, 64, *DROP)).objects().model
     torch.manual_seed(0)
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))

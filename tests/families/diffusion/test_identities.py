@@ -155,7 +155,7 @@ def test_a_network_may_learn_either_variance(mixture, value: float, name: Litera
 
 
 def test_a_variance_that_was_not_learned(mixture):
-    with pytest.raises(UserError, match=r"sampler\.variance: this model has no learned variance"):
+    with pytest.raises(UserError, match=r"sampler\.variance: learned, but this model has no learned variance"):
         run(DDPM(steps=3, variance="learned"), mixture, DiscreteVP())
     with pytest.raises(UserError, match="small, large or learned"):
         DDPM(variance="leanred")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
+from lit_gen.core.pixels import BIN_WIDTH
 from lit_gen.data import Batch
-from lit_gen.distributions.dequantisation import BIN_WIDTH, bits_per_dim
+from lit_gen.distributions.dequantisation import bits_per_dim
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.flows import (
     NICE,
@@ -317,7 +319,7 @@ def test_a_linear_flow_learns_a_gaussian() -> None:
 @pytest.mark.parametrize("name", ["NICE", "RealNVP", "Glow"])
 def test_training_in_float32_is_stable(name: str) -> None:
     """With lr 1e-3 and no clipping, on digits."""
-    objects = ExperimentCLI(arguments(name, Path("unused"))).objects()
+    objects: Any = ExperimentCLI(arguments(name, Path("unused"))).objects()
     model, images = objects.model, objects.data.examples("train", 64).images
     model.initialise(images)
     first = model.log_likelihood(images, Noise(0, range(64))).mean()
@@ -338,7 +340,7 @@ def test_initial_values_are_of_the_images_alone_and_only_set_once(tmp_path: Path
     words = arguments("Glow", tmp_path, 64 * 2, "--model.optimizer=SGD", "--model.optimizer.lr=0")
     run = commands.fit(words)
     trained = torch.load(run.checkpoint, weights_only=True)["state_dict"]
-    objects = ExperimentCLI(["--config", str(run.config)]).objects()
+    objects: Any = ExperimentCLI(["--config", str(run.config)]).objects()
     torch.manual_seed(5)
     objects.model.load_state_dict(trained)
     objects.model.initialise(objects.data.examples("train", 512).images)

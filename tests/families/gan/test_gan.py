@@ -80,7 +80,7 @@ class Recorded:
         self.random[which] = torch.get_rng_state()
 
     def step(self, batches_seen: int = 2) -> None:
-        self.model._batches_seen = batches_seen
+        self.model.clock.batches_seen = batches_seen
         torch.manual_seed(5)
         images = torch.rand(16, 1, 8, 8) * 2 - 1
         self.model.training_step(Batch(images, torch.arange(16) % 3, torch.arange(16)), 0)
@@ -256,7 +256,7 @@ def test_truncation_draws_nearer_to_the_middle() -> None:
 
 def test_averages_are_those_of_the_closed_form_and_buffers_come_along(tmp_path: Path) -> None:
     words = ["--ema.decay=0.15", "--model.discriminator_steps=1"]
-    initial: GAN = ExperimentCLI(arguments("GAN", tmp_path, 64, *words)).objects().model
+    initial: Any = ExperimentCLI(arguments("GAN", tmp_path, 64, *words)).objects().model
     average = {name: value.double() for name, value in initial.generator.state_dict().items()}
     for batches in (1, 2):
         checkpoint = torch.load(
@@ -282,7 +282,7 @@ def test_a_loss_that_is_no_number_stops_the_run(network: str, tmp_path: Path, mo
 
     def broken(self: GAN, *inputs: Any) -> Tensor:
         loss: Tensor = original(self, *inputs)
-        return loss * math.nan if self._batches_seen == 4 else loss
+        return loss * math.nan if self.clock.batches_seen == 4 else loss
 
     monkeypatch.setattr(GAN, f"{network}_loss", broken)
     named = "generator loss" if network == "generator" else "loss"

@@ -61,7 +61,7 @@ def linear(family: type[AdversarialModel], **settings: Any) -> Any:
     model._trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(reduce=lambda counts, reduce_op: counts))
     optimizers = model.configure_optimizers()
     model.optimizers = lambda: optimizers
-    model._batches_seen = 4
+    model.clock.batches_seen = 4
     return model.train()
 
 

@@ -108,7 +108,7 @@ def test_a_density_is_turned_into_the_mass_of_eight_bits(monkeypatch: pytest.Mon
         log_p = torch.distributions.Normal(params, math.e).log_prob(IMAGES).flatten(1).sum(1) - 64 * math.log(127.5)
         expected = (gaussian_kl(mean, log_var).sum(1) - log_p).mean()
     assert abs(float(loss.detach() - expected)) < 0.05
-    assert model.dequantisation == "uniform"
+    assert model.capabilities.dequantisation == "uniform"
 
 
 def test_free_bits_and_the_rise_of_beta(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_free_bits_and_the_rise_of_beta(monkeypatch: pytest.MonkeyPatch) -> None
     for one, other in zip(gradient, reference.parameters(), strict=True):
         torch.testing.assert_close(one, other.grad)
     rising = randomised(beta=2.0, kl_warmup=1000)
-    rising.images_seen = 250
+    rising.clock.images_seen = 250
     loss, logged = step(rising, monkeypatch, eps)
     torch.testing.assert_close(loss, plain + 0.5 * logged["kl"])
 

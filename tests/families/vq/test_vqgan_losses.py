@@ -98,7 +98,7 @@ def test_a_step_of_vqgan_and_its_discriminator(images_seen: int, max_weight: flo
         discriminator_warmup=64,
     )
     model._perceptual = [Cubed()]
-    model.images_seen = images_seen
+    model.clock.images_seen = images_seen
     model.accumulate = parts
     assert step(model) is None
     trains, used = images_seen > 32, images_seen > 96

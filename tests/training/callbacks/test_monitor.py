@@ -59,7 +59,7 @@ class Broken(RectifiedFlow):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        if self.global_rank == 1 and self._batches_seen == 3:
+        if self.global_rank == 1 and self.clock.batches_seen == 3:
             self.log_training(loss=torch.tensor(math.nan))
         return loss
 

@@ -15,6 +15,7 @@ from lit_gen.distributions.dequantisation import bits_per_dim
 from lit_gen.distributions.pixels import Bernoulli, LogisticMixture, PixelLikelihood
 from lit_gen.families.autoregressive.networks.masked import LogisticRegressions, MaskedMLP, NADENetwork
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 
 NetworkFactory = Callable[[tuple[int, int, int], int, int, bool], nn.Module]
@@ -71,10 +72,13 @@ class Autoregressive(GenerativeModel):
         optimizer: Optimizer of all parameters.
     """
 
-    sampler_type = Temperature
-    likelihood_kind = "exact"
-    takes_other_weights = False
-    pictures = drawn_pictures = ("completions",)
+    capabilities = Capabilities(
+        samplers=(Temperature,),
+        likelihood_kind="exact",
+        pictures=("completions",),
+        sampled_pictures=("completions",),
+        float32_only=True,
+    )
 
     distribution_type: ClassVar[type[CausalDistribution]] = CausalDistribution
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.pixels import nearest_levels
 from lit_gen.families.autoregressive.networks.causal_attention import CausalBlock
 from lit_gen.networks.blocks import check_dropout
 
@@ -86,7 +87,7 @@ class CausalTransformer(nn.Module):
     def embed(self, values: Tensor, group: int | None = None) -> Tensor:
         """Embeddings of tokens (N, T, C / num_groups), of all groups in turn or of one: (N, T, D)."""
         size = values.shape[2]
-        index = torch.round((values + 1) * 127.5).long()
+        index = nearest_levels(values).long()
         channel = torch.arange(self.image_shape[0], device=values.device).view(self.num_groups, size)
         offset = channel.repeat(values.shape[1] // self.num_groups, 1) if group is None else channel[group]
         return self.values(index + NUM_VALUES * offset).sum(2)

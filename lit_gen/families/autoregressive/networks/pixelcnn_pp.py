@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.modes import evaluating
 from lit_gen.families.autoregressive.networks.causal import (
     CausalConv,
     HorizontalConv,
@@ -239,11 +240,9 @@ class ResidualPixelCNN(TwoStacks):
         convolutions = [module for module in self.modules() if isinstance(module, CausalConv)]
         for conv in convolutions:
             conv.learns_scale = True
-        training = self.training
-        self.eval()
         try:
-            self(images, labels)
+            with evaluating(self):
+                self(images, labels)
         finally:
-            self.train(training)
             for conv in convolutions:
                 conv.learns_scale = False

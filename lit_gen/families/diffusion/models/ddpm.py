@@ -1,6 +1,7 @@
 """Denoising diffusion on a chain of discrete steps: DDPM, and its improved form with a learned variance."""
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -77,7 +78,7 @@ class ImprovedDDPM(Diffusion):
     """
 
     learns_variance = True
-    learns = "images"  # the last term of the bound is of 8-bit values
+    capabilities = replace(Diffusion.capabilities, learns="images")  # the last term of the bound is of 8-bit values
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.modes import evaluating
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.families.base import OptimizerFactory
@@ -97,10 +98,8 @@ class FlowMatching(Diffusion):
         if self.distilled:
             return {}
         labels = self.drawn_classes(noise.index)
-        training = self.training
-        self.eval()
-        values = straightness(self.denoiser, noise, self.image_shape, labels=labels)
-        self.train(training)
+        with evaluating(self):
+            values = straightness(self.denoiser, noise, self.image_shape, labels=labels)
         return {"straightness": float(values.mean())}
 
     def check_likelihood(self, method: LikelihoodMethod | None = None) -> None:

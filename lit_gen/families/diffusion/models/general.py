@@ -7,7 +7,7 @@ with. So any sampler draws from any of them.
 
 import copy
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
-from lit_gen.families.base import GenerativeModel, OptimizerFactory, step_seed
+from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.diffusion.augment import EDMAugmentation
 from lit_gen.families.diffusion.denoisers import GaussianMixtureDenoiser, NetworkDenoiser, Parameterization
 from lit_gen.families.diffusion.densities import TimeDensity, lattice
@@ -69,14 +70,15 @@ class Diffusion(GenerativeModel):
         augment: Train on transformed images as well, and tell the network how they were, so that it draws none such.
     """
 
-    learns: ClassVar[Literal["images", "codes", "latents"]] = "latents"
-    sampler_type = DiffusionSampler
+    capabilities = Capabilities(
+        samplers=(DiffusionSampler,),
+        likelihood_kind="estimate",
+        likelihood_methods=(DiffusionLikelihood,),
+        dequantisation="uniform",
+        learns="latents",
+    )
     learns_variance: ClassVar[bool] = False
     """Whether the network predicts the variance of an ancestral step beside the denoised image."""
-
-    likelihood_method_type = DiffusionLikelihood
-    likelihood_kind = "estimate"
-    dequantisation = "uniform"
 
     def __init__(
         self,
@@ -175,7 +177,7 @@ class Diffusion(GenerativeModel):
             return batch, None
         if batch.noise is not None:
             raise UserError("model.augment: these images are paired with their noise; set it to null")
-        noise = Noise(step_seed(self.training_seed, "augment", self._batches_seen), batch.index)
+        noise = Noise(self.clock.seed_of("augment"), batch.index)
         images, labels = self.augment(batch.images, noise)
         return batch._replace(images=images), labels
 
@@ -205,8 +207,7 @@ class Diffusion(GenerativeModel):
 
     def common_generator(self, purpose: str, device: torch.device | str) -> torch.Generator:
         """Random numbers of this training step that are the same in every process, for one purpose."""
-        seed = step_seed(self.training_seed, purpose, self._batches_seen)
-        return torch.Generator(device).manual_seed(seed)
+        return torch.Generator(device).manual_seed(self.clock.seed_of(purpose))
 
     def conditioning(self, batch: Batch) -> Tensor | None:
         """The labels of a batch, in training some of them dropped: -1."""

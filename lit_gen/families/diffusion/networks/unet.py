@@ -15,6 +15,8 @@ pair is a 4x4 kernel applied between the small pixels, and this computes it in 4
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -198,70 +200,24 @@ class UNet(ConditionalNetwork):
     ) -> None:
         check_width("channels", channels)
         check_dropout(dropout)
-        if head_channels < 1:
-            raise UserError(f"model.network.head_channels: {head_channels} is not the width of a head; give 1 or more")
-        if not 0 < skip_scale < math.inf:
-            raise UserError(
-                f"model.network.skip_scale: {skip_scale} is not a factor of sums; give a number above 0 (1: plain sums)"
-            )
         _check_levels(image_shape, channel_mult, num_blocks, attention_resolutions)
-        if progressive_input and not resample_filter:
-            raise UserError("progressive_input: the image needs a filter on its way down; set resample_filter")
-        emb_channels = 4 * channels
-        super().__init__(channels, emb_channels, num_classes, time_embedding, augment_dim)
+        _check_block_options(head_channels, skip_scale, resample_filter, progressive_input)
+        super().__init__(channels, 4 * channels, num_classes, time_embedding, augment_dim)
         self.skip_scale = skip_scale
-        widths = [channels * mult for mult in channel_mult]
-
-        def block(in_channels: int, out_channels: int, attend: bool, resample: Resample | None = None) -> UNetBlock:
-            return UNetBlock(
-                in_channels,
-                out_channels,
-                emb_channels,
-                dropout=dropout,
-                scale_shift=scale_shift,
-                num_heads=_num_heads(out_channels, head_channels) if attend else 0,
-                skip_scale=skip_scale,
-                resample=resample,
-            )
-
+        make_block = _BlockFactory(4 * channels, head_channels, dropout, scale_shift, skip_scale, resample_filter)
+        levels = [
+            _Level(channels * mult, image_shape[1] >> level in attention_resolutions)
+            for level, mult in enumerate(channel_mult)
+        ]
+        # Modules are built in this order, which fixes the initial weights of a seed and the order of the state dict.
         self.stem = nn.Conv2d(image_shape[0], channels, 3, padding=1)
-        self.down = nn.ModuleList()
-        self.pyramid = nn.ModuleDict()
-        skips = [width := channels]
-        for level, out in enumerate(widths):
-            attend = image_shape[1] >> level in attention_resolutions
-            if level:
-                if resample_filter:
-                    self.down.append(block(width, width, False, Resample(resample_filter, up=False)))
-                else:
-                    self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-                if progressive_input:
-                    before = image_shape[0] if level == 1 else widths[level - 2]
-                    self.pyramid[str(len(self.down) - 1)] = nn.Sequential(
-                        Resample(resample_filter, up=False), nn.Conv2d(before, width, 3, padding=1)
-                    )
-                skips.append(width)
-            for _ in range(num_blocks):
-                self.down.append(block(width, out, attend))
-                skips.append(width := out)
-
-        self.middle = nn.ModuleList([block(width, width, bool(attention_resolutions)), block(width, width, False)])
-
-        self.up = nn.ModuleList()
-        for level, out in reversed(list(enumerate(widths))):
-            attend = image_shape[1] >> level in attention_resolutions
-            for _ in range(num_blocks + 1):
-                self.up.append(block(width + skips.pop(), out, attend))
-                width = out
-            if level:
-                width = widths[level - 1]
-                if resample_filter:
-                    self.up.append(block(out, width, False, Resample(resample_filter, up=True)))
-                else:
-                    self.up.append(nn.ConvTranspose2d(out, width, 4, stride=2, padding=1))
-
-        self.norm = group_norm(width)
-        self.out = zeros(nn.Conv2d(width, out_channels or image_shape[0], 3, padding=1))
+        self.down, self.pyramid, skips = _encoder(
+            make_block, levels, num_blocks, channels, image_shape[0] if progressive_input else None
+        )
+        self.middle = _middle(make_block, levels[-1].width, bool(attention_resolutions))
+        self.up = _decoder(make_block, levels, num_blocks, skips)
+        self.norm = group_norm(levels[0].width)
+        self.out = zeros(nn.Conv2d(levels[0].width, out_channels or image_shape[0], 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -283,6 +239,129 @@ class UNet(ConditionalNetwork):
             else:
                 h = module(h)
         return self.out(F.silu(self.norm(h))).contiguous()
+
+
+class _Level(NamedTuple):
+    """Width of the blocks of one resolution, and whether self-attention follows them."""
+
+    width: int
+    attend: bool
+
+
+@dataclass(frozen=True)
+class _BlockFactory:
+    """Builder of the residual blocks and resampling modules of one UNet from its common options."""
+
+    emb_channels: int
+    head_channels: int
+    dropout: float
+    scale_shift: bool
+    skip_scale: float
+    resample_filter: tuple[float, ...]
+
+    def __call__(
+        self, in_channels: int, out_channels: int, attend: bool, resample: Resample | None = None
+    ) -> UNetBlock:
+        return UNetBlock(
+            in_channels,
+            out_channels,
+            self.emb_channels,
+            dropout=self.dropout,
+            scale_shift=self.scale_shift,
+            num_heads=_num_heads(out_channels, self.head_channels) if attend else 0,
+            skip_scale=self.skip_scale,
+            resample=resample,
+        )
+
+    def halve(self, width: int) -> nn.Module:
+        """Return a module that halves height and width."""
+        if self.resample_filter:
+            return self(width, width, False, Resample(self.resample_filter, up=False))
+        return nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def double(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Return a module that doubles height and width."""
+        if self.resample_filter:
+            return self(in_channels, out_channels, False, Resample(self.resample_filter, up=True))
+        return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)
+
+    def project_image(self, in_channels: int, out_channels: int) -> nn.Sequential:
+        """Return a filter that halves the progressive input and a convolution that matches its width."""
+        return nn.Sequential(
+            Resample(self.resample_filter, up=False), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        )
+
+
+def _encoder(
+    make_block: _BlockFactory, levels: list[_Level], num_blocks: int, channels: int, image_channels: int | None
+) -> tuple[nn.ModuleList, nn.ModuleDict, list[int]]:
+    """Return the encoder, the progressive input and the widths of the skip connections.
+
+    The modules of the progressive input are keyed by the position of the encoder module that they follow. The widths
+    are those of the stem and of every encoder module, in order.
+
+    Args:
+        make_block: Builder of the blocks.
+        levels: Levels from full resolution down.
+        num_blocks: Residual blocks per level.
+        channels: Width after the stem.
+        image_channels: Channels of the progressive input, or None without one.
+    """
+    down, pyramid = nn.ModuleList(), nn.ModuleDict()
+    width, input_width = channels, image_channels
+    skips = [width]
+    for number, level in enumerate(levels):
+        if number:
+            down.append(make_block.halve(width))
+            if input_width is not None:
+                pyramid[str(len(down) - 1)] = make_block.project_image(input_width, width)
+                input_width = width
+            skips.append(width)
+        for _ in range(num_blocks):
+            down.append(make_block(width, level.width, level.attend))
+            width = level.width
+            skips.append(width)
+    return down, pyramid, skips
+
+
+def _middle(make_block: _BlockFactory, width: int, attend: bool) -> nn.ModuleList:
+    """Return the two blocks between encoder and decoder."""
+    return nn.ModuleList([make_block(width, width, attend), make_block(width, width, False)])
+
+
+def _decoder(make_block: _BlockFactory, levels: list[_Level], num_blocks: int, skips: list[int]) -> nn.ModuleList:
+    """Return the modules of the decoder.
+
+    Args:
+        make_block: Builder of the blocks.
+        levels: Levels from full resolution down.
+        num_blocks: Residual blocks per level of the encoder.
+        skips: Widths of the encoder's activations that are concatenated, in the encoder's order.
+    """
+    up = nn.ModuleList()
+    width, skips = levels[-1].width, list(skips)
+    for level, above in zip(reversed(levels), [*reversed(levels[:-1]), None], strict=True):
+        for _ in range(num_blocks + 1):
+            up.append(make_block(width + skips.pop(), level.width, level.attend))
+            width = level.width
+        if above is not None:
+            up.append(make_block.double(width, above.width))
+            width = above.width
+    return up
+
+
+def _check_block_options(
+    head_channels: int, skip_scale: float, resample_filter: tuple[float, ...], progressive_input: bool
+) -> None:
+    """Raise a UserError unless the options of the residual blocks fit together."""
+    if head_channels < 1:
+        raise UserError(f"model.network.head_channels: {head_channels} is not the width of a head; give 1 or more")
+    if not 0 < skip_scale < math.inf:
+        raise UserError(
+            f"model.network.skip_scale: {skip_scale} is not a factor of sums; give a number above 0 (1: plain sums)"
+        )
+    if progressive_input and not resample_filter:
+        raise UserError("progressive_input: the image needs a filter on its way down; set resample_filter")
 
 
 def _check_levels(

@@ -132,19 +132,11 @@ def solve(
     tried = 0
     while len(rows):
         u_0, y_0, h = u[rows], y[rows], step[rows]
-        u_1 = torch.where(1.01 * h >= u_0 - end, end, u_0 - h)  # with no crumb left for a step of its own
+        u_1 = torch.where(1.01 * h >= u_0 - end, end, u_0 - h)  # extend the last step rather than leave a tiny one
         h = u_0 - u_1
-        if tried == _MOST_STEPS or not bool((h > _LEAST_STEP).all()):
-            raise UserError(
-                f"{key}.rtol: RK45 stands still at u = {float(u_0.min()):.3g} after {tried} steps: the network cannot "
-                f"meet its tolerance, or gives values that are not finite; raise {key}.rtol and {key}.atol"
-            )
+        _check_progress(tried, u_0, h, key)
         tried += 1
-        slopes_of_step = [slopes[rows]]
-        y_1 = y_0
-        for node, weights in _STAGES:
-            y_1 = y_0 - per_image(h, y_0) * _combined(slopes_of_step, weights)
-            slopes_of_step.append(slope(rows, u_0 - node * h if node < 1 else u_1, y_1))
+        y_1, slopes_of_step = _trial_step(slope, rows, u_0, u_1, y_0, slopes[rows])
         error = _size(per_image(h, y_0) * _combined(slopes_of_step, _ERROR), y_0.abs().maximum(y_1.abs()), rtol, atol)
         accepted = error <= 1
         factor = (_SAFETY * error**-0.2).nan_to_num(_LEAST_FACTOR).clamp(_LEAST_FACTOR, _GREATEST_FACTOR)
@@ -159,6 +151,42 @@ def solve(
         u[done], y[done], slopes[done] = u_1[accepted], y_1[accepted], slopes_of_step[-1][accepted]
         rows = rows[~accepted | (u_1 > end)]
     return states, slopes
+
+
+def _check_progress(tried: int, u: Tensor, h: Tensor, key: str) -> None:
+    """Raise a UserError if the integration has stalled.
+
+    Args:
+        tried: Number of steps tried so far.
+        u: Times (n,) of the images that have not arrived.
+        h: Their next step sizes (n,).
+        key: Configuration key of the object with the tolerances.
+    """
+    if tried == _MOST_STEPS or not bool((h > _LEAST_STEP).all()):
+        raise UserError(
+            f"{key}.rtol: RK45 makes no progress at u = {float(u.min()):.3g} after {tried} steps, because the network "
+            f"cannot meet its tolerance or returns non-finite values; raise {key}.rtol and {key}.atol"
+        )
+
+
+def _trial_step(
+    slope: Slope, rows: Tensor, u_0: Tensor, u_1: Tensor, y_0: Tensor, slope_0: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the solution of order 5 at u_1 and the slopes of all stages of one Dormand-Prince step.
+
+    Args:
+        slope: Right-hand side of the ODE.
+        rows: Indices (n,) of the images in the batch.
+        u_0: Start times (n,).
+        u_1: End times (n,).
+        y_0: States (n, ...) at u_0.
+        slope_0: Slopes (n, ...) at u_0.
+    """
+    h, y, slopes = u_0 - u_1, y_0, [slope_0]
+    for node, weights in _STAGES:
+        y = y_0 - per_image(h, y_0) * _combined(slopes, weights)
+        slopes.append(slope(rows, u_0 - node * h if node < 1 else u_1, y))
+    return y, slopes
 
 
 def _coarse(value: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 r"""Samplers that re-noise an estimate of x_0: DDPM's ancestral sampling and DDIM."""
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion.denoisers import Denoiser
+from lit_gen.families.diffusion.posterior import StepVariance, posterior, step_variance
 from lit_gen.families.diffusion.samplers.base import GridSampler
 from lit_gen.families.diffusion.schedules import Schedule
 
@@ -38,29 +39,19 @@ class DDPM(GridSampler):
         UserError: variance is none of them; when sampling, variance is learned and the model has none.
     """
 
-    def __init__(self, variance: Literal["small", "large", "learned"] = "large", **kwargs: Any) -> None:
+    def __init__(self, variance: StepVariance = "large", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if variance not in ("small", "large", "learned"):
             raise UserError(f"variance of the sampler DDPM must be small, large or learned, not {variance!r}")
         self.variance = variance
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        alpha_t, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
-        a = alpha_t / alpha_s
-        v = sigma_t**2 - (a * sigma_s) ** 2
-        denoised, between = denoiser.with_variance(x, alpha_t, sigma_t)
-        mean = a * sigma_s**2 / sigma_t**2 * x + alpha_s * v / sigma_t**2 * denoised
-        if sigma_s == 0:
+        step = posterior(schedule, t, s)
+        denoised, between = denoiser.with_variance(x, *schedule(t))
+        mean = step.mean(x, denoised)
+        if schedule(s)[1] == 0:
             return mean
-        small = v * sigma_s**2 / sigma_t**2
-        large = v * (alpha_s**2 + sigma_s**2) / (alpha_t**2 + sigma_t**2)
-        if self.variance == "learned":
-            if between is None:
-                raise UserError("sampler.variance: this model has no learned variance; use small or large")
-            variance = small * (large / small) ** between
-        else:
-            variance = small if self.variance == "small" else large
+        variance = step_variance(self.variance, step.small, step.large, between, "sampler.variance")
         return mean + variance.sqrt() * noise.normal(x.shape[1:], x.dtype)
 
 

@@ -11,6 +11,7 @@ from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.distributions.dequantisation import bits_per_dim
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.flows.bijections import (
     ActNorm,
     Bijection,
@@ -67,11 +68,13 @@ class NormalizingFlow(GenerativeModel):
         compile: Compile the density with torch.compile.
     """
 
-    sampler_type = Temperature
-    likelihood_method_type = Dequantisation
-    likelihood_kind = "bound"
-    dequantisation = "uniform"
-    takes_other_weights = False
+    capabilities = Capabilities(
+        samplers=(Temperature,),
+        likelihood_kind="bound",
+        likelihood_methods=(Dequantisation,),
+        dequantisation="uniform",
+        float32_only=True,
+    )
 
     def __init__(
         self,
@@ -106,7 +109,7 @@ class NormalizingFlow(GenerativeModel):
             )
 
     def initialise(self, images: Tensor) -> None:
-        uniform = Noise(self.training_seed, range(len(images))).uniform(self.image_shape)
+        uniform = Noise(self.clock.seed, range(len(images))).uniform(self.image_shape)
         with torch.no_grad():
             self.network.initialise(images, uniform)
 

@@ -12,6 +12,7 @@ from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.data.points import PointSource, grid_of_points
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.flows.bijections import ActNorm, Bijection, Compose
 from lit_gen.families.flows.couplings import Channels, Coupling, Spline
 from lit_gen.families.flows.density import Flow, Normal
@@ -42,10 +43,9 @@ class PointFlow(GenerativeModel):
         compile: Compile the density with torch.compile.
     """
 
-    sampler_type = Temperature
-    likelihood_kind = "exact"
-    takes_other_weights = False
-    pictures = ("density",)
+    capabilities = Capabilities(
+        samplers=(Temperature,), likelihood_kind="exact", pictures=("density",), float32_only=True
+    )
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.gan.networks.blocks import statistics_kept
 from lit_gen.families.gan.truncation import Truncation
 from lit_gen.families.settings import Sampler
@@ -67,7 +68,7 @@ class AdversarialModel(TwoNetworks):
         UserError: If a number is out of range, or if a network does not take its inputs or returns another shape.
     """
 
-    sampler_type = Truncation
+    capabilities = Capabilities(samplers=(Truncation,))
 
     critic_name: ClassVar[Literal["critic", "discriminator"]] = "critic"
     """Name of the critic in the keys of the family."""
@@ -149,7 +150,7 @@ class AdversarialModel(TwoNetworks):
         self.descend(critic_optimizer, self.critic, descent.gradients)
         self.constrain()
         self.log_training(loss=descent.loss)
-        if self._batches_seen % self.critic_steps == 0:
+        if self.clock.batches_seen % self.critic_steps == 0:
             (descent,) = self.differentiate(self.generator_losses(batch), self.generating_network)
             self.descend(generator_optimizer, self.generating_network, descent.gradients)
             self.log_training(generator_loss=descent.loss)

@@ -114,7 +114,7 @@ class GAN(AdversarialModel):
             )
 
     def critic_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
-        regularised = self.r1 > 0 and self._batches_seen % self.r1_every == 0
+        regularised = self.r1 > 0 and self.clock.batches_seen % self.r1_every == 0
         real = real.detach().requires_grad_(regularised)
         of_real, of_fake = self.scores(self.seen(real), labels), self.scores(self.seen(fake), labels)
         loss = LOSSES[self.loss][0](of_real, of_fake)

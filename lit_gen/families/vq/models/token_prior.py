@@ -14,6 +14,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.settings import Sampler
 from lit_gen.families.vq.networks.token_transformer import TokenTransformer
 from lit_gen.families.vq.token_sampling import TokenSampling
@@ -43,8 +44,7 @@ class TokenPrior(GenerativeModel):
         UserError: If there is no first stage.
     """
 
-    learns = "codes"
-    sampler_type = TokenSampling
+    capabilities = Capabilities(samplers=(TokenSampling,), learns="codes")
 
     def __init__(
         self,

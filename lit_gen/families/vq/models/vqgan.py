@@ -16,6 +16,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.gan.losses import hinge_discriminator_loss, wasserstein_generator_loss
 from lit_gen.families.settings import Sampler
 from lit_gen.families.two_networks import TwoNetworks
@@ -53,8 +54,7 @@ class VQVAE(GenerativeModel):
         UserError: If latent_dim is below 1.
     """
 
-    pictures = ("reconstructions",)
-    takes_other_weights = False
+    capabilities = Capabilities(pictures=("reconstructions",), float32_only=True)
 
     def __init__(
         self,

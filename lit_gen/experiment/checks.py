@@ -1,0 +1,151 @@
+"""What is checked before a run directory is made, in this order.
+
+The constructors of model, data, callbacks and evaluation have checked their own values before. `check_evaluation` comes
+first if the command evaluates: a mistake in an evaluation is reported before minutes of training, not after. Then
+`check_training`, and last what only a Trainer can check, when it is built.
+"""
+
+import math
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
+
+from lit_gen.core.errors import UserError
+from lit_gen.experiment.experiment import Experiment
+from lit_gen.experiment.loading import load_weaker
+from lit_gen.families.base import GenerativeModel
+from lit_gen.runs import tracking
+from lit_gen.runs.weights import parse_weights
+from lit_gen.training import processes
+from lit_gen.training.precision import check_precision
+
+COUNTED_IN_BATCHES = ("limit_train_batches", "val_check_interval", "fast_dev_run")
+"""Settings of the Trainer that count training batches, each of which is one step."""
+
+
+def check_evaluation(experiment: Experiment) -> None:
+    """Raise a UserError if the model that is to be trained cannot be evaluated as the configuration asks."""
+    model, evaluation = experiment.model, experiment.evaluation
+    check_scored(experiment, processes.device(experiment.trainer))
+    if parse_weights(evaluation.weights, "evaluation.weights") and not experiment.ema.gammas:
+        raise UserError(
+            f"evaluation.weights: {evaluation.weights} needs power-function averages, and none is kept; add "
+            "--ema.stds '[0.05, 0.1]'"
+        )
+    model.check_data(experiment.data)
+    if experiment.stage is not None:
+        experiment.stage.check(experiment.data)
+    evaluation.check(experiment.data)
+
+
+def check_scored(experiment: Experiment, device: torch.device) -> None:
+    """Raise a UserError unless the sampler suits the model, and its samples and the likelihood can be scored."""
+    check_sampler(experiment, device)
+    if experiment.evaluation.likelihood:
+        experiment.evaluation.likelihood_protocol(experiment.model, experiment.data)
+    experiment.model.check_scored(experiment.sampler, experiment.data)
+
+
+def check_sampler(experiment: Experiment, device: torch.device) -> None:
+    """Raise a UserError unless the sampler suits the model; load the weaker model of an autoguidance."""
+    experiment.model.rehearse(experiment.sampler)
+    guidance = getattr(experiment.sampler, "guidance", None)
+    if guidance is not None and guidance.run is not None:
+        load_weaker(guidance, experiment.model, device)
+
+
+def check_training(experiment: Experiment) -> None:
+    """Raise a UserError if the model cannot be trained with these settings on this data.
+
+    Checks what the model builds on; the account of W&B; that the model suits the data; its optimizers; the settings of
+    the Trainer; the validation images and the batches; and the settings of the Trainer that count batches.
+    """
+    data, model, settings = experiment.data, experiment.model, experiment.trainer
+    if experiment.stage is not None and experiment.reflow.teacher is not None:
+        raise UserError("reflow.teacher: flows of latents cannot be trained on pairs; remove it, or remove first_stage")
+    tracking.check_account(experiment.wandb)
+    model.check_data(data)
+    model.check_optimizers()
+    _check_lengths(settings, model)
+    model.check_trainer(settings)
+    _check_steps(settings, model)
+    _check_times(settings)
+    check_precision(settings.precision)
+    num_images = len(data.images("train"))
+    if experiment.reflow.teacher is not None:
+        num_images = data.check_pairs(experiment.reflow.num_pairs)
+    data.check_batches(num_images, settings.accumulate_grad_batches, processes.number(settings))
+    _check_counts(settings, num_images // data.batch_size, -(-data.num_val // data.batch_size))
+
+
+def _check_lengths(settings: Namespace, model: GenerativeModel) -> None:
+    """Raise a UserError if the settings leave nothing to train on."""
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if settings[key] == 0:
+            raise UserError(
+                f"trainer.{key}: 0 trains on nothing; remove it and set --budget.num_images, the length of the run"
+            )
+    if settings.overfit_batches:
+        raise UserError(
+            f"trainer.overfit_batches: {settings.overfit_batches} would replace the order of the batches, which an "
+            "exact resume needs; remove it, and use a small data set or a small --budget.num_images"
+        )
+    if not model.automatic_optimization and settings.max_steps not in (None, -1):
+        raise UserError(
+            f"trainer.max_steps: {settings.max_steps} would count the steps of both networks of {model.title}; "
+            "remove it and set --budget.num_images"
+        )
+
+
+def _check_steps(settings: Namespace, model: GenerativeModel) -> None:
+    """Raise a UserError if the settings do not split an optimizer step into whole micro-batches."""
+    parts = settings.accumulate_grad_batches
+    if parts < 1:
+        raise UserError(f"trainer.accumulate_grad_batches: {parts} is not a number of micro-batches; give 1 or more")
+    for key in COUNTED_IN_BATCHES if parts > 1 and model.automatic_optimization else ():
+        if not isinstance(settings[key], int) and settings[key] not in (None, 0.0, 1.0):
+            raise UserError(
+                f"trainer.{key}: {settings[key]} may end within a step of {parts} micro-batches; give a number of steps"
+            )
+
+
+def _check_times(settings: Namespace) -> None:
+    """Raise a UserError if the settings leave no time to train, or validate after no epochs."""
+    try:
+        left = Timer(settings.max_time).time_remaining()
+    except (MisconfigurationException, TypeError) as error:
+        raise UserError(f"trainer.max_time: {' '.join(str(error).split())}") from None
+    if left is not None and left <= 0:
+        raise UserError(
+            f"trainer.max_time: {settings.max_time} trains on nothing; give more, or remove it and set "
+            "--budget.num_images, the length of the run"
+        )
+    every = settings.check_val_every_n_epoch
+    if every is not None and every < 1:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch: {every} is not a number of epochs; give at least 1, or null to count "
+            "batches (--trainer.limit_val_batches 0 disables validation)"
+        )
+
+
+def _check_counts(settings: Namespace, num_batches: int, num_val_batches: int) -> None:
+    """Raise a UserError if a setting leaves no batch, or comes after the last batch of an epoch."""
+    for key, number in {"limit_train_batches": num_batches, "limit_val_batches": num_val_batches}.items():
+        share = settings[key]
+        if isinstance(share, float) and number and 0 < share * number < 1:
+            least = math.ceil(1e6 / number) / 1e6
+            raise UserError(
+                f"trainer.{key}: {share:g} of {number} batches is less than one; give at least {least:g}, or a number "
+                "of batches"
+            )
+    limit, every = settings.limit_train_batches, settings.val_check_interval
+    if limit is not None:
+        num_batches = int(limit * num_batches) if isinstance(limit, float) else min(limit, num_batches)
+    per_epoch = isinstance(every, int) and settings.check_val_every_n_epoch is not None
+    if per_epoch and every > num_batches:
+        raise UserError(
+            f"trainer.val_check_interval: {every} is more than the {num_batches} batches of an epoch; give at most "
+            "that, or count over epochs with --trainer.check_val_every_n_epoch null"
+        )

@@ -1,0 +1,71 @@
+"""The clock of a training run: how many images it has seen, and the random seeds of every micro-batch.
+
+An optimizer step takes one or more micro-batches. The images of a step count with its first micro-batch, so the clock
+stands still within a step. Every random number of a run is a function of (seed, stream, micro-batch), where a stream is
+a rank or a purpose. A resumed run therefore draws the same numbers as an uninterrupted one.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+
+
+class Clock:
+    """Progress of a training run.
+
+    Attributes:
+        seed: Seed of the run.
+        images_seen: Number of images that all processes together have trained on.
+        batches_seen: Number of micro-batches that each process has started.
+        micro_batch: Index of the current micro-batch within its optimizer step.
+    """
+
+    def __init__(self) -> None:
+        self.seed = 0
+        self.images_seen = 0
+        self.batches_seen = 0
+        self.micro_batch = 0
+
+    def start_batch(self, num_images: int, num_micro_batches: int) -> None:
+        """Advance to the next micro-batch.
+
+        Args:
+            num_images: Number of images of the optimizer step, over all processes and micro-batches.
+            num_micro_batches: Number of micro-batches of the step.
+        """
+        self.micro_batch = self.batches_seen % num_micro_batches
+        if self.micro_batch == 0:
+            self.images_seen += num_images
+        self.batches_seen += 1
+
+    def is_whole_step(self, num_micro_batches: int) -> bool:
+        """Return whether the current micro-batch is the last of its optimizer step."""
+        return self.batches_seen % num_micro_batches == 0
+
+    def seed_of(self, stream: int | str) -> int:
+        """Return the seed of a stream, a rank or a purpose, at the current count of micro-batches."""
+        return step_seed(self.seed, stream, self.batches_seen)
+
+    def reseed(self, rank: int, device: torch.device) -> None:
+        """Reseed the global generators of the CPU and of the device for the micro-batch that is about to start."""
+        seed = self.seed_of(rank)
+        # Like torch.manual_seed, which without a GPU formats stack traces to keep for one: half a millisecond.
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts, by the keys of a checkpoint."""
+        return {"images_seen": self.images_seen, "batches_seen": self.batches_seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the counts from a checkpoint, which may hold other keys."""
+        self.images_seen = state["images_seen"]
+        self.batches_seen = state["batches_seen"]
+
+
+def step_seed(seed: int, stream: int | str, step: int) -> int:
+    """Return a 63-bit seed for (seed, stream, step); seeds of neighbouring arguments are unrelated."""
+    digest = hashlib.blake2b(f"{seed} {stream} {step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
