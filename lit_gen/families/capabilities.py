@@ -42,10 +42,8 @@ class Capabilities:
         if sampler is None or isinstance(sampler, self.samplers):
             return
         if not self.samplers:
-            raise UserError(
-                f"sampler: {family} draws an image in one evaluation and takes no sampler; leave --sampler out"
-            )
-        raise UserError(f"sampler: {type(sampler).__name__} does not draw from {family}; {_one_of(self.samplers)}")
+            raise UserError(f"sampler: {family} has a single way to sample and supports no sampler; remove --sampler")
+        raise UserError(f"sampler: {family} does not support {type(sampler).__name__}; {_one_of(self.samplers)}")
 
     def check_likelihood_method(self, family: str, method: LikelihoodMethod | None) -> None:
         """Raise a UserError unless the family, whose name the message states, accepts the likelihood method."""
@@ -53,24 +51,23 @@ class Capabilities:
             return
         if not self.likelihood_methods:
             raise UserError(
-                f"evaluation.likelihood_method: {family} has one way to compute its likelihood and takes no method; "
-                "leave it out"
+                f"evaluation.likelihood_method: {family} has a single way to compute its likelihood; remove the key"
             )
         raise UserError(
-            f"evaluation.likelihood_method: {type(method).__name__} is not for {family}; "
+            f"evaluation.likelihood_method: {family} does not support {type(method).__name__}; "
             f"{_one_of(self.likelihood_methods)}"
         )
 
     def check_picture(self, family: str, name: str, sampler: Sampler | None) -> None:
         """Raise a UserError unless the family has the picture, and samples it if a sampler is given."""
         if name not in self.pictures:
-            choices = f"one of {', '.join(self.pictures)}" if self.pictures else "none"
-            raise UserError(f"--picture: {family} has no picture {name}; it has {choices}")
+            remedy = f"choose one of {', '.join(self.pictures)}" if self.pictures else "remove --picture"
+            raise UserError(f"--picture: {family} has no picture {name}; {remedy}")
         if sampler is not None and name not in self.sampled_pictures:
-            raise UserError(f"sampler: the picture {name} of {family} is not drawn and takes none; leave --sampler out")
+            raise UserError(f"sampler: the picture {name} of {family} does not use a sampler; remove --sampler")
 
 
 def _one_of(bases: tuple[type, ...]) -> str:
     """Return the remedy that lists the classes to choose from."""
     names = {name for base in bases for name in class_names(base)}
-    return f"choose one of {', '.join(sorted(names))}, or leave it out"
+    return f"choose one of {', '.join(sorted(names))}, or remove it"

@@ -1,14 +1,17 @@
 """The clock of a training run: how many images it has seen, and the random seeds of every micro-batch.
 
 An optimizer step takes one or more micro-batches. The images of a step count with its first micro-batch, so the clock
-stands still within a step. Every random number of a run is a function of (seed, stream, micro-batch), where a stream is
-a rank or a purpose. A resumed run therefore draws the same numbers as an uninterrupted one.
+stands still within a step. Generators are seeded by (seed, stream, micro-batch), where a stream is a rank or a purpose.
+A resumed run therefore draws the same random numbers as an uninterrupted one.
 """
 
 import hashlib
 from typing import Any
 
 import torch
+from torch import Tensor
+
+Values = dict[str, Tensor | float]
 
 
 class Clock:
@@ -42,6 +45,18 @@ class Clock:
     def is_whole_step(self, num_micro_batches: int) -> bool:
         """Return whether the current micro-batch is the last of its optimizer step."""
         return self.batches_seen % num_micro_batches == 0
+
+    def mean_over_step(self, means: Values, values: Values) -> Values:
+        """Return the means of values over the micro-batches of a step so far.
+
+        Args:
+            means: Means over the micro-batches before, by name; may hold other names.
+            values: Values of the current micro-batch. A value without a mean is taken for its mean so far.
+        """
+        if self.micro_batch == 0:
+            return dict(values)
+        before = {name: means.get(name, value) for name, value in values.items()}
+        return {name: before[name] + (value - before[name]) / (self.micro_batch + 1) for name, value in values.items()}
 
     def seed_of(self, stream: int | str) -> int:
         """Return the seed of a stream, a rank or a purpose, at the current count of micro-batches."""

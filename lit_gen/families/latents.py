@@ -1,4 +1,4 @@
-"""What a model of codes or latents needs of the first stage that makes them: no paths, no settings."""
+"""The interface of a first stage to the model of its codes or latents: no paths, no settings."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Latents(Protocol):
-    """A trained first stage, which decodes what the second stage draws."""
+    """A trained first stage, which decodes the samples of the second stage."""
 
     @property
     def title(self) -> str:
@@ -15,7 +15,7 @@ class Latents(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Content of the run.json of its training."""
+        """Content of run.json of its training run."""
 
     @property
     def num_parameters(self) -> int:

@@ -1,6 +1,6 @@
-"""How a trained model is asked: a sampler says how it draws, a likelihood method how it scores images.
+"""Settings of an evaluation: a sampler, and a likelihood method.
 
-Both are settings of an evaluation and change no weight. Each family states in its `Capabilities` which ones it accepts,
+Neither changes a weight. Each family states in its `Capabilities` which ones it accepts,
 and has a default of its own.
 """
 
@@ -13,9 +13,9 @@ from lit_gen.core.errors import UserError
 
 
 def describe(configured: object) -> dict[str, Any]:
-    """The class and the constructor's arguments of an object that keeps them as attributes, in plain JSON types.
+    """Return the class and constructor arguments of an object that keeps them as attributes, in plain JSON types.
 
-    Options left at None are left out, and so is `nfe`, which a sampler turns into steps.
+    Arguments that are None are omitted, and so is `nfe`, which a sampler turns into steps.
     """
     classes = [cls for cls in reversed(type(configured).__mro__) if "__init__" in vars(cls) and cls is not object]
     parameters = [p for cls in classes for p in list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]]
@@ -35,51 +35,52 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else describe(value)
 
 
-class Sampler(ABC):  # noqa: B024  (what it does is between it and the family that takes it)
-    """How a model draws images.
+class Sampler(ABC):  # noqa: B024  (its interface is that of the family that supports it)
+    """A way to sample from a model.
 
     Attributes:
-        learns_from_data: Whether `GenerativeModel.prepare_sampler` fits it to the training images.
+        learns_from_data: Whether `GenerativeModel.prepare_sampler` fits the sampler to the training images.
     """
 
     learns_from_data: ClassVar[bool] = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as {"name": "DDIM", "steps": 10, "grid": {"name": "Karras", ...}, ...}; a budget as steps."""
+        """Return the settings: {"name": "DDIM", "steps": 10, "grid": {"name": "Karras", ...}, ...}; `nfe` as steps."""
         return describe(self)
 
 
 class Temperature(Sampler):
-    """Draws from a distribution that is sharper than the model's, for T < 1, or broader, for T > 1.
+    """Sampling from a sharper distribution than the model's (T < 1) or a broader one (T > 1).
 
-    A normalizing flow multiplies the noise of its base by T, a VAE that of its prior, within each Gaussian if it is a
-    mixture; an autoregressive model divides its logits by T.
+    A normalizing flow multiplies the noise of its base by T. A VAE multiplies the noise of its prior, within each
+    Gaussian if the prior is a mixture. An autoregressive model divides its logits by T.
 
     Args:
-        temperature: T. 1 is the model itself.
+        temperature: T; 1 samples from the model itself.
 
     Raises:
-        UserError: T is not positive.
+        UserError: If T is not positive or not finite.
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
         if not 0 < temperature < math.inf:
-            raise UserError(f"sampler.temperature: {temperature} is not a positive number; 1 is the model itself")
+            raise UserError(f"sampler.temperature: {temperature} is not a positive number; give one, or remove it")
         self.temperature = temperature
 
 
-class LikelihoodMethod(ABC):  # noqa: B024  (what it does is between it and the family that takes it)
-    """How the likelihood of a model is computed.
+class LikelihoodMethod(ABC):  # noqa: B024  (its interface is that of the family that supports it)
+    """A way to compute the likelihood of a model.
 
     Attributes:
-        kind: what its number is of the log-likelihood that the model defines: itself, an estimate, or a lower bound.
-        dequantisation: how 8-bit values become points of a density; "none" where they are given masses, and None where
-            that is up to the model.
+        kind: Relation of the result to the log-likelihood that the model defines: its exact value, an estimate, or a
+            lower bound.
+        dequantisation: How 8-bit values become points of a density; "none" if they are given masses, and None if the
+            model decides.
     """
 
     kind: ClassVar[Literal["exact", "estimate", "bound"]]
     dequantisation: ClassVar[Literal["uniform", "variational", "none"] | None] = "none"
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as {"name": "ProbabilityFlow", "steps": 32, "grid": {...}, ...}."""
+        """Return the settings: {"name": "ProbabilityFlow", "steps": 32, "grid": {...}, ...}."""
         return describe(self)

@@ -1,4 +1,4 @@
-"""Training two networks against each other: an optimizer each, and steps that change one of them alone."""
+"""Training of two networks against each other, with an optimizer and steps of its own for each."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from lit_gen.families.base import GenerativeModel
 
 
 class Descent(NamedTuple):
-    """A loss and its gradient, averaged over the parts of a batch.
+    """A loss and its gradient, averaged over the micro-batches of a batch.
 
     Attributes:
-        loss: Scalar without a graph, of this process.
-        gradients: Those of each parameter of a network, averaged over processes.
+        loss: Scalar loss of this process, without a graph.
+        gradients: Gradient of each parameter of a network, averaged over processes.
     """
 
     loss: Tensor
@@ -24,33 +24,34 @@ class Descent(NamedTuple):
 
 
 class TwoNetworks(GenerativeModel):
-    """What models of two networks share, whose steps Lightning does not take by itself.
+    """Base class of models with two networks, which use manual optimization.
 
-    Every batch is whole: with `accumulate` parts it is split here, and each network takes its step after all of them.
+    A batch is a whole step. The model splits it into `accumulate` micro-batches, and each network takes its step after
+    the last of them.
     """
 
     gradient_clip: float | None
 
     def use_two_optimizers(self, gradient_clip: float | None) -> None:
-        """Takes the optimization into its own hands; called when the model is built.
+        """Turn on manual optimization; the constructor of a model calls it.
 
         Args:
             gradient_clip: Largest norm of a network's gradient; None does not clip.
 
         Raises:
-            UserError: it is not positive.
+            UserError: If `gradient_clip` is not positive.
         """
         if gradient_clip is not None and not gradient_clip > 0:
-            raise UserError(f"model.gradient_clip: {gradient_clip} is not positive; null does not clip")
+            raise UserError(f"model.gradient_clip: {gradient_clip} is not positive; give a larger value, or null")
         self.gradient_clip = gradient_clip
         self.automatic_optimization = False
 
     def check_trainer(self, settings: Any) -> None:
-        """Refuses what Lightning does to a loss and its gradient, on every device: it sees neither here."""
+        """Raise a UserError if Lightning is to clip gradients or scale losses: with two networks it handles neither."""
         if settings.gradient_clip_val:
             raise UserError(
                 f"trainer.gradient_clip_val: {settings.gradient_clip_val} cannot clip the gradients of two networks; "
-                f"leave it out and set --model.gradient_clip {settings.gradient_clip_val}"
+                f"remove the key and set --model.gradient_clip {settings.gradient_clip_val}"
             )
         if str(settings.precision) in ("16", "16-mixed"):
             raise UserError(
@@ -62,7 +63,10 @@ class TwoNetworks(GenerativeModel):
         data.check_batches(data.batch_size, self.accumulate, self.trainer.world_size)
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-        """The tensors of a batch in `accumulate` equal parts, each a view; None stays None. Logging follows them."""
+        """Yield the tensors of a batch in `accumulate` equal micro-batches, as views; None stays None.
+
+        The clock counts the micro-batches, so that training values are averaged over them.
+        """
         num = next(len(tensor) for tensor in tensors if tensor is not None) // self.accumulate
         for part in range(self.accumulate):
             self.clock.micro_batch = part
@@ -70,14 +74,14 @@ class TwoNetworks(GenerativeModel):
         self.clock.micro_batch = 0
 
     def differentiate(self, losses: Iterable[Sequence[Tensor]], network: nn.Module) -> list[Descent]:
-        """Losses and their gradients by the parameters of one network.
+        """Return losses and their gradients with respect to the parameters of one network.
 
-        They are asked for by name, not accumulated by a backward pass, so the other network gets none, and no
-        process waits for another's parameters.
+        `torch.autograd.grad` computes only the gradients of this network. A backward pass would also accumulate those
+        of the other, and under DDP wait for them.
 
         Args:
-            losses: For each part of a batch the losses, which may share a graph. Those of a part are computed when the
-                part before it has been differentiated, so that one graph is in memory at a time.
+            losses: Losses of each micro-batch, which may share a graph. The iterable computes the losses of a
+                micro-batch only after those before are differentiated, so that one graph is in memory at a time.
             network: The network; a parameter that a loss does not depend on has the gradient 0.
         """
         parameters = list(network.parameters())
@@ -86,9 +90,9 @@ class TwoNetworks(GenerativeModel):
             found = [
                 Descent(loss.detach(), _gradients(loss, parameters, retain_graph=loss is not part[-1])) for loss in part
             ]
-            # under autocast, weights in half precision are kept from one pass to the next, though they have moved
+            # autocast caches half-precision weights from one pass to the next, although the weights have changed
             torch.clear_autocast_cache()
-            # not in place: autograd may give one tensor for two parameters
+            # not in place: autograd may return one tensor for two parameters
             total = [_sum(*pair) for pair in zip(total, found, strict=True)] if total else found
         if self.accumulate > 1:
             total = [Descent(loss / self.accumulate, list(torch._foreach_div(g, self.accumulate))) for loss, g in total]
@@ -100,13 +104,13 @@ class TwoNetworks(GenerativeModel):
         return [Descent(whole.loss, [next(mean).view_as(parameter) for parameter in parameters]) for whole in total]
 
     def descend(self, optimizer: Optimizer, network: nn.Module, gradients: Iterable[Tensor]) -> None:
-        """One step of an optimizer on one network."""
+        """Take one step of an optimizer on one network."""
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips, after callbacks have logged the norm."""
+        """Clip the gradient, after callbacks have logged its norm."""
         if self.gradient_clip is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.gradient_clip)

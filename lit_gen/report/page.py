@@ -29,6 +29,7 @@ from lit_gen.report.render import Cells, to_cells
 from lit_gen.report.results import Result
 from lit_gen.runs.directory import Run
 from lit_gen.runs.metrics_file import read_metrics
+from lit_gen.sweeps.labels import short_paths
 
 Kept = TypeVar("Kept")
 Curves = dict[str, list[tuple[float, float]]]
@@ -61,7 +62,7 @@ class Training:
     """One run.
 
     Args:
-        name: Name of its directory.
+        name: Name of its directory, with the folders above it if another run has the same name.
         facts: What is said of it, by name.
         curves: Its curves, a data URI; None if it has none.
         pictures: The last of each kind of picture that it drew, by name, data URIs.
@@ -96,7 +97,11 @@ def write_page(results: Sequence[Result], out: Path, title: str) -> Path:
             "the page leaves out the results of this protocol",
         )
         # a damaged file of a run does not hide the others, nor the numbers of its evaluations
-        found = [_unless_damaged(_training, None, "this training", Run(run), Path(scratch)) for run in sorted(runs)]
+        names = short_paths(map(str, runs))
+        found = [
+            _unless_damaged(_training, None, "this training", Run(run), names[str(run)], Path(scratch))
+            for run in sorted(runs)
+        ]
         trainings = [training for training in found if training is not None]
     environment = Environment(
         loader=PackageLoader("lit_gen.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -137,7 +142,7 @@ def _side_by_side(results: Sequence[Result], path: Path) -> str | None:
     return _embedded(plots.side_by_side(results, path))
 
 
-def _training(run: Run, scratch: Path) -> Training:
+def _training(run: Run, name: str, scratch: Path) -> Training:
     metadata = run.metadata
     seconds = metadata.get("training_seconds")
     facts = {
@@ -158,7 +163,7 @@ def _training(run: Run, scratch: Path) -> Training:
         for name, path in _last_pictures(run.samples).items()
     }
     return Training(
-        printable(run.directory.name),
+        printable(name),
         {name: printable(value) for name, value in facts.items() if value not in (None, "")},
         drawn,
         {name: picture for name, picture in pictures.items() if picture},

@@ -91,6 +91,23 @@ class Distribution:
             f"{self.where}: method grid cannot enumerate {self.name}; give `values`, or set `method: random`"
         )
 
+    @property
+    def num_draws(self) -> float:
+        """The number of distinct values that a random search draws; infinite if it is continuous or has no bounds."""
+        f = self.fields
+        match self.name:
+            case "constant":
+                return 1
+            case "categorical" | "categorical_w_probabilities":
+                weights = f.get("probabilities") or [1.0] * len(f["values"])
+                return len({repr(value) for value, weight in zip(f["values"], weights, strict=True) if weight > 0})
+            case "int_uniform":
+                return float(f["max"] - f["min"] + 1)
+            case "q_uniform":
+                first, last = f["min"] / f["q"], f["max"] / f["q"]
+                return float(round(last) - round(first) + 1) if math.isfinite(last - first) else math.inf
+        return math.inf
+
     def value(self, index: int) -> Any:
         """Value `index`, from 0, of a grid search.
 

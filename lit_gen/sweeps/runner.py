@@ -33,8 +33,9 @@ from lit_gen.core.records import TEXT, read_json
 from lit_gen.core.text import printable
 from lit_gen.sweeps.estimate import training_of
 from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, read_journal
+from lit_gen.sweeps.labels import Labels
 from lit_gen.sweeps.pool import Worker
-from lit_gen.sweeps.progress import SweepProgress, describe, reported_names, trial_table, varying_keys
+from lit_gen.sweeps.progress import SweepProgress, reported_names, trial_table
 from lit_gen.sweeps.spec import Sweep, Trial, load_sweep, option
 
 SWEEP_VARIABLE = "LIT_GEN_SWEEP"
@@ -364,11 +365,11 @@ class _Run:
             f"sweep {result.name}: {len(result.results)} finished, {len(result.failures)} failed "
             f"of {len(result.trials)} trials"
         )
-        names = varying_keys(result.trials)
+        labels = Labels(result.trials)
         for trial in result.trials:
             if trial.id in result.failures:
                 error, log = result.failures[trial.id]
-                say(f"  failed: {describe(trial, names)}: {error} (see {log})")
+                say(f"  failed: {labels.describe(trial)}: {error} (see {log})")
         for metric in dict.fromkeys(trial.metric for trial in result.trials):
             of_metric = [trial.id for trial in result.trials if trial.metric == metric]
             found = [result.results[trial] for trial in of_metric if trial in result.results]

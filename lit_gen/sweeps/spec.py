@@ -112,8 +112,12 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
         for trial in listed:
             trials.setdefault(trial.id, trial)
         if (distinct := len({trial.id for trial in listed})) < len(listed):
-            more = "; raise run_cap or --count for more" if config["method"] == "random" else ""
-            notes.append(f"{path}: {len(listed)} settings, of which {distinct} are distinct trials{more}")
+            advice = ""
+            if config["method"] == "random":
+                exhausted = distinct >= _num_draws(_space(config["parameters"], f"{path}: parameters"))
+                advice = "; these are all: add values to parameters for more" if exhausted else ""
+                advice = advice or "; raise run_cap or --count for more"
+            notes.append(f"{path}: {len(listed)} settings give {distinct} distinct trials{advice}")
         if config.get("description"):
             notes.append(f"{path}: {' '.join(config['description'].split())}")
         if "early_terminate" in config:
@@ -309,6 +313,11 @@ def _space(entries: Any, where: str) -> Space:
 def _grid_size(space: Space) -> int:
     """The number of settings of a grid, which is not listed."""
     return math.prod(_grid_size(child) if isinstance(child, dict) else child.num_values for child in space.values())
+
+
+def _num_draws(space: Space) -> float:
+    """Return the number of distinct settings that a random search can draw; infinite if one parameter is continuous."""
+    return math.prod(_num_draws(child) if isinstance(child, dict) else child.num_draws for child in space.values())
 
 
 def _grid_setting(space: Space, index: int) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def test_every_picture_is_made_by_a_command_of_a_page(page: str) -> None:
 
 
 @pytest.mark.parametrize("words", [words for words in IN_THE_CHECKOUT if words[0] == "lit-gen"], ids=" ".join)
+@pytest.mark.slow
 def test_commands_name_what_there_is(words: list[str]) -> None:
     match words[1]:
         case "run" | "fit":

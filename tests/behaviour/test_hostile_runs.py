@@ -118,7 +118,9 @@ def test_a_damaged_run_is_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1000, 1300, 50))
+@pytest.mark.parametrize(
+    "first", [1000, 1050, *(pytest.param(first, marks=pytest.mark.exhaustive) for first in range(1100, 1300, 50))]
+)
 def test_many_damaged_runs(
     first: int, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,9 @@ from tests.conftest import arguments
 from tests.interrupt import KILL_AT
 from tests.processes import in_one_process, lit_gen_in_two_processes
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 CLOCKS = ("train/images_per_second",)
 Moment = tuple[str, int, str]
 """At the n-th file of a name, before or after it gets that name; or, for `row`, with half of a row written."""

@@ -21,6 +21,9 @@ from lit_gen.report.results import read_result
 from lit_gen.runs.directory import Run, RunSettings
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 COUNTS = (60, 11, 29)
 RUN = {"identity": "ab", "recipe": "cd", "seed": 0, "status": "training", "wandb_id": "0"}
 SETTINGS = [

@@ -25,6 +25,9 @@ from tests.cli.test_cli import said
 from tests.conftest import ROOT
 from tests.processes import lit_gen_in_two_processes
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 EDM = f"--config={ROOT}/conf/experiment/points_edm.yaml"
 MOONS = ["--data.source=TwoMoons", "--wandb.mode=disabled"]
 STEPS = ["--sampler=Heun", "--sampler.steps=20", "--evaluation.num_samples=500", "--evaluation.num_kept=300"]

@@ -18,6 +18,9 @@ from tests.conftest import ROOT, arguments
 from tests.interrupt import KILL_AT, CrashError
 from tests.processes import lit_gen_in_two_processes
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 NUM_BATCHES = 50  # digits have 22 batches of 64 in an epoch: this is two epochs and a part
 EVERY = 7
 

@@ -58,6 +58,7 @@ def draw(model: GenerativeModel, sampler: DiffusionSampler | None, indices: list
 
 
 @pytest.mark.parametrize(("name", "sampler"), FAMILIES, ids=lambda value: getattr(type(value), "__name__", value))
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch(name: str, sampler: DiffusionSampler | None, tmp_path: Path) -> None:
     model = build(name, tmp_path)
     together = draw(model, sampler, list(range(64)))
@@ -139,7 +140,7 @@ def test_classes(tmp_path: Path) -> None:
 
 
 def test_a_sampler_for_a_family_without_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="DDIM does not draw from WGAN; choose one of Truncation"):
+    with pytest.raises(UserError, match="WGAN does not support DDIM; choose one of Truncation"):
         draw(build("WGAN", tmp_path), DDIM(steps=2), [0])
-    with pytest.raises(UserError, match="DDIM does not draw from VAE; choose one of GaussianMixturePrior, Temperature"):
+    with pytest.raises(UserError, match="VAE does not support DDIM; choose one of GaussianMixturePrior, Temperature"):
         draw(build("VAE", tmp_path), DDIM(steps=2), [0])

@@ -194,7 +194,7 @@ def test_sample_draws_trajectories(trained: Run, tmp_path: Path, capsys, sampler
         ([*FIT, "--budget.num_images=0"], "budget.num_images"),
         (
             ["run", "--model=WGAN", "--data.source=Digits", "--sampler=DDIM"],
-            "DDIM does not draw from WGAN; choose one of Truncation",
+            "WGAN does not support DDIM; choose one of Truncation",
         ),
         (["run", "--model=VAE", "--data.source=Digits", "--sampler=DDIM"], "of GaussianMixturePrior, Temperature"),
         ([*FIT, "--evaluation.num_samples=1"], "evaluation.num_samples"),

@@ -12,6 +12,9 @@ from lit_gen.runs.directory import Run
 from tests.cli.full_disk import files_of_at_most
 from tests.conftest import arguments
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:

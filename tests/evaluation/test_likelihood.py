@@ -20,6 +20,9 @@ from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 from tests.processes import lit_gen_in_two_processes
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 FLOW = ["--evaluation.likelihood_method=ProbabilityFlow", "--evaluation.likelihood_method.steps=3"]
 
 
@@ -142,7 +145,7 @@ def test_a_conditional_model_is_given_the_classes(tmp_path: Path) -> None:
     given = model.log_likelihood(images[:4], Noise(0, range(4)), labels[:4], method)
     others = model.log_likelihood(images[:4], Noise(0, range(4)), (labels[:4] + 1) % 10, method)
     assert (given - others).abs().min() > 1e-3
-    with pytest.raises(UserError, match="its likelihood needs them"):
+    with pytest.raises(UserError, match="labels: .* class-conditional"):
         model.log_likelihood(images[:4], Noise(0, range(4)), method=method)
 
 

@@ -15,11 +15,14 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_gen.cli import commands
+from lit_gen.experiment.identity import training_identity
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.runs.directory import Run
 from lit_gen.sweeps import Trial, load_sweep
 from tests.conftest import DIGITS, OTHER_DATA, ROOT, TINY
 
+IDENTITIES: dict[str, str] = json.loads((ROOT / "tests" / "behaviour" / "golden" / "identities.json").read_text())
+"""Of the experiments, for the fingerprint "images"; computed before the package had its present layout."""
 CONF = ROOT / "conf"
 SMALL = {
     "ConvCoupling": ["--model.network.channels=8", "--model.network.num_blocks=1"],
@@ -116,11 +119,17 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
     return words
 
 
+def test_every_experiment_has_an_identity() -> None:
+    """A new experiment is added with the identity that it has then."""
+    assert {f"{name}.yaml" for name in files("conf/experiment")} == IDENTITIES.keys()
+
+
 @pytest.mark.parametrize("name", files("conf/experiment"))
 def test_experiment_is_built(name: str, data_root: Path) -> None:
     """At its full size, with the values that the file gives."""
     path = CONF / "experiment" / f"{name}.yaml"
     cli = ExperimentCLI([f"--config={path}"])
+    assert training_identity(cli.resolved(), "images") == IDENTITIES[f"{name}.yaml"], "a run is found by its identity"
     if official := official_source(cli):
         official[0].init_args.root, official[0].init_args.checksum = str(data_root), False
     objects, given = cli.objects(), yaml.safe_load(path.read_text())

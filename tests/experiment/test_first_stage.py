@@ -27,6 +27,9 @@ from lit_gen.families.vq import VQVAE
 from lit_gen.runs.directory import Run
 from tests.conftest import ROOT, arguments
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory: pytest.TempPathFactory) -> Run:

@@ -50,6 +50,9 @@ from lit_gen.metrics import wasserstein
 from lit_gen.runs.directory import Run
 from tests.conftest import ROOT, arguments
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 QUICK = ["--reflow.num_pairs=80", "--reflow.batch_size=33", "--reflow.sampler=Euler", "--reflow.sampler.steps=3"]
 
 

@@ -24,8 +24,8 @@ from tests.interrupt import KILL_AT, CrashError
 from tests.processes import in_two_processes
 
 NUM_BATCHES, EVERY = 7, 3
-BY_DEFAULT = ("EDM", "Glow", "MADE", "VAE", "GAN", "VQGAN")
-"""One of each kind; the slow tests have all of them."""
+BY_DEFAULT = ("EDM", "VAE", "GAN")
+"""The slow tests have all families."""
 
 
 def training(model: str, root: Path) -> list[str]:
@@ -44,6 +44,17 @@ def training(model: str, root: Path) -> list[str]:
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished training of each family."""
     return commands.fit(training(request.param, tmp_path_factory.mktemp(request.param) / "whole"))
+
+
+ALL = pytest.mark.parametrize(
+    "run",
+    [
+        name if name in BY_DEFAULT else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.exhaustive])
+        for name in TINY
+    ],
+    indirect=True,
+)
+"""For a test of commands that tests of older runs try with all families as well."""
 
 
 def family(run: Run) -> str:
@@ -110,6 +121,7 @@ def test_a_likelihood_is_of_its_image_alone(run: Run) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+@ALL
 def test_it_is_scored_once_and_says_how(run: Run) -> None:
     model, _, _ = load(run)
     points = not ExperimentCLI(["--config", str(run.config)]).objects().data.source.quantised
@@ -130,6 +142,7 @@ def test_it_is_scored_once_and_says_how(run: Run) -> None:
     assert commands.evaluate([str(run.directory), *words]) == path and path.stat().st_mtime_ns == stamp
 
 
+@ALL
 def test_samples_and_pictures_are_drawn_by_the_command(run: Run, tmp_path: Path) -> None:
     model, _, _ = load(run)
     for out in ("one.npz", "two.npz"):
@@ -143,6 +156,7 @@ def test_samples_and_pictures_are_drawn_by_the_command(run: Run, tmp_path: Path)
         assert picture.is_file()
 
 
+@ALL
 def test_what_is_wrong_is_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory, name = str(run.directory), family(run)
     model, _, _ = load(run)

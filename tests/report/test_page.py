@@ -25,6 +25,9 @@ from lit_gen.report.results import load_results
 from tests.conftest import arguments
 from tests.report.test_leaderboard import content, write
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 
 class Page(HTMLParser):
     """Tables as lists of rows, pictures by their alt text, and which elements were left open."""
@@ -93,6 +96,19 @@ def test_data_under_two_names_share_a_table(tmp_path: Path) -> None:
     write(tmp_path, content("EDM", 2.0, protocol__data="copy", other_data=other))
     page = Page(write_page(load_results(tmp_path), tmp_path / "report.html", "runs").read_text())
     assert [row[:2] for row in page.rows] == [["#", "model"], ["1", "VAE"], ["2", "EDM (trained on 63bac8b2)"]]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for folder, distance in (("here", 1.0), ("there", 2.0)):
+        path = write(tmp_path / folder, content("VAE", distance, run__identity=folder))
+        shutil.copy(path, path.parents[2] / "config.yaml")
+    write(tmp_path / "here", content("EDM", 3.0))
+    text = write_page(load_results(tmp_path), tmp_path / "report.html", "runs").read_text()
+    assert re.findall('<section class="run" id="(.*?)"', text) == [
+        "digits_EDM-0",
+        "here/digits_VAE-0",
+        "there/digits_VAE-0",
+    ]
 
 
 def test_conditions_choose(runs: Path, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from lit_gen.runs.tracking import Curves, MetricsFile, WandbSettings, announce, 
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 WANDB = Path(sys.executable).parent / "wandb"
 OFFLINE = "W&B: offline, files stay in the run directory (wandb login, or --wandb.mode online, to upload)"
 

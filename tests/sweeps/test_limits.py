@@ -57,14 +57,26 @@ def test_the_beginning_of_a_grid_without_end_is_a_sweep(tmp_path: Path) -> None:
     assert time.process_time() - begin < 2
 
 
+Q = {"distribution": "q_uniform"}
+
+
 def test_points_drawn_twice_are_said(tmp_path: Path) -> None:
     coins = {"a": {"values": [1, 2]}}
     sweep = load_sweep([write(tmp_path, method="random", parameters=coins, run_cap=7)])
     assert len(sweep.trials) == 2
     (note,) = sweep.notes
-    assert note == f"{sweep.files[0]}: 7 settings, of which 2 are distinct trials; raise run_cap or --count for more"
+    found = f"{sweep.files[0]}: 7 settings give 2 distinct trials; "
+    assert note.startswith(found) and "add values" in note and "run_cap" not in note, "there are no more"
     (note,) = load_sweep([write(tmp_path, method="grid", parameters={"a": {"values": [1, 2, 1.0, 3]}})]).notes
-    assert "4 settings, of which 3 are distinct" in note
+    assert "4 settings give 3 distinct trials" in note
+    many = {"a": {"min": 1, "max": 30}, "b": {"parameters": {"c": {"min": 0, "max": 1, "q": 0.5, **Q}}}}
+    (note,) = load_sweep([write(tmp_path, method="random", parameters=many, run_cap=60)]).notes
+    assert "raise run_cap or --count" in note and "add values" not in note
+    (note,) = load_sweep([write(tmp_path, method="random", parameters=many, run_cap=1500)]).notes
+    assert "1500 settings give 90 distinct trials; " in note and "add values" in note
+    certain = {"a": {"values": [1, 2], "probabilities": [1.0, 0.0]}, "n": {"value": 3}}
+    (note,) = load_sweep([write(tmp_path, method="random", parameters=certain, run_cap=2)]).notes
+    assert "add values" in note
     continuous = {"a": {"min": 0.0, "max": 1.0}}
     assert load_sweep([write(tmp_path, method="random", parameters=continuous, run_cap=7)]).notes == []
 

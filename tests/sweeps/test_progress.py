@@ -11,7 +11,8 @@ from rich.text import Text
 
 from lit_gen.core.progress import Step
 from lit_gen.sweeps import load_sweep
-from lit_gen.sweeps.progress import SweepProgress, describe, reported_names, varying_keys
+from lit_gen.sweeps.labels import Labels
+from lit_gen.sweeps.progress import SweepProgress, reported_names, trial_table
 from lit_gen.sweeps.spec import Trial
 from tests.conftest import ROOT
 
@@ -63,7 +64,7 @@ def test_every_number_is_seen_at_every_width(files: list[str], width: int) -> No
     assert len(lines) == 4 and all(len(line) <= width for line in lines)
     assert all(re.search(r"[━╸╺]{10} .* images/s +\d+:\d\d(:\d\d)? left", line) for line in lines), lines
     assert all("123,456/1,000,000 " in line for line in lines[1:]) and f" 0/{len(trials) + 1} " in lines[0]
-    label = describe(trials[0], varying_keys([*trials, long]))
+    label = Labels([*trials, long]).describe(trials[0])
     assert lines[1].startswith(f"  {label[:12]}") and "…" in lines[3]
 
 
@@ -78,22 +79,22 @@ def test_trials_are_told_apart_by_what_they_have() -> None:
         ),
         Trial("3", {"config": "elsewhere/mine.yml", "evaluation.weights": "raw", "data.augment": None}, []),
     ]
-    names = varying_keys(trials)
-    assert [describe(trial, names) for trial in trials] == ["digits_edm Heun nfe=3", "digits_edm DDIM nfe=5", "mine"]
+    labels = Labels(trials)
+    assert [labels.describe(trial) for trial in trials] == ["digits_edm Heun nfe=3", "digits_edm DDIM nfe=5", "mine"]
 
 
 def test_trials_that_differ_only_in_what_one_lacks_are_told_apart() -> None:
     trials = [Trial("1", {"model": "EDM"}, []), Trial("2", {"model": "EDM", "model.sigma_data": 0.5}, [])]
-    names = varying_keys(trials)
-    assert [describe(trial, names) for trial in trials] == ["1", "sigma_data=0.5"]
+    labels = Labels(trials)
+    assert [labels.describe(trial) for trial in trials] == ["1", "sigma_data=0.5"]
 
 
 def test_the_main_job_has_short_names() -> None:
     trials = load_sweep([ROOT / "sweeps" / f"{name}.yaml" for name in ("quickstart", "quickstart_one_pass")]).trials
-    names = varying_keys(trials)
-    labels = [describe(trial, names) for trial in trials]
-    assert labels[0] == "digits_ddpm DDPM nfe=10" and len(set(labels)) == len(labels)
-    assert max(map(len, labels)) < 40
+    labels = Labels(trials)
+    names = [labels.describe(trial) for trial in trials]
+    assert names[0] == "digits_ddpm DDPM nfe=10" and len(set(names)) == len(names)
+    assert max(map(len, names)) < 40
 
 
 def test_the_names_that_a_sweep_may_rank_by(tmp_path: Path) -> None:
@@ -120,4 +121,26 @@ def test_the_names_that_a_sweep_may_rank_by(tmp_path: Path) -> None:
     ],
 )
 def test_a_value_is_as_short_as_it_can_be(value: object, text: str) -> None:
-    assert describe(Trial("id", {"key": value}, []), {"key": "key"}).removeprefix("key=") == text
+    assert Labels([Trial("id", {"key": value}, [])]).short(value) == text
+
+
+def test_files_of_one_stem_are_told_apart_by_their_folders() -> None:
+    names = [
+        "conf/a/base.yaml",
+        "conf/b/base.yaml",
+        "other/b/base.yml",
+        "./conf/c/edm.yaml",
+        "/data/birds",
+        "/old/birds",
+    ]
+    trials = [Trial(name, {"config": name}, []) for name in names]
+    labels = Labels(trials)
+    shown = ["a/base", "conf/b/base", "other/b/base", "edm", "data/birds", "old/birds"]
+    assert [labels.describe(trial) for trial in trials] == shown
+    console = Console(file=StringIO(), width=120)
+    console.print(trial_table(trials, {}))
+    assert all(f" {name} " in console.file.getvalue() for name in shown)  # type: ignore[attr-defined]
+    alike = [Trial(name, {"config": name}, []) for name in ("x.yaml", "x.yml", "./x.json")]
+    assert [Labels(alike).describe(trial) for trial in alike] == ["x.yaml", "x.yml", "./x.json"]
+    nested = [Trial(name, {"model": {"class_path": "M", "init_args": {"f": name}}}, []) for name in names[:2]]
+    assert [Labels(nested).describe(trial) for trial in nested] == ["model=M(f=a/base)", "model=M(f=b/base)"]

@@ -138,6 +138,7 @@ def test_how_a_worker_ended_is_said_by_name(tmp_path):
     assert ending(137) == "ended before its trial, with exit status 137, as a shell says of SIGKILL"
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_reported_and_so_is_its_return(tmp_path, monkeypatch):
     """But not one that is busy without a word: it gives signs of life."""
     monkeypatch.setattr(runner, "SECONDS_OF_SILENCE", 2.5)
@@ -268,6 +269,7 @@ def _alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@pytest.mark.slow
 def test_sigkill_at_any_moment_loses_no_finished_trial_and_repeats_none(tmp_path):
     path = write(tmp_path, x=list(range(16)), sleep=0.15)
     root = tmp_path / "runs"

@@ -28,6 +28,9 @@ from tests.interrupt import KILL_AT, CrashError
 from tests.processes import in_two_processes
 from tests.training.test_validation import trainer, two_processes
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 STEPS = 25  # of 64 images: digits have 22 in an epoch
 IN_TWO = "--trainer.accumulate_grad_batches=2"
 IN_FOUR = "--trainer.accumulate_grad_batches=4"

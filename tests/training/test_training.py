@@ -16,6 +16,9 @@ from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.training.callbacks import EMA
 from tests.conftest import ROOT, arguments
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 
 def rows(run: commands.Run) -> list[dict[str, str]]:
     with (run.directory / "metrics.csv").open() as file:

@@ -1,4 +1,4 @@
-"""Normalizing flows: bijections with tractable Jacobians, and the densities that they make of simple ones."""
+"""Normalizing flows: bijections with tractable Jacobians, which turn a simple density into that of the data."""
 
 from lit_gen.families.flows.bijections import (
     ActNorm,

@@ -1,6 +1,6 @@
-r"""Invertible maps with tractable Jacobians: what a normalizing flow is composed of.
+r"""Invertible maps with tractable Jacobians, the layers of a normalizing flow.
 
-A bijection f carries x to y = f(x), from data towards noise, and gives log |det df/dx| of each image; densities follow
+A bijection f maps x to y = f(x), from data towards noise, and returns log |det df/dx| of each image. Densities follow
 by the change of variables, log p(x) = log p(f(x)) + log |det df/dx|.
 
 Papers: NICE, Dinh et al. 2014, https://arxiv.org/abs/1410.8516; RealNVP, Dinh et al. 2016,
@@ -23,33 +23,33 @@ Shape = tuple[int, ...]
 
 
 class Bijection(nn.Module, ABC):
-    """y = f(x), and back.
+    """An invertible map y = f(x).
 
-    Images are (N, C, H, W); a context (N, E, H, W) is what a conditional map depends on beside x.
+    Images are (N, C, H, W). A conditional map also depends on a context (N, E, H, W).
     """
 
     def out_shape(self, shape: Shape) -> Shape:
-        """The shape of y for one image x of a shape; by default the same."""
+        """Return the shape of y for one image x of the given shape; by default the same."""
         return shape
 
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """y and log |det df/dx|, (N,)."""
+        """Return y and log |det df/dx|, (N,)."""
 
     @abstractmethod
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """x."""
+        """Return x."""
 
     def initialise(self, x: Tensor) -> Tensor:
-        """Sets initial values by the data x, where the map has such, and gives y."""
+        """Set data-dependent initial values from x, if the map has any, and return y."""
         return self(x)[0]
 
 
 class Compose(Bijection):
-    """One bijection after the other.
+    """Composition of bijections.
 
     Args:
-        parts: The first is applied first.
+        parts: The bijections, the first to apply first.
     """
 
     def __init__(self, parts: Sequence[Bijection]) -> None:
@@ -80,8 +80,10 @@ class Compose(Bijection):
 
 
 class UnitInterval(Bijection):
-    """Carries dequantised values of [-1, 1] to y = (127.5 x + 128) / 256 in [0, 1], each 8-bit value u to the bin
-    [u / 256, (u + 1) / 256]."""
+    """Map of dequantised values x from [-1, 1] to y = (127.5 x + 128) / 256 in [0, 1].
+
+    The bin of an 8-bit value u becomes [u / 256, (u + 1) / 256].
+    """
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_det = -x[0].numel() * math.log(256 * BIN_WIDTH)
@@ -92,19 +94,21 @@ class UnitInterval(Bijection):
 
 
 class Logit(Bijection):
-    """y = logit(alpha + (1 - 2 alpha) x) of x in [0, 1]: unbounded values, of which none lies far out.
+    """y = logit(alpha + (1 - 2 alpha) x) for x in [0, 1], which makes the values unbounded.
 
     Args:
-        alpha: In [0, 1/2); above 0, no x of [0, 1] is carried to infinity.
+        alpha: Margin in [0, 1/2); if positive, every x in [0, 1] has a finite y.
 
     Raises:
-        UserError: alpha is out of range.
+        UserError: If alpha is out of range.
     """
 
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
         if not 0 <= alpha < 0.5:
-            raise UserError(f"model.alpha: {alpha} is not in [0, 1/2); 0.05 is RealNVP's")
+            raise UserError(
+                f"model.alpha: {alpha} is not in [0, 1/2); give a value in it, such as 0.05, that of RealNVP"
+            )
         self.alpha = alpha
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -118,12 +122,12 @@ class Logit(Bijection):
 
 
 class DiagonalScaling(Bijection):
-    """y = x exp(log_scale) with a scale for each dimension: what of a volume-preserving flow says how wide the data is.
+    """y = x exp(log_scale) with a scale per dimension, which gives a volume-preserving flow the spread of the data.
 
-    `initialise` sets the scales by a batch, so that y begins with deviation 1.
+    `initialise` sets the scales from a batch, so that y starts with standard deviation 1.
 
     Args:
-        shape: Of one image.
+        shape: Shape of one image.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -143,11 +147,11 @@ class DiagonalScaling(Bijection):
 
 
 class ActNorm(Bijection):
-    """y = (x - mean) / exp(log_std) with a mean and a deviation for each channel.
+    """y = (x - mean) / exp(log_std) with a mean and a standard deviation per channel.
 
-    They are parameters: `initialise` sets them to those of a batch, so that y begins with mean 0 and deviation 1, and
-    from there on they are trained as any other. Nothing but `initialise` sets them, so neither a batch nor a checkpoint
-    is ever taken for the first one.
+    Both are trained parameters. `initialise` sets them from a batch, so that y starts with mean 0 and standard
+    deviation 1. Only `initialise` does so: no forward pass counts as the first one, also not after a checkpoint is
+    loaded.
 
     Args:
         num_channels: C.
@@ -176,10 +180,10 @@ class ActNorm(Bijection):
 class InvertibleConv(Bijection):
     """y = W x at every pixel, a learned mixing of the channels, with W = P L (U + diag(s)).
 
-    P is a permutation and the signs of s are fixed; L is lower triangular with ones on its diagonal and U strictly
-    upper triangular, so log |det| = H W sum(log |s|) costs nothing and W never becomes singular. It begins as a random
-    rotation. It is computed in the precision of x under autocast as well: in bfloat16 images would lose all but eight
-    bits here.
+    P is a fixed permutation, and the signs of s are fixed. L is lower triangular with ones on its diagonal, and U is
+    strictly upper triangular, so log |det| = H W sum(log |s|) costs nothing and W is never singular. W starts as a
+    random rotation. Under autocast, it is still computed in the precision of x: bfloat16 would keep only eight bits of
+    an image.
 
     Args:
         num_channels: C.
@@ -199,7 +203,7 @@ class InvertibleConv(Bijection):
         self.log_s = nn.Parameter(upper.diagonal().abs().log().float())
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """P, L and U + diag(s), each (C, C)."""
+        """Return P, L and U + diag(s), each (C, C)."""
         identity = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
         upper = self.upper.triu(1) + torch.diag(self.sign * self.log_s.exp())
         return self.permutation, self.lower.tril(-1) + identity, upper
@@ -218,9 +222,9 @@ class InvertibleConv(Bijection):
 
 
 class Squeeze(Bijection):
-    """Makes of every 2x2 pixels one with four times the channels: (N, C, 2H, 2W) -> (N, 4C, H, W).
+    """Rearrangement of every 2x2 pixels into one with four times the channels: (N, C, 2H, 2W) -> (N, 4C, H, W).
 
-    The channels of a pixel stay together, so either half of the 4C channels holds whole pixels.
+    The channels of a pixel stay together, so each half of the 4C channels holds whole pixels.
     """
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -241,21 +245,20 @@ class Squeeze(Bijection):
 
 
 class MultiScale(Bijection):
-    """Levels of a flow, between which half of the channels leave as part of the latent: (N, C, H, W) -> (N, C H W).
+    """Levels of a flow; after each but the last, half of the channels join the latent: (N, C, H, W) -> (N, C H W).
 
-    A learned density of the half that leaves given the half that stays, as Glow has, is a last affine coupling of the
-    level.
+    Glow's learned density of the half that leaves, given the half that stays, is a final affine coupling of the level.
 
     Args:
         shape: (C, H, W) of one image.
-        levels: The bijection of every level; its channels come out in an even number, but for the last.
+        levels: Bijection of every level, with an even number of output channels except for the last level.
     """
 
     def __init__(self, shape: Shape, levels: Sequence[Bijection]) -> None:
         super().__init__()
         self.levels = nn.ModuleList(levels)
         self.left: list[Shape] = []
-        """The shape of what leaves after each level."""
+        """Shape of the part of the latent that leaves after each level."""
         for level in levels:
             channels, *size = level.out_shape(shape)
             shape = (channels if level is levels[-1] else channels // 2, *size)
@@ -296,10 +299,10 @@ def _of(modules: nn.ModuleList) -> list[Bijection]:
 
 
 def sum_over_image(x: Tensor) -> Tensor:
-    """(N, ...) to (N,)."""
+    """Return the sum over all dimensions but the first: (N, ...) -> (N,)."""
     return x.flatten(1).sum(1)
 
 
 def squash(x: Tensor) -> tuple[Tensor, Tensor]:
-    """sigmoid(x), and the logarithm of its derivative summed over each image, (N,)."""
+    """Return sigmoid(x), and the logarithm of its derivative summed over each image, (N,)."""
     return torch.sigmoid(x), sum_over_image(F.logsigmoid(x) + F.logsigmoid(-x))

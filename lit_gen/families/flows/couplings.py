@@ -1,7 +1,8 @@
-r"""Coupling layers: one part of x stays and says how each value of the other part is moved.
+r"""Coupling layers: one part of x stays fixed and parametrises the map of the other part.
 
-With x = (x_a, x_b), y_a = x_a and y_b = T(x_b; theta(x_a)) for a monotone T of each value, the Jacobian is triangular
-and log |det| = sum log T'(x_b). Inverting needs no inverse of the network theta, so it may be any.
+With x = (x_a, x_b), y_a = x_a and y_b = T(x_b; theta(x_a)) for a T that is monotone in each value, the Jacobian is
+triangular and log |det| = sum log T'(x_b). The inverse does not need that of the network theta, which can be any
+network.
 
 Papers: additive, Dinh et al. 2014, https://arxiv.org/abs/1410.8516; affine, Dinh et al. 2016,
 https://arxiv.org/abs/1605.08803; rational-quadratic spline, Durkan et al. 2019, https://arxiv.org/abs/1906.04032
@@ -20,26 +21,26 @@ from lit_gen.core.errors import UserError
 from lit_gen.families.flows.bijections import Bijection, sum_over_image
 
 NetworkFactory = Callable[[tuple[int, int, int], int], nn.Module]
-"""Called with the shape (C, H, W) of the input and the number of output channels."""
+"""Factory of a coupling network, called with the shape (C, H, W) of its input and the number of output channels."""
 
 
 class Partition(nn.Module, ABC):
-    """Which part of an image stays and which is moved."""
+    """Partition of an image into a part that stays fixed and a part that is transformed."""
 
     @abstractmethod
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network sees, and what is moved."""
+        """Return the input of the network, and the part to transform."""
 
     @abstractmethod
     def merge(self, x: Tensor, moved: Tensor) -> Tensor:
-        """x with the moved part in its place."""
+        """Return x with the transformed part in its place."""
 
 
 class Channels(Partition):
-    """One half of the channels stays, the other is moved.
+    """Partition into halves of the channels: the first stays fixed, the second is transformed.
 
     Args:
-        swap: Move the first half, in place of the second.
+        swap: Transform the first half in place of the second.
     """
 
     def __init__(self, swap: bool = False) -> None:
@@ -56,10 +57,10 @@ class Channels(Partition):
 
 
 class Masked(Partition):
-    """Where a mask is true values stay; elsewhere they are moved, and the network sees zeros.
+    """Partition by a mask: values stay fixed if it is true; the others are transformed, and are zero for the network.
 
     Args:
-        mask: Of the shape of an image, bool.
+        mask: Boolean mask of the shape of an image.
     """
 
     mask: Tensor
@@ -76,29 +77,29 @@ class Masked(Partition):
 
 
 def checkerboard(shape: tuple[int, int, int], parity: int) -> Tensor:
-    """A mask (C, H, W): true where row + column is odd, or even for an odd parity."""
+    """Return a mask (C, H, W) that is true if row + column + parity is odd."""
     _, height, width = shape
     squares = torch.arange(height)[:, None] + torch.arange(width)
     return ((squares + parity) % 2 == 1).expand(shape).clone()
 
 
 def alternating(shape: tuple[int, int, int], parity: int) -> Tensor:
-    """A mask (C, H, W): every other value of the flattened image, as in NICE."""
+    """Return a mask (C, H, W) of every other value of the flattened image, as in NICE."""
     return ((torch.arange(math.prod(shape)) + parity) % 2 == 1).reshape(shape)
 
 
 class Transform(ABC):
-    """A monotone map T of single values with parameters theta; the identity where these are zero."""
+    """A monotone map T of single values with parameters theta, the identity for theta = 0."""
 
     num_params: int
 
     @abstractmethod
     def __call__(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """T(x) and log T'(x), of the shape of x (N, C, H, W); theta is (N, num_params, C, H, W)."""
+        """Return T(x) and log T'(x), of the shape of x (N, C, H, W), for theta (N, num_params, C, H, W)."""
 
     @abstractmethod
     def inverse(self, y: Tensor, theta: Tensor) -> Tensor:
-        """x with T(x) = y."""
+        """Return the x with T(x) = y."""
 
 
 class Additive(Transform):
@@ -114,13 +115,13 @@ class Additive(Transform):
 
 
 class Affine(Transform):
-    """T(x) = x exp(s) + t with |s| < bound: no layer can blow up an image, in training or in sampling.
+    """T(x) = x exp(s) + t with |s| < bound, so that values stay finite in training and sampling.
 
     Args:
-        bound: Of s, which is bound tanh(. / bound) of what the network gives.
+        bound: Bound of s = bound tanh(h / bound), for the output h of the network.
 
     Raises:
-        UserError: bound is not positive.
+        UserError: If the bound is not positive.
     """
 
     num_params = 2
@@ -140,29 +141,29 @@ class Affine(Transform):
 
 
 class Spline(Transform):
-    r"""A monotone spline of rational-quadratic pieces on [-B, B], the identity outside.
+    r"""A monotone rational-quadratic spline on [-B, B], the identity outside.
 
-    Knots (x_k, y_k) are sums of softmaxes and the slopes d_k softpluses of theta, 1 at both ends. In the bin k, with
-    s = h / w the slope between its knots and xi = (x - x_k) / w,
+    Knots (x_k, y_k) are cumulative sums of softmaxes of theta. The slopes d_k are softpluses of theta, and 1 at both
+    ends. In bin k of width w and height h, with s = h / w and xi = (x - x_k) / w,
 
         T = y_k + h (s xi^2 + d_k xi (1 - xi)) / (s + (d_{k+1} + d_k - 2 s) xi (1 - xi)),
 
     whose inverse is the root of a quadratic equation.
 
     Args:
-        num_bins: K.
-        reach: B.
+        num_bins: Number of bins K.
+        reach: Half-width B of the interval.
 
     Raises:
-        UserError: there are no bins, or more than have room, or reach is not positive.
+        UserError: If the number of bins is out of range, or `reach` is not positive.
     """
 
     smallest = 1e-3
-    """Of widths and heights as a share of 2B, and of slopes."""
+    """Minimum of widths and heights, relative to 2B, and of slopes."""
 
     def __init__(self, num_bins: int = 8, reach: float = 4.0) -> None:
         if not 0 < num_bins * self.smallest < 1:
-            raise UserError(f"model.coupling.num_bins: {num_bins} is not in 1..{1 / self.smallest - 1:.0f}; 8 is usual")
+            raise UserError(f"model.coupling.num_bins: {num_bins} is not in 1..{1 / self.smallest - 1:.0f}; use 8")
         self.num_bins = num_bins
         self.reach = _positive("reach", reach, 4)
         self.num_params = 3 * num_bins - 1
@@ -185,12 +186,12 @@ class Spline(Transform):
         s, rise = h / w, inside - y_k
         bend = rise * (d_next + d - 2 * s)
         a, b, c = h * (s - d) + bend, h * d - bend, -s * rise
-        # the form of the root that has no difference of near numbers
+        # this form of the root subtracts no nearly equal numbers
         xi = 2 * c / (-b - (b.square() - 4 * a * c).clamp(min=0).sqrt())
         return torch.where(y.abs() >= self.reach, y, x_k + xi * w)
 
     def _bins(self, value: Tensor, theta: Tensor, of: Literal["x", "y"]) -> list[Tensor]:
-        """x_k, y_k, w, h, d_k and d_{k+1} of the bin in which each value lies, as an x or as a y."""
+        """Return x_k, y_k, w, h, d_k and d_{k+1} of the bin of each value, taken as an x or as a y."""
         widths, heights, slopes = theta.movedim(1, -1).split([self.num_bins, self.num_bins, self.num_bins - 1], -1)
         knots_x, knots_y = self._knots(widths), self._knots(heights)
         at_zero = math.log(math.expm1(1 - self.smallest))  # so that theta = 0 gives the slope 1
@@ -211,20 +212,20 @@ class Spline(Transform):
 
 def _positive(name: str, value: float, usual: float) -> float:
     if not 0 < value < math.inf:
-        raise UserError(f"model.coupling.{name}: {value} is not a positive number; {usual:g} is usual")
+        raise UserError(f"model.coupling.{name}: {value} is not a positive number; use {usual:g}")
     return value
 
 
 class Coupling(Bijection):
-    """One part of an image says how the other is moved.
+    """Coupling layer: one part of an image parametrises the map of the other.
 
-    The network may run in bfloat16; what it gives is used in the precision of the image.
+    The network may run in bfloat16; its output is converted to the precision of the image.
 
     Args:
         shape: (C, H, W) of one image.
-        partition: Which part stays.
-        transform: How values of the other are moved.
-        network: Gives theta of what stays, and of the context beside it.
+        partition: Partition into the fixed and the transformed part.
+        transform: Map T of the transformed part.
+        network: Factory of the network theta of the fixed part and the context.
         context_channels: Channels of the context, 0 for none.
     """
 

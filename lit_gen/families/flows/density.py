@@ -1,4 +1,4 @@
-"""A bijection and a base distribution make a density: log p(x) = log p(f(x)) + log |det df/dx|."""
+"""The density of a bijection f and a base distribution: log p(x) = log p(f(x)) + log |det df/dx|."""
 
 from abc import ABC, abstractmethod
 
@@ -11,11 +11,11 @@ from lit_gen.families.flows.bijections import Bijection, Shape, sum_over_image
 
 
 class Base(nn.Module, ABC):
-    """A distribution of independent values z, around a learned mean for each class if there are classes.
+    """A distribution of independent values z, with a learned mean per class if there are classes.
 
     Args:
-        shape: Of z of one image.
-        num_classes: 0 for none.
+        shape: Shape of z of one image.
+        num_classes: Number of classes, 0 for none.
     """
 
     mean: nn.Parameter | None
@@ -27,26 +27,26 @@ class Base(nn.Module, ABC):
 
     @abstractmethod
     def log_density(self, z: Tensor) -> Tensor:
-        """Of each value, around mean 0."""
+        """Return the log-density of each value, for mean 0."""
 
     @abstractmethod
     def draw(self, noise: Noise, dtype: torch.dtype) -> Tensor:
-        """Values of mean 0."""
+        """Draw values of mean 0."""
 
     def log_prob(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """log p(z) or log p(z | label), (N,) in nats."""
+        """Return log p(z) or log p(z | label), (N,) in nats."""
         return sum_over_image(self.log_density(z if self.mean is None else z - self.mean[labels]))
 
     def sample(
         self, noise: Noise, labels: Tensor | None = None, temperature: float = 1.0, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """One z for each index of the noise, its distance from the mean multiplied by the temperature."""
+        """Sample a z per index of the noise, with its distance from the mean multiplied by the temperature."""
         z = temperature * self.draw(noise, dtype)
         return z if self.mean is None else z.to(self.mean.device) + self.mean[labels]
 
 
 class Normal(Base):
-    """log p(z) = -(z^2 + log 2 pi) / 2."""
+    """The standard normal distribution, log p(z) = -(z^2 + log 2 pi) / 2."""
 
     def log_density(self, z: Tensor) -> Tensor:
         return torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(z)
@@ -56,7 +56,7 @@ class Normal(Base):
 
 
 class Logistic(Base):
-    """log p(z) = -softplus(z) - softplus(-z)."""
+    """The standard logistic distribution, log p(z) = -softplus(z) - softplus(-z)."""
 
     def log_density(self, z: Tensor) -> Tensor:
         return F.logsigmoid(z) + F.logsigmoid(-z)
@@ -66,11 +66,11 @@ class Logistic(Base):
 
 
 class Flow(nn.Module):
-    """The density of x whose f(x) is distributed as the base.
+    """The density of an x for which f(x) has the base distribution.
 
     Args:
-        bijection: f.
-        base: Of what f gives.
+        bijection: The map f.
+        base: Distribution of f(x).
     """
 
     def __init__(self, bijection: Bijection, base: Base) -> None:
@@ -79,17 +79,17 @@ class Flow(nn.Module):
         self.base = base
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """log p(x), (N,) in nats."""
+        """Return log p(x), (N,) in nats."""
         z, log_det = self.bijection(x)
         return self.base.log_prob(z, labels) + log_det
 
     def sample(self, noise: Noise, labels: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """One x for each index of the noise."""
+        """Sample an x per index of the noise."""
         weight = next(self.bijection.parameters())
         z = self.base.sample(noise, labels, temperature, weight.dtype)
         return self.bijection.inverse(z.to(weight.device))
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Sets initial values by the data."""
+        """Set data-dependent initial values of the bijection from x."""
         self.bijection.initialise(x)

@@ -1,11 +1,13 @@
-r"""From a density to 8-bit images: with x in the bin of u, drawn from a q(x | u), and by Jensen's inequality,
+r"""The likelihood of 8-bit images under a density.
+
+For x in the bin of u, drawn from some q(x | u), Jensen's inequality gives
 
     log P(u) = log of the mass of p in the bin  >=  E_q [log p(x) - log q(x | u)].
 
-q is uniform (Theis et al. 2016, https://arxiv.org/abs/1511.01844) or a flow of its own that is trained for a tighter
-bound (Ho et al. 2019, Flow++, https://arxiv.org/abs/1902.00275). The logarithm of a mean over several x in place of the
-mean of logarithms is tighter again (Burda et al. 2015, https://arxiv.org/abs/1509.00519; Hoogeboom et al. 2020,
-https://arxiv.org/abs/2001.11235).
+q is uniform (Theis et al. 2016, https://arxiv.org/abs/1511.01844), or a second flow that is trained with the first for
+a tighter bound (Ho et al. 2019, Flow++, https://arxiv.org/abs/1902.00275). The bound becomes tighter still with the
+logarithm of a mean over several x in place of the mean of logarithms (Burda et al. 2015,
+https://arxiv.org/abs/1509.00519; Hoogeboom et al. 2020, https://arxiv.org/abs/2001.11235).
 """
 
 import math
@@ -27,15 +29,15 @@ DequantiserFactory = Callable[[tuple[int, int, int]], nn.Module]
 
 
 class VariationalDequantiser(nn.Module):
-    """q(x | u): the place in its bin, sigmoid(g(logit(U); u)) with U uniform and g affine couplings that see the image.
+    """A learned q(x | u) of the place in a bin, sigmoid(g(logit(U); u)), with U uniform and g affine couplings.
 
-    It begins as the uniform distribution.
+    The image u is the context of the couplings. q starts as the uniform distribution.
 
     Args:
-        image_shape: (C, H, W).
-        num_couplings: Of g; the checkerboard alternates.
+        image_shape: (C, H, W) of one image.
+        num_couplings: Number of couplings of g, with alternating checkerboards.
         channels: Width of the coupling networks, a multiple of 8.
-        num_blocks: Residual blocks of each.
+        num_blocks: Residual blocks of each coupling network.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class VariationalDequantiser(nn.Module):
         )
 
     def forward(self, images: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Places (N, C, H, W) in (0, 1), and log q of them, (N,)."""
+        """Return places (N, C, H, W) in (0, 1), and their log q, (N,)."""
         limit = torch.finfo(uniform.dtype).eps
         place, log_1 = self.logit(uniform.clamp(limit, 1 - limit))
         place, log_2 = self.couplings(place, images)
@@ -64,11 +66,11 @@ class VariationalDequantiser(nn.Module):
 
 
 class DequantisedFlow(nn.Module):
-    """A density, and the q(x | u) by which it is one of 8-bit images.
+    """A density with a q(x | u), which bounds the likelihood of 8-bit images.
 
     Args:
-        flow: p(x) of dequantised images.
-        dequantiser: Gives places in the bin and their log q; None for the uniform distribution.
+        flow: Density p(x) of dequantised images.
+        dequantiser: Network that returns places in the bin and their log q; None for the uniform distribution.
     """
 
     def __init__(self, flow: Flow, dequantiser: nn.Module | None = None) -> None:
@@ -79,12 +81,12 @@ class DequantisedFlow(nn.Module):
     def forward(
         self, images: Tensor, uniform: Tensor, labels: Tensor | None = None, variational: bool = True
     ) -> Tensor:
-        """log p(x) - log q(x | u) at one x for each image, (N,) in nats: its expectation is the bound.
+        """Return log p(x) - log q(x | u) at one x per image, (N,) in nats; its expectation is the bound.
 
         Args:
             images: (N, C, H, W), the values u / 127.5 - 1.
             uniform: Random numbers of the same shape, uniform in (0, 1).
-            labels: (N,) of a conditional density.
+            labels: (N,) classes for a conditional density.
             variational: Use the dequantiser, if there is one.
         """
         log_q = images.new_zeros(len(images))
@@ -94,20 +96,20 @@ class DequantisedFlow(nn.Module):
         return log_p - log_q + images[0].numel() * math.log(BIN_WIDTH)
 
     def initialise(self, images: Tensor, uniform: Tensor) -> None:
-        """Sets initial values by images, uniformly dequantised."""
+        """Set data-dependent initial values of the flow from uniformly dequantised images."""
         self.flow.initialise(images + (uniform - 0.5) * BIN_WIDTH)
 
 
 class Dequantisation(LikelihoodMethod):
-    """The bound on log P(u) by the means above, over some x for each image.
+    """Base class of bounds on log P(u) by dequantisation, averaged over one or more x per image.
 
     Args:
-        num_draws: Number of x.
-        importance_weighted: Take the logarithm of the mean of p / q, a bound that rises towards log P(u) with the
-            number, in place of the mean of its logarithms.
+        num_draws: Number of x per image.
+        importance_weighted: Take the logarithm of the mean of p / q in place of the mean of its logarithms. This
+            bound approaches log P(u) as `num_draws` grows.
 
     Raises:
-        UserError: There are no draws.
+        UserError: If `num_draws` is not positive.
     """
 
     kind = "bound"
@@ -115,19 +117,19 @@ class Dequantisation(LikelihoodMethod):
     def __init__(self, num_draws: int = 1, importance_weighted: bool = False) -> None:
         if num_draws < 1:
             raise UserError(
-                f"evaluation.likelihood_method.num_draws: {num_draws} is not a positive number of draws; 1 is the least"
+                f"evaluation.likelihood_method.num_draws: {num_draws} is not a positive number; give at least 1"
             )
         self.num_draws = num_draws
         self.importance_weighted = importance_weighted
 
     def bound(self, flow: nn.Module, images: Tensor, noise: Noise, labels: Tensor | None) -> Tensor:
-        """The bound of each image, (N,) in nats.
+        """Return the bound of each image, (N,) in nats.
 
         Args:
             flow: A `DequantisedFlow`.
             images: (N, C, H, W), the values u / 127.5 - 1.
-            noise: Keyed by the index of the image.
-            labels: (N,) of a conditional density.
+            noise: Random numbers keyed by the index of the image.
+            labels: (N,) classes for a conditional density.
         """
         variational = self.dequantisation == "variational"
         draws = []
@@ -144,9 +146,9 @@ class UniformDequantisation(Dequantisation):
     """The bound with x uniform in the bin.
 
     Args:
-        num_draws: Number of x.
-        importance_weighted: Take the logarithm of the mean of p / q, a bound that rises towards log P(u) with the
-            number, in place of the mean of its logarithms.
+        num_draws: Number of x per image.
+        importance_weighted: Take the logarithm of the mean of p / q in place of the mean of its logarithms. This
+            bound approaches log P(u) as `num_draws` grows.
     """
 
     dequantisation = "uniform"
@@ -156,9 +158,9 @@ class VariationalDequantisation(Dequantisation):
     """The bound with x from the dequantiser that was trained with the flow.
 
     Args:
-        num_draws: Number of x.
-        importance_weighted: Take the logarithm of the mean of p / q, a bound that rises towards log P(u) with the
-            number, in place of the mean of its logarithms.
+        num_draws: Number of x per image.
+        importance_weighted: Take the logarithm of the mean of p / q in place of the mean of its logarithms. This
+            bound approaches log P(u) as `num_draws` grows.
     """
 
     dequantisation = "variational"

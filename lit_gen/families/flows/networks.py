@@ -1,4 +1,4 @@
-"""Networks of coupling layers: any network will do, since none is inverted. Each begins as zero, the identity."""
+"""Networks of coupling layers. Each starts with output zero, which makes its coupling the identity."""
 
 import math
 
@@ -10,11 +10,11 @@ from lit_gen.networks.blocks import check_dropout, check_width, group_norm, zero
 
 
 class CouplingBlock(nn.Module):
-    """Pre-activation residual block x + conv(drop(act(norm(conv(act(norm(x))))))), of one width and size.
+    """Pre-activation residual block x + conv(drop(act(norm(conv(act(norm(x))))))) of constant width and resolution.
 
     Args:
-        channels: Width.
-        dropout: Probability of dropping a channel's value in training.
+        channels: Width of the block.
+        dropout: Dropout probability.
     """
 
     def __init__(self, channels: int, dropout: float) -> None:
@@ -38,10 +38,10 @@ class ConvCoupling(nn.Module):
         out_channels: Channels of the output.
         channels: Width, a multiple of 8.
         num_blocks: Residual blocks.
-        dropout: Probability of dropping a value in training.
+        dropout: Dropout probability.
 
     Raises:
-        UserError: if the width or dropout does not suit.
+        UserError: If the width is not a multiple of 8, or dropout is not a probability.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class ConvCoupling(nn.Module):
 
 
 class MLPCoupling(nn.Module):
-    """A perceptron of all values of an image: (N, C, H, W) -> (N, out_channels, H, W).
+    """Multilayer perceptron on all values of an image: (N, C, H, W) -> (N, out_channels, H, W).
 
     Args:
         shape: (C, H, W) of the input.
         out_channels: Channels of the output.
-        width: Of the hidden layers.
+        width: Width of the hidden layers.
         depth: Number of hidden layers.
-        dropout: Probability of dropping a hidden value in training.
+        dropout: Dropout probability of the hidden layers.
 
     Raises:
-        UserError: if width, depth or dropout does not suit.
+        UserError: If width or depth is not positive, or dropout is not a probability.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class MLPCoupling(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1 or depth < 1:
-            raise UserError(f"width and depth of a coupling network must be positive, got {width} and {depth}")
+            raise UserError(f"width {width} and depth {depth} must be positive; give at least 1 for each")
         check_dropout(dropout)
         self.out_shape = (out_channels, *shape[1:])
         layers: list[nn.Module] = []

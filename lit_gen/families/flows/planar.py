@@ -1,8 +1,8 @@
-r"""Planar and radial flows: x is pushed along one direction, or from one centre.
+r"""Planar and radial flows, which move x along one direction, or towards and away from one centre.
 
 Rezende and Mohamed 2015, https://arxiv.org/abs/1505.05770, with the constraints of their appendix that make each map
-invertible. There the map carries noise to samples; here it carries data to noise, so that a density is one pass, and
-samples come from the inverse. For points (N, D, 1, 1) or images: all values of an image are one vector.
+invertible. Their map takes noise to samples. Here it takes data to noise, so that a density needs one pass, and samples
+come from the inverse. The values of an image, or of a point (N, D, 1, 1), form one vector.
 """
 
 import math
@@ -17,11 +17,11 @@ from lit_gen.families.flows.bijections import Bijection
 class Planar(Bijection):
     r"""y = x + u tanh(w^T x + b), log |det| = log(1 + (1 - tanh^2) w^T u).
 
-    It is invertible where w^T u > -1, so u is v + (softplus(w^T v) - 1 - w^T v) w / |w|^2 of a free v. Along w alone it
-    is a monotone equation in one number, a + w^T u tanh(a + b) = w^T y for a = w^T x.
+    The map is invertible if w^T u > -1, so u = v + (softplus(w^T v) - 1 - w^T v) w / |w|^2 for a free parameter v. The
+    inverse solves a monotone equation in one number, a + w^T u tanh(a + b) = w^T y for a = w^T x.
 
     Args:
-        dim: D.
+        dim: Dimension D.
     """
 
     def __init__(self, dim: int) -> None:
@@ -32,7 +32,7 @@ class Planar(Bijection):
         self.b = nn.Parameter(torch.randn(()))
 
     def push(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """w, u and w^T u, which is computed from v: as a product it would lose what keeps it above -1."""
+        """Return w, u and w^T u; the latter is computed from v, since the rounded product could fall below -1."""
         w, v = self.w.to(dtype), self.v.to(dtype)
         along = w @ v
         slope = F.softplus(along) - 1
@@ -52,9 +52,10 @@ class Planar(Bijection):
 
 
 def _solve(target: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """a (N,) with a + slope tanh(a + shift) = target, for slope > -1, in float64 to its precision.
+    """Return the a (N,) with a + slope tanh(a + shift) = target, for slope > -1, to the precision of float64.
 
-    The left side rises, and lies between a - |slope| and a + |slope|: bisection, and Newton's steps at the end.
+    The left side increases in a and lies between a - |slope| and a + |slope|, so bisection finds a, and two Newton
+    steps refine it.
     """
     low, high = target - slope.abs(), target + slope.abs()
     for _ in range(60):
@@ -65,20 +66,21 @@ def _solve(target: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
     for _ in range(2):
         tanh = torch.tanh(a + shift)
         step = (a + slope * tanh - target) / (1 + slope * (1 - tanh.square()))
-        a = torch.where(step.abs() < 1e-6, a - step, a)  # at an inflection the slope may vanish, and with it the use
+        a = torch.where(step.abs() < 1e-6, a - step, a)  # at an inflection the derivative may vanish
     return a
 
 
 class Radial(Bijection):
-    r"""y = x + beta (x - x_0) / (alpha + r), r = |x - x_0|: points are drawn to a centre, or pushed from it.
+    r"""y = x + beta (x - x_0) / (alpha + r), r = |x - x_0|, which moves points towards a centre or away from it.
 
-    It is invertible where beta > -alpha, so beta = softplus(.) - alpha. Points stay on their ray from x_0, where
-    R = |y - x_0| = r (1 + beta / (alpha + r)) is monotone, and a quadratic equation in r.
+    The map is invertible if beta > -alpha, so beta = softplus(c) - alpha for a free parameter c. Points stay on their
+    ray from x_0, on which R = |y - x_0| = r (1 + beta / (alpha + r)) is monotone in r. The inverse solves a quadratic
+    equation in r.
 
     log |det| = (D - 1) log(1 + beta h) + log(1 + beta h - beta h^2 r) with h = 1 / (alpha + r).
 
     Args:
-        dim: D.
+        dim: Dimension D.
     """
 
     def __init__(self, dim: int) -> None:
@@ -104,7 +106,7 @@ class Radial(Bijection):
         alpha, beta = (value.double() for value in self.alpha_beta)
         ray = y.flatten(1).double() - self.centre
         R = ray.norm(dim=1, keepdim=True)
-        # r^2 + b r - alpha R = 0, the positive root in the form that has no difference of near numbers
+        # the positive root of r^2 + b r - alpha R = 0, in a form that subtracts no nearly equal numbers
         b = alpha + beta - R
         root = (b.square() + 4 * alpha * R).sqrt()
         r = torch.where(b > 0, 2 * alpha * R / (b + root), (root - b) / 2)

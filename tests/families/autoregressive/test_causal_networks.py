@@ -112,6 +112,7 @@ def order(shape: Shape, num_groups: int) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 5)])
 @pytest.mark.parametrize(("build", "channelwise"), [*CHANNELWISE[:3], (narrow, True)])
+@pytest.mark.slow
 def test_each_parameter_sees_all_that_comes_before_and_nothing_else(
     build: Builder, channelwise: bool, shape: Shape
 ) -> None:

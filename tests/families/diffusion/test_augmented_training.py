@@ -18,6 +18,9 @@ from tests.conftest import DIGITS
 from tests.families.random_networks import randomise
 from tests.interrupt import KILL_AT, CrashError
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 SHAPE = (1, 8, 8)
 NCSNPP = [
     "--model.network=UNet",

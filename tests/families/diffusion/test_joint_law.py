@@ -30,6 +30,9 @@ from lit_gen.families.diffusion.samplers import (
 )
 from tests.families.diffusion.exact_answers import LearnedVariance, Turned, kolmogorov_smirnov
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 NUM = 4000
 LEVEL = 0.1  # at which Langevin dynamics is stopped: below, it would take very many steps to come to rest
 GRID = Karras(sigma_min=0.01, sigma_max=40)

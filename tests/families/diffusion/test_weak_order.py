@@ -35,6 +35,9 @@ from lit_gen.families.diffusion.samplers import (
 )
 from tests.families.diffusion.exact_answers import moments_for_normal_data
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 MEAN, STD, SIGMA_MAX = 0.3, 0.5, 1.0
 KARRAS, LOG_SNR = Karras(sigma_max=SIGMA_MAX), UniformLogSNR(sigma_max=SIGMA_MAX)
 EDM, VP, STRAIGHT = EDMSchedule(), LinearVP(), Rectified()

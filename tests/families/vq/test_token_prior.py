@@ -145,7 +145,7 @@ def test_what_it_does_not_take_is_refused() -> None:
     model = randomised((2, 3), 7)
     with pytest.raises(UserError, match=r"sampler\.size: \[2, 2\] is smaller"):
         model.check_sampler(TokenSampling(size=(2, 2)))
-    with pytest.raises(UserError, match="Temperature does not draw from TokenPrior; choose one of TokenSampling"):
+    with pytest.raises(UserError, match="TokenPrior does not support Temperature; choose one of TokenSampling"):
         model.check_sampler(Temperature())
     with pytest.raises(UserError, match="has no likelihood"):
         model.check_likelihood()

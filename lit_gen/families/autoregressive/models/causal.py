@@ -1,4 +1,4 @@
-"""Autoregressive models whose networks see all pixels before: PixelCNN, PixelCNN++ and the image transformer."""
+"""Autoregressive models with convolutions or attention: PixelCNN, PixelCNN++ and the image transformer."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from lit_gen.families.base import OptimizerFactory
 class PixelCNN(Autoregressive):
     """The gated PixelCNN (van den Oord et al. 2016, https://arxiv.org/abs/1606.05328).
 
-    Every value has a probability of its own, given all pixels above and to the left, and the colours before it. Binary
-    images take `Bernoulli` for the likelihood.
+    Every value has a probability of its own, given the pixels above and to the left, and the channels before it. Use
+    the likelihood `Bernoulli` for binary images.
 
     Args:
         network: The network.
-        likelihood: What the parameters of a pixel are of.
+        likelihood: Distribution of a pixel given the output of the network.
         optimizer: Optimizer of all parameters.
     """
 
@@ -37,12 +37,12 @@ class PixelCNN(Autoregressive):
 class PixelCNNPlusPlus(Autoregressive):
     """PixelCNN++ (Salimans et al. 2017, https://arxiv.org/abs/1701.05517).
 
-    The values of a pixel come from a mixture of discretised logistics, in which the mean of green depends on red, and
-    that of blue on both. Before the training, data sets the scale of every layer.
+    The values of a pixel follow a mixture of discretised logistics, in which the mean of green depends on red, and that
+    of blue on both. Before training starts, images set the scale of every layer.
 
     Args:
         network: The network.
-        likelihood: What the parameters of a pixel are of.
+        likelihood: Distribution of a pixel given the output of the network.
         optimizer: Optimizer of all parameters.
     """
 
@@ -57,11 +57,11 @@ class PixelCNNPlusPlus(Autoregressive):
 
 
 class ImageTransformer(Autoregressive):
-    """A causal transformer over pixels (Parmar et al. 2018, https://arxiv.org/abs/1802.05751), attending to all before.
+    """A causal transformer over all pixels before (Parmar et al. 2018, https://arxiv.org/abs/1802.05751).
 
     Args:
         network: The network.
-        likelihood: What the parameters of a pixel are of.
+        likelihood: Distribution of a pixel given the output of the network.
         optimizer: Optimizer of all parameters.
     """
 

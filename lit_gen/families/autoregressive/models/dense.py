@@ -1,4 +1,4 @@
-"""Autoregressive models: an exact likelihood, and images drawn pixel by pixel. FVSBN, NADE and MADE."""
+"""Autoregressive models, which have an exact likelihood and sample pixel by pixel: FVSBN, NADE and MADE."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -23,31 +23,31 @@ LikelihoodFactory = Callable[[], PixelLikelihood]
 
 
 class CausalNetwork(Protocol):
-    """A network that gives the parameters of every pixel from those before it, in raster order.
+    """A network that computes the parameters of every pixel from the pixels before it, in raster order.
 
     Attributes:
-        num_groups: How many steps a pixel takes: one, or one for each of its channels.
+        num_groups: Number of steps per pixel: one, or one per channel.
     """
 
     num_groups: int
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """The parameters (N, P, H, W) of all pixels of images (N, C, H, W)."""
+        """Return the parameters (N, P, H, W) of all pixels of images (N, C, H, W)."""
 
     def start(self, num: int, labels: Tensor | None) -> Any:
-        """What is known of as many images before their first pixel."""
+        """Return the state before the first pixel of `num` images."""
 
     def step(self, state: Any, values: Tensor | None) -> Tensor:
-        """The parameters (N, P / num_groups) that come next, and changes the state.
+        """Return the parameters (N, P / num_groups) of the next step.
 
         Args:
-            state: What `start` gave.
-            values: (N, C / num_groups), drawn of the parameters of the step before; None at the first.
+            state: The state from `start`, which is changed in place.
+            values: (N, C / num_groups), values sampled from the parameters of the step before; None at the first step.
         """
 
 
 class CausalDistribution(nn.Module):
-    """p(image | label) = prod p(pixel | pixels before, label): a network and what its parameters are of."""
+    """The distribution p(image | label) = prod p(pixel | pixels before, label) of a network and a likelihood."""
 
     def __init__(self, network: nn.Module, likelihood: PixelLikelihood) -> None:
         super().__init__()
@@ -55,20 +55,20 @@ class CausalDistribution(nn.Module):
         self.likelihood = likelihood
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """log p (N,), in nats."""
+        """Return log p (N,), in nats."""
         return self.likelihood.log_prob(images, self.network(images, labels))
 
 
 class Autoregressive(GenerativeModel):
-    """A distribution of images as a product of those of their pixels, each given the pixels before it.
+    """A distribution of images as the product of the distributions of their pixels, each given the pixels before it.
 
-    Drawing takes as many steps as an image has pixels, each an increment of what the network keeps: `nfe` is the number
-    of steps. `Temperature` divides the logits.
+    Sampling takes one step per pixel, or one per channel of a pixel, and each step updates the state that the network
+    keeps. `nfe` is the number of steps. `Temperature` divides the logits.
 
     Args:
-        network: The network, called with the images' shape, the number of parameter maps, that of classes, and whether
-            the channels of a pixel come one by one.
-        likelihood: What the parameters of a pixel are of.
+        network: Factory of the network, called with the shape of the images, the number of parameter maps, the number
+            of classes, and whether the channels of a pixel come one by one.
+        likelihood: Distribution of a pixel given the output of the network.
         optimizer: Optimizer of all parameters.
     """
 
@@ -113,8 +113,8 @@ class Autoregressive(GenerativeModel):
         likelihood = self.distribution.likelihood
         if likelihood.dequantisation != "none":
             raise UserError(
-                f"model.likelihood: {type(likelihood).__name__} is a density, and {type(self).__name__} gives masses "
-                "to values; choose Categorical, LogisticMixture, DiscretisedLogistic or Bernoulli"
+                f"model.likelihood: {type(likelihood).__name__} is a density, and {type(self).__name__} needs masses "
+                "of values; choose Categorical, LogisticMixture, DiscretisedLogistic or Bernoulli"
             )
         likelihood.check_levels(data.name, data.num_levels)
 
@@ -149,14 +149,14 @@ class Autoregressive(GenerativeModel):
     def complete(
         self, images: Tensor, num_given: int, noise: Noise, labels: Tensor | None, sampler: Sampler | None = None
     ) -> Tensor:
-        """Draws the pixels of images that come after those given.
+        """Sample the remaining pixels of images, given their first pixels.
 
         Args:
             images: (N, C, H, W) in [-1, 1].
-            num_given: Number of pixels, in raster order, that stay as they are.
+            num_given: Number of given pixels, in raster order.
             noise: Random numbers keyed by the index of the image.
             labels: (N,) classes for a conditional model.
-            sampler: A temperature; 1 if not given.
+            sampler: A `Temperature`; T = 1 if not given.
         """
         network = cast(CausalNetwork, self.network)
         state = network.start(len(images), labels)
@@ -172,18 +172,21 @@ class Autoregressive(GenerativeModel):
         noise: Noise,
         sampler: Sampler | None = None,
     ) -> Tensor:
-        """As `complete`, from the state of a network at its first step.
+        """Sample the remaining pixels of images, from the state of the network before its first step.
 
         Args:
-            state: What the network's `start` gave.
-            tokens: What its steps are of, in order: g + num_groups p is group g of the channels of pixel p.
-            images: As there, and so are the others.
+            state: The state from the `start` of the network.
+            tokens: Token of each step, in order: g + num_groups p is group g of the channels of pixel p.
+            images: (N, C, H, W) in [-1, 1].
+            num_given: Number of given pixels, in raster order.
+            noise: Random numbers keyed by the index of the image.
+            sampler: A `Temperature`; T = 1 if not given.
         """
         temperature = sampler.temperature if isinstance(sampler, Temperature) else 1.0
         network = cast(CausalNetwork, self.network)
         groups = images.flatten(2).unflatten(1, (network.num_groups, -1)).clone()  # (N, G, C / G, H W)
         values = None
-        noise.reads_ahead = True  # the draws of single pixels take more time than the steps of a small network
+        noise.reads_ahead = True  # drawing numbers per pixel would take longer than the steps of a small network
         self.nfe = 0.0
         for token in tokens:
             pixel, group = divmod(token, network.num_groups)
@@ -198,7 +201,7 @@ class Autoregressive(GenerativeModel):
     def picture(
         self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
     ) -> Tensor:
-        """Rows of an image, its upper half, and four ways to go on from there."""
+        """Return rows of an image, its upper half, and four completions of that half."""
         _, height, width = self.image_shape
         num_given = height // 2 * width
         half = images.clone()
@@ -208,11 +211,11 @@ class Autoregressive(GenerativeModel):
 
 
 class FVSBN(Autoregressive):
-    """The fully visible sigmoid belief network (Frey et al. 1996): a logistic regression for each pixel.
+    """The fully visible sigmoid belief network (Frey et al. 1996), a logistic regression per pixel.
 
     Args:
         network: The network.
-        likelihood: What the parameters of a pixel are of.
+        likelihood: Distribution of a pixel given the output of the network.
         optimizer: Optimizer of all parameters.
     """
 
@@ -229,11 +232,11 @@ class FVSBN(Autoregressive):
 class NADE(Autoregressive):
     """The neural autoregressive distribution estimator (Larochelle and Murray 2011).
 
-    A perceptron with one hidden layer for each pixel, all of which share their first weights.
+    Each pixel has a perceptron with one hidden layer, and all of them share the weights of that layer.
 
     Args:
         network: The network.
-        likelihood: What the parameters of a pixel are of.
+        likelihood: Distribution of a pixel given the output of the network.
         optimizer: Optimizer of all parameters.
     """
 
@@ -248,10 +251,10 @@ class NADE(Autoregressive):
 
 
 class MaskMixture(CausalDistribution):
-    """p(x) = 1/M sum_m p(x | mask m); in training log p(x | mask m) of one mask, which is drawn."""
+    """The mixture p(x) = 1/M sum_m p(x | mask m); in training, log p(x | mask m) of one random mask."""
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """log p (N,), in nats."""
+        """Return log p (N,), in nats."""
         num_masks = cast(MaskedMLP, self.network).num_masks
         masks = [int(torch.randint(num_masks, ()))] if self.training else range(num_masks)
         log_p = [self.likelihood.log_prob(images, self.network(images, labels, mask)) for mask in masks]
@@ -261,13 +264,13 @@ class MaskMixture(CausalDistribution):
 class MADE(Autoregressive):
     """The masked autoencoder for distribution estimation (Germain et al. 2015, https://arxiv.org/abs/1502.03509).
 
-    With several masks, each training step is of one that is drawn (the paper takes them in turn). The model is then
-    their mixture, 1/M sum_m p_m: that is what the likelihood is of, in M evaluations, and an image is drawn under a
-    mask of its own, in the order of that mask. An image is completed under the first mask, whose order is the raster.
+    With M masks, each training step uses a random one (the paper cycles through them). The model is their mixture,
+    1/M sum_m p_m, whose likelihood takes M evaluations. An image is sampled under a random mask, in the order of that
+    mask. An image is completed under the first mask, in raster order.
 
     Args:
         network: The network.
-        likelihood: What the parameters of a pixel are of.
+        likelihood: Distribution of a pixel given the output of the network.
         optimizer: Optimizer of all parameters.
     """
 

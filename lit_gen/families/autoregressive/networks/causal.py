@@ -1,15 +1,15 @@
-r"""Convolutions that see only what comes before in raster order, computed for a whole image or as it is drawn.
+r"""Convolutions that see only earlier pixels in raster order, for a whole image at once or pixel by pixel.
 
-The past of pixel (r, c) is everything above row r, and row r left of column c. Convolutions whose kernels have half of
-their weights masked cannot cover it: they leave a blind spot to the upper right. Two stacks of them can. The *vertical*
-one sees the rows above, to both sides; it is fed the image one row late. The *horizontal* one sees its row to the left;
-it is fed the image one column late, and at every layer what the vertical stack has found.
+The past of pixel (r, c) is everything above row r, and row r left of column c. Convolutions with half of their kernels
+masked do not cover it: they leave a blind spot at the upper right. Two stacks cover it. The *vertical* stack sees the
+rows above, on both sides; its input is the image, shifted down by one row. The *horizontal* stack sees its own row to
+the left; its input is the image, shifted right by one column, and at every layer the output of the vertical stack.
 
-An image is drawn pixel by pixel. Each convolution then keeps the last rows or columns of its input, and computes a row
-of the vertical stack once for each row, a pixel of the horizontal stack once for each pixel.
+Images are sampled pixel by pixel. Each convolution then caches the last rows or columns of its input. The vertical
+stack is computed once per row, and the horizontal stack once per pixel.
 
 Papers: van den Oord et al. 2016, https://arxiv.org/abs/1606.05328 (two stacks); Ramachandran et al. 2017,
-https://arxiv.org/abs/1704.06001 (what is kept)
+https://arxiv.org/abs/1704.06001 (caches)
 """
 
 from typing import Literal
@@ -22,11 +22,11 @@ Stack = Literal["vertical", "horizontal"]
 
 
 class Place:
-    """What is being computed: a whole image, or one that is drawn, at the pixel (row, column).
+    """The part of an image that is being computed: all of it, or in sampling the pixel (row, column).
 
     Args:
         size: (H, W) of the image.
-        drawn: Whether pixel after pixel is drawn; the stacks then compute one row and one pixel at a time.
+        drawn: Whether pixels are sampled one by one; the stacks then compute one row and one pixel at a time.
     """
 
     def __init__(self, size: tuple[int, int], drawn: bool) -> None:
@@ -34,28 +34,28 @@ class Place:
         self.drawn = drawn
         self.row = self.column = 0
         self.kept: dict[nn.Module, Tensor] = {}
-        """What a module remembers of the pixels before."""
+        """Cached inputs of each module from the pixels before."""
         self.links: dict[nn.Module, Tensor] = {}
-        """What a layer of the vertical stack tells that of the horizontal stack: all rows, or the one being drawn."""
+        """Output of each vertical layer for its horizontal one: all rows, or the row that is being sampled."""
         self.weights: dict[nn.Module, Tensor] = {}
-        """The weights of convolutions, masked or normalised once for all pixels."""
+        """Weights of the convolutions, masked or normalised once for all pixels."""
 
     def size_at(self, level: int) -> tuple[int, int]:
-        """(H, W) after as many halvings, rounded up."""
+        """Return (H, W) after `level` halvings, rounded up."""
         height, width = self.size
         return -(-height >> level), -(-width >> level)
 
     def at(self, level: int) -> tuple[int, int]:
-        """Row and column after as many halvings."""
+        """Return row and column after `level` halvings."""
         return self.row >> level, self.column >> level
 
     def reaches(self, level: int, stack: Stack) -> bool:
-        """Whether the stack has something new at a level: a halving takes every second row and column."""
+        """Return whether the stack has a new input at a level; a halving takes every second row and column."""
         column = 0 if stack == "vertical" else self.column
         return not self.drawn or (self.row | column) % (1 << level) == 0
 
     def part(self, maps: Tensor, stack: Stack, level: int = 0) -> Tensor:
-        """What is being computed of maps (1, F, H, W): all, a row or a pixel."""
+        """Return the part of maps (1, F, H, W) that is being computed: all, a row or a pixel."""
         maps = maps[:, :, :: 1 << level, :: 1 << level]
         if not self.drawn:
             return maps
@@ -64,7 +64,7 @@ class Place:
         return maps if stack == "vertical" else maps[:, :, :, column : column + 1]
 
     def link(self, module: nn.Module, level: int = 0) -> Tensor:
-        """What the vertical stack tells of what is being computed."""
+        """Return the output of the vertical stack for the part that is being computed."""
         link = self.links[module]
         if not self.drawn:
             return link
@@ -73,20 +73,20 @@ class Place:
 
 
 class CausalConv(nn.Module):
-    """A convolution that sees rows up to its own, with plain or normalised weights.
+    """A convolution that sees its own row and those above, with plain or normalised weights.
 
     Weight normalisation (Salimans and Kingma 2016, https://arxiv.org/abs/1602.07868) writes the weights of an output as
-    g v / |v|; g and the bias are set once by data, so that the outputs have mean 0 and the standard deviation `scale`.
+    g v / |v|. A batch sets g and the bias once, so that the outputs have mean 0 and the standard deviation `scale`.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        kernel: Rows and columns that it sees.
-        level: How often the image was halved before.
+        kernel: Number of rows and columns of the kernel.
+        level: Number of halvings of the input.
         stride: 2 to halve once more.
         scale: Standard deviation of the normalised outputs; None for plain weights.
-        mask: (out_channels, in_channels), which inputs an output sees of the pixel itself, the last of the kernel; all
-            if not given.
+        mask: (out_channels, in_channels), the inputs that an output sees at the pixel itself, the last of the kernel;
+            all if not given.
     """
 
     mask: Tensor | None
@@ -118,17 +118,17 @@ class CausalConv(nn.Module):
         """Whether the next forward pass sets gain and bias."""
 
     def effective_weight(self) -> Tensor:
-        """The weights with which it convolves, (out_channels, in_channels, rows, columns)."""
+        """Return the masked or normalised weights, (out_channels, in_channels, rows, columns)."""
         if self.gain is not None:
             return self.weight * (self.gain / torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True))
         return self.weight if self.mask is None else self.weight * self.mask
 
     def padding(self) -> tuple[int, int, int, int]:
-        """Zeros left, right, above and below of the input."""
+        """Return the number of zeros to pad on the left, right, top and bottom."""
         raise NotImplementedError
 
     def keep(self, x: Tensor, place: Place) -> Tensor:
-        """Remembers the row or the pixel x of the input, and gives all that the output at the place sees."""
+        """Cache the row or pixel x of the input, and return the receptive field of the output at the place."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, place: Place) -> Tensor:
@@ -138,13 +138,13 @@ class CausalConv(nn.Module):
         if self not in place.weights:
             place.weights[self] = self.effective_weight()
         weight, window = place.weights[self], self.keep(x, place)
-        if window.shape[2:] == self.kernel:  # one pixel, for which a product of matrices is faster
+        if window.shape[2:] == self.kernel:  # one pixel: a matrix product is faster
             return F.linear(window.flatten(1), weight.flatten(1), self.bias)[:, :, None, None]
         return F.conv2d(window, weight, self.bias, self.stride)
 
     @torch.no_grad()
     def rescale(self, y: Tensor) -> Tensor:
-        """Sets gain and bias such that the output, which was y, has mean 0 and standard deviation `scale`."""
+        """Set gain and bias so that the output y gets mean 0 and standard deviation `scale`; return the new output."""
         assert self.gain is not None and self.scale is not None
         mean, std = y.mean((0, 2, 3)), y.std((0, 2, 3), correction=0)
         factor = self.scale / std.clamp(min=1e-6)
@@ -154,7 +154,7 @@ class CausalConv(nn.Module):
 
 
 class VerticalConv(CausalConv):
-    """Sees its row and those above it, with as many columns to the left as to the right."""
+    """A convolution that sees its row and those above, with as many columns to the left as to the right."""
 
     def padding(self) -> tuple[int, int, int, int]:
         rows, columns = self.kernel
@@ -174,7 +174,7 @@ class VerticalConv(CausalConv):
 
 
 class HorizontalConv(CausalConv):
-    """Sees its row and those above it, up to its column."""
+    """A convolution that sees its row and those above, up to its column."""
 
     def padding(self) -> tuple[int, int, int, int]:
         rows, columns = self.kernel
@@ -184,7 +184,7 @@ class HorizontalConv(CausalConv):
         rows, columns = self.kernel
         if self.kernel == (1, 1):
             return x
-        if self not in place.kept:  # row r of the input stands at r mod rows
+        if self not in place.kept:  # row r of the input is at index r mod rows
             width = place.size_at(self.level)[1] + columns - 1
             place.kept[self] = x.new_zeros(*x.shape[:2], rows, width)
         row, column = place.at(self.level)
@@ -194,13 +194,13 @@ class HorizontalConv(CausalConv):
 
 
 class Pointwise(CausalConv):
-    """Sees one pixel: a convolution of either stack.
+    """A convolution of one pixel, for either stack.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         scale: Standard deviation of the normalised outputs; None for plain weights.
-        mask: (out_channels, in_channels), which inputs an output sees; all if not given.
+        mask: (out_channels, in_channels), the inputs that an output sees; all if not given.
     """
 
     def __init__(
@@ -216,16 +216,16 @@ class Pointwise(CausalConv):
 
 
 class TwoStacks(nn.Module):
-    """A network of a vertical and a horizontal stack: images -> the parameters of every pixel, given its past.
+    """A network of a vertical and a horizontal stack: images -> parameters of every pixel, given its past.
 
-    The parameters are those of all channels of a pixel at once, or with `channelwise` of one channel after the other,
-    each given those before; the maps of a channel then stand side by side.
+    The parameters are those of all channels of a pixel at once. With `channelwise` they are those of each channel given
+    the channels before it, and the maps of a channel are contiguous.
 
     Args:
         image_shape: (C, H, W) of the images.
         num_params: P, parameter maps of all channels.
         num_classes: Number of classes; 0 for an unconditional network.
-        channelwise: Whether a channel sees those before it of its own pixel.
+        channelwise: Whether a channel also sees the channels before it of its own pixel.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_params: int, num_classes: int, channelwise: bool) -> None:
@@ -234,47 +234,47 @@ class TwoStacks(nn.Module):
         self.num_params = num_params
         self.num_classes = num_classes
         self.num_groups = image_shape[0] if channelwise else 1
-        """How many steps a pixel takes."""
+        """Number of steps per pixel."""
 
     def vertical(self, above: Tensor, labels: Tensor | None, place: Place) -> None:
-        """Computes the vertical stack, and leaves at the place what it tells the horizontal one.
+        """Compute the vertical stack, and store its outputs for the horizontal one at the place.
 
         Args:
-            above: (N, C + 1, H, W) or (N, C + 1, 1, W), the row above of each pixel.
+            above: (N, C + 1, H, W) or (N, C + 1, 1, W), the row above each pixel.
             labels: (N,) classes.
-            place: What is being computed.
+            place: The part that is being computed.
         """
         raise NotImplementedError
 
     def horizontal(self, left: Tensor, images: Tensor, labels: Tensor | None, place: Place) -> Tensor:
-        """The parameters (N, P, H, W), or (N, P, 1, 1), from the horizontal stack.
+        """Compute the horizontal stack, and return the parameters (N, P, H, W), or (N, P, 1, 1).
 
         Args:
-            left: (N, C + 1, H, W) or (N, C + 1, 1, 1), the pixel to the left of each.
+            left: (N, C + 1, H, W) or (N, C + 1, 1, 1), the pixel to the left of each pixel.
             images: (N, C, H, W) or (N, C, 1, 1), the pixels themselves.
             labels: (N,) classes.
-            place: What is being computed.
+            place: The part that is being computed.
         """
         raise NotImplementedError
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The parameters (N, P, H, W) of all pixels of images (N, C, H, W) in [-1, 1]."""
+        """Return the parameters (N, P, H, W) of all pixels of images (N, C, H, W) in [-1, 1]."""
         place = Place(self.image_shape[1:], drawn=False)
         marked = mark(images)
         self.vertical(F.pad(marked, (0, 0, 1, -1)), labels, place)
         return self.horizontal(F.pad(marked, (1, -1)), images, labels, place)
 
     def start(self, num: int, labels: Tensor | None = None) -> "Drawing":
-        """As many empty images, to be drawn with `step`."""
+        """Return the state before the first step of `num` images, for `step`."""
         like = next(self.parameters())
         return Drawing(like.new_zeros(num, *self.image_shape), labels, self.num_groups)
 
     def step(self, drawing: "Drawing", values: Tensor | None = None) -> Tensor:
-        """The parameters (N, P / num_groups) of the next pixel, or with `channelwise` of its next channel.
+        """Return the parameters (N, P / num_groups) of the next pixel, or with `channelwise` of its next channel.
 
         Args:
-            drawing: What `start` gave; it is changed.
-            values: (N, C / num_groups), what was drawn of the parameters before; None at the first step.
+            drawing: The state from `start`, which is changed in place.
+            values: (N, C / num_groups), values sampled from the parameters of the step before; None at the first step.
         """
         if values is not None:
             drawing.write(values)
@@ -292,12 +292,12 @@ class TwoStacks(nn.Module):
 
 
 class Drawing:
-    """Images that are being drawn.
+    """State of images that are being sampled.
 
     Args:
-        images: (N, C, H, W), empty.
+        images: (N, C, H, W), all zero.
         labels: (N,) classes.
-        num_groups: How many steps a pixel takes.
+        num_groups: Number of steps per pixel.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None, num_groups: int) -> None:
@@ -309,7 +309,7 @@ class Drawing:
         self.left = images
 
     def write(self, values: Tensor) -> None:
-        """Sets the channels of the group (N, C / num_groups), and moves on."""
+        """Set the channels of the current group to values (N, C / num_groups), and advance to the next group."""
         place, size = self.place, values.shape[1]
         self.images[:, self.group * size : (self.group + 1) * size, place.row, place.column] = values
         self.group = (self.group + 1) % self.num_groups
@@ -320,5 +320,5 @@ class Drawing:
 
 
 def mark(images: Tensor) -> Tensor:
-    """The images with a channel of ones, by which a network tells pixels from what lies outside of the image."""
+    """Return images with an additional channel of ones, which distinguishes pixels from the zero padding."""
     return torch.cat([images, torch.ones_like(images[:, :1])], 1)

@@ -1,17 +1,17 @@
-"""Attention that sees only what comes before, computed for a whole sequence or as it is drawn."""
+"""Causal attention, for a whole sequence at once or token by token."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class CausalBlock(nn.Module):
-    """Transformer block: tokens (N, T, D) -> (N, T, D), each seeing those up to itself.
+    """Causal transformer block: tokens (N, T, D) -> (N, T, D), where each token sees those up to itself.
 
     Args:
-        width: D.
-        num_heads: Heads of the attention.
-        mlp_ratio: Width of the perceptron's hidden layer, in D.
-        dropout: Probability of dropping an output of attention or perceptron.
+        width: Width D of a token.
+        num_heads: Number of attention heads.
+        mlp_ratio: Width of the hidden layer of the perceptron, relative to D.
+        dropout: Dropout probability of the outputs of attention and perceptron.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
@@ -25,12 +25,12 @@ class CausalBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, kept: Tensor | None = None, position: int = 0) -> Tensor:
-        """All tokens of a sequence, or the token of one position, given the keys and values before.
+        """Return the output for all tokens of a sequence, or for the token at one position.
 
         Args:
-            x: (N, T, D), or (N, 1, D).
-            kept: (2, N, heads, T, d), keys and values; those of x are written to it.
-            position: That of x.
+            x: Tokens (N, T, D), or one token (N, 1, D) with `kept`.
+            kept: Cache (2, N, heads, T, d) of keys and values, to which those of x are added.
+            position: Position of x in the sequence, with `kept`.
         """
         # (N, T, 3D) -> 3 x (N, heads, T, d)
         q, k, v = self.qkv(self.norm_1(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()

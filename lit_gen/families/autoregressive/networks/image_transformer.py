@@ -1,11 +1,12 @@
 r"""A causal transformer over the pixels of an image, or over their channels.
 
-Position t of the sequence takes the value before, x_{t-1}, or at t = 0 the class, and gives the parameters of x_t:
+The input at position t of the sequence is the value before, x_{t-1}, or at t = 0 the class. The output at t is the
+parameters of x_t:
 
     s_t = value(x_{t-1}) + row(t) + column(t) + channel(t)
-    s <- s + attention(norm(s));   s <- s + mlp(norm(s))                  attention to positions up to one's own
+    s <- s + attention(norm(s));   s <- s + mlp(norm(s))                  attention to positions up to t
 
-An image is drawn with the keys and values of all positions before kept.
+Sampling caches the keys and values of all positions before.
 
 Papers: Parmar et al. 2018, https://arxiv.org/abs/1802.05751; Chen et al. 2020 (ImageGPT)
 """
@@ -24,22 +25,22 @@ NUM_VALUES = 256
 class CausalTransformer(nn.Module):
     """Causal transformer: images (N, C, H, W), labels (N,) or None -> parameters (N, P, H, W).
 
-    With `channelwise` a token is one channel of a pixel, in raster order and then in that of the channels, and the maps
-    of a channel stand side by side; else it is a pixel, whose parameters are those of all channels at once.
+    A token is a pixel, whose parameters are those of all channels at once. With `channelwise` a token is one channel of
+    a pixel, in raster order and then in the order of the channels, and the maps of a channel are contiguous.
 
     Args:
         image_shape: (C, H, W) of the images.
         num_params: P, parameter maps of all channels.
         num_classes: Number of classes; 0 for an unconditional network.
-        channelwise: Whether a channel sees those before it of its own pixel.
+        channelwise: Whether a channel also sees the channels before it of its own pixel.
         width: Width of a token, a multiple of `num_heads`.
         depth: Number of blocks.
-        num_heads: Heads of the attention.
-        mlp_ratio: Width of the hidden layer of a block's perceptron, in widths of a token.
-        dropout: Probability of dropping an embedding, or an output of attention or perceptron.
+        num_heads: Number of attention heads.
+        mlp_ratio: Width of the hidden layer of each perceptron, relative to that of a token.
+        dropout: Dropout probability of the embeddings, and of the outputs of attention and perceptron.
 
     Raises:
-        UserError: if the sizes or dropout do not suit.
+        UserError: If a size is not positive, `num_heads` does not divide `width`, or dropout is not a probability.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class CausalTransformer(nn.Module):
         super().__init__()
         if min(width, depth, num_heads) < 1 or mlp_ratio <= 0 or width % num_heads:
             raise UserError(
-                f"width, depth, num_heads and mlp_ratio must be positive, and width a multiple of num_heads, got "
-                f"{width}, {depth}, {num_heads} and {mlp_ratio}"
+                f"width {width}, depth {depth}, num_heads {num_heads} and mlp_ratio {mlp_ratio} must be positive, and "
+                "width a multiple of num_heads; choose other values"
             )
         check_dropout(dropout)
         channels, height, columns = image_shape
@@ -66,7 +67,7 @@ class CausalTransformer(nn.Module):
         self.num_params = num_params
         self.num_classes = num_classes
         self.num_groups = channels if channelwise else 1
-        """How many tokens a pixel is."""
+        """Number of tokens per pixel."""
         self.first = nn.Embedding(max(num_classes, 1), width)
         self.values = nn.Embedding(channels * NUM_VALUES, width)
         self.rows, self.columns = nn.Embedding(height, width), nn.Embedding(columns, width)
@@ -80,12 +81,12 @@ class CausalTransformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
 
     def positions(self) -> Tensor:
-        """The embeddings (T, D) of all positions."""
+        """Return the embeddings (T, D) of all positions."""
         grid = self.rows.weight[:, None, None] + self.columns.weight[:, None] + self.groups.weight
         return grid.flatten(0, 2)
 
     def embed(self, values: Tensor, group: int | None = None) -> Tensor:
-        """Embeddings of tokens (N, T, C / num_groups), of all groups in turn or of one: (N, T, D)."""
+        """Return embeddings (N, T, D) of tokens (N, T, C / num_groups), of all groups in turn or of one group."""
         size = values.shape[2]
         index = nearest_levels(values).long()
         channel = torch.arange(self.image_shape[0], device=values.device).view(self.num_groups, size)
@@ -93,7 +94,7 @@ class CausalTransformer(nn.Module):
         return self.values(index + NUM_VALUES * offset).sum(2)
 
     def begin(self, num: int, labels: Tensor | None) -> Tensor:
-        """The token (N, 1, D) before the first."""
+        """Return the embedding (N, 1, D) of the start of the sequence."""
         if labels is None:
             return self.first.weight[0].expand(num, 1, -1)
         return self.first(labels)[:, None]
@@ -109,18 +110,18 @@ class CausalTransformer(nn.Module):
         return params.permute(0, 3, 4, 1, 2).flatten(1, 2)
 
     def start(self, num: int, labels: Tensor | None = None) -> "Sequences":
-        """As many empty images, to be drawn with `step`."""
+        """Return the state before the first step of `num` images, for `step`."""
         positions = self.positions()
         heads = [block.num_heads for block in self.blocks if isinstance(block, CausalBlock)]
         kept = [positions.new_zeros(2, num, n, len(positions), positions.shape[1] // n) for n in heads]
         return Sequences(self.begin(num, labels), positions, kept)
 
     def step(self, drawn: "Sequences", values: Tensor | None = None) -> Tensor:
-        """The parameters (N, P / num_groups) of the next pixel, or with `channelwise` of its next channel.
+        """Return the parameters (N, P / num_groups) of the next pixel, or with `channelwise` of its next channel.
 
         Args:
-            drawn: What `start` gave; it is changed.
-            values: (N, C / num_groups), what was drawn of the parameters before; None at the first step.
+            drawn: The state from `start`, which is changed in place.
+            values: (N, C / num_groups), values sampled from the parameters of the step before; None at the first step.
         """
         token = drawn.begin
         if values is not None:
@@ -133,12 +134,12 @@ class CausalTransformer(nn.Module):
 
 
 class Sequences:
-    """Images that are being drawn: how many tokens there are, and the keys and values of each block.
+    """State of images that are being sampled: the current position, and the keys and values of each block.
 
     Args:
-        begin: (N, 1, D), the token before the first.
-        positions: (T, D), embeddings of the positions.
-        kept: (2, N, heads, T, d) of each block.
+        begin: (N, 1, D), the embedding of the start of the sequence.
+        positions: (T, D), the embeddings of the positions.
+        kept: Cache (2, N, heads, T, d) of keys and values for each block.
     """
 
     def __init__(self, begin: Tensor, positions: Tensor, kept: list[Tensor]) -> None:

@@ -1,20 +1,21 @@
-r"""Networks that see the past of a pixel by their weights alone: NADE, and perceptrons with masks.
+r"""Dense autoregressive networks: NADE, and perceptrons with masked weights.
 
-An image is a sequence of T tokens in raster order: pixels, or with `channelwise` their channels one by one. The
-parameters of token t, theta_t, are a function of the tokens before it, x_{<t}:
+An image is a sequence of T tokens in raster order: pixels, or with `channelwise` single channels of pixels. The
+parameters theta_t of token t are a function of the tokens before it, x_{<t}:
 
     logistic regressions   theta_t = b_t + D_t x_{<t}                                                FVSBN
     shared weights         theta_t = b_t + V_t sigmoid(c + W_{<t} x_{<t})                            NADE
     masks                  h_1 = f(c_1 + (M_1 W_1) x), h_2 = f(c_2 + (M_2 W_2) h_1), ...
                            theta = b + (M_V V) h_L + (M_D D) x                                       MADE
 
-In NADE a_{t+1} = a_t + W_t x_t turns c + W_{<t} x_{<t} from one token to the next, so all T of them cost O(H T) where H
-of them by themselves would cost O(H T^2).
+In NADE, the recursion a_{t+1} = a_t + W_t x_t updates a_t = c + W_{<t} x_{<t} from one token to the next. With H hidden
+units, all T tokens then cost O(H T) in place of O(H T^2).
 
-In MADE every token and every hidden unit has a degree: a token its position m in an order, a unit a number d. Unit k
-sees what has at most its degree, and the parameters of a token only what has less, so they see the tokens before it
-and no others. A unit is known as soon as the tokens up to its degree are; an image is drawn by computing at each step
-the units whose degree has come, so that all steps together multiply as often as one pass does.
+In MADE, every token and every hidden unit has a degree: the degree of a token is its position m in an order, that of a
+unit a number d. A unit sees inputs of at most its degree, and the parameters of a token see only inputs of a smaller
+degree, so they depend on the tokens before and on no others. A unit can be computed as soon as the tokens up to its
+degree are known. Each step of sampling computes the units of the next degree, so that all steps together take as many
+multiplications as one pass.
 
 Papers: Frey et al. 1996, "Does the wake-sleep algorithm produce good density estimators?" (FVSBN); Larochelle and
 Murray 2011, "The neural autoregressive distribution estimator" (NADE); Germain et al. 2015,
@@ -33,14 +34,14 @@ from lit_gen.networks.blocks import check_dropout
 
 
 class TokenNetwork(nn.Module):
-    """Images (N, C, H, W) as tokens (N, T, K), and parameters of tokens (N, T, Q) as maps (N, P, H, W).
+    """Base class: images (N, C, H, W) as tokens (N, T, K), and their parameters (N, T, Q) as maps (N, P, H, W).
 
     Args:
         image_shape: (C, H, W) of the images.
         num_params: P, parameter maps of all channels.
         num_classes: Number of classes; 0 for an unconditional network.
-        channelwise: Whether a channel sees those before it of its own pixel: then K = 1, and C tokens are a pixel; else
-            K = C.
+        channelwise: Whether a channel also sees the channels before it of its own pixel. A pixel is then C tokens with
+            K = 1, and otherwise one token with K = C.
     """
 
     def __init__(
@@ -52,17 +53,17 @@ class TokenNetwork(nn.Module):
         self.num_params = num_params
         self.num_classes = num_classes
         self.num_groups = channels if channelwise else 1
-        """How many tokens a pixel is."""
+        """Number of tokens per pixel."""
         self.num_tokens = height * width * self.num_groups
         self.token_size = channels // self.num_groups
         self.params_per_token = num_params // self.num_groups
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, T, K)."""
+        """Return images as tokens: (N, C, H, W) -> (N, T, K)."""
         return images.unflatten(1, (self.num_groups, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
 
     def maps(self, params: Tensor) -> Tensor:
-        """(N, T, Q) -> (N, P, H, W)."""
+        """Return parameters of tokens as maps: (N, T, Q) -> (N, P, H, W)."""
         grid = params.unflatten(1, (*self.image_shape[1:], self.num_groups))
         return grid.permute(0, 3, 4, 1, 2).flatten(1, 2)
 
@@ -74,12 +75,12 @@ class NADENetwork(TokenNetwork):
         image_shape: (C, H, W) of the images.
         num_params: P, parameter maps of all channels.
         num_classes: Number of classes; 0 for an unconditional network.
-        channelwise: Whether a channel sees those before it of its own pixel.
-        hidden: H, number of hidden units.
-        dropout: Probability of dropping a hidden unit.
+        channelwise: Whether a channel also sees the channels before it of its own pixel.
+        hidden: Number H of hidden units.
+        dropout: Dropout probability of the hidden units.
 
     Raises:
-        UserError: there are no hidden units, or dropout is no probability.
+        UserError: If there are no hidden units, or dropout is not a probability.
     """
 
     def __init__(
@@ -104,13 +105,13 @@ class NADENetwork(TokenNetwork):
         self.dropout = dropout
 
     def first(self, num: int, labels: Tensor | None) -> Tensor:
-        """a_1 = c + U y, (N, H)."""
+        """Return a_1 = c + U y, (N, H)."""
         if self.classes is None:
             return self.hidden_bias.expand(num, -1)
         return self.hidden_bias + self.classes(labels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The parameters (N, P, H, W) of all pixels of images (N, C, H, W) in [-1, 1]."""
+        """Return the parameters (N, P, H, W) of all pixels of images (N, C, H, W) in [-1, 1]."""
         added = torch.einsum("ntk,tkh->nth", self.tokens(images), self.inputs)
         before = F.pad(added.cumsum(1)[:, :-1], (0, 0, 1, 0))
         hidden = torch.sigmoid(self.first(len(images), labels)[:, None] + before)
@@ -118,14 +119,14 @@ class NADENetwork(TokenNetwork):
         return self.maps(torch.einsum("nth,thq->ntq", hidden, self.outputs) + self.bias)
 
     def start(self, num: int, labels: Tensor | None = None) -> "Activations":
-        """As many empty images, to be drawn with `step`."""
+        """Return the state before the first step of `num` images, for `step`."""
         return Activations(self.first(num, labels))
 
     def step(self, state: "Activations", values: Tensor | None = None) -> Tensor:
-        """The parameters (N, Q) of the next token.
+        """Return the parameters (N, Q) of the next token.
 
         Args:
-            state: What `start` gave; it is changed.
+            state: The state from `start`, which is changed in place.
             values: (N, K), the token before; None at the first step.
         """
         if values is not None:
@@ -135,7 +136,7 @@ class NADENetwork(TokenNetwork):
 
 
 class Activations:
-    """NADE's a_t, (N, H), and t."""
+    """State of NADE in sampling: a_t, (N, H), and t."""
 
     def __init__(self, activation: Tensor) -> None:
         self.activation = activation
@@ -143,32 +144,33 @@ class Activations:
 
 
 class MaskedMLP(TokenNetwork):
-    """MADE: a perceptron whose weights are masked, in one or several ways.
+    """MADE: a perceptron with one or more masks of its weights.
 
-    The first mask is in raster order. Hidden units share their degrees 1 .. T - 1 out evenly, in an order that is drawn
-    for each mask, so that no way between two tokens is cut that need not be. A class adds to all units and parameters.
+    The order of the first mask is the raster. The degrees 1 .. T - 1 are spread evenly over the hidden units of a
+    layer, so that masks remove no more connections between tokens than necessary; each mask but the first permutes them
+    at random. A class adds a learned vector to the hidden units and to the parameters.
 
     Args:
         image_shape: (C, H, W) of the images.
         num_params: P, parameter maps of all channels.
         num_classes: Number of classes; 0 for an unconditional network.
-        channelwise: Whether a channel sees those before it of its own pixel.
+        channelwise: Whether a channel also sees the channels before it of its own pixel.
         hidden: Number of units of each hidden layer.
-        direct: Let the parameters of a token see those before it directly, too.
+        direct: Add direct connections from the tokens before to the parameters of a token.
         num_masks: Number of masks.
-        random_orders: Draw an order of the tokens for each mask but the first.
-        dropout: Probability of dropping a hidden unit.
+        random_orders: Draw a random order of the tokens for each mask but the first.
+        dropout: Dropout probability of the hidden units.
         mask_seed: Seed of the orders and degrees.
 
     Raises:
-        UserError: the sizes do not suit, nothing connects one token to another, or dropout is no probability.
+        UserError: If a size is not positive, nothing connects the tokens, or dropout is not a probability.
     """
 
     orders: Tensor
-    """The token at each position of each mask's order, (num_masks, T)."""
+    """Token at each position of the order of each mask, (num_masks, T)."""
 
     positions: Tensor
-    """The position of each token, the first being 1, (num_masks, T)."""
+    """Position of each token in the order of each mask, from 1 to T, (num_masks, T)."""
 
     def __init__(
         self,
@@ -186,10 +188,12 @@ class MaskedMLP(TokenNetwork):
         super().__init__(image_shape, num_params, num_classes, channelwise)
         if any(size < 1 for size in hidden) or num_masks < 1:
             raise UserError(
-                f"model.network: hidden {list(hidden)} and num_masks {num_masks} must be at least 1, each of them"
+                f"model.network: hidden {list(hidden)} and num_masks {num_masks} must be positive; give at least 1"
             )
         if not hidden and not direct:
-            raise UserError("model.network.direct: without hidden units it must be true, or pixels see nothing")
+            raise UserError(
+                "model.network.direct: false disconnects all pixels without hidden units; set it to true or add some"
+            )
         check_dropout(dropout)
         tokens, generator = self.num_tokens, torch.Generator().manual_seed(mask_seed)
         self.num_masks = num_masks
@@ -215,14 +219,17 @@ class MaskedMLP(TokenNetwork):
         return [cast(nn.Linear, linear) for linear in self.hidden]
 
     def degrees(self, mask: int) -> list[Tensor]:
-        """The degrees of inputs, of the units of each hidden layer, and of outputs; those at the ends are positions."""
+        """Return the degrees of the inputs, of the units of each hidden layer, and of the outputs.
+
+        The degrees of inputs and outputs are positions.
+        """
         position = self.positions[mask]
         hidden = [getattr(self, f"degrees_{layer}")[mask] for layer in range(len(self.hidden))]
         inputs, outputs = (position.repeat_interleave(n) for n in (self.token_size, self.params_per_token))
         return [inputs, *hidden, outputs]
 
     def forward(self, images: Tensor, labels: Tensor | None = None, mask: int = 0) -> Tensor:
-        """The parameters (N, P, H, W) of all pixels of images (N, C, H, W) in [-1, 1], under one of the masks."""
+        """Return the parameters (N, P, H, W) of all pixels of images (N, C, H, W) in [-1, 1], under one mask."""
         inputs, *hidden, outputs = self.degrees(mask)
         x = h = self.tokens(images).flatten(1)
         before = inputs
@@ -238,11 +245,11 @@ class MaskedMLP(TokenNetwork):
         return self.maps(params.expand(len(images), -1).unflatten(1, (self.num_tokens, -1)))
 
     def of_class(self, layer: int, labels: Tensor | None) -> Tensor | float:
-        """What the classes add to a hidden layer, or (layer -1) to the parameters."""
+        """Return what the classes add to a hidden layer, or to the parameters for layer -1."""
         return 0.0 if labels is None or not self.classes else self.classes[layer](labels)
 
     def start(self, num: int, labels: Tensor | None = None, mask: int = 0) -> "Units":
-        """As many empty images, to be drawn with `step` in the order of a mask."""
+        """Return the state before the first step of `num` images, for `step` in the order of a mask."""
         _, *hidden, _ = self.degrees(mask)
         due = [d.argsort().split(torch.bincount(d, minlength=self.num_tokens).tolist()) for d in hidden]
         inputs = self.bias.new_zeros(num, self.num_tokens, self.token_size)
@@ -250,16 +257,16 @@ class MaskedMLP(TokenNetwork):
         return Units(inputs, units, [list(turns) for turns in due], self.orders[mask].tolist(), labels)
 
     def step(self, state: "Units", values: Tensor | None = None) -> Tensor:
-        """The parameters (N, Q) of the next token of the order.
+        """Return the parameters (N, Q) of the next token of the order.
 
         Args:
-            state: What `start` gave; it is changed.
+            state: The state from `start`, which is changed in place.
             values: (N, K), the token before; None at the first step.
         """
         if values is not None:
             state.inputs[:, state.order[state.known]] = values
             state.known += 1
-        # What is not known yet is zero, so that weights need no masks here.
+        # unknown inputs and units are zero, so the weights need no masks here
         x = h = state.inputs.flatten(1)
         for layer, linear in enumerate(self._linears()):
             due = state.due[layer][state.known]
@@ -280,13 +287,13 @@ class MaskedMLP(TokenNetwork):
 
 
 class LogisticRegressions(MaskedMLP):
-    """FVSBN: theta_t = b_t + D_t x_{<t} + U_t y, a logistic regression for each token of binary images.
+    """FVSBN: theta_t = b_t + D_t x_{<t} + U_t y, a logistic regression per token of binary images.
 
     Args:
         image_shape: (C, H, W) of the images.
         num_params: P, parameter maps of all channels.
         num_classes: Number of classes; 0 for an unconditional network.
-        channelwise: Whether a channel sees those before it of its own pixel.
+        channelwise: Whether a channel also sees the channels before it of its own pixel.
     """
 
     def __init__(
@@ -296,13 +303,13 @@ class LogisticRegressions(MaskedMLP):
 
 
 class Units:
-    """What is known of images that are being drawn under a mask.
+    """State of MADE in sampling under a mask.
 
     Args:
-        inputs: (N, T, K), zero where it is not drawn yet.
-        units: The units of each hidden layer, (N, H), zero where they are not known yet.
-        due: Which units of each layer become known with as many tokens, 0 .. T - 1.
-        order: The token at each position.
+        inputs: Tokens (N, T, K), zero if not sampled yet.
+        units: Units (N, H) of each hidden layer, zero if not known yet.
+        due: For each layer, the units that become known with 0 .. T - 1 tokens.
+        order: Token at each position.
         labels: (N,) classes.
     """
 
@@ -319,7 +326,7 @@ class Units:
 
 
 def embedding(num_classes: int, size: int) -> nn.Embedding:
-    """What each class adds to as many units, little at first."""
+    """Return an embedding of classes with small initial values, to add to `size` units."""
     table = nn.Embedding(num_classes, size)
     nn.init.normal_(table.weight, std=0.02)
     return table

@@ -5,12 +5,12 @@ A layer of the vertical stack v and of the horizontal stack h, for class y:
     a = W_v * v;               v' = tanh(a_1) sigmoid(a_2),  (a_1, a_2) = a + V_v y + U_v s
     b = W_h * h + W_vh a;      h' = h + W_o tanh(b_1) sigmoid(b_2),  (b_1, b_2) = b + V_h y + U_h s
 
-s are learned maps of features, which tell where a pixel is: convolutions alone know it from the edges of the image, and
-data such as digits, all in the middle of theirs, differ by place.
+s are learned feature maps of the position. Convolutions alone infer the position from the edges of the image, but the
+statistics of centred data such as digits depend on it.
 
-Colours are seen in order where the parameters are those of one channel after the other. The features of the horizontal
-stack then fall into as many groups as there are channels, and of a pixel itself a feature sees the channels before that
-of its group: in the first layer those, in all others the features of its group and of those before.
+With `channelwise`, the channels of a pixel come in order. The features of the horizontal stack are then split into one
+group per channel, and at the pixel itself a feature depends only on the channels before that of its group: the first
+layer reads those channels, and every other layer the features of its own group and of the groups before.
 """
 
 import torch
@@ -23,7 +23,7 @@ from lit_gen.networks.blocks import check_dropout
 
 
 def groups(num: int, num_groups: int) -> Tensor:
-    """The groups 0, 1, ... of as many features, in order and of equal size where that can be."""
+    """Return the groups 0, 1, ... of `num` features, in order, of equal size if possible."""
     return torch.arange(num) * num_groups // num
 
 
@@ -31,16 +31,15 @@ class GatedLayer(nn.Module):
     """One layer of both stacks.
 
     Args:
-        in_channels: Features that come in, F but for the first layer.
-        channels: F, features of each stack.
-        first: Whether it is the first layer, fed the image one row and one column late: all of a pixel before may be
-            seen.
-        kernel: Rows and columns that the vertical stack sees.
-        columns: Columns that the horizontal stack sees.
+        in_channels: Input features, F except for the first layer.
+        channels: Features F of each stack.
+        first: Whether the layer is the first, whose input is the shifted image, and may be seen in full.
+        kernel: Rows and columns of the kernel of the vertical stack.
+        columns: Columns of the kernel of the horizontal stack.
         num_classes: Number of classes.
-        num_groups: Groups of the features of the horizontal stack.
-        position_features: Number of the maps s.
-        dropout: Probability of dropping a feature.
+        num_groups: Number of groups of the features of the horizontal stack.
+        position_features: Number of maps s.
+        dropout: Dropout probability of the features.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class GatedLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def vertical(self, v: Tensor, positions: Tensor | None, labels: Tensor | None, place: Place) -> Tensor:
-        """(N, C, H, W), or a row of it, -> (N, F, H, W)."""
+        """Compute the vertical stack: (N, C, H, W), or a row of it, -> (N, F, H, W)."""
         a = self.v_conv(v, place)
         link = self.link(a, place)
         if self.classes is not None:
@@ -81,7 +80,10 @@ class GatedLayer(nn.Module):
         return self.gate(a)
 
     def horizontal(self, h: Tensor, here: Tensor | None, place: Place) -> Tensor:
-        """(N, C, H, W), or a pixel of it, -> (N, F, H, W) without the residual; `here` is of the pixel itself."""
+        """Compute the horizontal stack without the residual: (N, C, H, W), or a pixel of it, -> (N, F, H, W).
+
+        `here` are features of the pixel itself.
+        """
         b = self.h_conv(h, place) + place.link(self)
         if here is not None:
             b = b + here
@@ -99,18 +101,18 @@ class GatedPixelCNN(TwoStacks):
         image_shape: (C, H, W) of the images.
         num_params: P, parameter maps of all channels.
         num_classes: Number of classes; 0 for an unconditional network.
-        channelwise: Whether a channel sees those before it of its own pixel.
+        channelwise: Whether a channel also sees the channels before it of its own pixel.
         channels: Features of each stack.
         num_layers: Layers after the first.
-        kernel_size: Columns that a layer of the vertical stack sees, odd; it sees half as many rows, and so does the
-            horizontal stack of columns.
-        first_kernel_size: As `kernel_size`, for the first layer.
+        kernel_size: Columns of the kernels of the vertical stack, odd. Its kernels have about half as many rows, and
+            those of the horizontal stack about half as many columns.
+        first_kernel_size: Kernel size of the first layer.
         head_channels: Features of the hidden layer before the parameters.
-        position_features: Number of learned maps that tell each layer where a pixel is; 0 as in the paper's models.
-        dropout: Probability of dropping a feature behind a gate.
+        position_features: Number of learned maps of the position, the input of each layer; 0 as in the paper.
+        dropout: Dropout probability of the features behind a gate.
 
     Raises:
-        UserError: if a size or dropout does not suit.
+        UserError: If a size is out of range, or dropout is not a probability.
     """
 
     def __init__(
@@ -129,30 +131,24 @@ class GatedPixelCNN(TwoStacks):
     ) -> None:
         super().__init__(image_shape, num_params, num_classes, channelwise)
         if min(channels, head_channels) < self.num_groups or num_layers < 0:
-            raise UserError("channels, head_channels and num_layers must be positive, and no fewer than image channels")
+            raise UserError(
+                f"channels {channels} and head_channels {head_channels} must be at least {self.num_groups}, and "
+                f"num_layers {num_layers} at least 0; choose larger values"
+            )
         if min(kernel_size, first_kernel_size) < 3 or kernel_size % 2 == 0 or first_kernel_size % 2 == 0:
             raise UserError(
-                "kernel_size and first_kernel_size must be odd and at least 3, got "
-                f"{kernel_size} and {first_kernel_size}"
+                f"kernel_size {kernel_size} and first_kernel_size {first_kernel_size} must be odd and at least 3; "
+                "choose other values"
             )
         check_dropout(dropout)
-        self.layers = nn.ModuleList()
-        for i in range(num_layers + 1):
-            size, in_channels = (kernel_size, channels) if i else (first_kernel_size, image_shape[0] + 1)
-            # the first layer is fed the image one row and one column late
-            rows, columns = (size // 2 + 1, size // 2 + 1) if i else (size // 2, size // 2)
-            layer = GatedLayer(
-                in_channels,
-                channels,
-                i == 0,
-                (rows, size),
-                columns,
-                num_classes,
-                self.num_groups,
-                position_features,
-                dropout,
-            )
-            self.layers.append(layer)
+        shared = (num_classes, self.num_groups, position_features, dropout)
+        # the input of the first layer is the image, shifted by one row and one column
+        half = first_kernel_size // 2
+        layers = [GatedLayer(image_shape[0] + 1, channels, True, (half, first_kernel_size), half, *shared)]
+        half = kernel_size // 2 + 1
+        for _ in range(num_layers):
+            layers.append(GatedLayer(channels, channels, False, (half, kernel_size), half, *shared))
+        self.layers = nn.ModuleList(layers)
         self.positions: nn.Parameter | None = None
         if position_features:
             self.positions = nn.Parameter(torch.randn(1, position_features, *image_shape[1:]))

@@ -1,13 +1,13 @@
 r"""The network of PixelCNN++ (Salimans et al. 2017, https://arxiv.org/abs/1701.05517).
 
-Two stacks of residual blocks with gates, at the image's size and at halves and quarters of it, whose outputs on the way
-down are fed to those on the way up. With f(x) = elu([x, -x]) a block is
+Two stacks of gated residual blocks run at the full, half and quarter resolution of the image. Skip connections lead
+from the blocks on the way down to those on the way up. With f(x) = elu([x, -x]), a block is
 
     c = W_1 * f(x) + W_s f(skip) + W_l f(v);   (a, b) = W_2 * dropout(f(c)) + V y;   x' = x + a sigmoid(b)
 
-where v is the output of the same block of the vertical stack, for the horizontal one. All weights are normalised.
-A halving takes every second row and column, after which an output stands for a block of 2x2 pixels: it has seen only
-what comes before the first of them, and is told to all four on the way up.
+where v, in the horizontal stack only, is the output of the same block of the vertical stack. All weights are
+normalised. A halving keeps every second row and column. An output then stands for 2x2 pixels: it depends only on the
+past of the first of them, and reaches all four on the way up.
 """
 
 import torch
@@ -31,14 +31,14 @@ STACKS: tuple[Stack, Stack] = ("vertical", "horizontal")
 
 
 def concat_elu(x: Tensor) -> Tensor:
-    """elu of x and of -x, twice as many channels."""
+    """Return elu(x) and elu(-x), concatenated along the channels."""
     return F.elu(torch.cat([x, -x], 1))
 
 
 def convolution(
     stack: Stack, in_channels: int, channels: int, level: int, stride: int = 1, scale: float = 1.0
 ) -> CausalConv:
-    """The normalised convolution of a stack: two rows, and three or two columns."""
+    """Return the normalised convolution of a stack, with two rows, and three or two columns."""
     if stack == "vertical":
         return VerticalConv(in_channels, channels, (2, 3), level, stride, scale)
     return HorizontalConv(in_channels, channels, (2, 2), level, stride, scale)
@@ -48,12 +48,12 @@ class GatedBlock(nn.Module):
     """Residual block of one stack.
 
     Args:
-        stack: Which.
+        stack: The stack.
         channels: Features F.
-        level: How often the image was halved.
-        skip: Whether it takes the output of a block on the way down.
+        level: Number of halvings of the image.
+        skip: Whether the block has a skip connection from a block on the way down.
         num_classes: Number of classes.
-        dropout: Probability of dropping a feature.
+        dropout: Dropout probability of the features.
     """
 
     def __init__(self, stack: Stack, channels: int, level: int, skip: bool, num_classes: int, dropout: float) -> None:
@@ -83,7 +83,7 @@ class GatedBlock(nn.Module):
 
 
 class PairOfBlocks(nn.Module):
-    """A block of the vertical stack, and one of the horizontal stack that takes its output."""
+    """A block of the vertical stack, and a block of the horizontal stack that reads its output."""
 
     def __init__(self, channels: int, level: int, skip: bool, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ class PairOfBlocks(nn.Module):
 
 
 class Doubling(nn.Module):
-    """Every pixel of a lower resolution becomes 2x2 of the level: (N, F, H / 2, W / 2) -> (N, F, H, W).
+    """Upsampling of every pixel of the lower resolution to 2x2 pixels: (N, F, H / 2, W / 2) -> (N, F, H, W).
 
-    While an image is drawn, x is None where the lower resolution has nothing new.
+    In sampling, x is None if the lower resolution has no new pixel.
     """
 
     def __init__(self, stack: Stack, channels: int, level: int) -> None:
@@ -133,15 +133,15 @@ class Doubling(nn.Module):
 
 
 class Resolution(nn.Module):
-    """The blocks of both stacks at one resolution, around those of the lower ones.
+    """The blocks of both stacks at one resolution, around those of the lower resolutions.
 
     Args:
-        level: How often the image was halved.
+        level: Number of halvings of the image.
         num_levels: Number of resolutions.
         channels: Features F.
-        num_blocks: Blocks on the way down.
+        num_blocks: Number of blocks on the way down.
         num_classes: Number of classes.
-        dropout: Probability of dropping a feature.
+        dropout: Dropout probability of the features.
     """
 
     def __init__(
@@ -184,20 +184,20 @@ class Resolution(nn.Module):
 class ResidualPixelCNN(TwoStacks):
     """The network of PixelCNN++: images (N, C, H, W), labels (N,) or None -> parameters (N, P, H, W).
 
-    The paper's, for CIFAR-10, has `channels: 160`, `num_blocks: 5`, `num_levels: 3` and `dropout: 0.5`.
+    The network of the paper, for CIFAR-10, has `channels: 160`, `num_blocks: 5`, `num_levels: 3` and `dropout: 0.5`.
 
     Args:
         image_shape: (C, H, W) of the images, of any size.
         num_params: P, parameter maps of all channels.
         num_classes: Number of classes; 0 for an unconditional network.
-        channelwise: Not for this network, which gives the parameters of all channels at once.
+        channelwise: Must be false for colour images: this network computes the parameters of all channels at once.
         channels: Features of each stack.
-        num_blocks: Blocks of each resolution on the way down; on the way up one more but for the lowest.
+        num_blocks: Blocks per resolution on the way down; on the way up one more, except at the lowest resolution.
         num_levels: Number of resolutions.
-        dropout: Probability of dropping a feature.
+        dropout: Dropout probability of the features.
 
     Raises:
-        UserError: if a size or dropout does not suit, or the parameters are those of one channel after the other.
+        UserError: If a size is not positive, dropout is not a probability, or the channels are to come one by one.
     """
 
     def __init__(
@@ -214,10 +214,13 @@ class ResidualPixelCNN(TwoStacks):
         super().__init__(image_shape, num_params, num_classes, channelwise)
         if self.num_groups > 1:
             raise UserError(
-                "model.network: this one gives the parameters of all channels at once; choose GatedPixelCNN"
+                "model.network: ResidualPixelCNN computes the parameters of all channels at once; choose GatedPixelCNN"
             )
         if min(channels, num_blocks, num_levels) < 1:
-            raise UserError("channels, num_blocks and num_levels must be positive")
+            raise UserError(
+                f"channels {channels}, num_blocks {num_blocks} and num_levels {num_levels} must be positive; "
+                "give at least 1 for each"
+            )
         check_dropout(dropout)
         values = image_shape[0] + 1
         self.above = VerticalConv(values, channels, (2, 3), scale=1.0)
@@ -236,7 +239,7 @@ class ResidualPixelCNN(TwoStacks):
 
     @torch.no_grad()
     def initialise(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Sets gains and biases such that every layer's outputs have mean 0 and the same deviation on these images."""
+        """Set gains and biases so that the outputs of every layer have mean 0 and its `scale` as standard deviation."""
         convolutions = [module for module in self.modules() if isinstance(module, CausalConv)]
         for conv in convolutions:
             conv.learns_scale = True

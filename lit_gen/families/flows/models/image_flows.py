@@ -48,21 +48,21 @@ from lit_gen.networks.blocks import zeros
 
 
 class NormalizingFlow(GenerativeModel):
-    """A density by the change of variables, log p(x) = log p(z) + log |det df/dx| with z = f(x), of 8-bit images.
+    """A model of 8-bit images by a change of variables, log p(x) = log p(z) + log |det df/dx| with z = f(x).
 
-    Images are dequantised (see `dequantisers`), carried to [0, 1], and to unbounded values by a logit. Training
-    minimises the bits per dimension of the bound on log P of the 8-bit image. Density and samples are one pass each; a
-    sampler `Temperature` multiplies the noise of the base by T. What is data-dependent in the initial values
-    (`ActNorm`) is set by training images before the training begins.
+    Images are dequantised (see `dequantisers`), mapped to [0, 1], and by a logit to unbounded values. Training
+    minimises the bits per dimension of the bound on log P of the 8-bit image. A density and a sample take one pass
+    each. The sampler `Temperature` multiplies the noise of the base by T. Training images set the data-dependent
+    initial values (`ActNorm`) before training starts.
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
-        bijection: f, of what the logit gives.
-        base: The class of p(z).
+        bijection: The map f of the values behind the logit.
+        base: Class of p(z).
         num_classes: Number of classes of the data; comes from the data.
-        class_conditional: Give p(z) a mean of its own for each class.
-        alpha: Of the logit; null for none: f is then of values in [0, 1].
-        dequantiser: Called with image_shape, gives q(x | u); null for uniform dequantisation.
+        class_conditional: Give p(z) a mean per class.
+        alpha: Margin of the logit; null for no logit, so that f takes values in [0, 1].
+        dequantiser: Factory of q(x | u), called with image_shape; null for uniform dequantisation.
         optimizer: Optimizer of all parameters.
         warmup: Images over which the learning rate rises linearly from zero.
         compile: Compile the density with torch.compile.
@@ -105,7 +105,7 @@ class NormalizingFlow(GenerativeModel):
     def check_data(self, data: ImageDataModule) -> None:
         if not data.source.quantised:
             raise UserError(
-                f"model: {type(self).__name__} is of 8-bit images, and {data.name} holds points; use --model PointFlow"
+                f"model: {type(self).__name__} models 8-bit images, and {data.name} holds points; use --model PointFlow"
             )
 
     def initialise(self, images: Tensor) -> None:
@@ -139,7 +139,7 @@ class NormalizingFlow(GenerativeModel):
         if isinstance(method, VariationalDequantisation) and self.network.dequantiser is None:
             raise UserError(
                 "evaluation.likelihood_method: this flow was trained without model.dequantiser; use "
-                "UniformDequantisation, or leave it out"
+                "UniformDequantisation, or remove the key"
             )
 
     def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
@@ -149,15 +149,15 @@ class NormalizingFlow(GenerativeModel):
 
 
 class NICE(NormalizingFlow):
-    """Additive couplings that preserve volume, and one scaling of each dimension (Dinh et al. 2014,
-    https://arxiv.org/abs/1410.8516).
+    """Additive couplings, which preserve volume, and one scaling of each dimension.
 
-    Every other value of the image stays, in turns. The base is logistic.
+    Every other value of the image stays fixed, alternating between layers. The base is logistic. Paper: Dinh et al.
+    2014, https://arxiv.org/abs/1410.8516.
 
     Args:
         num_couplings: Number of coupling layers.
-        network: Called with the shape of its input and a number of output channels, says how values are moved.
-        alpha: Of the logit; null for none, as in the paper.
+        network: Factory of the coupling networks, called with the shape of the input and the number of output channels.
+        alpha: Margin of the logit; null for no logit, as in the paper.
     """
 
     def __init__(
@@ -179,16 +179,16 @@ class NICE(NormalizingFlow):
 class RealNVP(NormalizingFlow):
     """Affine couplings at several scales (Dinh et al. 2016, https://arxiv.org/abs/1605.08803).
 
-    At each scale `num_couplings` with checkerboard masks, then, with every 2x2 pixels as one, as many with channel
-    masks, after which half of the channels leave; at the last scale one more checkerboard coupling and no channel
-    masks. In place of the paper's batch normalisation each coupling follows an `ActNorm`, so that an image's density
-    does not depend on the others of its batch.
+    Each scale but the last has `num_couplings` couplings with checkerboard masks. It then squeezes every 2x2 pixels
+    into one, applies as many couplings with channel masks, and half of the channels leave. The last scale has
+    `num_couplings` + 1 checkerboard couplings. In place of the paper's batch normalisation, an `ActNorm` precedes each
+    coupling, so that the density of an image does not depend on its batch.
 
     Args:
         num_levels: Number of scales.
-        num_couplings: Couplings with each kind of mask.
-        coupling: How values are moved; null for affine.
-        network: Called with the shape of its input and a number of output channels, says how values are moved.
+        num_couplings: Number of couplings with each kind of mask.
+        coupling: Transform of the couplings; null for affine.
+        network: Factory of the coupling networks, called with the shape of the input and the number of output channels.
     """
 
     def __init__(
@@ -224,18 +224,18 @@ class RealNVP(NormalizingFlow):
 
 
 class Glow(NormalizingFlow):
-    """Steps of actnorm, an invertible 1x1 convolution and a coupling, at several levels (Kingma and Dhariwal 2018,
-    https://arxiv.org/abs/1807.03039).
+    """Steps of an actnorm, an invertible 1x1 convolution and a coupling, at several levels.
 
-    Each level makes of every 2x2 pixels one and takes `num_steps`; half of the channels leave after it, with a normal
-    density whose mean and deviation are of the half that stays.
+    Each level squeezes every 2x2 pixels into one and takes `num_steps` steps. After each level but the last, half of
+    the channels leave, with a normal density whose mean and standard deviation depend on the other half. Paper: Kingma
+    and Dhariwal 2018, https://arxiv.org/abs/1807.03039.
 
     Args:
         num_levels: Number of levels; height and width are multiples of 2^num_levels.
-        num_steps: Steps of each level.
-        coupling: How values are moved: Additive, Affine or Spline; null for affine.
-        network: Called with the shape of its input and a number of output channels, says how values are moved.
-        alpha: Of the logit; null for none, as in the paper.
+        num_steps: Number of steps per level.
+        coupling: Transform of the couplings, Additive, Affine or Spline; null for affine.
+        network: Factory of the coupling networks, called with the shape of the input and the number of output channels.
+        alpha: Margin of the logit; null for no logit, as in the paper.
     """
 
     def __init__(

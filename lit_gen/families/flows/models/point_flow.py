@@ -1,4 +1,4 @@
-"""Normalizing flows of points of the plane, whose density can be drawn."""
+"""Normalizing flows of points in the plane, whose density can be plotted."""
 
 import math
 from typing import Any, Literal
@@ -25,19 +25,19 @@ NUM_PIXELS = 160
 
 
 class PointFlow(GenerativeModel):
-    """A flow of points, log p(x) = log N(f(x); 0, I) + log |det df/dx|, by planar or radial layers (Rezende and Mohamed
-    2015, https://arxiv.org/abs/1505.05770) or by spline couplings (Durkan et al. 2019,
-    https://arxiv.org/abs/1906.04032), with which to compare them.
+    """A flow of points, log p(x) = log N(f(x); 0, I) + log |det df/dx|.
 
-    The layers carry points to noise, so a density is one pass; samples come from their inverses. Points are first
-    centred and scaled by the mean and deviation of training points. Training minimises -log p(x).
+    Its layers are planar or radial (Rezende and Mohamed 2015, https://arxiv.org/abs/1505.05770) or, for comparison,
+    spline couplings (Durkan et al. 2019, https://arxiv.org/abs/1906.04032). They map points to noise, so a density
+    takes one pass, and samples come from the inverses. The first layer standardises points with the mean and standard
+    deviation of training points. Training minimises -log p(x).
 
     Args:
         image_shape: (2, 1, 1) of one point; comes from the data.
         num_classes: Number of classes of the data; comes from the data.
-        class_conditional: Give the base a mean of its own for each class.
-        layer: What the flow is made of.
-        num_layers: How many.
+        class_conditional: Give the base a mean per class.
+        layer: Kind of the layers.
+        num_layers: Number of layers.
         optimizer: Optimizer of all parameters.
         warmup: Points over which the learning rate rises linearly from zero.
         compile: Compile the density with torch.compile.
@@ -79,7 +79,7 @@ class PointFlow(GenerativeModel):
     def check_data(self, data: ImageDataModule) -> None:
         if not isinstance(data.source, PointSource):
             raise UserError(
-                f"model: PointFlow is of points of the plane, and {data.name} holds images; use --model Glow, RealNVP "
+                f"model: PointFlow models points in the plane, and {data.name} holds images; use --model Glow, RealNVP "
                 "or NICE"
             )
 
@@ -103,12 +103,12 @@ class PointFlow(GenerativeModel):
         return self.flow.sample(noise, labels, temperature)
 
     def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
-        """The log-density at points, which have no mass."""
+        """Return the log-density of points, (N,) in nats; points have no mass."""
         self.nfe = 1.0
         return self.flow(images, labels)
 
     def show(self, name: str, data: ImageDataModule, num: int, seed: int, sampler: Sampler | None = None) -> Tensor:
-        """The learned density beside the true one, each as dark as it is dense, the darkest at its maximum."""
+        """Return the learned density and the true one side by side, darker at higher density, black at the maximum."""
         learned = super().show(name, data, num, seed, sampler)
         assert isinstance(data.source, PointSource)
         one = torch.ones((), dtype=torch.float64)
@@ -132,6 +132,6 @@ def _grid() -> Tensor:
 
 
 def _heat_map(log_density: Tensor) -> Tensor:
-    """Tiles (1, 1, 1, H, W) in [-1, 1] of a density at the points of the grid."""
+    """Return tiles (1, 1, 1, H, W) in [-1, 1] of a density at the points of the grid."""
     shade = (log_density - log_density.max()).exp().reshape(1, 1, 1, NUM_PIXELS, NUM_PIXELS)
     return 1 - 2 * shade.flip(3).float()

@@ -1,0 +1,53 @@
+"""What an extension needs, by one import: `from lit_gen.api import GridSampler, Schedule, UserError`.
+
+| to add | subclass | and use |
+| --- | --- | --- |
+| a sampler | `DiffusionSampler`, `GridSampler` | `Denoiser`, `Schedule`, `Grid`, `Noise` |
+| a schedule, a parameterization | `Schedule`, `Parameterization` | |
+| a density of times, a loss weight | `TimeDensity`, `LossWeight` | |
+| a model | `GenerativeModel`, `Diffusion` | `Capabilities`, `Batch`, `Noise`, `OptimizerFactory` |
+| a data set | `ImageSource` | `ImageSet` |
+| features to compare images by | `FeatureNet` | |
+| a likelihood of a trained model | `LikelihoodMethod` | |
+
+Each class is documented where it is defined. Raise a mistake in a setting as a `UserError("KEY: what is wrong; do this")`.
+"""
+
+from lit_gen.core.errors import UserError
+from lit_gen.core.noise import Noise
+from lit_gen.data.batches import Batch
+from lit_gen.data.sources import ImageSet, ImageSource
+from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.capabilities import Capabilities
+from lit_gen.families.diffusion.denoisers import Denoiser, Parameterization
+from lit_gen.families.diffusion.densities import TimeDensity
+from lit_gen.families.diffusion.grids import Grid
+from lit_gen.families.diffusion.models.general import Diffusion
+from lit_gen.families.diffusion.objectives import LossWeight
+from lit_gen.families.diffusion.samplers.base import DiffusionSampler, GridSampler
+from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.settings import LikelihoodMethod, Sampler
+from lit_gen.metrics.feature_nets import FeatureNet
+
+__all__ = [
+    "Batch",
+    "Capabilities",
+    "Denoiser",
+    "Diffusion",
+    "DiffusionSampler",
+    "FeatureNet",
+    "GenerativeModel",
+    "Grid",
+    "GridSampler",
+    "ImageSet",
+    "ImageSource",
+    "LikelihoodMethod",
+    "LossWeight",
+    "Noise",
+    "OptimizerFactory",
+    "Parameterization",
+    "Sampler",
+    "Schedule",
+    "TimeDensity",
+    "UserError",
+]
