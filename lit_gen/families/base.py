@@ -20,7 +20,8 @@ from lit_gen.data.module import ImageDataModule
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.clock import Clock
 from lit_gen.families.latents import Latents
-from lit_gen.families.optimizers import OptimizerFactory, check_optimizer
+from lit_gen.families.optimizers import OptimizerFactory as OptimizerFactory
+from lit_gen.families.optimizers import check_optimizer
 from lit_gen.families.pictures import MakesPictures
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
@@ -83,7 +84,7 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         self._stop_asked = False
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise a UserError: a checkpoint holds weights only; the settings are in the `config.yaml` of its run."""
         raise UserError(
             f"{cls.__name__}.load_from_checkpoint: {checkpoint_path} holds weights and no settings; load its run with "

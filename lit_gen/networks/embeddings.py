@@ -96,7 +96,7 @@ class ConditionalNetwork(nn.Module):
             UserError: labels are given to a network that takes none.
         """
         features = sinusoids(c_noise, self.num_features) if self.fourier is None else self.fourier(c_noise)
-        emb = self.embed_noise(features.to(next(self.embed_noise.parameters()).dtype))
+        emb: Tensor = self.embed_noise(features.to(next(self.embed_noise.parameters()).dtype))
         if self.embed_label is not None:
             if labels is None:
                 labels = torch.full_like(c_noise, -1, dtype=torch.long)

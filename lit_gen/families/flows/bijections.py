@@ -42,7 +42,8 @@ class Bijection(nn.Module, ABC):
 
     def initialise(self, x: Tensor) -> Tensor:
         """Set data-dependent initial values from x, if the map has any, and return y."""
-        return self(x)[0]
+        y: Tensor = self(x)[0]
+        return y
 
 
 class Compose(Bijection):
@@ -143,7 +144,8 @@ class DiagonalScaling(Bijection):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> Tensor:
         self.log_scale.copy_(-x.std(0, correction=0).clamp(min=1e-6).log())
-        return self(x)[0]
+        y: Tensor = self(x)[0]
+        return y
 
 
 class ActNorm(Bijection):
@@ -174,7 +176,8 @@ class ActNorm(Bijection):
         std, mean = torch.std_mean(x, dim=(0, 2, 3), correction=0)
         self.mean.copy_(mean[:, None, None])
         self.log_std.copy_(std.clamp(min=1e-6).log()[:, None, None])
-        return self(x)[0]
+        y: Tensor = self(x)[0]
+        return y
 
 
 class InvertibleConv(Bijection):
@@ -217,8 +220,9 @@ class InvertibleConv(Bijection):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         with torch.autocast(y.device.type, enabled=False):
             permutation, lower, upper = self.factors()
-            x = torch.linalg.solve_triangular(lower, permutation.T @ y.flatten(2), upper=False, unitriangular=True)
-            return torch.linalg.solve_triangular(upper, x, upper=True).view_as(y)
+            half = torch.linalg.solve_triangular(lower, permutation.T @ y.flatten(2), upper=False, unitriangular=True)
+            x: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)
+            return x.view_as(y)
 
 
 class Squeeze(Bijection):
@@ -240,7 +244,7 @@ class Squeeze(Bijection):
         return y.flatten(1, 3), x.new_zeros(len(x))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        x = y.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)
+        x: Tensor = y.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)
         return x.flatten(4, 5).flatten(2, 3)
 
 
@@ -278,7 +282,7 @@ class MultiScale(Bijection):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         latents = y.split([math.prod(shape) for shape in self.left], 1)
-        x = None
+        x: Tensor | None = None
         for level, z, shape in reversed(list(zip(_of(self.levels), latents, self.left, strict=True))):
             z = z.unflatten(1, shape)
             x = level.inverse(z if x is None else torch.cat([x, z], 1), context)

@@ -350,7 +350,8 @@ class VAE(GenerativeModel):
         path = torch.lerp(first[:, None], last[:, None], torch.linspace(0, 1, NUM_STEPS, device=z.device)[:, None])
         labels = labels[:pairs].repeat_interleave(NUM_STEPS) if labels is not None else None
         shown = self.generator.likelihood.centre(self.generator.decode(path.flatten(0, 1), labels))
-        return shown.unflatten(0, (pairs, NUM_STEPS))
+        rows: Tensor = shown.unflatten(0, (pairs, NUM_STEPS))
+        return rows
 
 
 def _positive(key: str, value: int) -> int:

@@ -196,7 +196,8 @@ class Autoregressive(GenerativeModel):
                 drawn = self.distribution.likelihood.sample(params[:, :, None, None], noise, temperature)
                 groups[:, group, :, pixel] = drawn[:, :, 0, 0]
             values = groups[:, group, :, pixel]
-        return groups.flatten(1, 2).unflatten(2, self.image_shape[1:])
+        completed: Tensor = groups.flatten(1, 2).unflatten(2, self.image_shape[1:])
+        return completed
 
     def picture(
         self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None

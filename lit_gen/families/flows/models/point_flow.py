@@ -90,7 +90,7 @@ class PointFlow(GenerativeModel):
         return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = -self.flow(batch.images, self.conditioning(batch)).mean()
+        loss: Tensor = -self.flow(batch.images, self.conditioning(batch)).mean()
         self.log_training(loss=loss.detach())
         return loss
 
@@ -105,7 +105,8 @@ class PointFlow(GenerativeModel):
     def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
         """Return the log-density of points, (N,) in nats; points have no mass."""
         self.nfe = 1.0
-        return self.flow(images, labels)
+        log_p: Tensor = self.flow(images, labels)
+        return log_p
 
     def show(self, name: str, data: ImageDataModule, num: int, seed: int, sampler: Sampler | None = None) -> Tensor:
         """Return the learned density and the true one side by side, darker at higher density, black at the maximum."""

@@ -177,7 +177,8 @@ class AdversarialModel(TwoNetworks):
 
     def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Return the critic's scores (N,) in float32: losses and their means are not computed in half precision."""
-        return self.critic(images, labels).float()
+        scores: Tensor = self.critic(images, labels).float()
+        return scores
 
     @torch.no_grad()
     def share_statistics(self) -> None:

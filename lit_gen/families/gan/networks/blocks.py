@@ -84,7 +84,7 @@ class Projection(nn.Module):
             nn.init.xavier_uniform_(self.embedding.weight)
 
     def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor:
-        score = self.score(h).squeeze(1)
+        score: Tensor = self.score(h).squeeze(1)
         return score if self.embedding is None else score + (self.embedding(labels) * h).sum(1)
 
 
@@ -104,4 +104,5 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor:
         row = slice(None) if len(self.scale) == 1 else labels
-        return self.norm(h) * self.scale[row, :, None, None] + self.shift[row, :, None, None]
+        out: Tensor = self.norm(h) * self.scale[row, :, None, None] + self.shift[row, :, None, None]
+        return out

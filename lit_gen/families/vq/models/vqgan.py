@@ -135,7 +135,7 @@ class VQVAE(GenerativeModel):
         images = batch.images
         reconstructions, quantised = self.autoencoder(images)
         error = functional.mse_loss(reconstructions, images)
-        loss = error + quantised.loss
+        loss: Tensor = error + quantised.loss
         self.log_codes(reconstructions, images, quantised)
         self.log_training(loss=loss.detach())
         return loss
@@ -416,4 +416,5 @@ def adaptive_weight(by_nll: Tensor, by_g: Tensor, max_weight: float = 1e4) -> Te
         by_g: Gradient of the adversarial loss of the autoencoder with respect to the same weight.
         max_weight: Upper limit.
     """
-    return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight)
+    weight: Tensor = (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight)
+    return weight
