@@ -20,7 +20,8 @@ from lit_gen.data.module import ImageDataModule
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.clock import Clock
 from lit_gen.families.latents import Latents
-from lit_gen.families.optimizers import OptimizerFactory, check_optimizer
+from lit_gen.families.optimizers import OptimizerFactory as OptimizerFactory
+from lit_gen.families.optimizers import check_optimizer
 from lit_gen.families.pictures import MakesPictures
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
