@@ -9,6 +9,7 @@ import sys
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,8 @@ def test_other_commands_name_what_there_is(words: list[str]) -> None:
 
 def test_the_examples_of_the_python_api_run() -> None:
     loading, mathematics = re.findall(r"^```python\n(.*?)^```", (DOCS / "api/index.md").read_text(), re.M | re.S)
-    exec(loading.partition("\n\n")[0], names := {})  # its imports: the run is made up
+    names: dict[str, Any] = {}
+    exec(loading.partition("\n\n")[0], names)  # its imports: the run is made up
     assert callable(names["load"])
     exec(mathematics, names)
     assert names["points"].shape == (100, 1)
