@@ -1,3 +1,3 @@
 """lit_gen: one data module, one protocol and one leaderboard for every family of generative image model."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

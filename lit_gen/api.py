@@ -10,14 +10,15 @@
 | features to compare images by | `FeatureNet` | |
 | a likelihood of a trained model | `LikelihoodMethod` | |
 
-Each class is documented where it is defined. Raise a mistake in a setting as a `UserError("KEY: what is wrong; do this")`.
+Each class is documented where it is defined. Raise a `UserError` of the form `KEY: what is wrong; what to do` for a
+mistake in a setting.
 """
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.sources import ImageSet, ImageSource
-from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.diffusion.denoisers import Denoiser, Parameterization
 from lit_gen.families.diffusion.densities import TimeDensity
@@ -26,6 +27,7 @@ from lit_gen.families.diffusion.models.general import Diffusion
 from lit_gen.families.diffusion.objectives import LossWeight
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler, GridSampler
 from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
 

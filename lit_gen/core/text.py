@@ -51,8 +51,19 @@ def for_csv(text: str) -> str:
 
 
 def closest(word: str, known: Iterable[str], otherwise: str) -> str:
-    """Return `did you mean X?` for the known word closest to a misspelt one, or `otherwise` if none is close."""
-    known = list(known)
+    """Return `did you mean X?` for the known word closest to a misspelt one, or `otherwise` if none is close.
+
+    An option that is close to none may be short for `-n`, or for all keys with a part of that beginning: `--num` for
+    `--budget.num_images` and others.
+    """
+    known, stem = list(known), word.lstrip("-").lower()
     near = sorted((name for name in known if word and name.lower().startswith(word.lower())), key=len)
-    near = near or difflib.get_close_matches(word, known, n=1)
+    bare = {name.lstrip("-"): name for name in known}
+    near = near or [bare[name] for name in difflib.get_close_matches(stem, bare, n=1)]
+    if not near and word.startswith("--"):
+        near = [name for name in known if len(name) == 2 and name == f"-{stem[:1]}"]
+        if not near and len(stem) > 2:
+            near = sorted(name for name in known if any(part.startswith(stem) for part in name.split(".")[1:]))
+            if len(near) > 1:
+                return f"did you mean one of {', '.join(near)}?"
     return f"did you mean {near[0]}?" if near else otherwise

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def decompress(path: Path, limit: int = LIMIT) -> bytes:
             return file.read(limit)
         try:
             with gzip.open(file) as unpacked:
-                return cast(bytes, unpacked.read(limit))
+                return unpacked.read(limit)
         except (EOFError, OSError, zlib.error) as error:
             raise UserError(f"{path} is truncated or damaged ({error}): delete it and download it again") from error
 

@@ -1,6 +1,6 @@
 """The one data module: any source of images, in batches, in a reproducible order."""
 
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -296,7 +296,7 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"unknown split '{split}': choose one of {', '.join(get_args(Split))}")
         if split == "val" and self.num_val == 0:
             raise UserError("there is no validation split: set --data.num_val to the number of images to set aside")
-        part = cast(Literal["train", "test"], "test" if split == "test" else "train")
+        part: Literal["train", "test"] = "test" if split == "test" else "train"
         if part not in self._parts:
             self._parts[part] = self.source.load(part)
         num_images = len(self._parts[part].images)

@@ -124,7 +124,8 @@ class Categorical(PixelLikelihood):
 
     def _logits(self, params: Tensor) -> Tensor:
         """Return the logits (N, C, H, W, L)."""
-        return _full(params).unflatten(1, (-1, self.num_levels)).movedim(2, -1)
+        logits: Tensor = _full(params).unflatten(1, (-1, self.num_levels)).movedim(2, -1)
+        return logits
 
     def _values(self, levels: Tensor) -> Tensor:
         return levels * (2 / (self.num_levels - 1)) - 1

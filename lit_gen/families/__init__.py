@@ -1,6 +1,7 @@
 """The families of generative models, one folder each: its mathematics, its networks, its models, its samplers.
 
-`base` has what every model has in common, `settings` how a trained model is asked.
+`base` is the base class of all models, `capabilities` the record of what a family can do, `clock` the progress of a
+training run, and `settings` how a trained model is sampled and scored.
 """
 
 import inspect

@@ -20,7 +20,8 @@ from lit_gen.data.module import ImageDataModule
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.clock import Clock
 from lit_gen.families.latents import Latents
-from lit_gen.families.optimizers import OptimizerFactory, check_optimizer
+from lit_gen.families.optimizers import OptimizerFactory as OptimizerFactory
+from lit_gen.families.optimizers import check_optimizer
 from lit_gen.families.pictures import MakesPictures
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.feature_nets import FeatureNet
@@ -83,7 +84,7 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         self._stop_asked = False
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise a UserError: a checkpoint holds weights only; the settings are in the `config.yaml` of its run."""
         raise UserError(
             f"{cls.__name__}.load_from_checkpoint: {checkpoint_path} holds weights and no settings; load its run with "
@@ -280,12 +281,12 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def split_steps(self, parts: int) -> None:
-        """Split each optimizer step into this number of micro-batches."""
-        self.accumulate = parts
+    def split_steps(self, num_micro_batches: int) -> None:
+        """Split each optimizer step into micro-batches."""
+        self.accumulate = num_micro_batches
         for module in self.modules():
             if isinstance(module, SumOverParts):
-                module.num_parts = parts
+                module.num_parts = num_micro_batches
 
     @property
     def images_seen(self) -> int:
@@ -300,8 +301,8 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Reseed the global generators for the micro-batch, and advance the clock."""
         self.clock.reseed(self.global_rank, self.device)
-        parts = self.trainer.accumulate_grad_batches
-        self.clock.start_batch(len(batch.images) * self.trainer.world_size * parts, parts)
+        num = self.trainer.accumulate_grad_batches
+        self.clock.start_batch(len(batch.images) * self.trainer.world_size * num, num_micro_batches=num)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the latest training values at logging steps only, since logging takes Lightning a millisecond.

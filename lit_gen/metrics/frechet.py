@@ -101,7 +101,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         product = _congruence(factor, cov_b)
     cross = torch.linalg.eigvalsh(product).clamp(min=0).sqrt().sum()
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
-    return max(0.0, distance.item())
+    value: float = distance.item()
+    return max(0.0, value)
 
 
 def _congruence(lower: Tensor, symmetric: Tensor, block: int = 256) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lit_gen.core.errors import UserError
-from lit_gen.metrics.feature_nets import ClassifierFeatures, ClassifierNetwork, DigitsFeatures, FashionFeatures
+from lit_gen.metrics.feature_nets import ClassifierFeatures, DigitsFeatures, FashionFeatures
 
 PerceptualKind = Literal["auto", "lpips", "features", "none"]
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -57,7 +57,7 @@ class FeatureLoss(PerceptualLoss):
     def __init__(self, net: ClassifierFeatures) -> None:
         super().__init__()
         self.name = f"{net.name} features"
-        self.body = cast(ClassifierNetwork, net.network).body
+        self.body = net.network.body
         self.size = 8 if isinstance(net, DigitsFeatures) else 28
         self.requires_grad_(False)
         self.train()

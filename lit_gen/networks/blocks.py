@@ -97,7 +97,8 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.leaky_relu(self.norm1(x), 0.2))
         h = self.conv2(F.leaky_relu(self.norm2(h), 0.2))
-        return (self.skip(x) + h) * math.sqrt(0.5)
+        out: Tensor = (self.skip(x) + h) * math.sqrt(0.5)
+        return out
 
 
 class Contraction(nn.Module):
@@ -138,7 +139,8 @@ class Contraction(nn.Module):
         self.out = nn.Linear(widths[-1] * math.prod(sizes[-1]), features) if features else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.layers(x).flatten(1))
+        out: Tensor = self.out(self.layers(x).flatten(1))
+        return out
 
 
 class Expansion(nn.Module):
@@ -173,7 +175,8 @@ class Expansion(nn.Module):
         self.out = nn.Conv2d(before, image_shape[0], 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.out(self.layers(self.start(z).unflatten(1, self.start_shape)))
+        images: Tensor = self.out(self.layers(self.start(z).unflatten(1, self.start_shape)))
+        return images
 
 
 def _levels(

@@ -99,7 +99,7 @@ class ConditionalNetwork(nn.Module):
             UserError: If labels or augmentation labels are given to a network without them.
         """
         features = sinusoids(c_noise, self.num_features) if self.fourier is None else self.fourier(c_noise)
-        emb = self.embed_noise(features.to(next(self.embed_noise.parameters()).dtype))
+        emb: Tensor = self.embed_noise(features.to(next(self.embed_noise.parameters()).dtype))
         if self.embed_label is not None:
             if labels is None:
                 labels = torch.full_like(c_noise, -1, dtype=torch.long)

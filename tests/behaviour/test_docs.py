@@ -1,10 +1,15 @@
-"""The pages under docs: their pictures are there, and their commands do what they are said to do."""
+"""README and the pages under docs: pictures exist, commands do what the pages say, generated pages are current."""
 
+import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,30 +25,42 @@ from lit_gen.sweeps import load_sweep
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
+spec = importlib.util.spec_from_file_location("update_start", DOCS / "update_start.py")
+assert spec is not None and spec.loader is not None
+update_start = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(update_start)
+WRITTEN = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "api").glob("*.md"))]
+PAGES = [str(path.relative_to(ROOT)) for path in WRITTEN]  # those of docs/reference are generated
 
 
 def commands_of(page: str) -> list[list[str]]:
-    """The words of every command line in the page's shell blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
-    return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    """Return the words of every command in the page's shell blocks; `A && B` is two commands."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(command) for line in lines for command in line.split(" && ")]
 
 
-EVERY_COMMAND = [(page, words) for page in PAGES for words in commands_of(page)]
-IN_THE_CHECKOUT = [words for page, words in EVERY_COMMAND if page != "extending"]  # test_extending.py runs the others
+def ours(words: list[str]) -> list[str]:
+    """Return the command of lit-gen that torchrun starts; any other command as it is."""
+    return ["lit-gen", *words[words.index("lit_gen") + 1 :]] if words[0] == "torchrun" else words
+
+
+EVERY_COMMAND = [(page, ours(words)) for page in PAGES for words in commands_of(page)]
+IN_THE_CHECKOUT = [w for page, w in EVERY_COMMAND if page != "docs/extending.md"]  # test_extending.py runs the others
 SWEEPS = [yaml.safe_load(path.read_text())["name"] for path in (ROOT / "sweeps").glob("*.yaml")]
 FIGURES = [words[3:] for _, words in EVERY_COMMAND if words[:3] == ["python", "-m", "lit_gen.report.theory"]]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_lead_somewhere(page: str) -> None:
-    text = (DOCS / f"{page}.md").read_text()
+    text, folder = (ROOT / page).read_text(), (ROOT / page).parent
     targets = [target for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in target]
     assert targets
-    assert [target for target in targets if not (DOCS / target).is_file()] == []
+    assert [target for target in targets if not (folder / target).is_file()] == []
     for anchored, anchor in re.findall(r"\]\(([^):]+\.md)#([^)]+)\)", text):
-        headings = re.findall(r"^#+ (.*)$", (DOCS / anchored).read_text(), re.MULTILINE)
-        assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        headings = re.findall(r"^#+ (.*)$", (folder / anchored).read_text(), re.MULTILINE)
+        names = [re.sub(r"[^\w -]", "", heading.lower()) for heading in headings]
+        assert anchor in [re.sub(r"[ -]+", "-", name) for name in names]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -57,8 +74,10 @@ def test_every_picture_is_made_by_a_command_of_a_page(page: str) -> None:
     of_sweep = re.compile(
         rf"images/({'|'.join(SWEEPS)})(_(digits|digits_binary))?\.png"
     )  # the second where it has several data
-    shown = re.findall(r"!\[[^\]]*\]\((images/[^)]+)\)", (DOCS / f"{page}.md").read_text())
-    assert [image for image in shown if f"docs/{image}" not in made and not of_sweep.fullmatch(image)] == []
+    of_start = {f"images/{picture}" for picture in update_start.PICTURES}
+    shown = re.findall(r"!\[[^\]]*\]\((?:docs/)?(images/[^)]+)\)", (ROOT / page).read_text())
+    others = [image for image in shown if f"docs/{image}" not in made and not of_sweep.fullmatch(image)]
+    assert set(others) <= of_start
 
 
 @pytest.mark.parametrize("words", [words for words in IN_THE_CHECKOUT if words[0] == "lit-gen"], ids=" ".join)
@@ -70,14 +89,19 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
         case "sweep":
             patterns = [word for word in words[2:] if word.startswith("sweeps/")]
             assert load_sweep([path for pattern in patterns for path in sorted(ROOT.glob(pattern))]).trials
-        case "leaderboard":
+        case "leaderboard" | "report":
             roots = [w[w.index("--run.root") + 1] for w in IN_THE_CHECKOUT if "--run.root" in w]
-            assert words[2] in [*(f"runs/sweeps/{sweep}" for sweep in SWEEPS), *roots]
+            assert words[2] in [*(f"runs/sweeps/{sweep}" for sweep in SWEEPS), *roots, "runs"]
         case "sample":
             name = words[2].removesuffix("-*").removeprefix("runs/")
             configs = dict.fromkeys(w[w.index("--config") + 1] for w in IN_THE_CHECKOUT if "--config" in w)
             alike = sorted(configs, key=lambda config: -SequenceMatcher(None, Path(config).stem, name).ratio())
             assert any(default_name(ROOT / config) == name for config in alike)
+        case "ema":
+            assert words[3] == "--std" and float(words[4]) > 0
+            fits = [w for w in IN_THE_CHECKOUT if w[:2] == ["lit-gen", "fit"] and "--ema.stds" in w]
+            names = [default_name(ROOT / w[w.index("--config") + 1]) for w in fits]
+            assert Path(words[2]).name.removesuffix("-*") in names
         case "reflow" | "evaluate":
             made = Path(words[2]).name.removesuffix("-*").replace("2-", "")
             config = next(c for c in (ROOT / "conf/experiment").glob("*.yaml") if default_name(c) == made)
@@ -85,6 +109,54 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
             ExperimentCLI([f"--config={config}", *given])
         case verb:
             pytest.fail(f"no check of lit-gen {verb}")
+
+
+@pytest.mark.parametrize("words", [words for words in IN_THE_CHECKOUT if words[0] != "lit-gen"], ids=" ".join)
+def test_other_commands_name_what_there_is(words: list[str]) -> None:
+    match words:
+        case ["pip", "install", "-c", constraints, "-e", target]:
+            extras = re.findall(r"\[(\w+)\]", target)
+            config = (ROOT / "setup.cfg").read_text()
+            assert (ROOT / constraints).is_file() and all(f"\n{extra} =\n" in config for extra in extras)
+        case ["pytest"]:
+            assert (ROOT / "pyproject.toml").is_file()
+        case ["wandb", "sweep", file]:
+            assert load_sweep([ROOT / file]).trials
+        case ["python", "-m", "lit_gen.report.theory", figure, *_]:
+            assert callable(getattr(theory, figure))
+        case _:
+            pytest.fail(f"no check of {words[0]}")
+
+
+def test_the_examples_of_the_python_api_run() -> None:
+    loading, mathematics = re.findall(r"^```python\n(.*?)^```", (DOCS / "api/index.md").read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(loading.partition("\n\n")[0], names)  # its imports: the run is made up
+    assert callable(names["load"])
+    exec(mathematics, names)
+    assert names["points"].shape == (100, 1)
+    assert float(names["points"].mean()) == pytest.approx(0.3, abs=0.2)
+
+
+def test_generated_pages_are_current() -> None:
+    """In a process of its own, since the classes of tests would be listed, too."""
+    program = [sys.executable, str(DOCS / "generate_reference.py"), "--check"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_site_shows_every_page() -> None:
+    """`mkdocs build --strict` checks links and names; this needs no mkdocs."""
+    named = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2])
+    assert sorted(named) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+
+
+def test_readme_is_a_front_page() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    assert len(re.findall(r"^pip install .*$", readme, re.MULTILINE)) == 2
+    assert len(re.findall(r"^pip install .*&& pytest$", readme, re.MULTILINE)) == 1
 
 
 @cache

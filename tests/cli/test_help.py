@@ -137,6 +137,11 @@ def test_the_nearest_of_several() -> None:
         "did you mean --seed_everything?"
     )
     assert closest("chanels", ["channels", "channel_mult"], "") == "did you mean channels?"
+    keys = ["--run", "--budget.num_images", "--data.num_val", "--evaluation.seed"]
+    assert closest("--num", keys, "") == "did you mean one of --budget.num_images, --data.num_val?"
+    assert closest("--num", [*keys, "-n"], "") == "did you mean -n?"
+    assert closest("--num", keys[:2], "") == "did you mean --budget.num_images?"
+    assert closest("--num", keys[:1], "read the manual") == "read the manual"
     assert closest("q", ["channels"], "read the manual") == "read the manual"
 
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_gen.cli import commands
-from lit_gen.core import progress as module
 from lit_gen.core.progress import ImageProgress, Step, image_progress, listeners
 from tests.conftest import arguments
 
@@ -28,7 +27,7 @@ def shown(terminal: bool, seconds: float = 20.0, monkeypatch: pytest.MonkeyPatch
     for _ in range(4):
         if monkeypatch is not None:
             now = time.monotonic()
-            monkeypatch.setattr(module.time, "monotonic", lambda now=now: now + 1)
+            monkeypatch.setattr(time, "monotonic", lambda now=now: now + 1)
         progress.add(100)
     progress.close()
     return output.getvalue()
@@ -48,7 +47,7 @@ def test_bar_total_speed_and_time_left_are_seen_at_every_width(width: int, monke
     progress = ImageProgress(
         "reference statistics of " + "a data set with a long name " * 9, 1_000_000, console=console
     )
-    monkeypatch.setattr(module.time, "monotonic", lambda: now + 100)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 100)
     progress.update(123_400)
     (line,) = Text.from_ansi(drawn_by(progress, width)).plain.splitlines()
     progress.close()
@@ -81,7 +80,7 @@ def test_no_time_is_left_once_the_last_batch_has_gone_beyond(monkeypatch: pytest
     progress = ImageProgress("training", 1000, seconds=1.5, console=Console(file=output, force_terminal=False))
     now = time.monotonic()
     for seconds in range(1, 5):
-        monkeypatch.setattr(module.time, "monotonic", lambda now=now + seconds: now)
+        monkeypatch.setattr(time, "monotonic", lambda now=now + seconds: now)
         progress.add(300)
     lines = output.getvalue().splitlines()
     assert lines[-1].startswith("training: 1,200/1,000 images, ") and lines[-1].endswith(" images/s, 0 s left")

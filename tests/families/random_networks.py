@@ -10,7 +10,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def randomise(network: Network, seed: int = 0) -> Network:
-    """All parameters random, so that no zero or one of the initialisation hides an error."""
+    """Return the network with random parameters, so that no zero or one of the initialisation hides an error."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
@@ -20,7 +20,7 @@ def randomise(network: Network, seed: int = 0) -> Network:
 
 
 def batch(num: int, image_shape: tuple[int, int, int], num_classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, noise levels and labels, the floating-point ones in float64."""
+    """Return images, noise levels and labels; images and noise levels are float64."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(num, *image_shape, generator=generator, dtype=torch.float64)
     return x, 999 * torch.rand(num, generator=generator, dtype=torch.float64), torch.arange(num) % num_classes

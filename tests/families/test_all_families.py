@@ -1,4 +1,4 @@
-"""What every family must do: train, resume, draw, be scored, be loaded, run in two processes, refuse what is wrong."""
+"""Tests of every family: train, resume, sample, evaluate, load, run in two processes, refuse wrong settings."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def training(model: str, root: Path) -> list[str]:
     params=[name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in TINY],
 )
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished training of each family."""
+    """A finished run of each family."""
     return commands.fit(training(request.param, tmp_path_factory.mktemp(request.param) / "whole"))
 
 
@@ -58,19 +58,19 @@ ALL = pytest.mark.parametrize(
 
 
 def family(run: Run) -> str:
-    """The key of the run's family in TINY."""
+    """Return the key of the run's family in TINY."""
     return run.directory.parent.parent.name.rstrip("0123456789")
 
 
 def load(run: Run, weights: str = "ema") -> tuple[GenerativeModel, torch.Tensor, torch.Tensor | None]:
-    """The model, and some test images with their labels."""
+    """Return the model, and some test images with their labels."""
     objects = ExperimentCLI(["--config", str(run.config)]).objects()
     batch = objects.data.examples("test", 12)
     return load_model(run, objects.model, weights), batch.images, batch.labels
 
 
 def test_every_family_is_here() -> None:
-    """A class that can be trained by name has its entry in TINY."""
+    """Every class that can be trained by name has an entry in TINY."""
     assert list_models().keys() == {words[0].removeprefix("--model=") for words in TINY.values()}
 
 
@@ -195,7 +195,7 @@ def train_every_family(rank: int, folder: Path) -> None:
 
 
 def train_in_both(model: str, root: Path) -> None:
-    """Trains one family in this and the other process; both must end with the same weights."""
+    """Train one family in this and the other process; both must end with the same weights."""
     kept: list[GenerativeModel] = []
     build = ExperimentCLI.objects
 

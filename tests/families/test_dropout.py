@@ -1,4 +1,4 @@
-"""Every network that drops features takes a probability for it."""
+"""Every network with dropout checks its probability."""
 
 import inspect
 from collections.abc import Callable

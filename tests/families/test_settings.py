@@ -1,4 +1,4 @@
-"""What a family can be asked for: samplers, likelihood methods, pictures, initial values."""
+"""Settings of a family: samplers, likelihood methods, pictures, initial values."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.interrupt import KILL_AT, CrashError
 
 
 class Halved(VAE):
-    """Notes what it is given, and shows images at half their brightness."""
+    """A VAE that records the images for its initial values, and shows images at half their brightness."""
 
     capabilities = replace(VAE.capabilities, pictures=("halves",))
     calls: list[Tensor] = []

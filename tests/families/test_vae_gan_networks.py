@@ -21,7 +21,7 @@ def concatenated(encoder: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def cases(image_shape: tuple[int, int, int]) -> dict[str, tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]]:
-    """Each network by name, as a function of one tensor, and an input for it."""
+    """Return each network by name, as a function of one tensor, with an input for it."""
     torch.manual_seed(0)
     images, latents = torch.randn(3, *image_shape), torch.randn(3, LATENT)
     encoder = ConvEncoder(image_shape, LATENT, channels=8)
@@ -97,7 +97,7 @@ def test_critic_starts_with_scores_and_slopes_of_order_one(image_shape: tuple[in
 
 
 def test_gradient_penalty_reaches_the_critic() -> None:
-    """Second derivatives, checked against finite differences of the penalty along one direction."""
+    """Second derivatives agree with finite differences of the penalty along one direction."""
     torch.manual_seed(0)
     critic = Critic((1, 8, 8), channels=8).double()
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64, requires_grad=True)

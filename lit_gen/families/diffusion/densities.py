@@ -181,7 +181,8 @@ class LogitNormal(TimeDensity):
         self.std = std
 
     def quantile(self, schedule: Schedule, u: Tensor) -> Tensor:
-        return (self.mean + self.std * torch.special.ndtri(u)).sigmoid()
+        t: Tensor = (self.mean + self.std * torch.special.ndtri(u)).sigmoid()
+        return t
 
     def pdf(self, schedule: Schedule, t: Tensor) -> Tensor:
         return _normal_pdf(t.logit(), self.mean, self.std) / (t * (1 - t))

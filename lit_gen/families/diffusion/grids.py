@@ -105,7 +105,8 @@ class Karras(_SigmaGrid):
 
     def levels(self, fraction: Tensor, low: float, high: float) -> Tensor:
         start, end = high ** (1 / self.rho), low ** (1 / self.rho)
-        return (start + fraction * (end - start)) ** self.rho
+        sigma: Tensor = (start + fraction * (end - start)) ** self.rho
+        return sigma
 
 
 class UniformLogSNR(_SigmaGrid):

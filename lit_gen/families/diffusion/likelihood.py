@@ -380,4 +380,5 @@ def discretised_gaussian_log_prob(images: Tensor, mean: Tensor, std: Tensor) -> 
     mirrored = lower > 0
     lower, upper = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
     log_lower, log_upper = torch.special.log_ndtr(lower), torch.special.log_ndtr(upper)
-    return log_upper + torch.log(-torch.expm1(log_lower - log_upper))
+    log_mass: Tensor = log_upper + torch.log(-torch.expm1(log_lower - log_upper))
+    return log_mass

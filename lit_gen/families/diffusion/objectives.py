@@ -272,7 +272,8 @@ class Uncertainty(nn.Module):
         """Return u (N,) at noise levels sigma / alpha (N,)."""
         z = (ratio.log() / 4).clamp(-10, 10).to(self.weight)  # finite at both ends of time
         features = math.sqrt(2) * (2 * math.pi * (z[:, None] * self.frequencies + self.phases)).cos()
-        return (features * self.weight).sum(1) / len(self.weight) ** 0.5 + self.bias
+        u: Tensor = (features * self.weight).sum(1) / len(self.weight) ** 0.5 + self.bias
+        return u
 
     def forward(self, loss: Tensor, ratio: Tensor) -> Tensor:
         """Return L / exp(u) + u for losses (N,) at noise levels sigma / alpha (N,)."""

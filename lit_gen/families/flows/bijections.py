@@ -42,7 +42,8 @@ class Bijection(nn.Module, ABC):
 
     def initialise(self, x: Tensor) -> Tensor:
         """Set data-dependent initial values from x, if the map has any, and return y."""
-        return self(x)[0]
+        out: Tensor = self(x)[0]
+        return out
 
 
 class Compose(Bijection):
@@ -106,9 +107,7 @@ class Logit(Bijection):
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
         if not 0 <= alpha < 0.5:
-            raise UserError(
-                f"model.alpha: {alpha} is not in [0, 1/2); give a value in it, such as 0.05, that of RealNVP"
-            )
+            raise UserError(f"model.alpha: {alpha} is not in [0, 1/2); use 0.05, the value of RealNVP")
         self.alpha = alpha
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -143,7 +142,8 @@ class DiagonalScaling(Bijection):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> Tensor:
         self.log_scale.copy_(-x.std(0, correction=0).clamp(min=1e-6).log())
-        return self(x)[0]
+        out: Tensor = self(x)[0]
+        return out
 
 
 class ActNorm(Bijection):
@@ -174,7 +174,8 @@ class ActNorm(Bijection):
         std, mean = torch.std_mean(x, dim=(0, 2, 3), correction=0)
         self.mean.copy_(mean[:, None, None])
         self.log_std.copy_(std.clamp(min=1e-6).log()[:, None, None])
-        return self(x)[0]
+        out: Tensor = self(x)[0]
+        return out
 
 
 class InvertibleConv(Bijection):
@@ -218,7 +219,8 @@ class InvertibleConv(Bijection):
         with torch.autocast(y.device.type, enabled=False):
             permutation, lower, upper = self.factors()
             x = torch.linalg.solve_triangular(lower, permutation.T @ y.flatten(2), upper=False, unitriangular=True)
-            return torch.linalg.solve_triangular(upper, x, upper=True).view_as(y)
+            out: Tensor = torch.linalg.solve_triangular(upper, x, upper=True).view_as(y)
+            return out
 
 
 class Squeeze(Bijection):
@@ -241,7 +243,8 @@ class Squeeze(Bijection):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         x = y.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 1, 5, 2)
-        return x.flatten(4, 5).flatten(2, 3)
+        out: Tensor = x.flatten(4, 5).flatten(2, 3)
+        return out
 
 
 class MultiScale(Bijection):
@@ -283,7 +286,8 @@ class MultiScale(Bijection):
             z = z.unflatten(1, shape)
             x = level.inverse(z if x is None else torch.cat([x, z], 1), context)
         assert x is not None
-        return x
+        out: Tensor = x
+        return out
 
     def initialise(self, x: Tensor) -> Tensor:
         latents = []

@@ -255,4 +255,5 @@ class Coupling(Bijection):
 
     def _theta(self, stays: Tensor, context: Tensor | None) -> Tensor:
         seen = stays if context is None else torch.cat([stays, context], 1)
-        return self.network(seen).to(stays.dtype).unflatten(1, (self.transform.num_params, -1))
+        theta: Tensor = self.network(seen).to(stays.dtype).unflatten(1, (self.transform.num_params, -1))
+        return theta

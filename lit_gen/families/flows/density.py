@@ -49,7 +49,8 @@ class Normal(Base):
     """The standard normal distribution, log p(z) = -(z^2 + log 2 pi) / 2."""
 
     def log_density(self, z: Tensor) -> Tensor:
-        return torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(z)
+        log_p: Tensor = torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(z)
+        return log_p
 
     def draw(self, noise: Noise, dtype: torch.dtype) -> Tensor:
         return noise.normal(self.shape, dtype)
@@ -81,7 +82,8 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return log p(x), (N,) in nats."""
         z, log_det = self.bijection(x)
-        return self.base.log_prob(z, labels) + log_det
+        log_p: Tensor = self.base.log_prob(z, labels) + log_det
+        return log_p
 
     def sample(self, noise: Noise, labels: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Sample an x per index of the noise."""

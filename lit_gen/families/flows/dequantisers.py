@@ -92,7 +92,7 @@ class DequantisedFlow(nn.Module):
         log_q = images.new_zeros(len(images))
         if variational and self.dequantiser is not None:
             uniform, log_q = self.dequantiser(images, uniform)
-        log_p = self.flow(images + (uniform - 0.5) * BIN_WIDTH, labels)
+        log_p: Tensor = self.flow(images + (uniform - 0.5) * BIN_WIDTH, labels)
         return log_p - log_q + images[0].numel() * math.log(BIN_WIDTH)
 
     def initialise(self, images: Tensor, uniform: Tensor) -> None:

@@ -27,7 +27,8 @@ class CouplingBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(self.dropout(F.silu(self.norm2(h))))
+        out: Tensor = x + self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return out
 
 
 class ConvCoupling(nn.Module):
@@ -61,7 +62,8 @@ class ConvCoupling(nn.Module):
         self.out = zeros(nn.Conv2d(channels, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.silu(self.norm(self.blocks(self.stem(x)))))
+        out: Tensor = self.out(F.silu(self.norm(self.blocks(self.stem(x)))))
+        return out
 
 
 class MLPCoupling(nn.Module):
@@ -100,4 +102,5 @@ class MLPCoupling(nn.Module):
         self.out = zeros(nn.Linear(before, math.prod(self.out_shape)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.layers(x.flatten(1))).unflatten(1, self.out_shape)
+        out: Tensor = self.out(self.layers(x.flatten(1))).unflatten(1, self.out_shape)
+        return out

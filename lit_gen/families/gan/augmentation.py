@@ -23,7 +23,8 @@ def color(images: Tensor) -> Tensor:
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * (2 * saturation)
     mean = images.mean((1, 2, 3), keepdim=True)
-    return mean + (images - mean) * (contrast + 0.5)
+    out: Tensor = mean + (images - mean) * (contrast + 0.5)
+    return out
 
 
 def translation(images: Tensor, ratio: float = 0.125) -> Tensor:

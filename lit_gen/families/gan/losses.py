@@ -93,7 +93,8 @@ def gradient_penalty(critic: Callable[..., Tensor], real: Tensor, fake: Tensor, 
     """
     u = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
     between = (u * real + (1 - u) * fake).requires_grad_()
-    return (_gradient(critic(between, *conditions), between).norm(dim=1) - 1).square().mean()
+    out: Tensor = (_gradient(critic(between, *conditions), between).norm(dim=1) - 1).square().mean()
+    return out
 
 
 def r1_penalty(scores: Tensor, real: Tensor, gamma: float) -> Tensor:

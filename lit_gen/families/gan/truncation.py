@@ -40,5 +40,5 @@ class Truncation(Sampler):
             return noise.normal((dim,)).clamp(-self.threshold, self.threshold)
         u = noise.uniform((dim,), torch.float64)
         below = torch.special.ndtr(torch.tensor(-self.threshold, dtype=torch.float64, device=u.device))
-        z = torch.special.ndtri(below + u * (1 - 2 * below))
+        z: Tensor = torch.special.ndtri(below + u * (1 - 2 * below))
         return z.clamp(-self.threshold, self.threshold).float()

@@ -16,8 +16,9 @@ from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.distributions.dequantisation import bits_per_dim, dequantise
 from lit_gen.distributions.pixels import Bernoulli, Categorical, DiscretisedLogistic, PixelLikelihood
-from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 from lit_gen.families.vae.networks import ConvDecoder, ConvEncoder
 from lit_gen.families.vae.variational import (
@@ -350,7 +351,8 @@ class VAE(GenerativeModel):
         path = torch.lerp(first[:, None], last[:, None], torch.linspace(0, 1, NUM_STEPS, device=z.device)[:, None])
         labels = labels[:pairs].repeat_interleave(NUM_STEPS) if labels is not None else None
         shown = self.generator.likelihood.centre(self.generator.decode(path.flatten(0, 1), labels))
-        return shown.unflatten(0, (pairs, NUM_STEPS))
+        rows: Tensor = shown.unflatten(0, (pairs, NUM_STEPS))
+        return rows
 
 
 def _positive(key: str, value: int) -> int:

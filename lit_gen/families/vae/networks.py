@@ -74,4 +74,5 @@ class ConvDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.trunk(z)
+        params: Tensor = self.trunk(z)
+        return params

@@ -1,4 +1,4 @@
-"""FVSBN, NADE and MADE as distributions: exact masses, and samples drawn in steps, under each mask and all."""
+"""FVSBN, NADE and MADE as distributions: exact masses, and samples, under each mask and under their mixture."""
 
 import itertools
 from collections.abc import Callable
@@ -47,7 +47,7 @@ MIXTURE = partial(LogisticMixture, num_components=2)
 def build_random(
     build: Builder, shape: Shape, likelihood: Callable[[], PixelLikelihood] = Bernoulli, num_classes: int = 0
 ) -> Autoregressive:
-    """In float64, all parameters random."""
+    """Return the model in float64 with random parameters."""
     options: dict[str, Any] = {"num_classes": num_classes, "class_conditional": num_classes > 0}
     model = build(likelihood=likelihood, image_shape=shape, **options).double().eval()
     return randomise(model, seed=3)
@@ -59,7 +59,7 @@ def every_binary_image(height: int, width: int) -> Tensor:
 
 
 def masks_of(model: Autoregressive) -> list[dict[str, int]]:
-    """What the network is called with for each of its masks."""
+    """Return the additional arguments of the network for each of its masks."""
     network = model.network
     return [{"mask": mask} for mask in range(network.num_masks)] if isinstance(network, MaskedMLP) else [{}]
 
@@ -68,7 +68,7 @@ def masks_of(model: Autoregressive) -> list[dict[str, int]]:
 @EACH
 @pytest.mark.parametrize(("height", "width"), [(3, 3), (2, 5)])
 def test_masses_of_binary_images_sum_to_one(build: Builder, height: int, width: int) -> None:
-    """For each mask, hence each order, and class; and for the mixture of all masks."""
+    """Masses sum to one for each class and mask, hence each order, and for the mixture of all masks."""
     model = build_random(build, (1, height, width), num_classes=2)
     images = every_binary_image(height, width)
     for label in (0, 1):
@@ -100,7 +100,7 @@ def test_masses_of_all_images_of_two_grey_pixels_sum_to_one(
 
 
 def without_steps(model: Autoregressive, noise: Noise, labels: Tensor | None, mask: dict[str, int]) -> Tensor:
-    """The images that one whole forward pass for each token gives, in the order of a mask and with the same numbers."""
+    """Sample with a forward pass per token, in the order of a mask and with the same random numbers."""
     channels, height, width = model.image_shape
     images = torch.zeros(len(noise), channels, height, width).double()
     network: Any = model.network
@@ -139,7 +139,7 @@ def test_steps_draw_the_images_of_whole_forward_passes(
 
 @EACH
 def test_the_numbers_of_all_pixels_are_computed_together(build: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One by one they take longer than the steps of these networks."""
+    """Drawn one by one, they would take longer than the steps of these networks."""
     philox = Mock(wraps=noise_module.philox)
     monkeypatch.setattr(noise_module, "philox", philox)
     model = build_random(build, (1, 5, 6))
@@ -151,7 +151,7 @@ def test_the_numbers_of_all_pixels_are_computed_together(build: Builder, monkeyp
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.8])
 @EACH
 def test_frequencies_of_samples_are_the_exact_probabilities(build: Builder, temperature: float) -> None:
-    """Chi-square of 4,000 samples over all 16 images of 2x2, against the conditionals with divided logits."""
+    """Compare 4,000 samples with the conditionals of divided logits, by chi-square over all 16 images of 2x2."""
     model = build_random(build, (1, 2, 2))
     images = every_binary_image(2, 2)
     samples = model.sample(Noise(0, range(4000)), sampler=Temperature(temperature))
@@ -170,7 +170,7 @@ def test_frequencies_of_samples_are_the_exact_probabilities(build: Builder, temp
 
 @EACH
 def test_completions_are_drawn_given_the_upper_half(build: Builder) -> None:
-    """Chi-square of the lower halves of 2x2 images, 500 images of four completions, against p(x) under mask 0."""
+    """Compare lower halves of 2x2 images with p(x) under mask 0, by chi-square over 500 images of four completions."""
     model = build_random(build, (1, 2, 2))
     upper = torch.tensor([1.0, -1.0]).double()
     images = torch.cat([upper.view(1, 1, 1, 2), torch.full((1, 1, 1, 2), 0.5)], 2).expand(500, 1, 2, 2)
@@ -191,7 +191,7 @@ def test_completions_are_drawn_given_the_upper_half(build: Builder) -> None:
 
 @pytest.mark.slow
 def test_the_command_completes_with_the_sampler(tmp_path: Path) -> None:
-    """A temperature near 0 takes the likelier value of each pixel, so that all four completions are one."""
+    """A temperature near 0 selects the likelier value of each pixel, so that all four completions are equal."""
     run = commands.fit(arguments("FVSBN", tmp_path, 64, "--grid.num_samples=0"))
     drawn = {}
     for temperature in ("1", "0.8", "1e-6"):

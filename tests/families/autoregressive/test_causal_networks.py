@@ -1,4 +1,4 @@
-"""The causal networks: what each parameter sees, whole images against images drawn a pixel at a time, exact sums."""
+"""Causal networks: the receptive field of each parameter, steps against whole images, exact sums."""
 
 import itertools
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def gated(shape: Shape, num_params: int, num_classes: int = 0, channelwise: bool
 
 
 def narrow(shape: Shape, num_params: int, num_classes: int = 0, channelwise: bool = False) -> Network:
-    """As many features as channels come in, with that of `mark`: no width tells the first layer from the others."""
+    """Return a network with as many features as input channels, so that no width marks the first layer."""
     width = shape[0] + 1
     network = GatedPixelCNN(shape, num_params, num_classes, channelwise, width, num_layers=4, first_kernel_size=5)
     first = network.layers[0]
@@ -54,7 +54,7 @@ CHANNELWISE = [(gated, False), (gated, True), (residual, False), (transformer, F
 
 
 def randomised(build: Builder, shape: Shape, num_params: int, **options: object) -> Network:
-    """In float64, with all parameters moved from where they begin."""
+    """Return the network in float64, with all parameters moved from their initial values."""
     torch.manual_seed(0)
     network = build(shape, num_params, **options).double().eval()
     with torch.no_grad():
@@ -68,7 +68,7 @@ def values(*shape: int) -> Tensor:
 
 
 def in_steps(network: Network, images: Tensor, labels: Tensor | None) -> Tensor:
-    """The parameters (N, P, H, W) of images from one step for each pixel or channel."""
+    """Return the parameters (N, P, H, W) of images by one step per pixel or channel."""
     num, channels, height, width = images.shape
     size, maps = channels // network.num_groups, network.num_params // network.num_groups
     params = images.new_zeros(num, network.num_params, height, width)
@@ -94,7 +94,7 @@ def test_steps_give_what_the_whole_image_gives(
 
 
 def sees(network: Network, shape: Shape) -> Tensor:
-    """Which values (C, H, W) each parameter (P, H, W) depends on, by the Jacobian."""
+    """Return which values (C, H, W) each parameter (P, H, W) depends on, by the Jacobian."""
     seen = torch.zeros(6, *shape[1:], *shape, dtype=torch.bool)
     for _ in range(2 if isinstance(network, GatedPixelCNN) else 1):  # a rectifier may be closed at one image
         jacobian = torch.autograd.functional.jacobian(lambda x: network(x, None), values(1, *shape))
@@ -104,7 +104,7 @@ def sees(network: Network, shape: Shape) -> Tensor:
 
 
 def order(shape: Shape, num_groups: int) -> Tensor:
-    """The place of each value (C, H, W) in the order of drawing, channels of a pixel together or one by one."""
+    """Return the position of each value (C, H, W) in the order, channels of a pixel together or one by one."""
     channels, height, width = shape
     pixels = torch.arange(height * width).view(1, height, width) * num_groups
     return pixels + torch.arange(channels)[:, None, None] * (num_groups > 1)
@@ -116,7 +116,7 @@ def order(shape: Shape, num_groups: int) -> Tensor:
 def test_each_parameter_sees_all_that_comes_before_and_nothing_else(
     build: Builder, channelwise: bool, shape: Shape
 ) -> None:
-    """No leak and no blind spot, for colours as well: with channelwise G sees R, B sees R and G, not vice versa."""
+    """There is no leak and no blind spot, and with channelwise G sees R, and B sees R and G, not vice versa."""
     network = randomised(build, shape, 6, channelwise=channelwise)
     place = order(shape, network.num_groups)
     of_params = place.repeat_interleave(6 // shape[0], 0)
@@ -126,7 +126,7 @@ def test_each_parameter_sees_all_that_comes_before_and_nothing_else(
 
 @pytest.mark.parametrize(("shape", "channelwise"), [((1, 4, 5), False), ((3, 3, 3), False), ((3, 3, 3), True)])
 def test_each_token_sees_all_that_come_before_and_nothing_else(shape: Shape, channelwise: bool) -> None:
-    """As for convolutions, with values that are changed instead of derivatives, since they are looked up."""
+    """The same as for convolutions, by changes of values: an embedding has no derivative."""
     network = randomised(transformer, shape, 6, channelwise=channelwise)
     images = values(1, *shape)
     place = order(shape, network.num_groups)
@@ -152,7 +152,7 @@ def test_probabilities_of_all_binary_images_sum_to_one(build: Builder) -> None:
 
 @torch.no_grad()
 def test_probabilities_of_all_sequences_of_three_values_sum_to_one() -> None:
-    """Four tokens, 81 sequences; the three logits are of the bytes 0, 100 and 255."""
+    """There are 81 sequences of four tokens; the three logits belong to the bytes 0, 100 and 255."""
     sequences = torch.tensor(list(itertools.product(range(3), repeat=4)))
     images = (torch.tensor([0.0, 100.0, 255.0]).double()[sequences] / 127.5 - 1).view(-1, 1, 2, 2)
     log_p = randomised(transformer, (1, 2, 2), 3)(images).log_softmax(1)

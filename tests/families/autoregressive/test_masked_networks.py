@@ -1,4 +1,4 @@
-"""FVSBN's, NADE's and MADE's networks: what each parameter sees, the same by other sums, steps against whole images."""
+"""Networks of FVSBN, NADE and MADE: receptive fields, the same values by other sums, steps against whole images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,12 +35,12 @@ SHAPES = [((1, 3, 4), False), ((3, 2, 2), True), ((3, 2, 2), False)]
 
 
 def build_random(build: Builder, shape: Shape, channelwise: bool, num_classes: int = 0) -> Network:
-    """In float64, all parameters random; two parameters for each value."""
+    """Return the network in float64 with random parameters, and two outputs per value."""
     return randomise(build(shape, 2 * shape[0], num_classes, channelwise).double()).eval()
 
 
 def under(network: Network, mask: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """The network under one mask."""
+    """Return the network under one mask."""
     return partial(network, mask=mask) if isinstance(network, MaskedMLP) else network
 
 
@@ -57,7 +57,7 @@ def values(*shape: int) -> Tensor:
 def test_each_token_sees_all_before_it_and_nothing_else(
     build: Builder, mask: int, shape: Shape, channelwise: bool
 ) -> None:
-    """By the Jacobian: no leak and no blind spot. In raster order G sees R with channelwise, and not vice versa."""
+    """The Jacobian has no leak and no blind spot. In raster order, with channelwise, G sees R and not vice versa."""
     network = build_random(build, shape, channelwise)
     images = values(32, *shape)  # a rectifier may be closed at one image
     jacobian = torch.autograd.functional.jacobian(lambda x: under(network, mask)(x, None).sum(0), images)

@@ -1,4 +1,4 @@
-"""PixelCNN, PixelCNN++ and the image transformer as distributions: exact masses, and samples drawn in steps."""
+"""PixelCNN, PixelCNN++ and the image transformer as distributions: exact masses, and samples."""
 
 import itertools
 import math
@@ -57,7 +57,7 @@ def transformer(
 
 
 def randomised(model: Autoregressive) -> Autoregressive:
-    """In float64, with all parameters moved from where they begin."""
+    """Return the model in float64, with all parameters moved from their initial values."""
     torch.manual_seed(1)
     model = model.double().eval()
     with torch.no_grad():
@@ -87,7 +87,7 @@ def every_binary_image(height: int, width: int) -> Tensor:
 
 
 def without_steps(model: Autoregressive, noise: Noise, labels: Tensor | None) -> Tensor:
-    """The images that one whole forward pass for each pixel or channel gives, with the same random numbers."""
+    """Sample with a forward pass per pixel or channel, with the same random numbers."""
     channels, height, width = model.image_shape
     images = torch.zeros(len(noise), channels, height, width).double()
     num_groups = model.network.num_groups
@@ -115,7 +115,7 @@ def test_steps_draw_the_images_of_whole_forward_passes(
 
 @pytest.mark.parametrize("build", MODELS)
 def test_frequencies_of_samples_are_the_exact_probabilities(build: Builder) -> None:
-    """Chi-square of 4,000 samples over all 16 images of 2x2, at temperature 1 and at 2."""
+    """Compare 4,000 samples at temperatures 1 and 2 with their masses, by chi-square over all 16 images of 2x2."""
     model = build((1, 2, 2))
     images = every_binary_image(2, 2)
     for temperature in (1.0, 2.0):
@@ -157,7 +157,7 @@ def test_masses_of_all_images_of_two_grey_pixels_sum_to_one(
 
 @pytest.mark.parametrize(("build", "likelihood"), [(pixelcnn, FEW), (transformer, FEW), (pixelcnn_pp, MIXTURE)])
 def test_each_colour_depends_on_the_others(build: Builder, likelihood: Callable[[], PixelLikelihood]) -> None:
-    """log p has a mixed second difference in each two channels, which that of independent channels has not."""
+    """log p has a mixed second difference in any two channels, unlike that of independent channels."""
     model = build((3, 1, 1), likelihood)
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3))).double()
     log_p = model.log_likelihood(signs.view(-1, 3, 1, 1) * 0.6, Noise(0, range(8)))

@@ -1,4 +1,4 @@
-"""Every bijection against its inverse and against autograd, in float64 with all parameters random."""
+"""Bijections agree with their inverses and with autograd, in float64 with random parameters."""
 
 import io
 import math
@@ -40,7 +40,7 @@ MLP = partial(MLPCoupling, width=16, depth=2)
 
 
 def randomised(module: nn.Module, scale: float = 0.3) -> nn.Module:
-    """In float64, with noise on all parameters: layers that begin as zero would hide what they do."""
+    """Return the module in float64, with noise on all parameters, since layers of zeros would hide errors."""
     torch.manual_seed(1)
     module.double()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def made(name: str, scale: float = 0.3) -> tuple[Bijection, Tensor]:
 
 
 def log_det(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """log |det df/dx| of each image by autograd."""
+    """Return log |det df/dx| of each image, by autograd."""
     jacobians = [torch.autograd.functional.jacobian(lambda one: f(one[None])[0].flatten(), image) for image in x]
     return torch.stack([torch.linalg.slogdet(jacobian.flatten(1))[1] for jacobian in jacobians])
 
@@ -133,7 +133,7 @@ def test_a_context_conditions_a_coupling() -> None:
 
 
 def test_logit_of_a_part_of_the_interval_is_autograds() -> None:
-    """Value by value, both terms of its log-determinant: the logit's and that of squeezing by 1 - 2 alpha."""
+    """Both terms of the log-determinant are right for each value: that of the logit, and of the factor 1 - 2 alpha."""
     x = torch.linspace(0, 1, 11).double().reshape(11, 1, 1, 1).requires_grad_()
     f = Logit(0.05)
     y, given = f(x)
@@ -299,7 +299,7 @@ def test_multi_scale_keeps_every_dimension() -> None:
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-4, 1e-2])
 @pytest.mark.parametrize("num_bins", [1, 8, 40])
 def test_splines_near_the_identity_are_inverted_in_float32(scale: float, num_bins: int) -> None:
-    """There the quadratic equation is nearly linear, and its usual root a quotient of two roundings."""
+    """There the quadratic equation is nearly linear, and the usual formula of its root a quotient of two roundings."""
     generator = torch.Generator().manual_seed(0)
     spline = Spline(num_bins, reach=3.0)
     theta = scale * torch.randn(10, spline.num_params, 1, 8, 8, generator=generator)
@@ -348,7 +348,7 @@ def test_planar_is_the_papers() -> None:
 
 
 def test_planar_is_inverted_where_its_slope_vanishes() -> None:
-    """w^T u is -1 to the last digit: a - tanh(a) = (a^3 / 3) (1 + O(a^2)), where Newton's step divides by zero."""
+    """For w^T u = -1 to the last digit, a - tanh(a) = (a^3 / 3) (1 + O(a^2)), and a Newton step divides by zero."""
     f = Planar(2).double()
     with torch.no_grad():
         f.w.copy_(torch.tensor([3.0, 4.0]))

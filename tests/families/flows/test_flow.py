@@ -1,4 +1,4 @@
-"""Normalizing flows as models: exact where an answer is known, stable, and set by data once."""
+"""Normalizing flows as models: exact answers, stability, and initial values that images set once."""
 
 import json
 import math
@@ -83,7 +83,7 @@ def test_whole_models_invert_and_know_their_determinant(name: str) -> None:
 
 
 def integral(flow: Flow, low: float, high: float, num: int = 500) -> float:
-    """Of exp(log p) over a square, by the midpoint rule."""
+    """Integrate exp(log p) over a square by the midpoint rule."""
     middles = low + (torch.arange(num, dtype=torch.float64) + 0.5) * (high - low) / num
     points = torch.cartesian_prod(middles, middles)[:, :, None, None]
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_densities_of_the_plane_integrate_to_one(name: str, base) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.05])
 def test_a_density_behind_the_logit_integrates_to_one(alpha: float) -> None:
-    """Over what the inverse of the logit reaches, a little more than [-1, 1]."""
+    """The domain is the range of the inverse logit, a little more than [-1, 1]."""
     torch.manual_seed(0)
     coupling = Coupling(POINTS, Channels(), Affine(), MLP)
     flow = Flow(Compose([UnitInterval(), Logit(alpha), coupling]), Normal(POINTS))
@@ -123,7 +123,7 @@ def test_a_density_behind_the_logit_integrates_to_one(alpha: float) -> None:
 
 
 class Uniform(Base):
-    """On [0, 1]."""
+    """The domain is [0, 1]."""
 
     def log_density(self, z: Tensor) -> Tensor:
         return torch.where((z >= 0) & (z <= 1), 0.0, -math.inf).to(z.dtype)
@@ -199,7 +199,7 @@ def test_uniform_below_variational_below_the_true_mass() -> None:
 
 
 def test_the_density_of_the_dequantiser_integrates_to_one() -> None:
-    """q(x | u) of two pixels, by the mean of 1 / q over its own draws on a grid of uniform numbers: its volume."""
+    """The mean of 1 / q(x | u) over its own draws, on a grid of uniform numbers, is the volume of the bins."""
     torch.manual_seed(0)
     dequantiser = Dequantiser((1, 1, 2), num_couplings=2)
     randomised(dequantiser, 0.2)
@@ -260,7 +260,7 @@ def test_samples_have_the_density_of_the_base(base) -> None:
 
 
 def test_samples_come_from_the_model_of_their_density() -> None:
-    """f carries what is drawn back to what the base drew."""
+    """f maps a sample back to the draw of the base."""
     model = made("Glow", 0.03)
     x = model.sample(Noise(0, range(1000))).double()
     flow = model.network.flow
@@ -294,7 +294,7 @@ def test_classes_have_means_of_their_own() -> None:
 
 
 def test_a_linear_flow_learns_a_gaussian() -> None:
-    """The loss reaches the entropy of the data, below which no density can be."""
+    """The loss reaches the entropy of the data, its lower bound."""
     torch.manual_seed(0)
     root = torch.tensor([[1.0, 0.0], [1.2, 0.4]], dtype=torch.float64)
     data = (torch.randn(20_000, 2).double() @ root.T + torch.tensor([3.0, -1.0]))[:, :, None, None]
@@ -318,7 +318,7 @@ def test_a_linear_flow_learns_a_gaussian() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["NICE", "RealNVP", "Glow"])
 def test_training_in_float32_is_stable(name: str) -> None:
-    """With lr 1e-3 and no clipping, on digits."""
+    """Train on digits with learning rate 1e-3 and no clipping."""
     objects: Any = ExperimentCLI(arguments(name, Path("unused"))).objects()
     model, images = objects.model, objects.data.examples("train", 64).images
     model.initialise(images)
@@ -336,7 +336,7 @@ def test_training_in_float32_is_stable(name: str) -> None:
 
 
 def test_initial_values_are_of_the_images_alone_and_only_set_once(tmp_path: Path, monkeypatch) -> None:
-    """A training, its checkpoint and its resumption keep what the first images set."""
+    """Training, checkpoint and resuming keep the values that the first images set."""
     words = arguments("Glow", tmp_path, 64 * 2, "--model.optimizer=SGD", "--model.optimizer.lr=0")
     run = commands.fit(words)
     trained = torch.load(run.checkpoint, weights_only=True)["state_dict"]
@@ -361,7 +361,7 @@ def test_initial_values_are_of_the_images_alone_and_only_set_once(tmp_path: Path
 
 @pytest.mark.slow
 def test_two_processes_begin_alike(tmp_path: Path) -> None:
-    """With a learning rate of zero what two processes end with is what one begins with."""
+    """With learning rate zero, two processes end with the initial values of one process."""
     zero = ["--model.optimizer=SGD", "--model.optimizer.lr=0", "--grid.num_samples=0"]
     two = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     weights = []

@@ -1,4 +1,4 @@
-"""What the layers of Glow and RealNVP are, by formulas of their own."""
+"""The layers of Glow and RealNVP agree with separate formulas."""
 
 from functools import partial
 from typing import Any

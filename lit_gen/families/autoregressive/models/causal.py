@@ -9,7 +9,7 @@ from lit_gen.families.autoregressive.models.dense import Autoregressive, Likelih
 from lit_gen.families.autoregressive.networks.image_transformer import CausalTransformer
 from lit_gen.families.autoregressive.networks.pixelcnn import GatedPixelCNN
 from lit_gen.families.autoregressive.networks.pixelcnn_pp import ResidualPixelCNN
-from lit_gen.families.base import OptimizerFactory
+from lit_gen.families.optimizers import OptimizerFactory
 
 
 class PixelCNN(Autoregressive):

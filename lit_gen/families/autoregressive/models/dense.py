@@ -14,8 +14,9 @@ from lit_gen.data.module import ImageDataModule
 from lit_gen.distributions.dequantisation import bits_per_dim
 from lit_gen.distributions.pixels import Bernoulli, LogisticMixture, PixelLikelihood
 from lit_gen.families.autoregressive.networks.masked import LogisticRegressions, MaskedMLP, NADENetwork
-from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 
 NetworkFactory = Callable[[tuple[int, int, int], int, int, bool], nn.Module]
@@ -161,9 +162,9 @@ class Autoregressive(GenerativeModel):
         network = cast(CausalNetwork, self.network)
         state = network.start(len(images), labels)
         tokens = range(self.image_shape[1] * self.image_shape[2] * network.num_groups)
-        return self.go_on(state, tokens, images, num_given, noise, sampler)
+        return self.complete_from(state, tokens, images, num_given, noise, sampler)
 
-    def go_on(
+    def complete_from(
         self,
         state: Any,
         tokens: Iterable[int],
@@ -196,7 +197,8 @@ class Autoregressive(GenerativeModel):
                 drawn = self.distribution.likelihood.sample(params[:, :, None, None], noise, temperature)
                 groups[:, group, :, pixel] = drawn[:, :, 0, 0]
             values = groups[:, group, :, pixel]
-        return groups.flatten(1, 2).unflatten(2, self.image_shape[1:])
+        completed: Tensor = groups.flatten(1, 2).unflatten(2, self.image_shape[1:])
+        return completed
 
     def picture(
         self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
@@ -300,5 +302,5 @@ class MADE(Autoregressive):
             own.draws = noise.draws
             state = network.start(len(rows), None if labels is None else labels[rows], mask)
             order = network.orders[mask].tolist()
-            images[rows] = self.go_on(state, order, images[rows], 0, own, sampler)
+            images[rows] = self.complete_from(state, order, images[rows], 0, own, sampler)
         return images

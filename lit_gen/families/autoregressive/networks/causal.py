@@ -120,7 +120,8 @@ class CausalConv(nn.Module):
     def effective_weight(self) -> Tensor:
         """Return the masked or normalised weights, (out_channels, in_channels, rows, columns)."""
         if self.gain is not None:
-            return self.weight * (self.gain / torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True))
+            norm: Tensor = torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
+            return self.weight * (self.gain / norm)
         return self.weight if self.mask is None else self.weight * self.mask
 
     def padding(self) -> tuple[int, int, int, int]:
@@ -288,7 +289,8 @@ class TwoStacks(nn.Module):
             drawing.left = mark(pixel) * float(column > 0)
         pixel = images[:, :, row : row + 1, column : column + 1]
         params = self.horizontal(drawing.left, pixel, drawing.labels, place)
-        return params[:, :, 0, 0].unflatten(1, (drawing.num_groups, -1))[:, drawing.group]
+        chosen: Tensor = params[:, :, 0, 0].unflatten(1, (drawing.num_groups, -1))[:, drawing.group]
+        return chosen
 
 
 class Drawing:

@@ -39,4 +39,5 @@ class CausalBlock(nn.Module):
             k, v = kept[:, :, :, : position + 1]
         h = F.scaled_dot_product_attention(q, k, v, is_causal=kept is None).transpose(1, 2).flatten(2)
         x = x + self.dropout(self.out(h))
-        return x + self.dropout(self.mlp(self.norm_2(x)))
+        y: Tensor = x + self.dropout(self.mlp(self.norm_2(x)))
+        return y

@@ -91,13 +91,15 @@ class CausalTransformer(nn.Module):
         index = nearest_levels(values).long()
         channel = torch.arange(self.image_shape[0], device=values.device).view(self.num_groups, size)
         offset = channel.repeat(values.shape[1] // self.num_groups, 1) if group is None else channel[group]
-        return self.values(index + NUM_VALUES * offset).sum(2)
+        token: Tensor = self.values(index + NUM_VALUES * offset).sum(2)
+        return token
 
     def begin(self, num: int, labels: Tensor | None) -> Tensor:
         """Return the embedding (N, 1, D) of the start of the sequence."""
         if labels is None:
             return self.first.weight[0].expand(num, 1, -1)
-        return self.first(labels)[:, None]
+        token: Tensor = self.first(labels)[:, None]
+        return token
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         tokens = images.unflatten(1, (self.num_groups, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
@@ -106,7 +108,7 @@ class CausalTransformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         # (N, H W G, P / G) -> (N, P, H, W)
-        params = self.out(self.norm(x)).unflatten(1, (*self.image_shape[1:], self.num_groups))
+        params: Tensor = self.out(self.norm(x)).unflatten(1, (*self.image_shape[1:], self.num_groups))
         return params.permute(0, 3, 4, 1, 2).flatten(1, 2)
 
     def start(self, num: int, labels: Tensor | None = None) -> "Sequences":
@@ -130,7 +132,8 @@ class CausalTransformer(nn.Module):
         x = token + drawn.positions[drawn.position]
         for block, kept in zip(self.blocks, drawn.kept, strict=True):
             x = block(x, kept, drawn.position)
-        return self.out(self.norm(x))[:, 0]
+        params: Tensor = self.out(self.norm(x))[:, 0]
+        return params
 
 
 class Sequences:

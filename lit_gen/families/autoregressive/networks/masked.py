@@ -60,12 +60,14 @@ class TokenNetwork(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Return images as tokens: (N, C, H, W) -> (N, T, K)."""
-        return images.unflatten(1, (self.num_groups, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        out: Tensor = images.unflatten(1, (self.num_groups, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        return out
 
     def maps(self, params: Tensor) -> Tensor:
         """Return parameters of tokens as maps: (N, T, Q) -> (N, P, H, W)."""
         grid = params.unflatten(1, (*self.image_shape[1:], self.num_groups))
-        return grid.permute(0, 3, 4, 1, 2).flatten(1, 2)
+        out: Tensor = grid.permute(0, 3, 4, 1, 2).flatten(1, 2)
+        return out
 
 
 class NADENetwork(TokenNetwork):
@@ -108,7 +110,8 @@ class NADENetwork(TokenNetwork):
         """Return a_1 = c + U y, (N, H)."""
         if self.classes is None:
             return self.hidden_bias.expand(num, -1)
-        return self.hidden_bias + self.classes(labels)
+        out: Tensor = self.hidden_bias + self.classes(labels)
+        return out
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the parameters (N, P, H, W) of all pixels of images (N, C, H, W) in [-1, 1]."""

@@ -87,11 +87,13 @@ class GatedLayer(nn.Module):
         b = self.h_conv(h, place) + place.link(self)
         if here is not None:
             b = b + here
-        return self.h_out(self.gate(b), place)
+        out: Tensor = self.h_out(self.gate(b), place)
+        return out
 
     def gate(self, x: Tensor) -> Tensor:
         first, second = x.chunk(2, 1)
-        return self.dropout(torch.tanh(first) * torch.sigmoid(second))
+        out: Tensor = self.dropout(torch.tanh(first) * torch.sigmoid(second))
+        return out
 
 
 class GatedPixelCNN(TwoStacks):
@@ -173,4 +175,5 @@ class GatedPixelCNN(TwoStacks):
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, GatedLayer)
             h = h + layer.horizontal(h, None, place) if i else layer.horizontal(h, here, place)
-        return self.out(F.relu(self.hidden(F.relu(h), place)), place)
+        params: Tensor = self.out(F.relu(self.hidden(F.relu(h), place)), place)
+        return params

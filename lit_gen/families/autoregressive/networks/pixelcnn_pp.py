@@ -79,7 +79,8 @@ class GatedBlock(nn.Module):
         if self.classes is not None:
             c = c + self.classes(labels)[:, :, None, None]
         a, b = c.chunk(2, 1)
-        return x + a * torch.sigmoid(b)
+        out: Tensor = x + a * torch.sigmoid(b)
+        return out
 
 
 class PairOfBlocks(nn.Module):
@@ -95,7 +96,8 @@ class PairOfBlocks(nn.Module):
 
     def forward(self, stack: Stack, x: Tensor, skip: Tensor | None, labels: Tensor | None, place: Place) -> Tensor:
         if stack == "horizontal":
-            return self.horizontal(x, skip, place.link(self, self.level), labels, place)
+            out: Tensor = self.horizontal(x, skip, place.link(self, self.level), labels, place)
+            return out
         x = self.vertical(x, skip, None, labels, place)
         place.links[self] = self.link(concat_elu(x), place)
         return x
@@ -235,7 +237,8 @@ class ResidualPixelCNN(TwoStacks):
 
     def horizontal(self, left: Tensor, images: Tensor, labels: Tensor | None, place: Place) -> Tensor:
         h = self.left(left, place) + place.link(self)
-        return self.out(F.elu(self.resolution("horizontal", h, labels, place)), place)
+        params: Tensor = self.out(F.elu(self.resolution("horizontal", h, labels, place)), place)
+        return params
 
     @torch.no_grad()
     def initialise(self, images: Tensor, labels: Tensor | None = None) -> None:

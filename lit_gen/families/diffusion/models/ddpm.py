@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.data.batches import Batch
-from lit_gen.families.base import OptimizerFactory
 from lit_gen.families.diffusion.denoisers import Epsilon
 from lit_gen.families.diffusion.densities import ImportanceSampling, UniformSteps
 from lit_gen.families.diffusion.models.general import Diffusion, NetworkFactory
@@ -19,6 +18,7 @@ from lit_gen.families.diffusion.samplers import ancestral
 from lit_gen.families.diffusion.samplers.ancestral import DDIM
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.schedules import DiscreteVP
+from lit_gen.families.optimizers import OptimizerFactory
 
 
 class DDPM(Diffusion):

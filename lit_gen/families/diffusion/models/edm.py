@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from lit_gen.core.errors import UserError
-from lit_gen.families.base import OptimizerFactory
 from lit_gen.families.diffusion.denoisers import EDMPreconditioning
 from lit_gen.families.diffusion.densities import LognormalSigma
 from lit_gen.families.diffusion.models.general import Diffusion
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.samplers.ode import Heun
 from lit_gen.families.diffusion.schedules import EDMSchedule
+from lit_gen.families.optimizers import OptimizerFactory
 
 
 class EDM(Diffusion):

@@ -9,7 +9,6 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.modes import evaluating
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
-from lit_gen.families.base import OptimizerFactory
 from lit_gen.families.diffusion.coupling import optimal_transport
 from lit_gen.families.diffusion.denoisers import Velocity
 from lit_gen.families.diffusion.densities import FixedTime, LogitNormal, TimeDensity, UniformTime
@@ -19,6 +18,7 @@ from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.samplers.ode import Euler
 from lit_gen.families.diffusion.schedules import Rectified
 from lit_gen.families.diffusion.straightness import straightness
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import LikelihoodMethod
 
 Times = Literal["uniform", "logit_normal", "noise"]

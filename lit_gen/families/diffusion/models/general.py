@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
-from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.diffusion.augment import EDMAugmentation
 from lit_gen.families.diffusion.denoisers import GaussianMixtureDenoiser, NetworkDenoiser, Parameterization
@@ -28,6 +28,7 @@ from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.samplers.ode import Heun
 from lit_gen.families.diffusion.schedules import Schedule
 from lit_gen.families.latents import Latents
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 
 NetworkFactory = Callable[[tuple[int, int, int], int], nn.Module]

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 import torch
 
-from lit_gen.families.base import OptimizerFactory
 from lit_gen.families.diffusion.denoisers import Score
 from lit_gen.families.diffusion.densities import UniformLogSigma, UniformTime
 from lit_gen.families.diffusion.models.general import Diffusion
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.samplers.langevin import PredictorCorrector
 from lit_gen.families.diffusion.schedules import VE, LinearVP, Schedule, SubVP
+from lit_gen.families.optimizers import OptimizerFactory
 
 
 class ScoreSDE(Diffusion):

@@ -158,5 +158,5 @@ class DiT(ConditionalNetwork):
     def _join(self, tokens: Tensor) -> Tensor:
         """Join patches (N, T, C_out p p) to images (N, C_out, H, W)."""
         p = self.patch_size
-        x = tokens.unflatten(2, (-1, p, p)).unflatten(1, self.grid).permute(0, 3, 1, 4, 2, 5)
+        x: Tensor = tokens.unflatten(2, (-1, p, p)).unflatten(1, self.grid).permute(0, 3, 1, 4, 2, 5)
         return x.flatten(4).flatten(2, 3).contiguous()

@@ -26,7 +26,8 @@ class MLPBlock(nn.Module):
         self.second = nn.Linear(width, width)
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        return h + self.second(F.silu(self.first(F.silu(h)) + self.emb(emb)))
+        out: Tensor = h + self.second(F.silu(self.first(F.silu(h)) + self.emb(emb)))
+        return out
 
 
 class ResidualMLP(ConditionalNetwork):
@@ -81,4 +82,5 @@ class ResidualMLP(ConditionalNetwork):
         h = self.stem(torch.cat([x.flatten(1), *(p.sin() for p in phases), *(p.cos() for p in phases)], 1))
         for block in self.blocks:
             h = block(h, emb)
-        return self.out(F.silu(h)).unflatten(1, self.out_shape)
+        out: Tensor = self.out(F.silu(h)).unflatten(1, self.out_shape)
+        return out

@@ -139,7 +139,8 @@ class UNetBlock(nn.Module):
         else:
             h = self.norm2(h + e)
         h = self.conv2(self.dropout(F.silu(h)))
-        return self.attention(_scaled(self.skip(x) + h, self.skip_scale))
+        out: Tensor = self.attention(_scaled(self.skip(x) + h, self.skip_scale))
+        return out
 
 
 class UNet(ConditionalNetwork):
@@ -242,7 +243,8 @@ class UNet(ConditionalNetwork):
                 h = module(h if module.resample else torch.cat([h, skips.pop()], dim=1), emb)
             else:
                 h = module(h)
-        return self.out(F.silu(self.norm(h))).contiguous()
+        out: Tensor = self.out(F.silu(self.norm(h))).contiguous()
+        return out
 
 
 class _Level(NamedTuple):

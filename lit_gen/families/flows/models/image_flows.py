@@ -10,7 +10,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.distributions.dequantisation import bits_per_dim
-from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.flows.bijections import (
     ActNorm,
@@ -43,6 +43,7 @@ from lit_gen.families.flows.dequantisers import (
     VariationalDequantisation,
 )
 from lit_gen.families.flows.networks import ConvCoupling, MLPCoupling
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 from lit_gen.networks.blocks import zeros
 

@@ -11,13 +11,14 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
 from lit_gen.data.points import PointSource, grid_of_points
-from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.flows.bijections import ActNorm, Bijection, Compose
 from lit_gen.families.flows.couplings import Channels, Coupling, Spline
 from lit_gen.families.flows.density import Flow, Normal
 from lit_gen.families.flows.networks import MLPCoupling
 from lit_gen.families.flows.planar import Planar, Radial
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 
 Layer = Literal["planar", "radial", "spline"]
@@ -90,7 +91,7 @@ class PointFlow(GenerativeModel):
         return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = -self.flow(batch.images, self.conditioning(batch)).mean()
+        loss: Tensor = -self.flow(batch.images, self.conditioning(batch)).mean()
         self.log_training(loss=loss.detach())
         return loss
 
@@ -105,7 +106,8 @@ class PointFlow(GenerativeModel):
     def log_prob(self, images: Tensor, noise: Noise, labels: Tensor | None, method: LikelihoodMethod | None) -> Tensor:
         """Return the log-density of points, (N,) in nats; points have no mass."""
         self.nfe = 1.0
-        return self.flow(images, labels)
+        log_p: Tensor = self.flow(images, labels)
+        return log_p
 
     def show(self, name: str, data: ImageDataModule, num: int, seed: int, sampler: Sampler | None = None) -> Tensor:
         """Return the learned density and the true one side by side, darker at higher density, black at the maximum."""

@@ -14,10 +14,10 @@ from lit_gen.core.errors import UserError, belonging_to
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.families.base import OptimizerFactory
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.gan.networks.blocks import statistics_kept
 from lit_gen.families.gan.truncation import Truncation
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import Sampler
 from lit_gen.families.two_networks import TwoNetworks
 from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
@@ -177,7 +177,8 @@ class AdversarialModel(TwoNetworks):
 
     def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Return the critic's scores (N,) in float32: losses and their means are not computed in half precision."""
-        return self.critic(images, labels).float()
+        out: Tensor = self.critic(images, labels).float()
+        return out
 
     @torch.no_grad()
     def share_statistics(self) -> None:

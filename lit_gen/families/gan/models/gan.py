@@ -7,7 +7,6 @@ from torch import Tensor
 from lit_gen.core.errors import UserError
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.families.base import OptimizerFactory
 from lit_gen.families.gan.augmentation import AdaptiveAugment, Augmentation, DiffAugment
 from lit_gen.families.gan.losses import BOUNDARIES, LOSSES, r1_penalty
 from lit_gen.families.gan.models.adversarial import (
@@ -19,6 +18,7 @@ from lit_gen.families.gan.models.adversarial import (
 from lit_gen.families.gan.networks.blocks import has_batch_norm
 from lit_gen.families.gan.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from lit_gen.families.gan.networks.sngan import SNGANDiscriminator
+from lit_gen.families.optimizers import OptimizerFactory
 
 TITLES = {
     "minimax": "Minimax-GAN",

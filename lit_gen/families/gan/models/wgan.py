@@ -9,7 +9,6 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.families.base import OptimizerFactory
 from lit_gen.families.gan.losses import gradient_penalty, wasserstein_of_gap
 from lit_gen.families.gan.models.adversarial import (
     AdversarialAdam,
@@ -19,6 +18,7 @@ from lit_gen.families.gan.models.adversarial import (
 )
 from lit_gen.families.gan.networks.blocks import has_batch_norm, normalise_spectrally
 from lit_gen.families.gan.networks.residual import Critic, Generator
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.metrics.wasserstein import wasserstein
 
 NUM_POINTS = 1000

@@ -85,7 +85,8 @@ class Projection(nn.Module):
 
     def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor:
         score = self.score(h).squeeze(1)
-        return score if self.embedding is None else score + (self.embedding(labels) * h).sum(1)
+        out: Tensor = score if self.embedding is None else score + (self.embedding(labels) * h).sum(1)
+        return out
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -104,4 +105,5 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor:
         row = slice(None) if len(self.scale) == 1 else labels
-        return self.norm(h) * self.scale[row, :, None, None] + self.shift[row, :, None, None]
+        out: Tensor = self.norm(h) * self.scale[row, :, None, None] + self.shift[row, :, None, None]
+        return out

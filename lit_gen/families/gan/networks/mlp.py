@@ -40,7 +40,8 @@ class MLPGenerator(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(labels)], dim=1)
-        return self.layers(z).unflatten(1, self.image_shape)
+        out: Tensor = self.layers(z).unflatten(1, self.image_shape)
+        return out
 
 
 class MLPCritic(nn.Module):

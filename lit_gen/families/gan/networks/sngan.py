@@ -39,7 +39,8 @@ class UpBlock(nn.Module):
         h = self.conv1(F.interpolate(F.relu(self.norm1(x, labels)), scale_factor=2))
         h = self.conv2(F.relu(self.norm2(h, labels)))
         # a 1x1 convolution commutes with copying pixels
-        return F.interpolate(self.skip(x), scale_factor=2) + h
+        out: Tensor = F.interpolate(self.skip(x), scale_factor=2) + h
+        return out
 
 
 class SNGANGenerator(nn.Module):
@@ -95,7 +96,8 @@ class DownBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
         # a 1x1 convolution commutes with pooling
-        return self.skip(self.pool(x)) + self.pool(h)
+        out: Tensor = self.skip(self.pool(x)) + self.pool(h)
+        return out
 
 
 class SNGANDiscriminator(nn.Module):

@@ -13,8 +13,9 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import Sampler
 from lit_gen.families.vq.networks.token_transformer import TokenTransformer
 from lit_gen.families.vq.token_sampling import TokenSampling

@@ -15,9 +15,10 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.families.base import GenerativeModel, OptimizerFactory
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.gan.losses import hinge_discriminator_loss, wasserstein_generator_loss
+from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import Sampler
 from lit_gen.families.two_networks import TwoNetworks
 from lit_gen.families.vq.networks.autoencoder import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
@@ -135,7 +136,7 @@ class VQVAE(GenerativeModel):
         images = batch.images
         reconstructions, quantised = self.autoencoder(images)
         error = functional.mse_loss(reconstructions, images)
-        loss = error + quantised.loss
+        loss: Tensor = error + quantised.loss
         self.log_codes(reconstructions, images, quantised)
         self.log_training(loss=loss.detach())
         return loss
@@ -416,4 +417,5 @@ def adaptive_weight(by_nll: Tensor, by_g: Tensor, max_weight: float = 1e4) -> Te
         by_g: Gradient of the adversarial loss of the autoencoder with respect to the same weight.
         max_weight: Upper limit.
     """
-    return (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight)
+    weight: Tensor = (by_nll.norm() / (by_g.norm() + 1e-4)).clamp(max=max_weight)
+    return weight

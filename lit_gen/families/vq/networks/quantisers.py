@@ -339,7 +339,8 @@ def draw_codes(share: Tensor, uniform: Tensor) -> Tensor:
 
 def perplexity(share: Tensor) -> Tensor:
     """Return exp(-sum_k p_k ln p_k): 1 if a single code is used, K if all are used equally."""
-    return torch.special.entr(share).sum().exp()
+    out: Tensor = torch.special.entr(share).sum().exp()
+    return out
 
 
 def usage(share: Tensor) -> Tensor:

@@ -136,7 +136,8 @@ class TokenTransformer(nn.Module):
         top, left = self.window(place, (codes.shape[1], codes.shape[2]))
         seen = codes[:, top : top + height, left : left + width].flatten(1)
         position = (row - top) * width + column - left
-        return self(seen[:, : position + 1], labels)[:, -1]
+        logits: Tensor = self(seen[:, : position + 1], labels)[:, -1]
+        return logits
 
     def _first(self, num: int, labels: Tensor | None) -> Tensor:
         """Return the token (N, 1, D) of the class."""

@@ -1,7 +1,7 @@
-"""Writes README's leaderboard and its two pictures, all from the results of one run of the main job:
+"""Write the leaderboard of docs/index.md and its two pictures, all from the results of one quickstart sweep.
 
 lit-gen sweep sweeps/quickstart.yaml sweeps/quickstart_one_pass.yaml --jobs 2
-python docs/update_readme.py runs/sweeps/quickstart
+python docs/update_start.py runs/sweeps/quickstart
 """
 
 import argparse
@@ -22,17 +22,17 @@ MARKED = re.compile(r"(?<=<!-- leaderboard -->\n).*?(?=<!-- end -->)", re.DOTALL
 PICTURES = ("quickstart_samples.png", "quickstart_distance_vs_nfe.png")
 
 
-def update(folder: Path, readme: Path, pictures: Path) -> None:
-    """Write the leaderboard between README's marks, and the pictures into a folder.
+def update(folder: Path, page: Path, pictures: Path) -> None:
+    """Write the leaderboard between the marks of a page, and the pictures into a folder.
 
     Args:
         folder: The folder of a sweep.
-        readme: The file with the marks.
+        page: The Markdown file with the marks.
         pictures: The folder of the pictures.
     """
     results = load_results(folder)
-    text = readme.read_text()
-    assert MARKED.search(text), f"{readme}: no <!-- leaderboard --> and <!-- end -->"
+    text = page.read_text()
+    assert MARKED.search(text), f"{page}: no <!-- leaderboard --> and <!-- end -->"
     samples, distances = (pictures / name for name in PICTURES)
     plots.side_by_side(results, samples)
     plots.distance_vs_nfe(results, distances)
@@ -52,14 +52,14 @@ def update(folder: Path, readme: Path, pictures: Path) -> None:
     }
     what = ", ".join(f"{name} {' and '.join(sorted(values))}" for name, values in shared.items() if values)
     block = f"{for_markdown(board.protocol_line)}; {for_markdown(what)}.\n\n{table}\n"
-    write_atomically(readme, MARKED.sub(lambda _: block, text))
+    write_atomically(page, MARKED.sub(lambda _: block, text))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Update this checkout's README."""
+    """Update the start page of this checkout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the folder of the main job, runs/sweeps/quickstart")
-    update(parser.parse_args(arguments).folder, ROOT / "README.md", ROOT / "docs" / "images")
+    parser.add_argument("folder", type=Path, help="the folder of the sweep, runs/sweeps/quickstart")
+    update(parser.parse_args(arguments).folder, ROOT / "docs" / "index.md", ROOT / "docs" / "images")
 
 
 if __name__ == "__main__":
