@@ -1,11 +1,11 @@
-"""Time of drawing images from autoregressive models: one cached step for each pixel, against a forward pass for each.
+"""Measure the sampling time of autoregressive models: a cached step per pixel against a forward pass per pixel.
 
     python benchmarks/autoregressive_sampling.py [--size 28] [--batch 16] [--pixels 8] [--repeats 3] [--threads 2]
                                                  [--cpu-time] [--only binary]
 
-Images are drawn by `model.sample`, with their random numbers. Without the cache, the first `--pixels` of an image are
-drawn with the same numbers, each from a whole forward pass; their time is multiplied to that of all pixels, since a
-pass takes the same time for each. The models take turns.
+`model.sample` uses the cache. Without it, the first `--pixels` pixels of an image are sampled with the same random
+numbers, each from a whole forward pass. Their time is scaled to all pixels, since every pass takes the same time. The
+models take turns.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from lit_gen.families.autoregressive.models.dense import Autoregressive
 
 @torch.inference_mode()
 def without_cache(model: Autoregressive, noise: Noise, num_pixels: int) -> Tensor:
-    """The first pixels (N, num_pixels) of images of one channel, each from a forward pass over the whole image."""
+    """Sample the first pixels (N, num_pixels) of one-channel images, each from a forward pass over the whole image."""
     images = next(model.parameters()).new_zeros(len(noise), *model.image_shape)
     pixels = images.flatten(2)
-    noise.draws = int(isinstance(model, MADE))  # the first draw of MADE chooses the mask
+    noise.draws = int(isinstance(model, MADE))  # the first draw of MADE selects the mask
     noise.reads_ahead = True
     for pixel in range(num_pixels):
         params = model.network(images, None).flatten(2)[:, :, pixel, None, None]
@@ -34,17 +34,23 @@ def without_cache(model: Autoregressive, noise: Noise, num_pixels: int) -> Tenso
     return pixels[:, 0, :num_pixels]
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--pixels", type=int, default=8, help="how many are drawn without the cache in each turn")
+    parser.add_argument("--pixels", type=int, default=8, help="number sampled without the cache in each turn")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="", help="models whose name holds this")
+    parser.add_argument("--only", default="", help="select models whose name contains this")
     parser.add_argument("--cpu-time", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the sampling times with and without the cache."""
+    args = arguments()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape, num_pixels = (1, args.size, args.size), args.size**2
@@ -73,7 +79,7 @@ def main() -> None:
             middle = now()
             pixels = without_cache(model, Noise(0, noise, args.device), args.pixels)
             end = now()
-            # a rounding may change a value, and then those behind it
+            # rounding may change a value, and then the values after it
             same = (images.flatten(1)[:, : args.pixels] - pixels).abs() < 1e-3
             assert same.float().mean() > 0.9, name
             if repeat:  # the first turn warms up
@@ -82,7 +88,7 @@ def main() -> None:
     print(
         f"{args.size}x{args.size}x1, batch {args.batch}, {device}, torch {torch.__version__}, "
         f"median of {args.repeats}, {'processor' if args.cpu_time else 'wall'} time; "
-        f"without the cache the first {args.pixels} pixels, times {num_pixels / args.pixels:g}"
+        f"without the cache: the first {args.pixels} pixels, scaled by {num_pixels / args.pixels:g}"
     )
     print(f"{'model':20}{'parameters':>12}{'cached s':>10}{'forward passes s':>18}{'ratio':>8}")
     for name, model in models.items():

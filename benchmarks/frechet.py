@@ -1,11 +1,11 @@
-"""Ratio of the time of our Frechet distance to torchmetrics' own at 2048 features, from the same moments.
+"""Compare the time of our Frechet distance with that of torchmetrics, at 2048 features and from the same moments.
 
     python benchmarks/frechet.py [--repeats 5] [--threads 1]
 
-The repeats are interleaved, so that a change of the machine's load meets all; the medians are compared. What bounds the
-ratio is the one eigenvalue problem of a symmetric matrix, timed here alone as well: half of LAPACK's reduction to
-tridiagonal form reads the whole matrix from memory for each column, and a second thread hardly helps it. The Cholesky
-factor and the matrix products before it scale with the threads.
+The repeats are interleaved, so that changes of the load affect all measurements; the medians are compared. The
+symmetric eigenvalue problem bounds the ratio from below, and is also timed separately. Half of LAPACK's reduction to
+tridiagonal form reads the whole matrix from memory for each column, so a second thread hardly helps. The Cholesky
+factor and the matrix products before it scale with the number of threads.
 """
 
 import argparse
@@ -22,17 +22,17 @@ AIM = 0.15
 
 
 def moments(generator: torch.Generator, n: int = 3 * WIDTH) -> Moments:
-    """Moments of correlated normal features."""
+    """Return the moments of correlated normal features."""
     mixing = torch.randn(WIDTH, WIDTH, generator=generator) / WIDTH**0.5
     return Moments.of(torch.randn(n, WIDTH, generator=generator) @ mixing + torch.randn(WIDTH, generator=generator))
 
 
 def main() -> None:
-    """Prints times, ratios, and the relative difference of the two results."""
+    """Print times, ratios, and the relative difference of the two results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="of PyTorch; its default here: %(default)s"
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of PyTorch (default: %(default)s)"
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

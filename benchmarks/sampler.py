@@ -1,11 +1,11 @@
-"""Time of a sampler over NFE x forward time of its network, in one run.
+"""Compare the time of each sampler with NFE x forward time of its network.
 
     python benchmarks/sampler.py [--nfe 10] [--repeats 5] [--threads 2] [--cpu-time] [--only UniPC]
 
-A sampler's turn is followed by as many bare forward passes as it made evaluations; medians of the ratio of the two. The
-samplers take turns, so that a busy spell of the machine meets them all. `--cpu-time` counts processor time instead of
-wall time (use it with one thread on a busy machine). As the ratio of two nearly equal times is only as exact as the
-machine is quiet, the sampler is also timed with a network that costs nothing: its own share of an evaluation.
+After each run of a sampler, as many bare forward passes are timed as it made evaluations; the median of the ratios is
+printed. The samplers take turns, so that other load affects all of them. `--cpu-time` measures processor time instead
+of wall time; use it with one thread on a busy machine. The ratio of two nearly equal times is noisy, so each sampler is
+also timed with a network without cost, which gives its own share of an evaluation.
 """
 
 import argparse
@@ -32,7 +32,8 @@ from lit_gen.families.diffusion.samplers import (
 )
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
@@ -40,36 +41,45 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true")
-    parser.add_argument("--only", default="", help="the samplers whose line begins so")
-    args = parser.parse_args()
+    parser.add_argument("--only", default="", help="select samplers whose name starts with this")
+    return parser.parse_args()
+
+
+def all_samplers(nfe: int) -> dict[str, DiffusionSampler]:
+    """Return the samplers by name, all but RK45 with the same number of network evaluations."""
+    return {
+        "DDPM": DDPM(nfe=nfe),
+        "DDIM": DDIM(nfe=nfe),
+        "Euler": Euler(nfe=nfe),
+        "Heun": Heun(nfe=nfe),
+        "Heun with churn": Heun(nfe=nfe, S_churn=10),
+        "EulerMaruyama": EulerMaruyama(nfe=nfe),
+        "PredictorCorrector": PredictorCorrector(nfe=nfe),
+        "AnnealedLangevin": AnnealedLangevin(nfe=nfe),
+        "DPMSolver 2M": DPMSolver(nfe=nfe),
+        "DPMSolver 2S": DPMSolver(nfe=nfe, method="singlestep"),
+        "DPMSolver SDE": DPMSolver(nfe=nfe, eta=1.0),
+        "UniPC": UniPC(nfe=nfe),
+        "UniPC of order 3": UniPC(nfe=nfe, order=3),
+        "RK45": RK45(rtol=1e-2, atol=1e-2),
+    }
+
+
+def main() -> None:
+    """Print times, ratios and own shares of the samplers."""
+    args = arguments()
     clock = time.process_time if args.cpu_time else time.perf_counter
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape = (1, args.size, args.size)
     mult = (1, 2, 2) if args.size >= 16 else (1, 2)
     network = UNet(shape, channels=32, channel_mult=mult, num_blocks=1).eval()
-    with torch.no_grad():  # the output layer of a fresh UNet is zero, which RK45 would find too easy
+    with torch.no_grad():  # a fresh UNet outputs zero, which is too easy for RK45
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     denoiser = NetworkDenoiser(network, Rectified(), Velocity())
     x, t = torch.randn(args.batch, *shape), torch.rand(args.batch) * 999
-    samplers: dict[str, DiffusionSampler] = {
-        "DDPM": DDPM(nfe=args.nfe),
-        "DDIM": DDIM(nfe=args.nfe),
-        "Euler": Euler(nfe=args.nfe),
-        "Heun": Heun(nfe=args.nfe),
-        "Heun with churn": Heun(nfe=args.nfe, S_churn=10),
-        "EulerMaruyama": EulerMaruyama(nfe=args.nfe),
-        "PredictorCorrector": PredictorCorrector(nfe=args.nfe),
-        "AnnealedLangevin": AnnealedLangevin(nfe=args.nfe),
-        "DPMSolver 2M": DPMSolver(nfe=args.nfe),
-        "DPMSolver 2S": DPMSolver(nfe=args.nfe, method="singlestep"),
-        "DPMSolver SDE": DPMSolver(nfe=args.nfe, eta=1.0),
-        "UniPC": UniPC(nfe=args.nfe),
-        "UniPC of order 3": UniPC(nfe=args.nfe, order=3),
-        "RK45": RK45(rtol=1e-2, atol=1e-2),
-    }
-    samplers = {name: sampler for name, sampler in samplers.items() if name.startswith(args.only)}
+    samplers = {name: sampler for name, sampler in all_samplers(args.nfe).items() if name.startswith(args.only)}
     free = NetworkDenoiser(lambda x, c_noise, labels: torch.zeros_like(x), Rectified(), Velocity())
     turns: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in samplers}
     for repeat in range(args.repeats + 1):

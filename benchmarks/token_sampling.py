@@ -1,9 +1,9 @@
-"""Time to draw codes with a forward pass over all codes before each, over that with keys and values kept, in one run.
+"""Measure the speed-up that cached keys and values give when a transformer samples codes.
 
     python benchmarks/token_sampling.py [--size 16] [--batch 8] [--repeats 3] [--threads 1]
 
-A grid of 16x16 is 256 codes. The two take turns, so that a busy spell of the machine meets both; both draw the same
-codes, which is checked.
+A 16x16 grid has 256 codes. Without the cache, every code takes a forward pass over all codes before it. The two methods
+take turns, so that other load affects both, and the benchmark checks that they sample the same codes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lit_gen.families.vq.token_sampling import TokenSampling
 
 
 def without_cache(model: TokenPrior, noise: Noise, sampler: TokenSampling) -> Tensor:
-    """The codes (N, h, w) by as many forward passes over ever more codes."""
+    """Sample codes (N, h, w), each by a forward pass over all codes before it."""
     length = model.grid[0] * model.grid[1]
     uniform = noise.uniform((length,), torch.float64)
     codes = torch.zeros(len(noise), length, dtype=torch.int64)
@@ -31,6 +31,7 @@ def without_cache(model: TokenPrior, noise: Noise, sampler: TokenSampling) -> Te
 
 
 def main() -> None:
+    """Print the times with and without the cache, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
@@ -52,7 +53,7 @@ def main() -> None:
             middle = time.process_time()
             fast = model.draw(Noise(0, noise), None, sampler)
             end = time.process_time()
-            assert (slow == fast).float().mean() > 0.9  # a rounding may change a code, and then those behind it
+            assert (slow == fast).float().mean() > 0.9  # rounding may change a code, and then the codes after it
             ratios.append((middle - begin) / (end - middle))
             print(f"{middle - begin:.2f} s without, {end - middle:.2f} s with: {ratios[-1]:.1f} times", flush=True)
     print(

@@ -1,16 +1,16 @@
-"""Our training step over a bare PyTorch loop with the same network, batch and optimizer, in one run.
+"""Compare our training step with a bare PyTorch loop that has the same network, batch size and optimizer.
 
     python benchmarks/training_step.py [--size 32] [--batch 64] [--steps 60] [--threads 2]
 
-Ours is everything between two batches under the Trainer, with the callbacks and loggers of `lit-gen fit`: gathering the
-batch, the loss, backward, optimizer, the average of the weights, progress, logging to CSV and to an offline W&B run
-every 10 steps, a checkpoint every 60 steps and the change of epoch every 50. A run with the default settings logs every
-20 steps and saves every 100,000 images; it also draws grids of samples, which are left out. The bare loop only has
-loss, backward and optimizer on a batch that is already there.
+Our step includes everything between two batches under the Trainer, with the callbacks and loggers of `lit-gen fit`:
+gathering the batch, loss, backward pass, optimizer, average of the weights, progress, logging to CSV and to an offline
+W&B run every 10 steps, a checkpoint every 60 steps and a new epoch every 50. A run with the default settings logs every
+20 steps and saves every 100,000 images; it also samples grids, which are not measured here. The bare loop consists of
+loss, backward pass and optimizer on a fixed batch.
 
-After each step of ours one bare step runs on another network of the same shape, so that other work on the machine slows
-both alike. The median of the ratios of such neighbours is a step as most are; the ratio of the means counts logging,
-checkpoints and epochs as well, and every disturbance.
+After each of our steps, one bare step runs on another network of the same shape, so that other load slows both equally.
+The median of the ratios of such neighbours describes a typical step. The ratio of the means also includes logging,
+checkpoints, epochs and every disturbance.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from lit_gen.training.callbacks import EMA, Budget, Checkpoint, Monitor, Trainin
 LOG_EVERY = 10
 SAVE_EVERY = 60
 EPOCH = 50
-WARM_UP = LOG_EVERY + 1  # the first logging step, like the first checkpoint, imports what later ones need
+WARM_UP = LOG_EVERY + 1  # the first logging step and the first checkpoint import modules
 
 
 class Alternate(Callback):
-    """After each step of the Trainer, one step of the bare loop."""
+    """Callback that runs one step of the bare loop after each step of the Trainer."""
 
     def __init__(self, network: nn.Module, batch: torch.Tensor, checkpoint: Checkpoint) -> None:
         self.network, self.batch, self.checkpoint = network, batch, checkpoint
@@ -65,6 +65,7 @@ class Alternate(Callback):
 
 
 def main() -> None:
+    """Print the speeds of both loops and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)

@@ -1,12 +1,12 @@
-"""Speed of our UNet over torchcfm's and diffusers', and of our DiT over diffusers', training and forward, in one run.
+"""Compare the speed of our UNet with torchcfm and diffusers, and of our DiT with diffusers, in training and forward.
 
     python benchmarks/unet.py [--network unet | dit] [--size 32] [--batch 64] [--threads 2] [--repeats 7] [--cpu-time]
 
-All UNets have the same widths, levels and residual blocks per level and no attention (but for torchcfm's in the
-middle, which cannot be left out), and both DiTs the same width, depth, heads and patches (diffusers' embeds the noise
-level once more in every block), so that parameter counts agree within a tenth. Their turns are interleaved and the
-medians compared, so that other work on the machine slows all alike; `--cpu-time` counts processor time instead of wall
-time (use it with one thread on a busy machine).
+All UNets have the same widths, levels and residual blocks per level, and no attention, except that torchcfm always has
+it in the middle. Both DiTs have the same width, depth, heads and patches; that of diffusers embeds the noise level
+again in every block. Parameter counts agree within 10 %. The networks take turns, so that other load slows all of them
+equally, and the medians are compared. `--cpu-time` measures processor time instead of wall time; use it with one thread
+on a busy machine.
 """
 
 import argparse
@@ -28,14 +28,16 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 
 
 def ours(size: int) -> tuple[str, nn.Module, Forward]:
+    """Return name, network and forward function of our UNet."""
     network = UNet((1, size, size), channels=CHANNELS, channel_mult=_mult(size), num_blocks=BLOCKS)
     return "lit_gen UNet", network, network
 
 
 def torchcfm(size: int) -> tuple[str, nn.Module, Forward]:
+    """Return name, network and forward function of the UNet of torchcfm."""
     from torchcfm.models.unet.unet import UNetModelWrapper
 
-    # "1" asks for attention at the downsampling factor `size`, which no level has.
+    # "1" requests attention at the downsampling factor `size`, which no level has.
     network = UNetModelWrapper(
         dim=(1, size, size),
         num_channels=CHANNELS,
@@ -48,6 +50,7 @@ def torchcfm(size: int) -> tuple[str, nn.Module, Forward]:
 
 
 def diffusers(size: int) -> tuple[str, nn.Module, Forward]:
+    """Return name, network and forward function of the UNet of diffusers."""
     from diffusers import UNet2DModel
 
     levels = len(_mult(size))
@@ -66,11 +69,13 @@ def diffusers(size: int) -> tuple[str, nn.Module, Forward]:
 
 
 def our_dit(size: int) -> tuple[str, nn.Module, Forward]:
+    """Return name, network and forward function of our DiT."""
     network = DiT((1, size, size), 1, PATCH, WIDTH, DEPTH, HEADS)
     return "lit_gen DiT", network, lambda x, t: network(x, t, _label(x))
 
 
 def diffusers_dit(size: int) -> tuple[str, nn.Module, Forward]:
+    """Return name, network and forward function of the DiT of diffusers."""
     from diffusers import DiTTransformer2DModel
 
     network: Any = DiTTransformer2DModel(
@@ -97,7 +102,7 @@ def _mult(size: int) -> tuple[int, ...]:
 def measure(
     networks: dict[str, tuple[nn.Module, Forward]], size: int, batch: int, repeats: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
-    """Median images per second of {"train", "forward"} for every network, turns interleaved."""
+    """Return the median images per second in "train" and "forward" for every network; the networks take turns."""
     x, t = torch.randn(batch, 1, size, size), torch.rand(batch) * 999
     seconds: dict[str, dict[str, list[float]]] = {name: {"train": [], "forward": []} for name in networks}
     for repeat in range(repeats + 1):
@@ -119,6 +124,7 @@ def measure(
 
 
 def main() -> None:
+    """Print parameter counts, speeds and ratios of all networks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=["unet", "dit"], default="unet")
     parser.add_argument("--size", type=int, default=32)

@@ -1,7 +1,23 @@
-"""Images: sources of data sets, and the one data module that serves them.
+"""Data sets, and the data module that serves all of them.
 
-All images are uint8 `(N, C, H, W)` until a batch is on its device, where it becomes float32 in [-1, 1]. Points of the
-plane are float32 images (2, 1, 1) everywhere.
+Images are uint8 `(N, C, H, W)` until a batch is on its device, and there float32 in [-1, 1]. Points in the plane are
+float32 images (2, 1, 1) everywhere.
+
+| file | content |
+| --- | --- |
+| `module` | the data module: splits, labels, batches, fingerprints |
+| `batches` | batches in an order that is a function of (seed, epoch) |
+| `sources` | the interface of a data set; scikit-learn's digits; .npz files |
+| `idx` | MNIST and Fashion-MNIST |
+| `cifar` | CIFAR-10 and CIFAR-100 |
+| `folder` | folders of images, resized once into a cache |
+| `image_files` | the image files below a folder, and their pixels |
+| `points` | points in the plane with a known density |
+| `binarised` | a data set with black and white pixels only |
+| `pairs` | pairs of noise and image, for reflow |
+| `encoded` | codes or latents of a first stage |
+| `class_order` | the classes of samples, by class frequency |
+| `files` | downloads, checksums, and decompression within limits |
 """
 
 from lit_gen.data.batches import Batch

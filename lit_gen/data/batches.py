@@ -1,10 +1,10 @@
-"""Batches of images in an order that is a pure function of (seed, epoch), entered at any position.
+"""Batches of images in an order that is a pure function of (seed, epoch), and can start at any position.
 
-The order of an epoch sorts the images by a hash of (seed, epoch, index); global batch b is images b B .. (b + 1) B - 1
-of that order, and each rank takes its contiguous share of it. Where an optimization step is computed in parts, a global
-batch comes in as many, one after the other, and each rank takes its share of each. So a resumed run needs nothing but
-the position of the trainer, and the ranks together see the batches that one process would see. Nothing here reads or
-advances a global generator.
+The order of an epoch sorts the images by a hash of (seed, epoch, index). Global batch b holds the images
+b B .. (b + 1) B - 1 of that order, and each rank takes its contiguous share. If gradients are accumulated, a global
+batch is split into consecutive micro-batches, and each rank takes its share of each micro-batch. A resumed run
+therefore needs only the position of the trainer, and all ranks together see the batches that one process would see.
+Global random generators are neither read nor advanced.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,15 +22,15 @@ ORDER, FLIP = 0, 1  # purposes of hash_bits, so that order and flips are indepen
 
 
 class Batch(NamedTuple):
-    """What a training or validation step receives.
+    """Input of a training or validation step.
 
     Attributes:
-        images: `(N, C, H, W)`; uint8 on the way, float32 in [-1, 1] once on the device. Points are always float32.
+        images: `(N, C, H, W)`; uint8 from the loader, float32 in [-1, 1] on the device. Points are always float32.
         labels: int64 `(N,)`, or None for data without labels.
         index: int64 `(N,)`, positions in the split.
-        noise: `(N, C, H, W)`, the noise that each image was drawn from where the training images are `Pairs`; or None.
-        stand_in: The one image is not of this process's share, which is empty: it keeps processes in step and counts
-            nothing.
+        noise: `(N, C, H, W)`, the noise that each image was sampled from, if the training images are `Pairs`; or None.
+        stand_in: Whether the share of this process is empty. The batch then holds one image of another process, which
+            keeps the processes in step and is not counted.
     """
 
     images: torch.Tensor
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class BatchKey(NamedTuple):
-    """Which images of which epoch; travels to the workers, which know neither."""
+    """Epoch and image indices of a batch, sent to the worker that gathers it."""
 
     epoch: int
     rows: np.ndarray
@@ -49,7 +49,7 @@ class BatchKey(NamedTuple):
 
 
 def hash_bits(seed: int, epoch: int, purpose: int, index: np.ndarray) -> np.ndarray:
-    """64 random bits for each index, `(N,)` uint64, the same on every machine.
+    """Return 64 random bits per index, `(N,)` uint64, the same on every machine.
 
     Each of the four numbers is added in turn and mixed by the finaliser of SplitMix64: Steele, Lea, Flood, "Fast
     Splittable Pseudorandom Number Generators", OOPSLA 2014.
@@ -64,7 +64,7 @@ def hash_bits(seed: int, epoch: int, purpose: int, index: np.ndarray) -> np.ndar
 
 
 class BatchDataset(Dataset[Batch]):
-    """Gathers whole batches by index, and flips images if asked.
+    """Data set of whole batches, with optional flips.
 
     Image i of epoch e is flipped left to right if the top bit of hash_bits(seed, e, FLIP, i) is set.
 
@@ -72,7 +72,7 @@ class BatchDataset(Dataset[Batch]):
         data: All images.
         seed: Seed of the flips.
         flip: Flip half of the images.
-        redraw: Gives images by (index, epoch) where they change from epoch to epoch, or None where they do not.
+        redraw: Function of (index, epoch) that returns images that change with the epoch, or None if they do not.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class BatchDataset(Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        if isinstance(self.images, np.memmap):  # pickled by value otherwise: workers would each copy the data set
+        if isinstance(self.images, np.memmap):  # otherwise pickled by value: each worker would copy the data set
             state["images"] = _MappedFile.of(self.images)
         return state
 
@@ -129,21 +129,21 @@ class _MappedFile(NamedTuple):
 
 
 class BatchSampler(Sampler[BatchKey]):
-    """The batches of one epoch and one rank, from the current position on.
+    """Sampler of the batches of one epoch and one rank, from the current position on.
 
     Args:
         num_images: Size of the split.
         batch_size: Images in a global batch.
-        shuffle: Order by hash; otherwise by index.
-        drop_last: Leave out the last, smaller batch. Without it the ranks share that batch as evenly as possible; one
-            whose share is empty gets the batch's first image as a stand-in, so that all ranks have as many batches and
-            none waits for another in vain.
+        shuffle: Order the images by hash instead of by index.
+        drop_last: Drop the last, smaller batch. Otherwise the ranks share it as evenly as possible. A rank with an
+            empty share gets the first image of the batch as a stand-in, so that all ranks have the same number of
+            batches.
         seed: Seed of the order.
-        rank: This process.
+        rank: Rank of this process.
         num_ranks: Number of processes that share each batch.
-        position: Gives (epoch, batches already done in it) whenever an epoch begins, or None if nobody keeps a
-            position: then epochs begin at their start, and `set_epoch` says which. Each part counts as one.
-        parts: Into how many equal parts each global batch is split, in order.
+        position: Function that returns (epoch, micro-batches of it already done) at the start of an epoch, or None if
+            no trainer keeps a position. Then the epoch set by `set_epoch` starts at its first batch.
+        parts: Number of equal, consecutive micro-batches per global batch.
     """
 
     def __init__(
@@ -171,27 +171,27 @@ class BatchSampler(Sampler[BatchKey]):
         self.num_global_batches = whole + (rest > 0 and not drop_last)
 
     def __len__(self) -> int:
-        """Parts in a whole epoch, wherever this one begins: Lightning counts from the restored position up to it."""
+        """Return the number of micro-batches of a whole epoch: Lightning counts up to it from a restored position."""
         return self.num_global_batches * self.parts
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch where no trainer keeps the position."""
+        """Set the epoch to use if no trainer keeps the position."""
         self._epoch = epoch
 
     def position(self) -> tuple[int, int]:
-        """(epoch, first batch) of an iteration that would begin now."""
+        """Return (epoch, first micro-batch) of an iteration that starts now."""
         known = self._position() if self._position is not None else None
         return known if known is not None else (self._epoch, 0)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The order of all images in an epoch, `(num_images,)` int64."""
+        """Return the order of all images in an epoch, `(num_images,)` int64."""
         index = np.arange(self.num_images)
         if not self.shuffle:
             return index
         return np.argsort(hash_bits(self.seed, epoch, ORDER, index), kind="stable")
 
     def __iter__(self) -> Iterator[BatchKey]:
-        # the position is read here and not at the first batch, which workers fetch long before it is asked for
+        # reads the position here and not at the first batch, which workers fetch long before it is needed
         return self._batches(*self.position())
 
     def _batches(self, epoch: int, first: int) -> Iterator[BatchKey]:
@@ -204,7 +204,7 @@ class BatchSampler(Sampler[BatchKey]):
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A loader of whole batches that tells the checkpoint what its order depends on."""
+    """Loader of whole batches, which saves the settings of its order in the checkpoint."""
 
     def __init__(self, dataset: BatchDataset, sampler: BatchSampler, num_workers: int, pin_memory: bool) -> None:
         super().__init__(
@@ -214,27 +214,27 @@ class BatchLoader(DataLoader[Batch]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # else each epoch draws the workers' seed from the global one
+            generator=torch.Generator(),  # otherwise each epoch draws the seed of the workers from the global generator
         )
 
     def state_dict(self) -> dict[str, int]:
-        """What must be unchanged for a run to go on."""
+        """Return the settings that must be unchanged to resume a run."""
         sampler = self._order
         state = {"num_images": sampler.num_images, "batch_size": sampler.batch_size, "seed": sampler.seed}
         return state | {"accumulate_grad_batches": sampler.parts}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Checks it; Lightning calls this for a checkpoint that may lie within an epoch.
+        """Check the settings of a checkpoint, which may have been saved within an epoch.
 
         Raises:
-            UserError: The run would go on with another order of the images.
+            UserError: If the resumed run would see the images in another order.
         """
-        state = {"accumulate_grad_batches": 1} | state  # older checkpoints do not name it
+        state = {"accumulate_grad_batches": 1} | state  # missing in older checkpoints
         changed = [f"{key} {state[key]} -> {now}" for key, now in self.state_dict().items() if state[key] != now]
         if changed:
             raise UserError(
-                f"the data of the checkpoint came in another order ({', '.join(changed)}): resume with the settings "
-                "under data and trainer that it was saved with, or start a new run"
+                f"data: the checkpoint was saved with another order of the images ({', '.join(changed)}); resume with "
+                "the settings under data and trainer that it was saved with, or start a new run"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Binary images: every value of another data set's images made black or white."""
+"""Binary images: another data set, with every pixel made black or white."""
 
 import hashlib
 from typing import Literal
@@ -9,31 +9,31 @@ from lit_gen.core.errors import UserError
 from lit_gen.data.batches import hash_bits
 from lit_gen.data.sources import ImageSet, ImageSource, Part
 
-EPOCH, FIXED = 2, {"train": 3, "test": 4}  # purposes of hash_bits, beside those of the batches
+EPOCH, FIXED = 2, {"train": 3, "test": 4}  # purposes of hash_bits, in addition to those of the batches
 
 
 class Binarised(ImageSource):
-    """A data set with the values 0 and 255 alone, or as floats -1 and 1.
+    """Data set with the pixel values 0 and 255 only, which are -1 and 1 as floats.
 
-    | how | a value v becomes 255 | as in |
+    | how | a value v becomes 255 | known as |
     | --- | --- | --- |
     | threshold | if v >= 128 | |
-    | sampled | with probability v / 255, drawn once for each image | the fixed binarisation of MNIST |
-    | dynamic | with probability v / 255, drawn anew in each epoch of the training images | the dynamic one |
+    | sampled | with probability v / 255, drawn once per image | fixed binarisation of MNIST |
+    | dynamic | with probability v / 255, drawn again in each epoch of the training images | dynamic binarisation |
 
-    Validation and test images of the dynamic binarisation are those of `sampled`. Draws are a pure function of
-    (seed, epoch, index), so that a resumed training goes on with the same images and processes share them. Likelihoods
-    under different binarisations are of different data, and differ by more than models do.
+    Validation and test images of `dynamic` are those of `sampled`. The draws are a pure function of (seed, epoch,
+    index), so that resumed runs and all processes see the same images. Likelihoods under different binarisations do not
+    compare: they refer to different data, and differ by more than models do.
 
     Paper: Salakhutdinov and Murray 2008, "On the quantitative analysis of deep belief networks" (sampled)
 
     Args:
-        source: The data set, of images.
-        how: How values become black or white.
+        source: Data set of images.
+        how: Rule that makes values black or white.
         seed: Seed of the draws.
 
     Raises:
-        UserError: The data set holds points.
+        UserError: If the data set holds points.
     """
 
     num_levels = 2
@@ -42,7 +42,9 @@ class Binarised(ImageSource):
         self, source: ImageSource, how: Literal["threshold", "sampled", "dynamic"] = "threshold", seed: int = 0
     ) -> None:
         if not source.quantised:
-            raise UserError(f"data.source.source: {source.name} holds points, which are not binarised; name images")
+            raise UserError(
+                f"data.source.source: {source.name} holds points, which cannot be binarised; give a data set of images"
+            )
         self.source = source
         self.how = how
         self.seed = seed
@@ -86,14 +88,14 @@ class Binarised(ImageSource):
         fixed = super().fingerprint(loaded, part, start, stop)
         if self.how != "dynamic" or part != "train":
             return fixed
-        # what is trained on is more than what was loaded, and must not pass for it
+        # training sees other images than those loaded, so the fingerprint must differ
         return hashlib.sha256(f"dynamic {self.seed} {fixed}".encode()).hexdigest()
 
     def _draw(self, images: np.ndarray, index: np.ndarray, epoch: int, purpose: int) -> np.ndarray:
-        """255 where a uniform number of (seed, epoch, purpose, index, place) lies below v / 255, and 0 elsewhere."""
+        """Return 255 if a uniform number of (seed, epoch, purpose, index, place) is below v / 255, and else 0."""
         size = images[0].size
         drawn = np.empty(images.shape, np.uint8)
-        for start in range(0, len(images), 4096):  # 64 bits for each value of a whole data set would take much memory
+        for start in range(0, len(images), 4096):  # in chunks, since there are 64 random bits per value
             rows = slice(start, start + 4096)
             places = index[rows, None] * size + np.arange(size)
             bits = hash_bits(self.seed, epoch, purpose, places.ravel()).reshape(images[rows].shape)

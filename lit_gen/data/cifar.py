@@ -1,6 +1,6 @@
-"""CIFAR-10 and CIFAR-100 in their official files: Python pickles in a .tar.gz, or unpacked.
+"""CIFAR-10 and CIFAR-100 from their official files: Python pickles in a .tar.gz archive, or unpacked.
 
-The pickles are read by an unpickler that knows nothing but numpy arrays, so a forged file cannot run code.
+The pickles are read by an unpickler that knows only numpy arrays, so a forged file cannot run code.
 """
 
 import io
@@ -32,7 +32,7 @@ _RECONSTRUCT = np.zeros(0).__reduce__()[0]
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How old pickle protocols write bytes from Python 3; any other encoding than this one is refused."""
+    """Return the bytes that an old pickle protocol stores as latin1 text; refuse any other encoding."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it encodes bytes as {encoding}")
     return text.encode("latin1")
@@ -58,10 +58,10 @@ class CifarSource(ImageSource):
     """Colour photographs of 32x32 pixels, 50,000 for training and 10,000 for test.
 
     Args:
-        root: Folder with the official .tar.gz or with the folder it unpacks to; downloads go there too. By default the
-            usual places are searched (`data/`, the cache folder) and downloads go to the cache folder.
-        download: Download what is not found.
-        checksum: Compare the content of the files with the official md5. False to read files of your own.
+        root: Folder that holds the official .tar.gz or the unpacked folder, and receives downloads. By default, `data/`
+            and the cache folder are searched, and downloads go to the cache folder.
+        download: Download missing files.
+        checksum: Compare the files with their official md5. Set it to false to read custom files.
     """
 
     url: str
@@ -69,7 +69,7 @@ class CifarSource(ImageSource):
     folder: str
     label_key: str
     md5: dict[Part, dict[str, str]]
-    """The files of each part, with the md5 of their content."""
+    """Files of each part, with the md5 of their content."""
 
     image_shape = (3, 32, 32)
 
@@ -84,7 +84,7 @@ class CifarSource(ImageSource):
         return self.url.rsplit("/", 1)[1]
 
     def folders(self) -> list[Path]:
-        """Where the archive, or the folder it unpacks to, is looked for, in this order."""
+        """Return the folders to search for the archive or the unpacked folder, in order."""
         homes = [self.root] if self.root is not None else [Path("data"), cache_home() / "data"]
         return [folder for home in homes for folder in (home, home / self.name)]
 
@@ -111,8 +111,8 @@ class CifarSource(ImageSource):
             return archive
         if not self.download:
             raise UserError(
-                f"{self.archive} of {self.name} was not found (looked in {listed(self.folders())}, also for "
-                f"{self.folder}) and downloading is off: get it from {self.url} and set --data.source.root to its "
+                f"data.source.root: {self.archive} of {self.name} was not found (searched {listed(self.folders())} for "
+                f"it and {self.folder}), and downloads are off; download {self.url} and set --data.source.root to its "
                 "folder, or set --data.source.download true"
             )
         archive = (self.root or cache_home() / "data") / self.archive
@@ -124,7 +124,7 @@ class CifarSource(ImageSource):
         for name, md5 in self.md5[part].items():
             path = folder / name
             if not path.is_file():
-                raise UserError(f"{path} is missing beside the other files of {self.name}: unpack {self.archive} again")
+                raise UserError(f"{path}: missing, unlike other files of {self.name}; unpack {self.archive} again")
             contents[str(path)] = (read_regular(path, LIMIT), md5)
         return contents
 
@@ -140,9 +140,9 @@ class CifarSource(ImageSource):
                         if name in wanted and member.isreg() and not member.issparse():  # no links, no holes
                             contents[name] = (cast(BinaryIO, tar.extractfile(member)).read(), wanted[name])
         except (EOFError, OSError, ValueError, tarfile.TarError, zlib.error) as error:
-            raise UserError(f"{archive} is truncated or damaged ({error}): delete it and download it again") from error
+            raise UserError(f"{archive}: truncated or damaged ({error}); delete it and download it again") from error
         if missing := sorted(wanted.keys() - contents.keys()):
-            raise UserError(f"{archive} lacks {', '.join(missing)}: delete it and download it again")
+            raise UserError(f"{archive}: lacks {', '.join(missing)}; delete it and download it again")
         return {f"{archive}/{name}": contents[name] for name in wanted}
 
     def _read_batch(self, content: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -153,16 +153,17 @@ class CifarSource(ImageSource):
                 raise ValueError(f"its {self.label_key} are not a list of integers")  # lists of lists can be immense
             labels = np.asarray(labels)
         except Exception as error:  # unpickling damaged bytes can raise nearly anything
-            raise UserError(
-                f"{what} is not a batch of {self.name} ({error}): delete it and download it again"
-            ) from error
+            raise UserError(f"{what}: not a batch of {self.name} ({error}); delete it and download it again") from error
         if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == (len(labels), 3072)):
             shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", type(pixels).__name__)
             raise UserError(
-                f"{what}: images are {dtype} of shape {shape}, expected uint8 of shape ({len(labels)}, 3072)"
+                f"{what}: images are {dtype} of shape {shape}, not uint8 of shape ({len(labels)}, 3072); download it "
+                "again"
             )
         if not labels.size or labels.dtype.kind != "i" or not (0 <= labels.min() <= labels.max() < self.num_classes):
-            raise UserError(f"{what}: expected a list of labels from 0 to {self.num_classes - 1}")
+            raise UserError(
+                f"{what}: labels are not all in 0 .. {self.num_classes - 1}; delete it and download it again"
+            )
         return pixels.reshape(-1, *self.image_shape), labels.astype(np.int64)
 
 

@@ -1,13 +1,14 @@
-r"""The classes of drawn images: a sequence that follows the class frequencies, as evenly as possible over any prefix.
+r"""Classes of samples: a sequence that follows the class frequencies as evenly as possible over every prefix.
 
 A split of n images, m_c of class c, has the frequencies f_c = m_c / n. For every prefix of length i, the sequence has
 
     |count_c(i) - i f_c| <= 1 - 1 / (2k - 2)
 
-where k is the number of classes with images; no smaller bound holds for all frequencies. It is Tijdeman's solution of
-the chairman assignment problem: at place i, among the classes whose deficit i f_c - count_c(i - 1) is at least
-1 / (2k - 2), take the one whose deficit would be the first to exceed the bound, and the lowest of those that tie. All
-arithmetic is in whole numbers. The sequence repeats after n / gcd(m) places; for equal counts it is index mod K.
+where k is the number of classes with images; no smaller bound holds for all frequencies. The sequence is Tijdeman's
+solution of the chairman assignment problem: at place i, among the classes whose deficit i f_c - count_c(i - 1) is at
+least 1 / (2k - 2), take the one whose deficit would be the first to exceed the bound, and the lowest of those that tie.
+All arithmetic is in whole numbers. The sequence repeats after n / gcd(m) places; for equal counts of K classes it is
+index mod K.
 
 Paper: Tijdeman 1980, "The chairman assignment problem", Discrete Mathematics 32, 323-330
 """
@@ -22,28 +23,28 @@ import numpy as np
 
 
 def classes_of(index: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """Return the classes of drawn images with the given indices, int64 of the same shape.
+    """Return the classes of the samples with the given indices, int64 of the same shape.
 
     Args:
         index: Sample indices, not negative.
-        counts: Number of images of each class of the split to follow; a class without images is never drawn.
+        counts: Number of images per class of the split to follow; a class without images does not occur.
 
     Raises:
-        ValueError: No class has an image.
+        ValueError: If a count is negative or no class has an image.
     """
     divisor = math.gcd(*counts)
     if divisor < 1 or min(counts) < 0:
-        raise ValueError(f"class counts {list(counts)} are not those of any images")
+        raise ValueError(f"class counts {list(counts)} are not valid; give counts of at least 0, one of them positive")
     return _order(tuple(count // divisor for count in counts)).at(np.asarray(index, np.int64))
 
 
 def are_balanced(counts: Sequence[int]) -> bool:
-    """Return whether all classes have equally many images, so that image i has the class i mod K."""
+    """Return whether all K classes have equally many images, so that sample i has class i mod K."""
     return len(set(counts)) == 1
 
 
 class _Order:
-    """The sequence for counts without a common divisor, computed only as far as it was asked for."""
+    """Sequence for counts without a common divisor, computed only as far as needed."""
 
     def __init__(self, counts: tuple[int, ...]) -> None:
         self.period = sum(counts)
@@ -64,7 +65,7 @@ _order = lru_cache(maxsize=16)(_Order)
 
 
 def _tijdeman(counts: tuple[int, ...]) -> Iterator[int]:
-    """One period of the sequence.
+    """Yield one period of the sequence.
 
     With s = 2k - 2, the (j + 1)-th image of class c may be drawn from the place i on at which i f_c - j >= 1 / s, and
     must be before the place at which i f_c - j > 1 - 1 / s.

@@ -1,4 +1,4 @@
-"""What the first of two stages makes of images, on which the second is trained."""
+"""Codes or latents of a first stage, on which a second stage is trained."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,12 @@ from lit_gen.data.sources import ImageSet
 
 @dataclass(frozen=True)
 class Encoded:
-    """The images of a split as codes or latents, in their order and with their labels.
+    """Codes or latents of the images of a split, in their order and with their labels.
 
     Attributes:
         values: int32 codes (N, h, w), or float32 latents (N, C, h, w).
         labels: int64 (N,), or None.
-        key: Which images they were, and which first stage made them.
+        key: Hash of the images and the first stage.
     """
 
     values: np.ndarray
@@ -27,28 +27,28 @@ class Encoded:
 
     @property
     def image_set(self) -> ImageSet:
-        """The values with their labels, as batches are made of them."""
+        """Values with their labels, from which batches are made."""
         return ImageSet(self.values, self.labels)
 
     def fingerprint(self) -> str:
-        """The key: the values themselves may differ by a rounding between machines."""
+        """Return the key, since rounding may change the values between machines."""
         return self.key
 
 
 def save_values(values: np.ndarray, path: Path) -> None:
-    """Writes an .npz file, whole or not at all."""
+    """Write an .npz file atomically."""
     write_arrays(path, values=values)
 
 
 def load_values(path: Path) -> np.ndarray:
-    """Reads what `save_values` wrote.
+    """Read a file that `save_values` wrote.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: If the file is damaged.
     """
     try:
         return read_npz(path, ["values"])["values"]
     except Exception as error:  # numpy, zipfile and zlib each have their own exceptions for a broken file
         raise UserError(
-            f"{path}: not a readable file of codes ({error}); delete it, and the images are encoded again"
+            f"{path}: not a readable file of codes ({error}); delete it to have the images encoded again"
         ) from None

@@ -1,4 +1,4 @@
-"""Find, check, download and unpack the files of a data set, within limits that a hostile file cannot exceed."""
+"""Find, check, download and unpack the files of a data set, within limits that protect against hostile files."""
 
 import gzip
 import hashlib
@@ -17,42 +17,42 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.files import open_regular, replacing
 
 LIMIT = 2**30
-"""Bytes that a compressed official file may unpack to; the largest, CIFAR-10, takes 186 million."""
+"""Maximum unpacked size of an official file in bytes; the largest, CIFAR-10, has 186 million."""
 NPZ_LIMIT = 2**32
-"""Bytes that an array of a small .npz file may unpack to."""
+"""Maximum unpacked size in bytes of an array in a small .npz file."""
 NPZ_RATIO = 32
-"""Bytes that an array may unpack to for each byte of a large .npz file."""
+"""Maximum unpacked size of an array in a large .npz file, as a multiple of the size of the file."""
 
 
 def cache_home() -> Path:
-    """Where downloads and caches go: `$XDG_CACHE_HOME/lit_gen`, by default `~/.cache/lit_gen`."""
+    """Return the folder of downloads and caches: `$XDG_CACHE_HOME/lit_gen`, by default `~/.cache/lit_gen`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gen"
 
 
 def find(names: Iterable[str], folders: Sequence[Path]) -> Path | None:
-    """The first existing file among `names`, searched folder by folder."""
+    """Return the first existing file among `names`, searched folder by folder, or None."""
     return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
 
 
 def check_md5(content: bytes, md5: str, what: str) -> None:
-    """Compares content with the md5 of the official file.
+    """Compare content with the md5 of the official file.
 
     Raises:
-        UserError: They differ; `what` names the file.
+        UserError: If the two differ; `what` names the file.
     """
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise UserError(
-            f"{what} is not the official file: its content has md5 {found}, expected {md5}. Delete it to have it "
-            "downloaded again, or set --data.source.checksum false to read files of your own"
+            f"{what}: not the official file, since its md5 is {found} and not {md5}; delete it to download it again, "
+            "or set --data.source.checksum false to read custom files"
         )
 
 
 def decompress(path: Path, limit: int = LIMIT) -> bytes:
-    """Return the first `limit` bytes of a file's content, unpacked if its name ends in .gz.
+    """Return the first `limit` bytes of the content of a file, unpacked if its name ends in .gz.
 
     Raises:
-        UserError: The archive is cut off or damaged.
+        UserError: If the archive is truncated or damaged.
     """
     with open_regular(path) as file:
         if path.suffix != ".gz":
@@ -61,11 +61,11 @@ def decompress(path: Path, limit: int = LIMIT) -> bytes:
             with gzip.open(file) as unpacked:
                 return unpacked.read(limit)
         except (EOFError, OSError, zlib.error) as error:
-            raise UserError(f"{path} is truncated or damaged ({error}): delete it and download it again") from error
+            raise UserError(f"{path}: truncated or damaged ({error}); delete it and download it again") from error
 
 
 class Bounded(io.RawIOBase):
-    """A stream that ends with an error instead of giving more than `limit` bytes."""
+    """Stream that raises a ValueError instead of returning more than `limit` bytes."""
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
         self.stream = stream
@@ -80,21 +80,21 @@ class Bounded(io.RawIOBase):
 
 
 def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return those of the named arrays that an .npz file holds.
+    """Return the named arrays of an .npz file, without those that it lacks.
 
-    An array may take `NPZ_LIMIT` bytes, or `NPZ_RATIO` times the size of the file if that is more.
+    An array may have `NPZ_LIMIT` bytes, or `NPZ_RATIO` times the size of the file if that is more.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UserError: It is not a regular file.
-        Exception: It is damaged, or an array exceeds the limit; one of the kinds of zipfile, zlib and numpy.
+        FileNotFoundError: If the file does not exist.
+        UserError: If it is not a regular file.
+        Exception: If it is damaged, or an array exceeds the limit: an exception of zipfile, zlib or numpy.
     """
     arrays = {}
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         size = os.fstat(file.fileno()).st_size
         limit = max(NPZ_LIMIT, NPZ_RATIO * size)
-        for name in archive.namelist():  # an optional array must not be missing since its name is damaged
-            archive.open(name).close()  # compares the two places that hold the name
+        for name in archive.namelist():  # a damaged name must not make an optional array look missing
+            archive.open(name).close()  # compares the two copies of the name
         for name in {f"{name}.npy" for name in names} & set(archive.namelist()):
             if (expanded := archive.getinfo(name).file_size) > limit:
                 raise ValueError(
@@ -102,27 +102,27 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
                 )
             with archive.open(name) as member:
                 arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
-                if member.read(1):  # reads to the end, where the checksum is compared
+                if member.read(1):  # reading to the end compares the checksum
                     raise ValueError(f"{name} is longer than its header says")
     return arrays
 
 
 def listed(folders: Iterable[Path]) -> str:
-    """Folders as a message names them, each once."""
+    """Return the distinct folders as a list for a message."""
     return ", ".join(map(str, dict.fromkeys(folders)))
 
 
 def download(urls: Sequence[str], path: Path, md5: str, folders: Sequence[Path]) -> None:
-    """Fetches a file from the first address that answers, checks it, and only then gives it its name.
+    """Download a file from the first address that answers, and put it in place once its checksum is verified.
 
     Args:
-        urls: Its addresses.
-        path: Where to put it.
-        md5: Of its content.
-        folders: Where it was looked for in vain, which the error tells.
+        urls: Addresses of the file.
+        path: Path of the downloaded file.
+        md5: Checksum of its content.
+        folders: Folders that were searched before, for the error message.
 
     Raises:
-        UserError: No address answers, the checksum differs, or the file cannot be written.
+        UserError: If no address answers, the checksum differs, or the file cannot be written.
     """
     problems = []
     for url in urls:
@@ -139,6 +139,6 @@ def download(urls: Sequence[str], path: Path, md5: str, folders: Sequence[Path])
         except (OSError, ValueError) as error:  # URLError is an OSError
             problems.append(f"{url}: {error}")
     raise UserError(
-        f"could not download {path.name} ({'; '.join(problems)}), nor was it here (looked in {listed(folders)}): check "
-        f"the network, or put {urls[0]} into a folder and name that with --data.source.root"
+        f"data.source.root: could not download {path.name} ({'; '.join(problems)}), nor find it (searched "
+        f"{listed(folders)}); check the network, or put {urls[0]} into a folder and name it with --data.source.root"
     )

@@ -1,4 +1,4 @@
-"""Any tree of image files, resized once into a file of uint8 pixels that is mapped into memory, not read."""
+"""Folders of images, resized once into a file of uint8 pixels that is memory-mapped."""
 
 import hashlib
 import io
@@ -27,9 +27,9 @@ from lit_gen.data.sources import ImageSet, ImageSource, Part
 
 META, IMAGES, LABELS = "meta.json", "images.u8", "labels.npy"
 CACHE_VERSION = 3
-CHUNK = 512  # images decoded at a time: bounds the memory of a build
+CHUNK = 512  # images decoded at a time, which bounds the memory of a build
 VERIFIED = 2**29
-"""Bytes of pixels that are compared with their checksum whenever a cache is opened; more only if they were touched."""
+"""Maximum size in bytes of a pixel file whose checksum is verified on every opening; larger files only if touched."""
 TRAINING = {"train", "training"}
 OTHERS = {"test", "testing", "val", "valid", "validation"}
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Cache(NamedTuple):
-    """A cache whose files were found whole."""
+    """Cache whose files have been verified."""
 
     folder: Path
     images: np.ndarray
@@ -46,28 +46,28 @@ class _Cache(NamedTuple):
 
 
 class Folder(ImageSource):
-    """The images below a folder, resized and cropped to squares.
+    """Images below a folder, resized and cropped to squares.
 
-    The shorter side is resized to `resolution` (bicubic, antialiased) and the middle is cut out. That is done once,
-    into a cache whose key depends on the place, names, sizes and times of the files; afterwards pixels are read as they
-    are needed, so the data may exceed the memory. A cache that is damaged is built again. The order of images is that
-    of the hashes of their names.
+    The shorter side is resized to `resolution` (bicubic, antialiased) and the image is cropped at its centre. The
+    result is cached under a key of the path, names, sizes and times of the files. Pixels are then read on demand, so
+    the data may exceed the memory. A damaged cache is built again. Images are ordered by the hash of their names.
 
-    Files with the usual endings are read, and those without an ending that Pillow knows by their content; how many
-    others were left out is said. Hidden files and folders, `Thumbs.db` and `desktop.ini` are ignored. Links are
-    followed, but each folder is read once, and none that holds the root.
+    Files with the usual suffixes are read, as well as files without a suffix whose content Pillow recognises; a warning
+    counts the others. Hidden files and folders, `Thumbs.db` and `desktop.ini` are ignored. Symbolic links are followed,
+    but each folder is read once, and links to a parent folder of the root are skipped.
 
     Args:
-        root: Folder with the training images. Each folder on its first level is a class; images that all lie directly
-            in it have no labels.
-        test: Folder with the test images, if there is a test part; the same classes. It may lie below `root`, and its
-            images are then not for training.
+        root: Folder of the training images. Each direct subfolder is a class; if all images lie directly in the root,
+            there are no labels.
+        test: Folder of the test images, if any, with the same classes. It may lie below `root`; its images are then not
+            used for training.
         resolution: Height and width of the images.
-        channels: 3 for colour, 1 for grey values.
-        class_folders: False: ignore the names of folders, no labels.
-        on_error: What to do about a file that cannot be read as an image: stop, or leave it out and report how many.
+        channels: 3 for colour, 1 for grey.
+        class_folders: Use the subfolders as classes. If false, there are no labels.
+        on_error: Action for a file that cannot be read as an image: stop, or skip it and report the number of such
+            files.
         cache: Folder of the cache; by default in the user's cache folder.
-        name: What results call the data set; by default the folder's name.
+        name: Name of the data set in results; by default the name of the folder.
         background: Colour behind transparent pixels, as a name or `#rrggbb`.
     """
 
@@ -84,7 +84,7 @@ class Folder(ImageSource):
         background: str = "white",
     ) -> None:
         if resolution < 1:
-            raise UserError(f"data.source.resolution is {resolution}: expected at least 1")
+            raise UserError(f"data.source.resolution: {resolution} is not a size in pixels; give at least 1")
         self.root = Path(root).expanduser()
         self.test = Path(test).expanduser() if test is not None else None
         self.resolution = resolution
@@ -96,7 +96,7 @@ class Folder(ImageSource):
         if self.test is not None and self.root.resolve().is_relative_to(self.test.resolve()):
             raise UserError(
                 f"data.source.test: {shown(self.test)} holds the training images of {shown(self.root)}; give a folder "
-                "of test images alone"
+                "of test images only"
             )
         self._name = name or shown(self.root.resolve().name)
         self._trees: dict[str, Tree] = {}
@@ -127,7 +127,7 @@ class Folder(ImageSource):
         return tuple(map(shown, self.classes)) or None
 
     def skipped(self, part: Part) -> list[str]:
-        """The files left out because they cannot be read."""
+        """Return the files that were skipped because they cannot be read."""
         return list(map(shown, self._cached(part).skipped))
 
     def prepare(self) -> None:
@@ -153,18 +153,20 @@ class Folder(ImageSource):
         if part not in self._trees:
             root = self.root if part == "train" else self.test
             if root is None:
-                raise NoTestImagesError(f"{self.name} has no test images: name their folder with --data.source.test")
+                raise NoTestImagesError(
+                    f"data.source.test: {self.name} has no test images; set --data.source.test to their folder"
+                )
             key, without = ("data.source.root", self.test) if part == "train" else ("data.source.test", None)
             tree = self._trees[part] = Tree.scan(root, key, without)
             if tree.left_out:
-                logger.warning("%s: left out %s", shown(root), tree.left_out)
+                logger.warning("%s: skipped %s", shown(root), tree.left_out)
         return self._trees[part]
 
     def _find_classes(self) -> list[str]:
         """Return the names of the classes.
 
         Raises:
-            UserError: The folders are parts of a data set, not classes.
+            UserError: If the folders are the training and test parts of a data set, not classes.
         """
         names = self._tree("train").classes()
         train = [name for name in names if name.lower() in TRAINING]
@@ -182,7 +184,7 @@ class Folder(ImageSource):
         return names
 
     def _cached(self, part: Part) -> _Cache:
-        """The cache of one part, built if it does not exist or is damaged."""
+        """Return the cache of one part, after building it if it is missing or damaged."""
         tree = self._tree(part)
         settings = [CACHE_VERSION, self.resolution, self.channels, self.background, self.classes]
         key = json.dumps([*settings, str(tree.root.resolve()), tree.files, tree.sizes_and_times])
@@ -190,24 +192,24 @@ class Folder(ImageSource):
         cache = _open(folder)
         if cache is None:
             if folder.exists():
-                logger.warning("the cache %s is damaged: building it again", folder)
+                logger.warning("%s: the cache is damaged; building it again", folder)
             self._build(tree, folder)
             cache = _open(folder)
         if cache is None:
-            raise UserError(f"{folder} does not hold what was written: check the disk, or set --data.source.cache")
+            raise UserError(f"{folder}: does not hold what was written; check the disk, or set --data.source.cache")
         if cache.skipped and self.on_error == "raise":  # built when skipping was allowed
             raise UserError(_unreadable(tree.root / cache.skipped[0], "the cache was built without it"))
         if cache.skipped and part not in self._reported:
             self._reported.add(part)
             logger.warning(
-                "%s: left out %d of %d files that cannot be read as images, the first is %s",
+                "%s: skipped %d of %d files that cannot be read as images; the first is %s",
                 shown(tree.root), len(cache.skipped), len(tree.files), shown(cache.skipped[0]),
             )  # fmt: skip
         return cache
 
     def _build(self, tree: Tree, folder: Path) -> None:
         self.cache.mkdir(parents=True, exist_ok=True)
-        temporary = self.cache / f"build-{uuid4().hex}"  # tempfile would shut out all other users
+        temporary = self.cache / f"build-{uuid4().hex}"  # tempfile would deny access to other users
         temporary.mkdir()
         try:
             self._write(tree, temporary, folder.name)
@@ -216,7 +218,7 @@ class Folder(ImageSource):
                 try:
                     temporary.rename(folder)
                 except OSError:
-                    if not folder.is_dir():  # else another process was faster, with the same result
+                    if not folder.is_dir():  # otherwise another process has built the same cache
                         raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -240,18 +242,20 @@ class Folder(ImageSource):
                     label = label_of.get(name.split("/")[0] if "/" in name else "")
                     if label is None:
                         raise UserError(
-                            f"{shown(tree.root / name)} belongs to none of the {len(label_of)} classes of "
-                            f"{shown(self.root)}: training and test images need the same folders"
+                            f"{shown(tree.root / name)}: belongs to none of the {len(label_of)} classes of "
+                            f"{shown(self.root)}; give training and test images the same subfolders"
                         )
                     labels.append(label)
             file.flush()
             os.fsync(file.fileno())
         if not count:
-            raise UserError(f"none of the {len(skipped)} files in {shown(tree.root)} can be read as an image")
+            raise UserError(
+                f"{shown(tree.root)}: none of its {len(skipped)} files can be read as an image; repair them"
+            )
         if tree is self._trees["train"] and (empty := set(range(self.num_classes)) - set(labels)):
             raise UserError(
-                f"{shown(tree.root / self.classes[min(empty)])} holds no file that can be read as an image: repair the "
-                "files, or remove the folder"
+                f"{shown(tree.root / self.classes[min(empty)])}: holds no file that can be read as an image; repair "
+                "the files, or remove the folder"
             )
         np.save(folder / LABELS, np.array(labels, dtype=np.int64))
         record = {
@@ -264,7 +268,7 @@ class Folder(ImageSource):
         _write_record(folder / META, key, record)
 
     def _decode(self, tree: Tree) -> Iterator[tuple[str, np.ndarray | None]]:
-        """Pixels `(C, H, W)` of every file in turn; None for a file to be left out."""
+        """Yield name and pixels `(C, H, W)` of every file; None for a file to skip."""
 
         def decode(name: str) -> np.ndarray | None:
             try:
@@ -291,7 +295,7 @@ def _colour(text: str) -> tuple[int, int, int]:
 
 
 def _open(folder: Path) -> _Cache | None:
-    """Return a cache, or None if it does not exist or a file of it is not as it was written."""
+    """Return a cache, or None if it does not exist or one of its files has changed."""
     try:
         record = _read_record(folder / META, folder.name)
         if record is None or (images := _map(folder / IMAGES, record)) is None:
@@ -305,9 +309,9 @@ def _open(folder: Path) -> _Cache | None:
 
 
 def _map(path: Path, record: dict[str, Any]) -> np.ndarray | None:
-    """Return the pixels, mapped into memory; None if they are not those that were written.
+    """Return the memory-mapped pixels; None if they are not those that were written.
 
-    Up to `VERIFIED` bytes are read and compared with their checksum. More are, if the file was touched since.
+    The checksum is verified for files of up to `VERIFIED` bytes, and for larger ones if they were touched since.
     """
     shape = tuple(record["shape"])
     with open_regular(path) as file:
@@ -318,20 +322,20 @@ def _map(path: Path, record: dict[str, Any]) -> np.ndarray | None:
         if touched or status.st_size <= VERIFIED:
             if hashlib.file_digest(file, "sha256").hexdigest() != record["images"]:
                 return None
-            if touched:  # copied: next time, the time tells
+            if touched:  # copied unchanged: restoring the time saves the next verification
                 with suppress(OSError):
                     os.utime(path, ns=(status.st_atime_ns, record["time"]))
-    # copy-on-write: the arrays look writable, as torch likes them, and the file stays as it is
+    # copy-on-write: torch gets writable arrays, and the file does not change
     return np.memmap(path, np.uint8, "c", shape=shape)
 
 
 def _write_record(path: Path, key: str, values: dict[str, Any]) -> None:
-    """Write values as JSON, with a checksum over them, the file's name and the key of the cache."""
+    """Write values as JSON, with a checksum over the values, the file name and the key of the cache."""
     write_atomically(path, json.dumps(values | {"check": _check(path, key, values)}))
 
 
 def _read_record(path: Path, key: str) -> dict[str, Any] | None:
-    """Return what `_write_record` wrote, or None if it is not there or damaged."""
+    """Return the values that `_write_record` wrote, or None if the file is missing or damaged."""
     try:
         values = json.loads(read_regular(path, 2**30))
         return values if values.pop("check") == _check(path, key, values) else None
@@ -352,6 +356,6 @@ def _remove(path: Path) -> None:
 
 def _unreadable(path: Path, why: str) -> str:
     return (
-        f"{shown(path)} cannot be read as an image ({why}): repair or delete it, or set --data.source.on_error skip to "
-        "leave such files out"
+        f"{shown(path)}: cannot be read as an image ({why}); repair or delete it, or set --data.source.on_error skip "
+        "to skip such files"
     )

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST in their official IDX files.
+"""MNIST and Fashion-MNIST from their official IDX files.
 
 An IDX file is big-endian: two zero bytes, a type (8 = uint8), the number of dimensions, each dimension as uint32, data.
 """
@@ -15,51 +15,52 @@ from lit_gen.data.sources import ImageSet, ImageSource, Part
 
 
 def header_size(num_dimensions: int) -> int:
-    """Return the number of bytes before the data."""
+    """Return the size of the header in bytes."""
     return 4 + 4 * num_dimensions
 
 
 def read_shape(header: bytes, num_dimensions: int, what: str) -> tuple[int, ...]:
-    """Return the shape that the header of an IDX file announces; `what` names the file in errors."""
+    """Return the shape in the header of an IDX file; `what` names the file in errors."""
     if header[:4] != bytes((0, 0, 8, num_dimensions)):
         raise UserError(
-            f"{what} is not an IDX file of {num_dimensions}-dimensional uint8 data: its first bytes are wrong"
+            f"{what}: not an IDX file of {num_dimensions}-dimensional uint8 data, since its first bytes are wrong; "
+            "delete it and download it again"
         )
     return struct.unpack_from(f">{num_dimensions}I", header.ljust(header_size(num_dimensions), b"\0"), 4)
 
 
 def read_idx(content: bytes, num_dimensions: int, what: str) -> np.ndarray:
-    """The uint8 array of an IDX file; `what` names the file in errors."""
+    """Return the uint8 array of an IDX file; `what` names the file in errors."""
     shape = read_shape(content, num_dimensions, what)
     promised = header_size(num_dimensions) + math.prod(shape)
     if len(content) != promised:
         has = f"{len(content):,}" if len(content) < promised else "more"
         raise UserError(
-            f"{what} is truncated or damaged: its header promises {promised:,} bytes of shape {shape}, it has {has}. "
-            "Delete it and download it again"
+            f"{what}: truncated or damaged, since its header promises {promised:,} bytes of shape {shape}, but it has "
+            f"{has}; delete it and download it again"
         )
     return np.frombuffer(content, np.uint8, offset=header_size(num_dimensions)).reshape(shape)
 
 
 class IdxSource(ImageSource):
-    """Four IDX files: images and labels of training and test, 28x28 grey values, 10 classes.
+    """Four IDX files: training and test images of 28x28 grey pixels, and their labels in 10 classes.
 
     Args:
-        root: Folder with the files, as they are or gzipped; downloads go there too. By default the usual places are
-            searched (`data/`, the cache folder, the folders of system packages) and downloads go to the cache folder.
-        resolution: 28, or more to pad with zeros on all sides: 32 is the usual size for networks that halve the
-            resolution several times.
-        download: Download what is not found.
-        checksum: Compare the content of the files with the official md5. False to read files of your own.
+        root: Folder that holds the files, gzipped or not, and receives downloads. By default, `data/`, the cache folder
+            and the folders of system packages are searched, and downloads go to the cache folder.
+        resolution: Height and width: 28, or a larger even number to pad with zeros on all sides. 32 is usual for
+            networks that halve the resolution several times.
+        download: Download missing files.
+        checksum: Compare the files with their official md5. Set it to false to read custom files.
     """
 
     folder: str
-    """The folder that torchvision would keep the files in, below its root."""
+    """Folder of the files below the root of torchvision."""
     package: tuple[str, str] | None = None
-    """Debian's package and the folder it installs."""
+    """Debian package, and the folder that it installs."""
     mirrors: tuple[str, ...]
     md5: dict[str, tuple[str, str]]
-    """File name: md5 of the published .gz, md5 of its content (a package may compress anew)."""
+    """By file name, the md5 of the published .gz and of its content (packages may compress it differently)."""
 
     image_side = 28
     num_classes = 10
@@ -69,7 +70,7 @@ class IdxSource(ImageSource):
     ) -> None:
         if resolution < self.image_side or resolution % 2:
             raise UserError(
-                f"data.source.resolution is {resolution}: expected {self.image_side} or a larger even number"
+                f"data.source.resolution: {resolution} is not possible; give {self.image_side} or a larger even number"
             )
         self.root = Path(root).expanduser() if root is not None else None
         self.resolution = resolution
@@ -81,7 +82,7 @@ class IdxSource(ImageSource):
         return 1, self.resolution, self.resolution
 
     def folders(self) -> list[Path]:
-        """Where the files are looked for, in this order."""
+        """Return the folders to search for the files, in order."""
         homes = [self.root] if self.root is not None else [Path("data"), cache_home() / "data"]
         folders = [home / inner for home in homes for inner in (self.name, self.folder, f"{self.folder}/raw")]
         if self.root is not None:
@@ -100,12 +101,13 @@ class IdxSource(ImageSource):
         labels = self._read(f"{prefix}-labels-idx1-ubyte", 1)
         if len(images) != len(labels) or images.shape[1:] != (self.image_side, self.image_side):
             raise UserError(
-                f"{self.name}: the {part} files hold images of shape {images.shape} and {len(labels)} labels, expected "
-                f"(N, {self.image_side}, {self.image_side}) and N labels"
+                f"{self.name}: the {part} files hold images of shape {images.shape} and {len(labels)} labels, not "
+                f"(N, {self.image_side}, {self.image_side}) and N labels; download them again"
             )
         if labels.max(initial=0) >= self.num_classes:
             raise UserError(
-                f"{self.name}: the {part} labels go up to {labels.max()}, expected 0 .. {self.num_classes - 1}"
+                f"{self.name}: the {part} labels go up to {labels.max()}, not {self.num_classes - 1}; download them "
+                "again"
             )
         margin = (self.resolution - self.image_side) // 2
         padded = np.pad(images[:, None], ((0, 0), (0, 0), (margin, margin), (margin, margin)))
@@ -117,7 +119,7 @@ class IdxSource(ImageSource):
         size = header_size(num_dimensions) + math.prod(shape)
         if size > LIMIT:
             raise UserError(f"{path}: its header announces {size:,} bytes, more than {LIMIT:,}, the limit; delete it")
-        content = decompress(path, size + 1)  # no further than one byte too many, whatever it unpacks to
+        content = decompress(path, size + 1)  # at most one byte too many, whatever the file unpacks to
         array = read_idx(content, num_dimensions, str(path))
         if self.checksum:
             check_md5(content, self.md5[name][1], str(path))
@@ -130,8 +132,8 @@ class IdxSource(ImageSource):
         if not self.download:
             package = f"install Debian's package (apt-get install {self.package[0]}), " if self.package else ""
             raise UserError(
-                f"{name}.gz of {self.name} was not found (looked in {listed(self.folders())}) and downloading is off: "
-                f"{package}set --data.source.root to the folder that holds it, or set --data.source.download true"
+                f"data.source.root: {name}.gz of {self.name} was not found (searched {listed(self.folders())}), and "
+                f"downloads are off; {package}set --data.source.root to its folder, or set --data.source.download true"
             )
         path = (self.root or cache_home() / "data") / self.name / f"{name}.gz"
         try:
@@ -144,7 +146,7 @@ class IdxSource(ImageSource):
 
 
 class MNIST(IdxSource):
-    """Handwritten digits: 60,000 training and 10,000 test images of 28x28 grey values, 10 classes.
+    """Handwritten digits: 60,000 training and 10,000 test images of 28x28 grey pixels in 10 classes.
 
     LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE, 1998.
     """
@@ -161,9 +163,9 @@ class MNIST(IdxSource):
 
 
 class FashionMNIST(IdxSource):
-    """Pictures of clothes: 60,000 training and 10,000 test images of 28x28 grey values, 10 classes.
+    """Images of clothes: 60,000 training and 10,000 test images of 28x28 grey pixels in 10 classes.
 
-    Debian's package `dataset-fashion-mnist` is found where it installs them.
+    The files of Debian's package `dataset-fashion-mnist` are found automatically.
 
     Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
     https://arxiv.org/abs/1708.07747.

@@ -1,4 +1,4 @@
-"""Image files below a folder: which there are, what they are called in messages, and their pixels."""
+"""Image files below a folder: their names, also for messages, and their pixels."""
 
 import functools
 import hashlib
@@ -23,20 +23,20 @@ ENDINGS = (
     ".tiff", ".webp",
 )  # fmt: skip
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
-"""The formats that Pillow may recognise: others start programs (EPS) or are rarely images."""
+"""Formats that Pillow may recognise; others start programs (EPS) or are rarely images."""
 IGNORED = ("desktop.ini", "thumbs.db")
 MAX_PIXELS = 89_478_485
-"""Pixels of a file that are decoded: Pillow warns of more."""
+"""Maximum number of pixels of a file; Pillow warns above it."""
 
 
 class Tree(NamedTuple):
-    """The image files below a folder, in the order of the cache.
+    """Image files below a folder, in the order of the cache.
 
     Attributes:
         root: The folder.
-        files: Names relative to it, with slashes; bytes that are not UTF-8 are surrogates, as in `os.fsdecode`.
-        sizes_and_times: Size in bytes and time of change in ns of each file; -1 of what cannot be read.
-        left_out: One line about the files that are not images, or empty.
+        files: Names relative to the root, with slashes; bytes that are not UTF-8 are surrogates, as in `os.fsdecode`.
+        sizes_and_times: Size in bytes and modification time in ns of each file; -1 for unreadable files.
+        left_out: Line about the files that were skipped, or an empty string.
     """
 
     root: Path
@@ -46,18 +46,18 @@ class Tree(NamedTuple):
 
     @classmethod
     def scan(cls, root: Path, key: str, without: Path | None = None) -> "Tree":
-        """Find the images below a folder, each real folder once however many links lead to it.
+        """Find the images below a folder; each real folder is read once, even if several links lead to it.
 
         Args:
             root: The folder.
-            key: The key that names it.
-            without: A folder whose images do not belong to it.
+            key: Config key of the folder.
+            without: Folder to exclude.
 
         Raises:
-            UserError: It is not a folder, or holds no images.
+            UserError: If the root is not a folder or holds no images.
         """
         if not root.is_dir():
-            raise UserError(f"{shown(root)} is not a folder: set --{key} to a folder of images")
+            raise UserError(f"{key}: {shown(root)} is not a folder; set --{key} to a folder of images")
         left_out = _LeftOut()
         with no_warning_of_size():
             names = [name for name in _walk(root, without, left_out) if _is_image(root, name, left_out)]
@@ -67,27 +67,32 @@ class Tree(NamedTuple):
         if not names:
             but = f" but {tree.left_out}" if tree.left_out else ""
             raise UserError(
-                f"{shown(root)} holds no images ({', '.join(_endings())}){but}: set --{key} to a folder that does"
+                f"{key}: {shown(root)} holds no images ({', '.join(_endings())}){but}; set --{key} to a folder of "
+                "images"
             )
         return tree
 
     def classes(self) -> list[str]:
-        """Names of the first level of folders; none if all images lie directly in the root."""
+        """Return the names of the direct subfolders; none if all images lie directly in the root.
+
+        Raises:
+            UserError: If there are images both in subfolders and directly in the root.
+        """
         names = {name.split("/")[0] if "/" in name else "" for name in self.files}
         if names == {""}:
             return []
         if "" in names:
             loose = next(name for name in self.files if "/" not in name)
             raise UserError(
-                f"{shown(self.root)} holds images both in subfolders and beside them ({shown(loose)}): move them into "
-                "folders, one for each class, or set --data.source.class_folders false"
+                f"{shown(self.root)}: holds images both in subfolders and next to them ({shown(loose)}); move them "
+                "into one folder per class, or set --data.source.class_folders false"
             )
         return sorted(names)
 
 
 @dataclass
 class _LeftOut:
-    """The files and folders below a folder that are not read."""
+    """Files and folders below a folder that are skipped."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     links_back: list[str] = field(default_factory=list)
@@ -98,12 +103,12 @@ class _LeftOut:
         parts = []
         if total := self.kinds.total():
             kinds = sorted(self.kinds.items(), key=lambda item: (-item[1], item[0]))
-            counts = [f"{shown(ending) or 'without an ending'} {num:,}" for ending, num in kinds[:8]]
+            counts = [f"{shown(ending) or 'without a suffix'} {num:,}" for ending, num in kinds[:8]]
             more = ["..."] if len(kinds) > 8 else []
             parts.append(f"{_counted(total, 'file')} of other kinds ({', '.join(counts + more)})")
         for names, what in (
-            (self.links_back, "link to a folder that is read already or holds this one"),
-            (self.broken_links, "link leading nowhere"),
+            (self.links_back, "link to a folder that is already read or contains this one"),
+            (self.broken_links, "link without a target"),
             (self.closed_folders, "folder that cannot be opened"),
         ):
             if names:
@@ -117,7 +122,7 @@ def _counted(num: int, what: str) -> str:
 
 
 def _walk(root: Path, without: Path | None, left_out: _LeftOut) -> Iterator[str]:
-    """Yield all files below a folder, relative to it; hidden ones aside, and links to folders after the folders."""
+    """Yield all files below a folder that are not hidden, relative to it; folders first, then links to folders."""
     start = os.path.realpath(root)
     excluded = os.path.realpath(without) if without is not None else None
     seen = {start, *map(str, Path(start).parents)}
@@ -152,7 +157,7 @@ def _walk(root: Path, without: Path | None, left_out: _LeftOut) -> Iterator[str]
 
 
 def _is_image(root: Path, name: str, left_out: _LeftOut) -> bool:
-    """Tell whether a file is an image, by its ending or, where it has none, by its content; note down if not."""
+    """Return whether a file is an image by its suffix or, without one, by its content; record it if not."""
     base = name.rpartition("/")[2].lower()
     ending = os.path.splitext(base)[1].rstrip(".")
     if ending in _endings():
@@ -168,7 +173,7 @@ def _is_image(root: Path, name: str, left_out: _LeftOut) -> bool:
             with Image.open(path, formats=_formats()):
                 return True
         except Image.DecompressionBombError:
-            return True  # which is said where it is decoded
+            return True  # decoding reports it
         except Exception:  # decoders raise many kinds of exception for what they cannot read
             pass
     left_out.kinds[ending] += 1
@@ -176,7 +181,7 @@ def _is_image(root: Path, name: str, left_out: _LeftOut) -> bool:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """The key of a file in the cache; a broken link counts as a file that cannot be read, which is reported later."""
+    """Return the size and time of a file; -1 for a broken link, which is reported later as an unreadable file."""
     try:
         status = path.stat()
     except OSError:
@@ -186,28 +191,28 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 @functools.cache
 def _endings() -> tuple[str, ...]:
-    """Return the endings that this build of Pillow reads."""
+    """Return the suffixes that this build of Pillow can read."""
     return tuple(ending for ending in ENDINGS if ending in Image.registered_extensions())
 
 
 @functools.cache
 def _formats(ending: str = "") -> tuple[str, ...]:
-    """Return the formats that a file with an ending may have; only .tga may be TGA, which nothing marks."""
+    """Return the formats allowed for a suffix; TGA, which has no signature, only for .tga."""
     Image.init()
     return tuple(name for name in (*FORMATS, *(["TGA"] if ending == ".tga" else [])) if name in Image.OPEN)
 
 
 def shown(path: str | Path) -> str:
-    """Return a path as messages and JSON write it: bytes that are not UTF-8, and what cannot be printed, escaped."""
+    """Return a path for messages and JSON, with bytes that are not UTF-8 and unprintable characters escaped."""
     text = str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def read_pixels(path: Path, resolution: int, channels: int, background: tuple[int, int, int]) -> np.ndarray:
-    """Return the pixels of a file, its shorter side resized and the middle cut out: uint8 (C, H, W).
+    """Return the pixels of a file, resized by the shorter side and cropped at the centre: uint8 (C, H, W).
 
     Raises:
-        Exception: It is not a regular file, or cannot be read as an image of at most `MAX_PIXELS` pixels.
+        Exception: If it is not a regular file, or cannot be read as an image of at most `MAX_PIXELS` pixels.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a regular file")
@@ -222,17 +227,17 @@ def read_pixels(path: Path, resolution: int, channels: int, background: tuple[in
 
 @contextmanager
 def no_warning_of_size() -> Iterator[None]:
-    """Silence Pillow about images of many pixels: `read_pixels` refuses them."""
+    """Silence the warning of Pillow about large images, since `read_pixels` refuses them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
 
 def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
-    """An image of 16-bit grey values v as one of round(v / 257); any other as it is. PIL itself would clip at 255.
+    """Convert 16-bit grey values v to round(v / 257), which PIL would clip at 255; return other images unchanged.
 
     Raises:
-        ValueError: the range of the values is not known.
+        ValueError: If the range of the values is not known.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.uint32)
@@ -246,13 +251,13 @@ def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
 
 
 def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Composite an image that has transparent pixels on a colour; return any other as it is."""
+    """Composite an image with transparent pixels on a colour; return other images unchanged."""
     if image.mode not in ("LA", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
         return image
     coloured = image.convert("RGBA")
     opacity = coloured.getchannel("A")
     if opacity.getextrema()[0] == 255:
-        image.info.pop("transparency", None)  # of which Pillow would warn
+        image.info.pop("transparency", None)  # Pillow would warn about it
         return image
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(coloured.convert("RGB"), mask=opacity)

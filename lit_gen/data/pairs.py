@@ -1,4 +1,4 @@
-"""Pairs of a noise and the image that a model makes of it, on which rectified flow is trained again."""
+"""Pairs of noise and the image that a model samples from it, on which rectified flow is trained again."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ from lit_gen.data.sources import ImageSet
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images, and which noise each was drawn from: the noise itself is a function of seed and index, and is not kept.
+    """Sampled images with the seed and index of their noise; the noise itself is a function of both and not stored.
 
     Attributes:
         images: uint8 (N, C, H, W).
-        index: int64 (N,), the sample index of each.
-        seed: of the noise.
-        num_classes: of the model that drew them; 0 for none.
-        class_counts: class counts that the drawn classes follow; None: as many of each class.
+        index: int64 (N,), sample indices.
+        seed: Seed of the noise.
+        num_classes: Number of classes of the model; 0 without classes.
+        class_counts: Class counts that the classes of the samples follow; None for equal counts.
     """
 
     images: np.ndarray
@@ -34,23 +34,23 @@ class Pairs:
 
     @property
     def image_set(self) -> ImageSet:
-        """The images with their labels."""
+        """Images with their labels."""
         if not self.num_classes:
             return ImageSet(self.images, None)
         return ImageSet(self.images, classes_of(self.index, self.class_counts or (1,) * self.num_classes))
 
     def slice(self, start: int, stop: int) -> "Pairs":
-        """A view of pairs start .. stop - 1."""
+        """Return a view of pairs start .. stop - 1."""
         return replace(self, images=self.images[start:stop], index=self.index[start:stop])
 
     def fingerprint(self) -> str:
-        """Sha256 (hex) over images, index and seed."""
+        """Return the SHA-256 (hex) of images, index and seed."""
         digest = hashlib.sha256(f"pairs {self.seed} {self.image_set.fingerprint()}".encode())
         digest.update(self.index.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Writes an .npz file, whole or not at all."""
+        """Write an .npz file atomically."""
         arrays: dict[str, Any] = {"images": self.images, "index": self.index, "seed": self.seed}
         arrays["num_classes"] = self.num_classes
         if self.class_counts is not None:
@@ -59,10 +59,10 @@ class Pairs:
 
     @classmethod
     def load(cls, path: Path) -> "Pairs":
-        """Reads what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: If the file is damaged.
         """
         try:
             file = read_npz(path, ("images", "index", "seed", "num_classes", "class_counts"))
@@ -73,5 +73,5 @@ class Pairs:
             return cls(images, index, int(file["seed"]), int(file["num_classes"]), counts)
         except Exception as error:  # numpy, zipfile and zlib each have their own exceptions for a broken file
             raise UserError(
-                f"{path}: not a readable file of pairs ({error}); delete it, and it is drawn again"
+                f"{path}: not a readable file of pairs ({error}); delete it to have the pairs sampled again"
             ) from None

@@ -1,7 +1,7 @@
-"""Points of the plane with a known density: the data on which the theory can be checked.
+"""Points in the plane with a known density, on which the theory can be checked.
 
-They are float32 "images" of shape (2, 1, 1) within [-1, 1], (x, y) being the two channels, and are never quantised. All
-that a network learns of them is known exactly: the density of x_t = alpha x_0 + sigma eps at every noise level, and the
+Points are float32 images of shape (2, 1, 1) within [-1, 1], whose channels are x and y; they are never quantised. The
+targets of a network are known exactly: the density of x_t = alpha x_0 + sigma eps at every noise level, and the
 denoiser E[x_0 | x_t].
 """
 
@@ -17,18 +17,18 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.sources import ImageSet, ImageSource, Part
 from lit_gen.distributions.mixtures import GaussianMixture, Mixture, UniformMixture
 
-_FIRST_OF_TEST = 2**32  # so that a longer training part begins with a shorter one, and never reaches the test part
+_FIRST_OF_TEST = 2**32  # index of the first test point: a longer training part extends a shorter one
 
 
 class PointSource(ImageSource):
-    """A density in the plane, and points drawn from it: point i is a function of (seed, i).
+    """Density in the plane, and points drawn from it; point i is a function of (seed, i).
 
     Args:
-        num_points: Training points, and as many test points.
+        num_points: Number of training points, and of test points.
         seed: Seed of the points.
 
     Raises:
-        UserError: There are no points, or the density reaches out of [-1, 1].
+        UserError: If there are no points, or the density extends beyond [-1, 1].
     """
 
     quantised = False
@@ -44,10 +44,10 @@ class PointSource(ImageSource):
     @property
     @abstractmethod
     def exact(self) -> Mixture:
-        """The mixture that the points are drawn from, with the exact density and posterior mean of x_t."""
+        """Mixture that the points are drawn from, with the exact density and posterior mean of x_t."""
 
     def classes(self, component: Tensor) -> Tensor | None:
-        """The labels of points of given components of the mixture, (N,); None without labels."""
+        """Return the labels (N,) of points from the given components of the mixture; None without labels."""
         return None
 
     def load(self, part: Part) -> ImageSet:
@@ -58,12 +58,12 @@ class PointSource(ImageSource):
 
 
 class GaussianMixture2D(PointSource):
-    """Equal normal distributions on a ring, the label being which of them.
+    """Mixture of equal normal distributions on a ring, labelled by component.
 
     Args:
-        num_components: How many.
-        radius: Of the ring.
-        std: Standard deviation of each, in both directions.
+        num_components: Number of components.
+        radius: Radius of the ring.
+        std: Standard deviation of each component in both directions.
     """
 
     name = "mixture2d"
@@ -87,7 +87,7 @@ class GaussianMixture2D(PointSource):
 
 
 class TwoMoons(PointSource):
-    """Two interleaved half circles of radius 1/2, blurred by normal noise; the label is the half circle.
+    """Two interleaved half circles of radius 1/2 with normal noise, labelled by half circle.
 
     Args:
         std: Standard deviation of the noise.
@@ -112,10 +112,10 @@ class TwoMoons(PointSource):
 
 
 class Spiral(PointSource):
-    """A spiral from the centre out to the radius 0.8, blurred by normal noise; unlabelled.
+    """Spiral from the centre to radius 0.8 with normal noise, without labels.
 
     Args:
-        turns: How often it winds.
+        turns: Number of turns.
         std: Standard deviation of the noise.
     """
 
@@ -124,7 +124,7 @@ class Spiral(PointSource):
     def __init__(self, turns: float = 2.0, std: float = 0.03, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < turns <= 5:
-            raise UserError(f"data.source.turns: {turns} does not lie in (0, 5]")
+            raise UserError(f"data.source.turns: {turns} is not in (0, 5]; give a number in that range")
         _check_extent(0.8, std)
         self.turns = turns
         self.std = std
@@ -137,11 +137,11 @@ class Spiral(PointSource):
 
 
 class Checkerboard(PointSource):
-    """Uniform on every other cell of a square board; unlabelled.
+    """Uniform distribution on every other cell of a square board, without labels.
 
     Args:
-        num_cells: Cells along a side.
-        half_width: Of the board.
+        num_cells: Number of cells along a side.
+        half_width: Half the width of the board.
     """
 
     name = "checkerboard"
@@ -151,7 +151,7 @@ class Checkerboard(PointSource):
         if num_cells < 1:
             raise UserError(f"data.source.num_cells: {num_cells} is too few; give at least 1")
         if not 0 < half_width <= 1:
-            raise UserError(f"data.source.half_width: {half_width} does not lie in (0, 1]")
+            raise UserError(f"data.source.half_width: {half_width} is not in (0, 1]; give a number in that range")
         self.num_cells = num_cells
         self.half_width = half_width
 
@@ -164,7 +164,7 @@ class Checkerboard(PointSource):
 
 
 def grid_of_points(reach: float, num: int = 160) -> Tensor:
-    """The middles of num x num pixels of [-reach, reach]^2, row by row from below: (num^2, 2)."""
+    """Return the centres of num x num pixels of [-reach, reach]^2, row by row from below: (num^2, 2)."""
     middles = ((torch.arange(num, dtype=torch.float64) + 0.5) / num * 2 - 1) * reach
     y, x = torch.meshgrid(middles, middles, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
@@ -175,9 +175,10 @@ def _normals(means: Tensor, std: float) -> GaussianMixture:
 
 
 def _on_curve(length: float, std: float) -> Tensor:
-    """Middles of equal parts of [0, 1]: normal distributions there on a curve are as wide as apart, and blur into one.
+    """Return the centres of equal parts of [0, 1], as positions of normal distributions along a curve.
 
-    Evenly spaced, their sum varies along the curve by one part in 10^8.
+    The parts of the curve are at most `std` long. For evenly spaced distributions, the sum then varies along the curve
+    by one part in 10^8.
     """
     num = math.ceil(length / std)
     return (torch.arange(num, dtype=torch.float64) + 0.5) / num
@@ -186,6 +187,6 @@ def _on_curve(length: float, std: float) -> Tensor:
 def _check_extent(reach: float, std: float) -> None:
     if std <= 0 or reach < 0 or reach + 4 * std > 1:
         raise UserError(
-            f"data.source.std: with std {std} around points up to {reach} from the centre the density is not one within"
-            " [-1, 1]; choose them above 0, with that distance + 4 std at most 1"
+            f"data.source.std: a density of std {std} around points up to {reach} from the centre is not within [-1, "
+            "1]; choose std above 0, with that distance + 4 std at most 1"
         )

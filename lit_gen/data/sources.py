@@ -1,7 +1,7 @@
-"""What a data set is: images and labels of a training and a test part, with a name and a shape.
+"""Data sets: images and labels of a training and a test part, with a name and a shape.
 
-Every source gives its training images in an order that is not sorted by class, so that the data module can set the last
-of them aside for validation.
+Every source returns its training images in an order that is not sorted by class, so that the data module can hold out
+the last ones for validation.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ class ImageSet(NamedTuple):
     """Images with labels.
 
     Attributes:
-        images: uint8 `(N, C, H, W)`, in memory or mapped from disk; float32 of a source that is not quantised.
+        images: uint8 `(N, C, H, W)`, in memory or memory-mapped; float32 for a source that is not quantised.
         labels: int64 `(N,)` in [0, num_classes), or None.
     """
 
@@ -32,11 +32,11 @@ class ImageSet(NamedTuple):
     labels: np.ndarray | None
 
     def slice(self, start: int, stop: int) -> "ImageSet":
-        """A view of images start .. stop - 1."""
+        """Return a view of images start .. stop - 1."""
         return ImageSet(self.images[start:stop], None if self.labels is None else self.labels[start:stop])
 
     def fingerprint(self) -> str:
-        """Sha256 (hex) over shape, dtype, bytes of the images, and labels; the same wherever the files lie."""
+        """Return the SHA-256 (hex) of shape, dtype and bytes of the images, and labels; independent of paths."""
         digest = hashlib.sha256(f"{self.images.shape} {self.images.dtype}".encode())
         for start in range(0, len(self.images), 4096):
             digest.update(np.ascontiguousarray(self.images[start : start + 4096]).data)
@@ -45,11 +45,11 @@ class ImageSet(NamedTuple):
 
 
 class ImageSource(ABC):
-    """A data set; `prepare` and `load` are the only places that touch its files.
+    """Data set; only `prepare` and `load` access its files.
 
     Attributes:
-        quantised: Whether its images are uint8, and so is what is drawn of it; else they are float32 as they are.
-        num_levels: Number of different values: 256 of 8-bit images, 2 of binary ones, which are 0 and 255.
+        quantised: Whether its images, and samples of its models, are stored as uint8; otherwise as float32.
+        num_levels: Number of distinct pixel values: 256 for 8-bit images, 2 for binary ones (0 and 255).
     """
 
     quantised: bool = True
@@ -58,7 +58,7 @@ class ImageSource(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What results and caches call the data set."""
+        """Name of the data set in results and caches."""
 
     @property
     @abstractmethod
@@ -68,29 +68,29 @@ class ImageSource(ABC):
     @property
     @abstractmethod
     def num_classes(self) -> int:
-        """Number of classes; 0 without labels."""
+        """Number of classes; 0 for data without labels."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes in the order of their labels, by default their numbers; None without labels."""
+        """Names of the classes in the order of the labels, by default their numbers; None without labels."""
         return tuple(map(str, range(self.num_classes))) if self.num_classes else None
 
     def prepare(self) -> None:  # noqa: B027  (most sources have nothing to prepare)
-        """Downloads, or builds caches. Safe to call again, and from several processes."""
+        """Download files or build caches; may be called repeatedly and from several processes."""
 
     @abstractmethod
     def load(self, part: Part) -> ImageSet:
-        """The images of one part.
+        """Return the images of one part.
 
         Raises:
-            UserError: A file is missing or bad, or the data set has no such part.
+            UserError: If a file is missing or invalid, or the data set has no such part.
         """
 
     def stored(self, samples: Tensor) -> Tensor:
-        """Return samples in the form of the images: uint8, of binary images 0 or 255, whichever is nearer; or float32.
+        """Return samples in the form of the data: uint8, rounded to 0 or 255 for binary images; or float32.
 
         Raises:
-            UserError: A value is not finite.
+            UserError: If a value is not finite.
         """
         if not self.quantised:
             return finite(samples).float()
@@ -98,19 +98,19 @@ class ImageSource(ABC):
         return images if self.num_levels > 2 else (images >= 128).to(torch.uint8) * 255
 
     def redraw(self, index: np.ndarray, epoch: int) -> np.ndarray | None:
-        """Training images as they are in one epoch, a pure function of (index, epoch); None: as they were loaded."""
+        """Return the training images of one epoch, a pure function of (index, epoch); None if they do not change."""
         return None
 
     def fingerprint(self, loaded: ImageSet, part: Part, start: int, stop: int) -> str:
-        """`ImageSet.fingerprint` of images start .. stop - 1 of a part that was loaded; a source may keep it."""
+        """Return `ImageSet.fingerprint` of images start .. stop - 1 of a loaded part; a source may cache it."""
         return loaded.slice(start, stop).fingerprint()
 
 
 class Digits(ImageSource):
-    """The 1,797 handwritten digits of 8x8 pixels that scikit-learn carries; needs no files.
+    """The 1,797 handwritten digits of 8x8 pixels from scikit-learn, which need no download.
 
-    Grey values 0 .. 16 become round(255 v / 16). Within each class the images number 4, 9, 14, ... (counted from 0 in
-    scikit-learn's order) are the test part, so both parts are stratified: 1,442 training and 355 test images.
+    Grey values v in 0 .. 16 become round(255 v / 16). Images 4, 9, 14, ... of each class (counted from 0 in the order
+    of scikit-learn) form the test part, so both parts are stratified: 1,442 training and 355 test images.
 
     Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
@@ -135,19 +135,19 @@ class Digits(ImageSource):
 
 
 class Npz(ImageSource):
-    """Images from an .npz file with the key `images` and, if there are classes, the key `labels`.
+    """Images from an .npz file with the key `images` and, for data with classes, the key `labels`.
 
-    `images` is uint8 of shape `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with C 1 or 3. `labels` holds integers from
-    0, one for each image; the different values of the training file become the classes 0 .. K - 1 in ascending order,
-    so that labels may have gaps. Labels of the test file are those of the training file.
+    `images` is uint8 of shape `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)` with C 1 or 3. `labels` holds one integer
+    of at least 0 per image. Its distinct values in the training file become the classes 0 .. K - 1 in ascending order,
+    so labels may have gaps. The test file may only have labels of the training file.
 
-    A class is named by its original label, or by `class_names` of the training file, a list of texts that the original
-    labels index.
+    The name of a class is its original label, or its entry in `class_names` of the training file, a list of texts
+    indexed by the original labels.
 
     Args:
-        path: The file with the training images.
-        test: A file with the test images, if there is a test part.
-        name: What results call the data set; by default the file's name without its ending.
+        path: File of the training images.
+        test: File of the test images, if any.
+        name: Name of the data set in results; by default the file name without its suffix.
     """
 
     def __init__(self, path: str, test: str | None = None, name: str | None = None) -> None:
@@ -182,7 +182,9 @@ class Npz(ImageSource):
             if part == "train":
                 self._parts["train"] = self._read_train()
             elif self.test is None:
-                raise NoTestImagesError(f"{self.name} has no test images: name their file with --data.source.test")
+                raise NoTestImagesError(
+                    f"data.source.test: {self.name} has no test images; set --data.source.test to their file"
+                )
             else:
                 self._parts["test"] = self._read_test(self.test)
         return self._parts[part]
@@ -202,9 +204,14 @@ class Npz(ImageSource):
         arrays = _read_arrays(path, "data.source.test")
         images, labels = _images(arrays, path), _labels(arrays, path)
         if images.shape[1:] != image_shape:
-            raise UserError(f"{path}: test images have shape {images.shape[1:]}, training images {image_shape}")
+            raise UserError(
+                f"{path}: test images have shape {images.shape[1:]}, but training images {image_shape}; give the same "
+                "shape"
+            )
         if (labels is None) != (not self._values):
-            raise UserError(f"{path}: either both the training and the test file have the key 'labels', or neither")
+            raise UserError(
+                f"{path}: only one of training and test file has the key 'labels'; add it to both, or to neither"
+            )
         if labels is None:
             return ImageSet(images, None)
         values, labels = np.unique(labels, return_inverse=True)
@@ -222,14 +229,14 @@ def _read_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
         arrays = read_npz(path, ("images", "labels", "class_names"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} does not exist: set --{key} to an .npz file with the keys images and labels"
+            f"{key}: {path} does not exist; set --{key} to an .npz file with the keys images and labels"
         ) from error
     except UserError:
         raise
     except Exception as error:  # numpy, zipfile and zlib each have their own exceptions for a broken file
-        raise UserError(f"{path} cannot be read as an .npz file ({error}): write it again with numpy.savez") from error
+        raise UserError(f"{path}: cannot be read as an .npz file ({error}); write it again with numpy.savez") from error
     if "images" not in arrays:
-        raise UserError(f"{path} has no key 'images': save it with numpy.savez(path, images=..., labels=...)")
+        raise UserError(f"{path}: has no key 'images'; save it with numpy.savez(path, images=..., labels=...)")
     return arrays
 
 
@@ -237,35 +244,34 @@ def _images(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
     """Return the images of a file as uint8 (N, C, H, W)."""
     images = arrays["images"]
     if images.dtype != np.uint8:
-        raise UserError(f"{path}: images are {images.dtype}, expected uint8 in [0, 255]: convert them before saving")
+        raise UserError(f"{path}: images are {images.dtype}, not uint8 in [0, 255]; convert them before saving")
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise UserError(
-            f"{path}: images have shape {arrays['images'].shape}, expected (N, H, W), (N, C, H, W) or (N, H, W, C) "
+            f"{path}: images have shape {arrays['images'].shape}; save them as (N, H, W), (N, C, H, W) or (N, H, W, C) "
             "with C 1 or 3"
         )
     if images.size == 0:
-        raise UserError(f"{path} holds no images: its shape is {arrays['images'].shape}")
+        raise UserError(f"{path}: holds no images, since their shape is {arrays['images'].shape}; give at least one")
     return np.ascontiguousarray(images)
 
 
 def _labels(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray | None:
-    """Return the labels of a file as they are, or None."""
+    """Return the original labels of a file, or None."""
     labels, num_images = arrays.get("labels"), len(arrays["images"])
     if labels is None:
         return None
     if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
         raise UserError(
-            f"{path}: labels are {labels.dtype} of shape {labels.shape}, expected integers from 0 of shape "
-            f"({num_images},), one for each image"
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}; save integers of at least 0 of shape "
+            f"({num_images},), one per image"
         )
     if labels.min() < 0:
         raise UserError(
-            f"{path}: label {labels.min()} is negative, expected integers from 0; leave out the images without a "
-            "class, or the key 'labels'"
+            f"{path}: label {labels.min()} is negative; remove the images without a class, or the key 'labels'"
         )
     return labels
 
@@ -276,14 +282,14 @@ def _class_names(arrays: dict[str, np.ndarray], values: list[int], path: Path) -
         return tuple(map(str, values))
     names = arrays["class_names"]
     if names.ndim != 1 or names.dtype.kind != "U" or len(set(names.tolist())) < len(names):
-        raise UserError(f"{path}: class_names: expected a list of different texts; write it as numpy.array([...])")
+        raise UserError(f"{path}: class_names: not a list of distinct texts; write it as numpy.array([...])")
     if values[-1] >= len(names):
         raise UserError(f"{path}: class_names: {len(names)} names, but labels up to {values[-1]}; give each a name")
     return tuple(str(names[value]) for value in values)
 
 
 def _listed(values: list[int]) -> str:
-    """Return labels as a message names them, a few of many."""
+    """Return a list of labels for a message, shortened if there are many."""
     if len(values) > 1 and values == list(range(len(values))):
         return f"0 .. {values[-1]}"
     return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")

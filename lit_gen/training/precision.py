@@ -1,7 +1,7 @@
-"""Training in one data type throughout (bf16-true, 64-true): the networks have it, their surroundings do not.
+"""Training with weights of another data type than float32 (bf16-true, 64-true).
 
-The weights, the optimizer and the inside of each network have the chosen type. Images, noise, times and losses stay
-float32: in bfloat16 neighbouring times, and the likelihoods of neighbouring values of an 8-bit image, would be one.
+The weights, the optimizer state and the activations have the chosen type. Images, noise, times and losses stay in
+float32: bfloat16 cannot distinguish neighbouring times, nor the likelihoods of neighbouring values of an 8-bit image.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,11 +19,11 @@ from lit_gen.families.two_networks import TwoNetworks
 
 
 class NetworkPrecision(Precision):
-    """Converts the weights, and at the door of each network what comes in and goes out.
+    """Plugin that converts the weights, and the inputs and outputs of each network.
 
     Args:
-        precision: Lightning's name of the precision.
-        dtype: The type of the weights.
+        precision: Name of the precision in Lightning.
+        dtype: Data type of the weights.
     """
 
     def __init__(self, precision: str, dtype: torch.dtype) -> None:
@@ -34,7 +34,7 @@ class NetworkPrecision(Precision):
         outside = torch.promote_types(self.dtype, torch.float32)
 
         def enter(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            # images or latents come first; noise levels and labels, which follow, the network converts as it needs
+            # only images or latents, the first input: the network itself converts noise levels and labels
             return (_converted(inputs[0], self.dtype), *inputs[1:]) if inputs else inputs
 
         def leave(network: nn.Module, inputs: Any, outputs: Any) -> Any:
@@ -56,7 +56,7 @@ class NetworkPrecision(Precision):
 
 
 def _networks(module: nn.Module) -> Iterator[nn.Module]:
-    """The networks of a model; of a part that computes likelihoods around its networks, those."""
+    """Yield the networks of a model, including those inside a module that has `networks()`."""
     for child in module.children():
         inside: Callable[[], Iterable[nn.Module]] | None = getattr(child, "networks", None)
         yield from [child] if inside is None else inside()
@@ -67,31 +67,31 @@ def _converted(value: Any, dtype: torch.dtype) -> Any:
 
 
 def check_precision(precision: Any) -> None:
-    """Raise a UserError for float16 throughout: small gradients, and the epsilon of Adam, are zero in it."""
+    """Raise a UserError for float16 weights: small gradients, and the epsilon of Adam, would be zero."""
     if precision == "16-true":
         raise UserError(
-            "trainer.precision: 16-true cannot hold small gradients, and its trainings end in weights that are not "
-            "finite; use bf16-true, or 16-mixed"
+            "trainer.precision: 16-true cannot represent small gradients, and its weights become infinite or NaN; use "
+            "bf16-true or 16-mixed"
         )
 
 
 def use_network_precision(trainer: Trainer, model: GenerativeModel) -> None:
-    """Puts `NetworkPrecision` in the place of Lightning's plugins, which leave the images of a data module float32.
+    """Replace Lightning's plugins for bf16-true and 64-true by `NetworkPrecision`.
 
     Raises:
-        UserError: the family does not train with weights of another type than float32, or not with scaled losses.
+        UserError: If the family does not support weights of another type than float32, or scaled losses.
     """
     plugin = trainer.precision_plugin
     if isinstance(model, TwoNetworks) and getattr(plugin, "scaler", None) is not None:
         raise UserError(
-            f"trainer.plugins: {type(plugin).__name__} cannot scale the losses of two networks; leave it out and use "
-            "trainer.precision bf16-mixed"
+            f"trainer.plugins: {type(plugin).__name__} cannot scale the losses of two networks; remove the plugin and "
+            "use trainer.precision bf16-mixed"
         )
     dtypes = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
     if type(plugin) in (HalfPrecision, DoublePrecision):
         if model.capabilities.float32_only:
             raise UserError(
                 f"trainer.precision: {type(model).__name__} keeps float32 weights, which its likelihood needs, and "
-                f"does not train with {plugin.precision}; use 32-true or bf16-mixed"
+                f"does not support {plugin.precision}; use 32-true or bf16-mixed"
             )
         trainer.strategy.precision_plugin = NetworkPrecision(plugin.precision, dtypes[plugin.precision])

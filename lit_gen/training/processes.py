@@ -1,7 +1,7 @@
-"""The processes of one command: how many there are, on which device each works, and what the first decides for all.
+"""Processes of one command: their number, their devices, and the decisions that the first one makes for all.
 
-Lightning starts the others from the first one, once there is something to do. torchrun and SLURM start all of them
-alike; then every one must hear what the first decides, or some would train while others are finished.
+Lightning starts the other processes from the first one, once there is work to do. torchrun and SLURM start all of them
+at once. Each must then receive the decision of the first one, or some would train while others have finished.
 """
 
 import os
@@ -26,16 +26,16 @@ from lit_gen.core.processes import from_first, ranks
 from lit_gen.runs.directory import Run
 
 SECONDS_TO_LEAVE = 10.0
-"""Seconds that the first process waits for those it started, once they should end."""
+"""Seconds that the first process waits for the others to end before it kills them."""
 
 
 def is_first() -> bool:
-    """Whether this process started the others, or stands alone, or is rank 0 of those that were started together."""
+    """Return whether this process has rank 0, is the only process, or has started the others."""
     return (_get_rank() or 0) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
 
 
 def num_started() -> int | None:
-    """How many processes torchrun or srun started, this one among them; None where neither did."""
+    """Return the number of processes that torchrun or srun started, this one included; None if neither did."""
     if TorchElasticEnvironment.detect():
         return int(os.environ["WORLD_SIZE"])
     started = os.environ.get("SLURM_STEP_NUM_TASKS")
@@ -43,36 +43,36 @@ def num_started() -> int | None:
 
 
 def check_number(configured: int) -> None:
-    """Compares the processes that were started with those that the configuration asks for.
+    """Compare the number of processes that were started with the configured number.
 
     Raises:
-        UserError: they differ; each would take itself for the whole.
+        UserError: If the two differ: each process would train alone.
     """
     started = num_started()
     if started is not None and started != configured:
         raise UserError(
             f"trainer.devices: {started} processes were started, but the configuration asks for {configured}; "
-            "--trainer.devices times --trainer.num_nodes must be the number that torchrun or srun starts"
+            "make --trainer.devices times --trainer.num_nodes the number that torchrun or srun starts"
         )
 
 
 def accelerator(asked: Any) -> Any:
-    """What `trainer.accelerator` stands for here: MPS computes no float64, which noise, times and samplers need.
+    """Return the accelerator to use: `auto` never selects MPS, which has no float64.
 
     Raises:
-        UserError: MPS is asked for by name.
+        UserError: If the setting names MPS.
     """
     mps = MPSAccelerator.is_available()
     if asked == "mps" or (mps and asked == "gpu"):
         raise UserError(
-            f"trainer.accelerator: {asked} is MPS, which computes no float64, but noise, times and samplers need it; "
+            f"trainer.accelerator: {asked} is MPS, which has no float64, but noise, times and samplers need it; "
             "use --trainer.accelerator cpu"
         )
     return "cpu" if mps and asked == "auto" else asked
 
 
 def device(trainer: Any) -> torch.device:
-    """The device of this process: the CPU, or that of the CUDA devices which has its local rank.
+    """Return the device of this process: the CPU, or the CUDA device of its local rank.
 
     Args:
         trainer: The configuration of the trainer.
@@ -84,14 +84,14 @@ def device(trainer: Any) -> torch.device:
 
 
 def cuda_index(devices: int | str | list[int], local_rank: int) -> int:
-    """Which CUDA device a process uses, given `trainer.devices`: a number of devices, or a list of their indices."""
+    """Return the CUDA device index of a process, given `trainer.devices`: their number, or a list of indices."""
     if isinstance(devices, str) and "," in devices:
         devices = [int(index) for index in devices.split(",") if index.strip()]
     return devices[local_rank] if isinstance(devices, list) else local_rank
 
 
 def num_devices(devices: Any, accelerator: str) -> Any:
-    """Return how many devices a list, or `auto` on this machine, stands for; any other value as it is."""
+    """Return the number of devices of a list or of `auto` on this machine, and any other value unchanged."""
     if isinstance(devices, list):
         return len(devices)
     if devices in ("auto", -1, "-1"):
@@ -101,13 +101,13 @@ def num_devices(devices: Any, accelerator: str) -> Any:
 
 
 def number(trainer: Any) -> int:
-    """Return how many processes will train.
+    """Return the number of training processes.
 
     Args:
         trainer: The configuration of the trainer.
 
     Raises:
-        UserError: The number of devices or nodes is below 1 or not a number.
+        UserError: If the number of devices or nodes is below 1 or not a number.
     """
     started, devices = num_started(), trainer.devices
     if isinstance(devices, str) and "," in devices:
@@ -116,21 +116,21 @@ def number(trainer: Any) -> int:
     for key, count in {"devices": devices, "num_nodes": trainer.num_nodes}.items():
         if not str(count).strip().isdecimal() or int(count) < 1:
             raise UserError(
-                f"trainer.{key}: {getattr(trainer, key)} leaves no process to train; give at least 1, or leave it out"
+                f"trainer.{key}: {getattr(trainer, key)} leaves no process to train; give at least 1, or remove the key"
             )
     return int(devices) * int(trainer.num_nodes) if started is None else started
 
 
 @contextmanager
 def losses_reported(rank: int, number: int) -> Iterator[None]:
-    """Turn the error of a collective operation whose other side has ended into one line.
+    """Turn the error of a collective operation, after another process has ended, into a one-line error.
 
     Args:
-        rank: This process.
-        number: How many processes there are.
+        rank: Rank of this process.
+        number: Number of processes.
 
     Raises:
-        LostProcessError: in the place of the error of gloo or NCCL.
+        LostProcessError: If gloo or NCCL raises an error in the block.
     """
     try:
         yield
@@ -140,15 +140,15 @@ def losses_reported(rank: int, number: int) -> Iterator[None]:
             raise
         other = f"process {1 - rank} of 2" if number == 2 else f"one of {number} processes"
         raise LostProcessError(
-            f"{other} has ended (killed? out of memory?), so process {rank} stops; the same command resumes from the "
-            "last checkpoint"
+            f"{other} has ended (killed? out of memory?), so process {rank} stops; run the same command to resume from "
+            "the last checkpoint"
         ) from None
 
 
 def end_others(trainer: Trainer) -> None:
-    """End the processes that Lightning has started from this one: at first by themselves, then by force.
+    """Wait for the processes that Lightning has started from this one, and kill those that do not end.
 
-    Lightning watches them in a thread that kills this process as well, before it can say what has happened.
+    Lightning watches them in a thread that would kill this process too, before it can report an error.
     """
     for thread in threading.enumerate():
         if thread.name == "child-process-observer":
@@ -162,10 +162,10 @@ def end_others(trainer: Trainer) -> None:
 
 @contextmanager
 def turn(run: Run, trainer: Trainer) -> Iterator[bool]:
-    """Whether a run is still to be trained: decided by the first process, which holds the run's lock for the block.
+    """Yield whether the run still needs training, as decided by the first process, which locks the run for the block.
 
-    Processes that were started alike form their group here and wait for the first one's word, however long another
-    command holds the lock. Those that Lightning starts exist because the first one trains, or is done.
+    Processes of torchrun or SLURM form their group here and wait for that decision, for as long as another command
+    holds the lock. Processes that Lightning starts need not wait: the first one holds the lock already.
     """
     check_number(trainer.num_devices * trainer.num_nodes)
     environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -185,13 +185,13 @@ def turn(run: Run, trainer: Trainer) -> Iterator[bool]:
 
 
 def launch(trainer: Any) -> None:
-    """Forms the group of a distributed evaluation, one process for each device, unless a training has done so.
+    """Form the process group of a distributed evaluation, one process per device, unless training has formed it.
 
     Args:
         trainer: The configuration of the trainer.
 
     Raises:
-        UserError: the processes cannot be had.
+        UserError: If the processes cannot be started.
     """
     if ranks()[1] > 1 or (trainer.devices in ("auto", 1, "1") and num_started() in (None, 1)):
         return
@@ -205,4 +205,4 @@ def launch(trainer: Any) -> None:
         check_number(fabric.world_size)
         fabric.launch()
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+        raise UserError(f"trainer: {' '.join(str(error).split())}; correct the settings of the trainer") from None

@@ -229,7 +229,7 @@ def test_another_number_of_processes_is_refused(tmp_path: Path, monkeypatch: pyt
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["world_size"] == 1
     torch.save(checkpoint | {"world_size": 2}, path)
-    with pytest.raises(UserError, match="trainer.devices: .* saved by 2 processes and cannot go on with 1"):
+    with pytest.raises(UserError, match="trainer.devices: .* saved by 2 processes and cannot resume with 1"):
         commands.fit(words)
     torch.save(checkpoint, path)
     assert commands.fit(words).finished

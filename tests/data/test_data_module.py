@@ -114,7 +114,7 @@ def test_training_batches_come_in_parts_and_others_whole() -> None:
 def test_no_validation_without_num_val() -> None:
     data = ImageDataModule(Memory())
     assert data.val_dataloader() == []
-    with pytest.raises(UserError, match=r"no validation split: set --data\.num_val"):
+    with pytest.raises(UserError, match=r"data\.num_val: there is no validation split; give"):
         data.images("val")
 
 
@@ -180,20 +180,20 @@ def test_fingerprint_is_of_content_alone(tmp_path: Path) -> None:
 def test_bad_settings() -> None:
     with pytest.raises(UserError, match=r"unknown split 'valid'.*train, val, test"):
         ImageDataModule(Digits()).images("valid")
-    with pytest.raises(UserError, match=r"data\.batch_size is 50, but memory has 40 training images"):
+    with pytest.raises(UserError, match=r"data\.batch_size: 50 exceeds the 40 training images of memory"):
         ImageDataModule(Memory(), batch_size=50).train_dataloader()
-    with pytest.raises(UserError, match=r"data\.batch_size is 9 .* choose a multiple of 2"):
+    with pytest.raises(UserError, match=r"data\.batch_size: 9 .* give a multiple of 2"):
         with_ranks(ImageDataModule(Memory(), batch_size=9), 1, 2).train_dataloader()
-    message = r"data\.batch_size is 18 .* trainer\.accumulate_grad_batches = 4 .* among 3: choose a multiple of 12"
+    message = r"data\.batch_size: 18 .* among 3 with trainer\.accumulate_grad_batches = 4; give a multiple of 12"
     with pytest.raises(UserError, match=message):
         with_ranks(ImageDataModule(Memory(), batch_size=18), 1, 3, parts=4).train_dataloader()
     assert len(with_ranks(ImageDataModule(Memory(), batch_size=12), 1, 3, parts=4).train_dataloader()) == 3 * 4
-    with pytest.raises(UserError, match=r"use_distributed_sampler must be false"):
+    with pytest.raises(UserError, match=r"trainer.use_distributed_sampler: .*; set it to false"):
         with_ranks(ImageDataModule(Memory(), batch_size=8), 1, 2, use_distributed_sampler=True).train_dataloader()
-    with pytest.raises(UserError, match=r"data\.num_val is 40, but memory has only 40 training images"):
+    with pytest.raises(UserError, match=r"data\.num_val: 40 leaves none of the 40 training images of memory"):
         ImageDataModule(Memory(), num_val=40).images("train")
     for key in ("batch_size", "num_val", "num_workers"):
-        with pytest.raises(UserError, match=rf"data\.{key} is -1"):
+        with pytest.raises(UserError, match=rf"data\.{key}: -1 .* give at least"):
             settings: dict[str, Any] = {key: -1}
             ImageDataModule(Memory(), **settings)
 
@@ -202,7 +202,7 @@ def test_validation_of_images_sorted_by_class_is_refused(tmp_path: Path) -> None
     path = tmp_path / "sorted.npz"
     np.savez(path, images=np.zeros((6, 1, 2, 2), np.uint8), labels=[0, 0, 0, 1, 1, 1])
     assert len(ImageDataModule(Npz(str(path))).images("train")) == 6
-    with pytest.raises(UserError, match="sorted by class.*shuffle the file"):
+    with pytest.raises(UserError, match="data.num_val: .* sorted by class.*shuffle the file"):
         ImageDataModule(Npz(str(path)), num_val=2).images("train")
 
 

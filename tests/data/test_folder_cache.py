@@ -136,4 +136,4 @@ def test_a_rebuilt_cache_is_said_once(tree: Tree, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         tree.read()
         tree.read()
-    assert caplog.messages == [f"the cache {tree.cache} is damaged: building it again"]
+    assert caplog.messages == [f"{tree.cache}: the cache is damaged; building it again"]

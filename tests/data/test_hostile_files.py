@@ -54,14 +54,14 @@ def mnist(folder: Path, images: bytes, ending: str = ".gz") -> MNIST:
 @pytest.mark.parametrize("shape", [(6, 28, 28), (0, 0, 0), (1, 1, 1)])
 def test_a_gzip_bomb_is_unpacked_no_further_than_its_header_says(tmp_path: Path, shape: tuple[int, ...]) -> None:
     bomb = gzip.compress(idx(*shape) + bytes(100 * MEGABYTE), 1)
-    with little_memory(), pytest.raises(UserError, match=r"idx3-ubyte\.gz .* its header promises .*, it has more"):
+    with little_memory(), pytest.raises(UserError, match=r"idx3-ubyte\.gz: .* its header promises .*, but it has more"):
         mnist(tmp_path, bomb).load("train")
 
 
 def test_a_large_file_is_read_no_further_than_its_header_says(tmp_path: Path) -> None:
     source = mnist(tmp_path, idx(6, 28, 28), ending="")
     os.truncate(tmp_path / "train-images-idx3-ubyte", 100 * MEGABYTE)
-    with little_memory(), pytest.raises(UserError, match="its header promises 4,720 bytes .*, it has more"):
+    with little_memory(), pytest.raises(UserError, match="its header promises 4,720 bytes .*, but it has more"):
         source.load("train")
 
 
@@ -113,7 +113,7 @@ LINKS = {
 @pytest.mark.parametrize("special", LINKS.values(), ids=LINKS.keys())
 def test_only_regular_members_of_an_archive_are_read(tmp_path: Path, special: Member) -> None:
     source = cifar(tmp_path / "in", member("other", batch()), special)
-    with pytest.raises(UserError, match=r"tar\.gz lacks cifar-10-batches-py/test_batch: delete it"):
+    with pytest.raises(UserError, match=r"tar\.gz: lacks cifar-10-batches-py/test_batch; delete it"):
         source.load("test")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["cifar-10-python.tar.gz"]
     source = cifar(tmp_path / "in", special, member("test_batch", batch()))
@@ -133,7 +133,10 @@ def test_an_archive_is_unpacked_no_further_than_the_limit(
 ) -> None:
     source = cifar(tmp_path, *bomb(), format=tarfile.PAX_FORMAT)
     monkeypatch.setattr("lit_gen.data.cifar.LIMIT", 2 * MEGABYTE)
-    with little_memory(), pytest.raises(UserError, match=r"tar\.gz .* unpacks to more than 2,000,000 bytes, the limit"):
+    with (
+        little_memory(),
+        pytest.raises(UserError, match=r"tar\.gz: .* unpacks to more than 2,000,000 bytes"),
+    ):
         source.load("test")
 
 
@@ -181,7 +184,7 @@ def test_an_npz_bomb_is_refused_with_the_limit(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("shape", [(10**12, 1, 2, 2), (3, 1, 2, 2), (1, 1, 2, 2), (0, 1, 2, 2)])
 def test_an_array_is_as_long_as_its_header_says(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = deflated(tmp_path / "a.npz", "images", npy(*shape), bytes(8))
-    with pytest.raises(UserError, match=r"a\.npz cannot be read as an \.npz file"):
+    with pytest.raises(UserError, match=r"a\.npz: cannot be read as an \.npz file"):
         Npz(str(path)).load("train")
 
 

@@ -69,7 +69,7 @@ def test_shape_is_known_without_files() -> None:
     source = FashionMNIST(root="/nowhere", resolution=32)
     assert (source.name, source.image_shape, source.num_classes) == ("fashion_mnist", (1, 32, 32), 10)
     for resolution in (27, 16, 31):
-        with pytest.raises(UserError, match=f"data.source.resolution is {resolution}: expected 28 or"):
+        with pytest.raises(UserError, match=f"data.source.resolution: {resolution} .*give 28 or"):
             MNIST(resolution=resolution)
 
 
@@ -85,7 +85,7 @@ def test_usual_places_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train-images-idx3-ubyte.gz of fashion_mnist was not found") as caught:
         FashionMNIST(root=str(tmp_path), download=False).prepare()
-    for remedy in (f"looked in {tmp_path}", "apt-get install dataset-fashion-mnist", "--data.source.root"):
+    for remedy in (f"searched {tmp_path}", "apt-get install dataset-fashion-mnist", "--data.source.root"):
         assert remedy in str(caught.value)
 
 
@@ -142,7 +142,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(source, "mirrors", ("http://127.0.0.1:9/",))
         with pytest.raises(UserError, match=r"could not download train-images-idx3-ubyte\.gz") as caught:
             source(root=str(tmp_path)).prepare()
-        places = (f"looked in {tmp_path / source.name}, ", f", {tmp_path})")
+        places = (f"searched {tmp_path / source.name}, ", f", {tmp_path})")
         url = "http://127.0.0.1:9/train-images-idx3-ubyte.gz"
         for part in (*places, f"{url}: ", f"put {url} into a folder", "--data.source.root"):
             assert part in str(caught.value)
@@ -155,7 +155,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FashionMNIST, "package", ("dataset-fashion-mnist", str(tmp_path / "package")))
     with pytest.raises(UserError, match="could not download") as caught:
         FashionMNIST().prepare()
-    for place in ("looked in data/fashion_mnist, ", str(tmp_path / "cache/lit_gen/data"), str(tmp_path / "package")):
+    for place in ("searched data/fashion_mnist, ", str(tmp_path / "cache/lit_gen/data"), str(tmp_path / "package")):
         assert place in str(caught.value)
 
 
@@ -169,7 +169,7 @@ def test_checksum_of_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     changed = bytearray(content("train", "images"))
     changed[-1] ^= 1
     path.write_bytes(gzip.compress(bytes(changed)))
-    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz is not the official file.*checksum false"):
+    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz: not the official file.*checksum false"):
         source.load("train")
     assert len(MNIST(root=str(tmp_path), checksum=False).load("train").images) == 6
 
@@ -181,14 +181,14 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for damaged in (whole[:1000], whole[:5], whole[:2000] + b"?" * 20 + whole[2020:], content("train", "images")):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz is truncated or damaged .*download it again"):
+        with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: truncated or damaged .*download it again"):
             source.load("train")
     for damaged in (content("train", "images")[:-1], content("train", "images")[:6]):
         path.write_bytes(gzip.compress(damaged))
-        with pytest.raises(UserError, match=r"images-idx3-ubyte\.gz is truncated or damaged: its header promises"):
+        with pytest.raises(UserError, match=r"images-idx3-ubyte\.gz: truncated or damaged, since its header promises"):
             source.load("train")
     path.write_bytes(gzip.compress(content("train", "labels")))
-    with pytest.raises(UserError, match=r"images-idx3-ubyte\.gz is not an IDX file of 3-dimensional"):
+    with pytest.raises(UserError, match=r"images-idx3-ubyte\.gz: not an IDX file of 3-dimensional"):
         source.load("train")
     path.write_bytes(gzip.compress(content("t10k", "images")))
     with pytest.raises(UserError, match=r"the train files hold images of shape \(4, 28, 28\) and 6 labels"):
@@ -200,13 +200,13 @@ def test_images_and_labels_that_are_not_those_of_the_data_set(tmp_path: Path) ->
     write_files(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(struct.pack(">HBBIII", 0, 8, 3, 6, 20, 20) + bytes(6 * 400)))
-    with pytest.raises(UserError, match=r"train files hold images of shape \(6, 20, 20\).*expected \(N, 28, 28\)"):
+    with pytest.raises(UserError, match=r"train files hold images of shape \(6, 20, 20\).*not \(N, 28, 28\)"):
         source.load("train")
     write_files(tmp_path)
     path = tmp_path / "train-labels-idx1-ubyte.gz"
     for last in (11, 10):
         path.write_bytes(gzip.compress(struct.pack(">HBBI", 0, 8, 1, 6) + bytes((0, 1, 2, 3, 4, last))))
-        with pytest.raises(UserError, match=rf"mnist: the train labels go up to {last}, expected 0 \.\. 9"):
+        with pytest.raises(UserError, match=rf"mnist: the train labels go up to {last}, not 9"):
             source.load("train")
     assert len(source.load("test").images) == 4, "the other part is as it should be"
 

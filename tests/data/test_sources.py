@@ -61,10 +61,10 @@ def test_npz_test_part(tmp_path: Path) -> None:
     path = write(tmp_path / "train.npz", **train)
     test = write(tmp_path / "test.npz", images=np.ones((3, 1, 2, 2), np.uint8), labels=[1, 1, 0])
     assert Npz(path, test=test, name="mine").load("test").images.sum() == 12
-    with pytest.raises(UserError, match=r"mine has no test images: .*--data\.source\.test"):
+    with pytest.raises(UserError, match=r"data\.source\.test: mine has no test images; set"):
         Npz(path, name="mine").load("test")
     for wrong, message in (
-        ({"images": np.ones((3, 1, 4, 4), np.uint8), "labels": [1, 1, 0]}, r"shape \(1, 4, 4\), training images"),
+        ({"images": np.ones((3, 1, 4, 4), np.uint8), "labels": [1, 1, 0]}, r"shape \(1, 4, 4\), but training images"),
         ({"images": np.ones((3, 1, 2, 2), np.uint8), "labels": [1, 2, 0]}, "label 2 does not occur"),
         ({"images": np.ones((3, 1, 2, 2), np.uint8)}, "key 'labels'"),
     ):
@@ -75,15 +75,15 @@ def test_npz_test_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": np.zeros((2, 1, 4, 4), np.uint8)}, "no key 'images': save it with"),
-        ({"images": np.zeros((2, 1, 4, 4))}, "images are float64, expected uint8"),
-        ({"images": np.zeros((2, 5, 4, 4), np.uint8)}, r"images have shape \(2, 5, 4, 4\), expected \(N, H, W\)"),
+        ({"pictures": np.zeros((2, 1, 4, 4), np.uint8)}, "no key 'images'; save it with"),
+        ({"images": np.zeros((2, 1, 4, 4))}, "images are float64, not uint8"),
+        ({"images": np.zeros((2, 5, 4, 4), np.uint8)}, r"images have shape \(2, 5, 4, 4\); save them as \(N, H, W\)"),
         ({"images": np.zeros((2, 16), np.uint8)}, r"images have shape \(2, 16\)"),
         ({"images": np.zeros((0, 1, 4, 4), np.uint8)}, "holds no images"),
-        ({"images": np.zeros((2, 1, 4, 4), np.uint8), "labels": [1]}, r"labels are int64 of shape \(1,\), expected"),
+        ({"images": np.zeros((2, 1, 4, 4), np.uint8), "labels": [1]}, r"labels are int64 of shape \(1,\); save"),
         ({"images": np.zeros((2, 1, 4, 4), np.uint8), "labels": [0.0, 1.0]}, "labels are float64"),
-        ({"images": np.zeros((2, 1, 4, 4), np.uint8), "labels": [0, -1]}, "label -1 is negative, expected integers"),
-        ({"images": np.array([{}, {}])}, "cannot be read as an .npz file"),
+        ({"images": np.zeros((2, 1, 4, 4), np.uint8), "labels": [0, -1]}, "label -1 is negative; remove"),
+        ({"images": np.array([{}, {}])}, ": cannot be read as an .npz file"),
     ],
 )
 def test_bad_npz(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
@@ -139,9 +139,9 @@ def test_names_of_classes_in_an_npz(tmp_path: Path) -> None:
     assert Npz(write(tmp_path / "b.npz", images=pixels(3), class_names=names)).class_names is None
     for wrong, message in (
         ({"class_names": names[:2]}, "2 names, but labels up to 2; give"),
-        ({"class_names": names[[0, 1, 1]]}, "a list of different texts"),
-        ({"class_names": np.arange(3)}, "a list of different texts"),
-        ({"class_names": names.reshape(2, 2)}, "a list of different texts"),
+        ({"class_names": names[[0, 1, 1]]}, "a list of distinct texts"),
+        ({"class_names": np.arange(3)}, "a list of distinct texts"),
+        ({"class_names": names.reshape(2, 2)}, "a list of distinct texts"),
     ):
         path = write(tmp_path / "wrong.npz", images=pixels(3), labels=[0, 1, 2], **wrong)
         with pytest.raises(UserError, match=rf"wrong\.npz: class_names: .*{message}"):
@@ -159,10 +159,10 @@ def test_names_of_classes_of_official_sets_are_known_without_files() -> None:
 
 
 def test_missing_and_truncated_npz(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.npz does not exist: set --data\.source\.path"):
+    with pytest.raises(UserError, match=r"^data\.source\.path: .*none\.npz does not exist; set --data\.source\.path"):
         Npz(str(tmp_path / "none.npz")).load("train")
     path = tmp_path / "cut.npz"
     np.savez(path, images=np.zeros((9, 1, 8, 8), np.uint8))
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match=r"cut\.npz cannot be read"):
+    with pytest.raises(UserError, match=r"cut\.npz: cannot be read"):
         Npz(str(path)).load("train")

@@ -386,7 +386,7 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
         "first_stage.weights: ema:0.1 is made of power-function averages; add --first_stage.run.ema.stds": [
             *(*token, "--first_stage.weights=ema:0.1")
         ],
-        "data.batch_size is 2000, but digits has 1342": [*token, "--data.batch_size=2000"],
+        "data.batch_size: 2000 exceeds the 1342 ": [*token, "--data.batch_size=2000"],
     }
     for message, words in cases.items():
         assert main(["run", *words]) == 2, message

@@ -305,7 +305,7 @@ def test_the_second_flow_of_points_is_straighter_and_nearer_in_one_step(tmp_path
         (["--reflow.teacher=nowhere"], "reflow.teacher: nowhere is neither a run directory nor the file"),
         (["--reflow.num_pairs=0"], "reflow.num_pairs: 0 is not a positive number"),
         (["--reflow.sampler=DDIM", "--reflow.sampler.eta=1"], "reflow.sampler: DDIM .* draws noise on its way"),
-        (["--data.num_val=80"], "data.num_val is 80, but there are only 80 pairs: .* --reflow.num_pairs"),
+        (["--data.num_val=80"], "data.num_val: 80 pairs .* leave none of 80 .* --reflow.num_pairs"),
     ],
 )
 def test_bad_input_is_one_line(first: Run, capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:

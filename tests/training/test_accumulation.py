@@ -380,7 +380,7 @@ def test_parts_of_one_process_are_the_shares_of_two(tmp_path: Path) -> None:
         ),
         (
             ["--trainer.accumulate_grad_batches=3"],
-            "data.batch_size is 64 .* trainer.accumulate_grad_batches = 3 .* choose a multiple of 3",
+            "data.batch_size: 64 .* trainer.accumulate_grad_batches = 3; give a multiple of 3",
         ),
         ([IN_TWO, "--trainer.limit_train_batches=0.3"], "trainer.limit_train_batches: 0.3 may end .* number of steps"),
         ([IN_TWO, "--trainer.val_check_interval=0.3"], "trainer.val_check_interval: 0.3 may end .* number of steps"),
@@ -394,7 +394,7 @@ def test_what_would_split_a_step_is_refused(words: list[str], said: str, tmp_pat
 
 
 def test_a_batch_that_a_model_cannot_split_equally_is_refused(tmp_path: Path) -> None:
-    said = "data.batch_size is 64 .* trainer.accumulate_grad_batches = 3 .* choose a multiple of 3"
+    said = "data.batch_size: 64 .* trainer.accumulate_grad_batches = 3; give a multiple of 3"
     with pytest.raises(UserError, match=said):
         commands.fit(arguments("WGAN", tmp_path, 128, "--trainer.accumulate_grad_batches=3"))
     assert not list(tmp_path.iterdir()), "nothing was written"

@@ -58,8 +58,8 @@ SCALED = "precision=16-mixed", "trainer.precision: 16-mixed cannot scale the los
 BY_NUMBER = "precision=16", "trainer.precision: 16 cannot scale the losses of two networks; use bf16-mixed"
 BY_PLUGIN = (
     "plugins=MixedPrecision --trainer.plugins.precision=16-mixed --trainer.plugins.device=cpu",
-    "trainer.plugins: MixedPrecision cannot scale the losses of two networks; leave it out and use trainer.precision "
-    "bf16-mixed",
+    "trainer.plugins: MixedPrecision cannot scale the losses of two networks; remove the plugin and use "
+    "trainer.precision bf16-mixed",
 )
 
 

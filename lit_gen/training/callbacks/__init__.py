@@ -1,4 +1,4 @@
-"""What happens around a training step, the same for every family."""
+"""Callbacks of the Trainer, the same for every family."""
 
 from lit_gen.training.callbacks.budget import Budget
 from lit_gen.training.callbacks.checkpoint import Checkpoint

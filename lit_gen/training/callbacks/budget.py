@@ -1,4 +1,4 @@
-"""The length of a training, in images and in seconds."""
+"""Length of a training run, in images and in seconds."""
 
 import time
 from typing import Any
@@ -12,30 +12,32 @@ BATCHES_BETWEEN_AGREEMENTS = 10
 
 
 class Budget(Callback):
-    """Stops the training once it has seen a number of images, or has taken a time, whichever comes first.
+    """Callback that stops training after a number of images or a time, whichever comes first.
 
     Args:
-        num_images: Images to train on, counted over all processes; an image counts each time that it is seen.
-        seconds: Time to train, over all parts of a training that was resumed, and with that of the first stage or
-            teacher which it builds on, so that families compare at equal cost. How many images are seen in it depends
-            on the machine, and the same training is not repeated bit by bit. null: as long as the images take.
+        num_images: Images to train on, over all processes; an image counts each time it is seen.
+        seconds: Training time, summed over interruptions and including that of the first stage or teacher, so that
+            families compare at equal cost. The number of images seen then depends on the machine, and the run is not
+            repeated bit by bit. null: no time limit.
     """
 
     def __init__(self, num_images: int = 1_000_000, seconds: float | None = None) -> None:
         if num_images < 1:
-            raise UserError(f"budget.num_images: {num_images} is not a positive number of images")
+            raise UserError(f"budget.num_images: {num_images} is not a positive number of images; give at least 1")
         if seconds is not None and not seconds > 0:
-            raise UserError(f"budget.seconds: {seconds:g} is not a positive time; null sets no limit")
+            raise UserError(
+                f"budget.seconds: {seconds:g} is not a positive time; give more than 0, or null for no limit"
+            )
         self.num_images = num_images
         self.seconds = seconds
         self.spent = 0.0
-        """Seconds that the trainings which this one builds on have taken."""
+        """Training time in seconds of the runs that this one builds on."""
         self._before = 0.0
         self._begin: float | None = None
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the training began, interruptions left out."""
+        """Training time in seconds, without interruptions."""
         return self._before + (0.0 if self._begin is None else time.perf_counter() - self._begin)
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,8 +49,8 @@ class Budget(Callback):
     def setup(self, trainer: Trainer, pl_module: GenerativeModel, stage: str) -> None:
         if self.seconds is not None and self.spent >= self.seconds:
             raise UserError(
-                f"budget.seconds: {self.seconds:g} s are less than the {self.spent:.0f} s that the training it builds "
-                "on has taken; give it more"
+                f"budget.seconds: {self.seconds:g} s are less than the {self.spent:.0f} s that the first stage or "
+                "teacher took; give more"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
@@ -65,6 +67,6 @@ class Budget(Callback):
         if self.seconds is None:
             return False
         if trainer.world_size > 1 and pl_module.clock.batches_seen % BATCHES_BETWEEN_AGREEMENTS:
-            return False  # clocks differ, and to ask one another after each batch would cost time
+            return False  # clocks differ, and an agreement after every batch would be slow
         late = self.spent + self.elapsed >= self.seconds
         return bool(trainer.strategy.reduce_boolean_decision(late, all=False))

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot spoil."""
+"""Checkpoints that a kill cannot damage."""
 
 import signal
 import sys
@@ -23,27 +23,29 @@ SECONDS_TO_LEAVE = 10.0
 
 
 class Checkpoint(Callback):
-    """Saves `checkpoints/last.ckpt` every so many images and at the end, whole or not at all.
+    """Callback that saves `checkpoints/last.ckpt` at regular numbers of images and at the end, atomically.
 
     Lightning's ModelCheckpoint counts optimizer steps, which two optimizers count twice, and can leave a half-written
-    file when it is killed; this one counts images, writes beside the old file and renames. It saves whole optimization
-    steps alone, never some of a step's parts.
+    file when it is killed. This callback counts images, and writes a temporary file that it renames. It saves only
+    after whole optimizer steps, never between micro-batches.
 
-    It is written when its step is done, but renamed only before the next step or at the end of the training, when
-    pictures, validation and rows of metrics.csv that belong to its step are on the disk as well. So nothing is missing
-    that a resumed training would not make again, wherever a kill falls.
+    The file is written after its step, but renamed only before the next step or at the end of training. By then the
+    plots, validation results and rows of metrics.csv of that step are on disk. A resumed run therefore creates again
+    everything that a kill has lost.
 
     Args:
-        every: Images between two checkpoints; 0 saves only the last.
+        every: Images between two checkpoints; 0 saves only the last one.
     """
 
     def __init__(self, every: int = 100_000) -> None:
         if every < 0:
-            raise UserError(f"checkpoint.every: {every} is not a number of images; 0 saves only the last")
+            raise UserError(
+                f"checkpoint.every: {every} is negative; give a number of images, or 0 for only the last checkpoint"
+            )
         self.every = every
         self.path: Path | None = None
         self.saved: Callable[[], object] = lambda: None
-        """Called by the first process after each checkpoint."""
+        """Function that the first process calls after each checkpoint."""
         self._saved_at = 0
         self._written: Path | None = None
         self._stop_after = False
@@ -59,7 +61,7 @@ class Checkpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._saved_at = pl_module.images_seen
         self._training = True
-        if self._interrupt is not None:  # Lightning's stops without a checkpoint
+        if self._interrupt is not None:  # Lightning's handler stops without a checkpoint
             signal.signal(signal.SIGTERM, self._interrupt)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: GenerativeModel, batch: Any, batch_idx: int) -> None:
@@ -68,10 +70,10 @@ class Checkpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not pl_module.whole_step:  # gradients of a part are in no checkpoint
+        if not pl_module.whole_step:  # a checkpoint does not hold the gradients of a micro-batch
             return
         images = pl_module.images_seen
-        # processes hear of Ctrl-C in different batches; to ask one another after each would cost time
+        # processes receive Ctrl-C in different batches, and an agreement after every batch would be slow
         agree = trainer.world_size == 1 or pl_module.clock.batches_seen % BATCHES_BETWEEN_AGREEMENTS == 0
         self._stop_after = agree and trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
         if self._stop_after or (self.every and images // self.every > self._saved_at // self.every):
@@ -89,7 +91,7 @@ class Checkpoint(Callback):
             self._written.unlink(missing_ok=True)
 
     def _conclude(self, trainer: Trainer) -> None:
-        """Give the checkpoint that was written its name, and stop if that was asked for."""
+        """Rename the written checkpoint to its final name, and stop if the run was interrupted."""
         if self._written is not None:
             assert self.path is not None
             if trainer.is_global_zero:
@@ -101,7 +103,7 @@ class Checkpoint(Callback):
             self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
-        """Ends all processes, the first one last: Lightning kills it if another ends in an error."""
+        """Stop all processes, the first one last: Lightning kills it if another one ends with an error."""
         others = getattr(trainer.strategy.launcher, "procs", [])
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if isinstance(environment, LightningEnvironment) and trainer.local_rank > 0:
@@ -116,7 +118,7 @@ class Checkpoint(Callback):
         checkpoint["num_threads"] = torch.get_num_threads()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: GenerativeModel, checkpoint: dict[str, Any]) -> None:
-        """A CPU goes on with as many threads as it began with: a sum over another number of parts rounds otherwise."""
+        """Restore the number of CPU threads: a sum over another number of threads rounds differently."""
         own = torch.get_num_threads()
         saved = checkpoint.get("num_threads", own)
         if trainer.strategy.root_device.type == "cpu" and saved != own:
@@ -124,7 +126,7 @@ class Checkpoint(Callback):
             torch.set_num_threads(saved)
 
     def restore_threads(self) -> None:
-        """Gives the process back the number of threads that it had before a checkpoint was loaded."""
+        """Restore the number of threads that the process had before a checkpoint was loaded."""
         if self._own_threads is not None:
             torch.set_num_threads(self._own_threads)
             self._own_threads = None
@@ -135,7 +137,7 @@ class Checkpoint(Callback):
         self._conclude(trainer)
 
     def _write(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
-        """Write the checkpoint beside the old one."""
+        """Write the checkpoint to a temporary file next to the old one."""
         if self.path is None:
             return
         if not all(torch.isfinite(parameter).all() for parameter in pl_module.parameters()):
@@ -147,9 +149,9 @@ class Checkpoint(Callback):
 
     @contextmanager
     def saved_when_interrupted(self, trainer: Trainer) -> Iterator[None]:
-        """Ctrl-C or SIGTERM while batches are trained saves a checkpoint first; a second one stops at once.
+        """Save a checkpoint on Ctrl-C or SIGTERM during training and then stop; a second signal stops at once.
 
-        Of several processes it is enough that one gets the signal: all save and stop after the same batch.
+        If any process receives a signal, all processes save and stop after the same batch.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -172,10 +174,10 @@ class Checkpoint(Callback):
 
 
 class InPlace(TorchCheckpointIO):
-    """A writer that creates the checkpoint at its own path.
+    """Writer that creates the checkpoint directly at its path.
 
-    Lightning's own goes through the system's folder of temporary files, which may be too small, and the file that comes
-    from there cannot be read by other users.
+    Lightning's own writer goes through the system's temporary folder, which may be too small, and its files cannot be
+    read by other users.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -184,21 +186,21 @@ class InPlace(TorchCheckpointIO):
 
 
 def check_world_size(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Refuses to go on with another number of processes: each draws random numbers of its own.
+    """Check that a run resumes with the same number of processes, since each draws its own random numbers.
 
     Raises:
-        UserError: the checkpoint was saved by another number of processes.
+        UserError: If the checkpoint was saved by another number of processes.
     """
     saved = checkpoint.get("world_size", trainer.world_size)
     if saved != trainer.world_size:
         raise UserError(
-            f"trainer.devices: the checkpoint was saved by {saved} processes and cannot go on with "
+            f"trainer.devices: the checkpoint was saved by {saved} processes and cannot resume with "
             f"{trainer.world_size}; use {saved} again, or name a new run with --run.name"
         )
 
 
 def diverged(what: str, trainer: Trainer, pl_module: GenerativeModel) -> UserError:
-    """The error of a training that came to no numbers: what of it is kept, and what may help."""
+    """Return the error of a run with non-finite values: which weights are kept, and what may help."""
     paths = [callback.path for callback in trainer.callbacks if isinstance(callback, Checkpoint)]  # type: ignore[attr-defined]
     saved = [f"{path} keeps the last good weights" for path in paths if path is not None and path.is_file()]
     kept = saved[0] if saved else "nothing was saved yet (--checkpoint.every)"

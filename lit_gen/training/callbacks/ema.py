@@ -16,29 +16,29 @@ from lit_gen.runs.weights import save_snapshot
 
 
 class EMA(Callback):
-    """Averages of the generating network's weights, over steps: theta_ema <- beta theta_ema + (1 - beta) theta.
+    """Averages of the generating network's weights over steps: theta_ema <- beta theta_ema + (1 - beta) theta.
 
-    The average that models draw with is of one of two kinds:
+    Models sample with one average, which has one of two kinds:
 
-    - a fixed decay that warms up, beta = min(decay, (1 + n) / (10 + n)) after n steps, so that the first, random
+    - a fixed decay with a warm-up, beta = min(decay, (1 + n) / (10 + n)) after n steps, so that the first, random
       weights are soon forgotten;
     - a half-life in images, beta = 0.5^(batch / min(halflife, ramp images_seen)), as in EDM
       (Karras et al. 2022, https://arxiv.org/abs/2206.00364).
 
-    It is saved in the checkpoint as `ema`, beside the raw weights. Power-function averages
-    (Karras et al. 2024, https://arxiv.org/abs/2312.02696), any number of them, are kept beside it and saved in
-    `checkpoints/ema` now and then; from these snapshots `lit-gen ema` makes an average of any other width. Two widths
-    and 16 snapshots give those from 0.05 to 0.2.
+    The checkpoint holds this average as `ema`, in addition to the raw weights. Any number of power-function averages
+    (Karras et al. 2024, https://arxiv.org/abs/2312.02696) can be kept too. Snapshots of them are saved in
+    `checkpoints/ema`, and `lit-gen ema` combines the snapshots into an average of another width. Two widths and 16
+    snapshots suffice for widths from 0.05 to 0.2.
 
-    Floating-point buffers are averaged as well; other buffers are copied.
+    Floating-point buffers are averaged too; other buffers are copied.
 
     Args:
-        decay: beta after the warm-up; 0 keeps no average apart from the weights themselves.
-        halflife: Images after which a weight counts half, in place of a decay.
-        ramp: The half-life is at most this share of the images seen.
-        stds: Relative standard deviations of power-function averages to keep, for example [0.05, 0.1].
-        every: Images between two snapshots of the power-function averages; the last weights get one as well.
-        snapshot_dtype: Number format of the snapshots.
+        decay: beta after the warm-up; 0 makes the average equal to the weights.
+        halflife: Half-life of a weight in images; replaces the decay.
+        ramp: Upper limit of the half-life as a share of the images seen.
+        stds: Relative standard deviations of the power-function averages, for example [0.05, 0.1].
+        every: Images between two snapshots of the power-function averages; the last weights get one too.
+        snapshot_dtype: Data type of the snapshots.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class EMA(Callback):
         snapshot_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
         if not 0 <= decay < 1:
-            raise UserError(f"ema.decay: {decay} is not in [0, 1)")
+            raise UserError(f"ema.decay: {decay} is not in [0, 1); give a number in that range")
         if halflife is not None and halflife < 1:
-            raise UserError(f"ema.halflife: {halflife} is not a positive number of images")
+            raise UserError(f"ema.halflife: {halflife} is not a positive number of images; give at least 1, or null")
         if not ramp > 0:
-            raise UserError(f"ema.ramp: {ramp} is not a positive share of the images seen")
+            raise UserError(f"ema.ramp: {ramp} is not a positive share of the images seen; give more than 0")
         if every < 1:
-            raise UserError(f"ema.every: {every} is not a positive number of images")
+            raise UserError(f"ema.every: {every} is not a positive number of images; give at least 1")
         if len(set(stds)) < len(stds):
-            raise UserError(f"ema.stds: {list(stds)} names one width twice")
+            raise UserError(f"ema.stds: {list(stds)} names one width twice; remove the repeated one")
         self.decay = decay
         self.halflife = halflife
         self.ramp = ramp
@@ -67,7 +67,7 @@ class EMA(Callback):
         self.every = every
         self.snapshot_dtype = getattr(torch, snapshot_dtype)
         self.folder: Path | None = None
-        """Where snapshots are saved."""
+        """Folder of the snapshots."""
         self.num_updates = 0
         self._images = 0
         self._average: dict[str, Tensor] = {}
@@ -106,7 +106,7 @@ class EMA(Callback):
             self._save_snapshots(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
-        # Also where a training was killed between its last checkpoint and here; a snapshot of that time is the same.
+        # Also after a kill between the last checkpoint and this line; a snapshot saved before it is the same.
         self._save_snapshots(trainer)
 
     def _save_snapshots(self, trainer: Trainer) -> None:
@@ -126,7 +126,7 @@ class EMA(Callback):
 
     @contextmanager
     def averaged(self, network: nn.Module) -> Iterator[None]:
-        """The network with the averaged weights, for the length of a `with` block."""
+        """Give the network the averaged weights for the length of a `with` block."""
         raw = {name: weight.detach().clone() for name, weight in named_weights(network).items()}
         load_weights(network, self._average)
         try:
@@ -136,12 +136,12 @@ class EMA(Callback):
 
 
 def _precise(weight: Tensor) -> Tensor:
-    """In float32 at least: bfloat16 would round away 1 - beta of most weights, and the average would stand still."""
+    """Return a weight in at least float32: in bfloat16, most updates of the average would round to nothing."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32)) if weight.is_floating_point() else weight
 
 
 def named_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a network, by name."""
+    """Return the parameters and buffers of a network by name."""
     return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
@@ -154,10 +154,10 @@ def _update(average: dict[str, Tensor], weights: dict[str, Tensor], beta: float)
 
 @torch.no_grad()
 def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copies weights into a network in place.
+    """Copy weights into a network in place.
 
     Raises:
-        KeyError: the names or shapes of the two differ.
+        KeyError: If the names or shapes differ.
     """
     own = named_weights(network)
     ours, theirs = ({(name, tuple(weight.shape)) for name, weight in of.items()} for of in (own, weights))

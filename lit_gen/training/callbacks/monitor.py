@@ -1,4 +1,4 @@
-"""Learning rate, gradient norm and speed, and a stop when the loss is no number."""
+"""Learning rate, gradient norm and speed, and a stop if the loss is not finite."""
 
 import math
 import time
@@ -14,10 +14,10 @@ from lit_gen.training.callbacks.checkpoint import diverged
 
 
 class Monitor(Callback):
-    """Logs `train/lr`, `train/grad_norm` and `train/images_per_second` at every logging step.
+    """Callback that logs `train/lr`, `train/grad_norm` and `train/images_per_second` at every logging step.
 
-    The gradient norm is that of all parameters of the optimizer about to step, before any clipping. A loss that is not
-    finite in any process at a logging step ends the run; the last checkpoint stays.
+    The gradient norm is taken over all parameters of the optimizer about to step, before any clipping. If the loss of
+    any process is not finite at a logging step, the run stops; the last checkpoint is kept.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Monitor(Callback):
             name = f"{name}_{index}"
         norms = torch._foreach_norm(gradients)
         norm = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
-        pl_module.training_values[name] = norm  # of two optimizers, that of the latest step of each is logged
+        pl_module.training_values[name] = norm  # two optimizers: logs the norm of each one's latest step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: GenerativeModel, outputs: Any, batch: Any, batch_idx: int
@@ -50,7 +50,7 @@ class Monitor(Callback):
             loss = pl_module.training_values.get(name)
             if not isinstance(loss, Tensor):
                 continue
-            # over all processes: one that stopped alone would leave the others waiting
+            # over all processes: if only one stopped, the others would wait for it
             value = trainer.strategy.reduce(loss.clone(), reduce_op="mean").item()
             if not math.isfinite(value):
                 raise diverged(f"the {name.replace('_', ' ')} is {value}", trainer, pl_module)

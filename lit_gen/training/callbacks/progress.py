@@ -1,4 +1,4 @@
-"""Progress of a training."""
+"""Progress of a training run."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from lit_gen.families.base import GenerativeModel
 
 
 class TrainingProgress(Callback):
-    """Images trained on, images per second, time left and the loss.
+    """Progress bar: images seen, images per second and remaining time.
 
     Args:
-        total: Images of the whole training.
+        total: Images of the whole run.
     """
 
     def __init__(self, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of what the model draws while it trains."""
+"""Sample grids and other plots during training."""
 
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ from lit_gen.runs.tracking import Curves
 from lit_gen.training.callbacks.ema import EMA
 
 NUM_SHOWN = 16
-"""Images of the data that a picture is made of."""
+"""Number of images of the data in a plot."""
 
 
 class SampleGrid(Callback):
-    """Draws the same images (the same seed and indices) every so many images, with the averaged weights and the
-    model's own sampler, so that no setting of an evaluation touches the training; and the `pictures` of the family.
+    """Callback that saves sample grids, and the `pictures` of the family, at regular numbers of training images.
+
+    Every grid has the same seed and indices, the averaged weights and the model's default sampler, so it does not
+    depend on the settings of an evaluation.
 
     Args:
-        every: Images between two grids; 0 draws none but the last.
-        num_samples: Images in a grid.
+        every: Training images between two grids; 0 saves only the last grid.
+        num_samples: Number of samples in a grid.
         seed: Seed of the noise.
     """
 
@@ -52,7 +54,7 @@ class SampleGrid(Callback):
             self.draw(trainer, pl_module)
 
     def draw(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
-        """Draws one grid on the first process; nothing in it is collective."""
+        """Save one grid on the first process; no operation in it is collective."""
         self._drawn_at = pl_module.images_seen
         if not trainer.is_global_zero or self.folder is None or not self.num_samples:
             return
@@ -72,7 +74,7 @@ class SampleGrid(Callback):
                     logger.log_picture(name, picture, pl_module.images_seen)
 
     def _pictures(self, trainer: Trainer, model: GenerativeModel) -> dict[str, Path]:
-        """What the family shows of test images, or of training images where there are none to test."""
+        """Save the plots of the family, by name, of test images or, without a test part, of training images."""
         assert self.folder is not None
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         files: dict[str, Path] = {}
