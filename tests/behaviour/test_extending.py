@@ -33,7 +33,7 @@ REFUSED = re.findall(r"^\$ lit-gen (.*)\n(lit-gen: error: .*)$", PAGE, re.MULTIL
 
 RUNS_ALL = """
 import contextlib, glob, io, json, shlex, sys
-from lit_gen.cli import main
+from lit_gen.cli.main import main
 
 def run(words):
     return main([path for word in words for path in (sorted(glob.glob(word)) if "*" in word else [word])])
