@@ -1,11 +1,13 @@
 """README and the pages under docs: pictures exist, commands do what the pages say, generated pages are current."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
@@ -128,6 +130,16 @@ def test_other_commands_name_what_there_is(words: list[str]) -> None:
             pytest.fail(f"no check of {words[0]}")
 
 
+def test_the_page_of_formats_has_every_field() -> None:
+    page, fields = (DOCS / "file_formats.md").read_text(), set()
+    with tarfile.open(ROOT / "tests/behaviour/golden/runs.tar.xz") as archive:
+        for member in archive:
+            if Path(member.name).name in ("run.json", "result.json") and (file := archive.extractfile(member)):
+                fields |= json.load(file).keys()
+    assert {"identity", "metrics"} <= fields
+    assert [field for field in sorted(fields) if f"`{field}`" not in page] == []
+
+
 def test_the_examples_of_the_python_api_run() -> None:
     loading, mathematics = re.findall(r"^```python\n(.*?)^```", (DOCS / "api/index.md").read_text(), re.M | re.S)
     names: dict[str, Any] = {}
@@ -161,14 +173,14 @@ def test_readme_is_a_front_page() -> None:
 
 @cache
 def default_name(config: Path) -> str:
-    """The first part of the name of the run that an experiment makes."""
+    """Return the first part of the name of the run that an experiment makes."""
     objects = ExperimentCLI(["--config", str(config)]).objects()
     flow = "2-" if objects.reflow.teacher is not None else ""
     return re.sub(r"[^\w.=-]+", "_", f"{objects.data.name}_{flow}{objects.model.title.lower()}")
 
 
 def differing(one: Path, other: Path) -> float:
-    """The share of the pixels of two pictures of one size that differ by more than a tenth of the range.
+    """Return the share of pixels in which two pictures of one size differ by more than a tenth of the range.
 
     The same code gives the same picture; another version of matplotlib may draw the edges of letters otherwise.
     """
