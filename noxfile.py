@@ -70,8 +70,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Check the links and pictures of the docs, and run their commands."""
-    install(session, "test")
+    """Build the site, check its links and pictures, and run its commands."""
+    install(session, "test,docs")
+    session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
     pages = ["tests/behaviour/test_docs.py", "tests/behaviour/test_extending.py"]
     session.run("pytest", "-m", "slow or not slow", *(session.posargs or pages))
 
