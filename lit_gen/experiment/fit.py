@@ -16,7 +16,7 @@ from lit_gen.core.errors import LostProcessError, UserError, belonging_to
 from lit_gen.core.files import remove_temporaries
 from lit_gen.core.processes import from_first
 from lit_gen.data.module import ImageDataModule
-from lit_gen.evaluation.protocol import device_name
+from lit_gen.evaluation.device import device_name
 from lit_gen.experiment.arguments import as_arguments
 from lit_gen.experiment.files import opening
 from lit_gen.experiment.first_stage import FOLDER, FirstStage
