@@ -1,4 +1,4 @@
-"""The rule in `protocol.drawn_classes` of a result: which classes the drawn images of a class-conditional model have.
+"""The rule in `protocol.drawn_classes` of a result: the classes of the samples of a class-conditional model.
 
 | rule | the class of image i |
 | --- | --- |
@@ -12,6 +12,7 @@ results say `reference`. Results written before there was a choice do not name t
 from typing import Any
 
 RULE = "reference"
+"""The rule of new results."""
 
 _BALANCED_SPLITS = [
     *([name, "train", 50_000] for name in ("cifar10", "cifar100")),
@@ -21,11 +22,11 @@ _BALANCED_SPLITS = [
 """Data, split and number of images of the splits that are known to hold equally many images of each class."""
 
 
-def of_older_result(result: dict[str, Any]) -> str:
+def rule_of_older_result(result: dict[str, Any]) -> str:
     """Return the rule of a result that does not name it.
 
-    If it is `uniform`, the result cannot be compared with newer ones. Evaluating the run again computes it by the other
-    rule, or names the rule in the file if the classes of its split turn out to be equally frequent.
+    A result with the rule `uniform` cannot be compared with newer ones. Evaluate its run again: if the classes of the
+    split are equally frequent, the file then names the rule `reference`; else new images are scored.
     """
     split = [result["protocol"].get(key) for key in ("data", "split", "num_real")]
     return RULE if "class-conditional" not in result["model"] or split in _BALANCED_SPLITS else "uniform"

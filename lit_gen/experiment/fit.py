@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lit_gen.core.errors import LostProcessError, UserError
 from lit_gen.core.files import remove_temporaries
 from lit_gen.core.processes import from_first
-from lit_gen.evaluation.protocol import device_name
+from lit_gen.evaluation.device import device_name
 from lit_gen.experiment.checks import check_training
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER

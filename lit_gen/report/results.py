@@ -118,7 +118,7 @@ def read_result(path: Path) -> Result:
     Raises:
         UserError: If it cannot be read, or a field is missing or of a wrong type; the message names file and key.
     """
-    return Result(path, load_result(path))
+    return Result(path, load_result(path).to_dict())
 
 
 def read_results(paths: Iterable[Path]) -> list[Result]:

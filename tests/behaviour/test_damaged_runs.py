@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from lit_gen.core.errors import UserError
-from lit_gen.evaluation.result_file import load_likelihood, save_likelihood
+from lit_gen.evaluation.result_file import LikelihoodRecord, LikelihoodScores, load_likelihood, save_likelihood
 from lit_gen.experiment.loading import read_checkpoint
 from lit_gen.runs.directory import Run
 from lit_gen.runs.weights import Width, find_snapshots, reconstruct
@@ -129,8 +129,9 @@ def test_snapshots_that_are_none_are_left_alone(run: Run) -> None:
 def test_a_kept_likelihood_is_checked(tmp_path: Path) -> None:
     path = tmp_path / "likelihood-0.json"
     record = {"protocol": {"kind": "exact", "num_images": 4, "method": None}, "nfe": 1.0}
-    save_likelihood(path, {"bits_per_dim": 2.5, "bits_per_dim_stderr": float("nan")}, record)
-    assert load_likelihood(path)["likelihood"] == record
+    metrics = {"bits_per_dim": 2.5, "bits_per_dim_stderr": float("nan")}
+    save_likelihood(path, LikelihoodScores(metrics=metrics, likelihood=LikelihoodRecord.from_dict(record)))
+    assert load_likelihood(path).likelihood.to_dict() == record
     damages: list[Any] = [{}, {"metrics": {}}, {"metrics": {"a": "b"}, "likelihood": record}]
     for wrong in [*damages, {"metrics": {}, "likelihood": None}]:
         path.write_text(json.dumps(wrong))

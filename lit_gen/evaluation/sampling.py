@@ -1,0 +1,96 @@
+"""Sample, quantise and score the images of an evaluation."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_gen.core.noise import Noise
+from lit_gen.core.processes import gather
+from lit_gen.data.class_order import classes_of
+from lit_gen.evaluation.shares import in_order, shared_batches
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.settings import Sampler
+from lit_gen.metrics.scores import Scores
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of all processes.
+
+    Attributes:
+        kept: The first images (N, C, H, W), as data are stored.
+        seconds: Time that the slowest process took to sample.
+        nfe: Mean number of network evaluations per image.
+    """
+
+    kept: Tensor
+    seconds: float
+    nfe: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which images an evaluation samples, and how.
+
+    Attributes:
+        model: The model.
+        sampler: Its sampler; None for the one way of a model that has no other.
+        stored: Quantises images in [-1, 1], or returns points, as data are stored.
+        num_samples: Number of images.
+        batch_size: Images per batch.
+        num_kept: Number of images that are kept.
+        seed: Seed of the noise.
+        class_counts: Counts whose shares the classes of the images follow; None for a model without classes.
+    """
+
+    model: GenerativeModel
+    sampler: Sampler | None
+    stored: Callable[[Tensor], Tensor]
+    num_samples: int
+    batch_size: int
+    num_kept: int
+    seed: int
+    class_counts: tuple[int, ...] | None
+
+    def batch(self, index: range) -> tuple[Tensor, Tensor, float]:
+        """Sample and quantise the images of a batch.
+
+        Returns:
+            The images (N, C, H, W), their indices (N,) on the device, and the seconds that sampling took.
+        """
+        noise = Noise(self.seed, index, self.model.device)
+        labels = None
+        if self.class_counts is not None:
+            labels = torch.from_numpy(classes_of(noise.index.cpu().numpy(), self.class_counts))
+        begin = time.perf_counter()
+        images = self.stored(self.model.sample(noise, labels, self.sampler))
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        return images, noise.index, time.perf_counter() - begin
+
+    def score(self, scores: Scores, description: str) -> Samples:
+        """Sample all images and score them; collective: every process takes its share of the batches.
+
+        Args:
+            scores: Updated with the images of this process.
+            description: Name of the evaluation, for the progress.
+        """
+        kept: dict[int, Tensor] = {}
+        seconds = evaluations = 0.0
+        with shared_batches(description, self.num_samples, self.batch_size) as batches:
+            for batch in batches:
+                images, index, took = self.batch(batch)
+                seconds += took
+                evaluations += len(images) * self.model.nfe
+                scores.update(images, index)
+                if batch.start < self.num_kept:
+                    kept[batch.start] = images[: self.num_kept - batch.start].cpu()
+        shares = gather((kept, seconds, evaluations))
+        return Samples(
+            in_order(share[0] for share in shares),
+            max(share[1] for share in shares),
+            sum(share[2] for share in shares) / self.num_samples,
+        )
