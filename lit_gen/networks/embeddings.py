@@ -34,6 +34,7 @@ def sinusoids(c: Tensor, dim: int) -> Tensor:
 
 class FourierFeatures(nn.Module):
     """Features (cos(2 pi f_k c), sin(2 pi f_k c)) (N, dim) of c (N,), with fixed random f_k ~ N(0, scale^2).
+
     The frequencies are a buffer: they are saved with the weights, never trained, and the same in every process, since
     they come from a separate generator. They suit a c_noise with a range of a few units, such as EDM's ln(sigma) / 4;
     the features of a c_noise that counts 1000 steps would turn many times between neighbours.
