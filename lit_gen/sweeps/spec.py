@@ -178,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         config = load_yaml(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such sweep file") from None
+        raise UserError(f"{path}: there is no such sweep file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise UserError(f"{path}: cannot read the sweep file: {error}") from None
     if not isinstance(config, dict):
@@ -311,7 +311,7 @@ def _space(entries: Any, where: str) -> Space:
             raise UserError(f"{here}: expected a mapping such as `values: [...]` or `value: ...`, got {entry!r:.200}")
         if "parameters" in entry:
             if len(entry) > 1:
-                raise UserError(f"{here}: nested `parameters` cannot stand beside other keys")
+                raise UserError(f"{here}: nested `parameters` stand alone; remove the other keys")
             space[key] = _space(entry["parameters"], f"{here}.parameters")
         else:
             space[key] = parse_distribution(entry, here)
