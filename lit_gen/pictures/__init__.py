@@ -1,1 +1,1 @@
-"""Pictures of images, of points in the plane and of their trajectories."""
+"""Pictures of images, points of the plane and trajectories."""

@@ -1,4 +1,4 @@
-"""Images on disk: grids, folders, archives; and points as pictures."""
+"""Save images as grids, folders and archives, and points as pictures."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ SMALLEST_TILE = 32
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
-    """Saves uint8 images (N, C, H, W) as one PNG, small ones enlarged by whole factors."""
+    """Save uint8 images (N, C, H, W) as a grid in one PNG; small images are enlarged by whole factors."""
     factor = max(1, SMALLEST_TILE // images.shape[-1])
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -29,12 +29,12 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
 
 
 def save_tiles(tiles: Tensor, path: Path) -> Path:
-    """Saves tiles (rows, columns, C, H, W) in [-1, 1] as one PNG."""
+    """Save tiles (rows, columns, C, H, W) in [-1, 1] as one PNG."""
     return save_grid(quantise(tiles.flatten(0, 1)).cpu(), path, tiles.shape[1])
 
 
 def save_picture(samples: Tensor, source: ImageSource, path: Path) -> Path:
-    """Saves samples in the form of the data as one PNG: images as a grid, points on their true density."""
+    """Save samples as one PNG: images as a grid, points of the plane on their true density."""
     if not isinstance(source, PointSource):
         return save_grid(samples, path)
     from lit_gen.pictures.points import save_scatter  # matplotlib is slow to import
@@ -43,18 +43,25 @@ def save_picture(samples: Tensor, source: ImageSource, path: Path) -> Path:
 
 
 def check_ending(out: Path) -> None:
-    """Raise a UserError unless `save_images` knows what to write there."""
+    """Raise a UserError unless `save_images` can write to a path."""
     if out == Path():
-        raise UserError("--out: no file or folder is named; give a .png, an .npz, or a folder of its own")
+        raise UserError("--out: no file or folder is named; give a .png, an .npz, or a folder")
     if out.suffix not in (".png", ".npz", ""):
         raise UserError(f"--out: {out} ends in {out.suffix}; give .png for a grid, .npz, or a folder")
 
 
 def save_images(images: Tensor, labels: Tensor | None, source: ImageSource, out: Path, first: int = 0) -> None:
-    """Saves samples as a picture (`.png`), an archive (`.npz`) or one PNG each (a folder), numbered from `first`.
+    """Save samples as a picture (`.png`), an archive (`.npz`), or a folder of one PNG each.
+
+    Args:
+        images: Samples (N, C, H, W), as the data stores them.
+        labels: Their classes (N,), for an archive.
+        source: The data that the samples are like.
+        out: The file or folder.
+        first: Number of the first PNG in a folder.
 
     Raises:
-        UserError: a folder is asked for points.
+        UserError: If `out` is a folder and the samples are points of the plane.
     """
     if out.suffix == ".png":
         save_picture(images, source, out)
@@ -64,7 +71,7 @@ def save_images(images: Tensor, labels: Tensor | None, source: ImageSource, out:
             arrays["labels"] = labels.numpy()
         write_arrays(out, **arrays)
     elif not source.quantised:
-        raise UserError(f"--out: {out} would hold a picture of each point; give .png for one of all, or .npz")
+        raise UserError(f"--out: {out} is a folder, which cannot hold points; give a .png or an .npz")
     else:
         digits = max(5, len(str(first + len(images) - 1)))
         for index, image in enumerate(images, first):

@@ -1,4 +1,4 @@
-"""Draws points of the plane: on their true density, and on their way there from noise."""
+"""Draw points of the plane on their true density, and their trajectories from noise."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def save_scatter(points: Tensor, source: PointSource, path: Path) -> Path:
-    """Draws points (N, 2, 1, 1) on their true density as one PNG."""
+    """Draw points (N, 2, 1, 1) on their true density as one PNG."""
     figure = new_figure(4.0, 4.0)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     draw_density(axes, source)
@@ -24,7 +24,7 @@ def save_scatter(points: Tensor, source: PointSource, path: Path) -> Path:
 
 
 def save_paths(states: list[tuple[float, Tensor]], source: PointSource, path: Path) -> Path:
-    """Draws the ways of points from noise to data as one PNG; arguments as in `draw_paths`."""
+    """Draw the trajectories of points from noise to data as one PNG; arguments as in `draw_paths`."""
     figure = new_figure(5.0, 5.0)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     draw_density(axes, source, 3.0)
@@ -33,14 +33,21 @@ def save_paths(states: list[tuple[float, Tensor]], source: PointSource, path: Pa
 
 
 def draw_density(axes: "Axes", source: PointSource, reach: float = 1.0, alpha: float = 1.0, sigma: float = 0.0) -> None:
-    """Shades [-reach, reach]^2 by the density of x_t = alpha x_0 + sigma eps."""
+    """Shade [-reach, reach]^2 by the density of x_t = alpha x_0 + sigma eps."""
     scales = [torch.tensor(value, dtype=torch.float64) for value in (alpha, sigma)]
     parts = grid_of_points(reach).split(4096)  # a mixture takes memory for each point and component
     shade(axes, torch.cat([source.exact.log_density(part, *scales) for part in parts]), reach)
 
 
 def shade(axes: "Axes", log_density: Tensor, reach: float = 1.0, darkest: float | None = None) -> None:
-    """Shades [-reach, reach]^2 by a density, known at `grid_of_points`; the darkest shade is of its maximum."""
+    """Shade [-reach, reach]^2 by a density.
+
+    Args:
+        axes: The axes.
+        log_density: Log-density at `grid_of_points`.
+        reach: Half the width of the square.
+        darkest: Density of the darkest shade; the maximum if None.
+    """
     num = math.isqrt(len(log_density))
     density = log_density.exp().reshape(num, num)
     darkest = float(density.max()) if darkest is None else darkest
@@ -59,20 +66,20 @@ def shade(axes: "Axes", log_density: Tensor, reach: float = 1.0, darkest: float 
 
 
 def draw_points(axes: "Axes", points: Tensor, colour: str = "C3") -> None:
-    """Dots at points (N, 2, 1, 1), the smaller the more there are."""
+    """Draw points (N, 2, 1, 1) as dots, smaller ones if there are many."""
     x, y = points.flatten(1).T.numpy()
     axes.scatter(x, y, s=min(12.0, 4000 / len(points)), color=colour, linewidths=0, alpha=0.7)
 
 
 def draw_paths(axes: "Axes", states: list[tuple[float, Tensor]], num_lines: int = 40) -> None:
-    """Lines through the states of the first points, and a dot where each point ends.
+    """Draw lines through the states of the first points, and a dot at the end of each point.
 
-    They are drawn on the path (1 - u) x_0 + u eps, where lines of rectified flow are straight.
+    The states are rescaled to the path (1 - u) x_0 + u eps, on which the lines of an ideal rectified flow are straight.
 
     Args:
-        axes: Where to draw.
+        axes: The axes.
         states: Pairs (sigma / alpha, states (N, 2, 1, 1) in the scale alpha^2 + sigma^2 = 1), from noise to data.
-        num_lines: How many of the points have a line.
+        num_lines: Number of points with a line.
     """
     angles = [math.atan(ratio) for ratio, _ in states]
     lines = torch.stack([x.flatten(1) / (math.cos(a) + math.sin(a)) for a, (_, x) in zip(angles, states, strict=True)])

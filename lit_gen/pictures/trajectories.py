@@ -1,4 +1,4 @@
-"""Draws how images come out of noise: a row for each image, a column for each time; and the paths of points."""
+"""Draw trajectories from noise to data: one row per image and one column per time, or the paths of points."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +17,15 @@ from lit_gen.pictures.grids import save_tiles
 
 
 class Trajectories:
-    """What the first images of the first batch that a sampler draws go through.
+    """The intermediate states of the first images of a sampler's first batch.
 
     Args:
-        sampler: the sampler to watch.
-        num_images: images whose states are kept, at most.
+        sampler: The sampler to record.
+        num_images: Largest number of images whose states are kept.
 
     Attributes:
-        sampler: draws as the given one does, and records here.
-        states: the pairs (sigma / alpha, images (num_images, C, H, W)), from noise to data, in the scale
+        sampler: A sampler that samples like the given one and records its states.
+        states: Pairs (sigma / alpha, images (num_images, C, H, W)) from noise to data, in the scale
             alpha^2 + sigma^2 = 1, in which noise and images are of one brightness.
     """
 
@@ -34,12 +34,12 @@ class Trajectories:
         self.sampler: DiffusionSampler = _Recorder(sampler, self.states, num_images)
 
     def save(self, path: Path, source: ImageSource, columns: int = 10) -> list[float]:
-        """Draws the states as one PNG, at times evenly chosen from the first to the last; or the paths of points.
+        """Draw the states as one PNG, at evenly chosen times from the first to the last, or the paths of points.
 
         Args:
-            path: the PNG to write.
-            source: the data that the images are like.
-            columns: times drawn, at most; paths are drawn through all.
+            path: The PNG to write.
+            source: The data that the images are like.
+            columns: Largest number of times; the paths of points go through all times.
 
         Returns:
             The noise levels sigma / alpha of the columns, or of the ends of the paths.
@@ -55,9 +55,9 @@ class Trajectories:
 
 
 def check_path(path: Path) -> None:
-    """Raises a UserError unless trajectories can be written there."""
+    """Raise a UserError unless trajectories can be written to a path."""
     if path.suffix != ".png":
-        raise UserError(f"--trajectory: {path} does not end in .png, the only form that trajectories are drawn in")
+        raise UserError(f"--trajectory: {path} does not end in .png; give such a name")
 
 
 class _Recorder(DiffusionSampler):

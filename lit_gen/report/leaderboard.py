@@ -1,14 +1,14 @@
-"""Ranks evaluations: a pure function of result.json files.
+"""Rank evaluations: a pure function of result.json files.
 
 Rows are comparable if and only if their protocols are equal (data, split, numbers of real and generated images, feature
-net and its version, resize, quantisation); `rank` refuses others and says which field differs. Data are equal if their
-fingerprints are, whatever they are called. Rows that differ in nothing but seeds are one row, mean +- standard
-deviation (of n - 1) over n. Rows whose metric is exactly equal share a rank, and the next rank counts them all: 1, 2,
-2, 4.
+net and its version, resize, quantisation); `rank` refuses other rows and names the field that differs. Data are equal
+if their fingerprints are, whatever their names. Rows that differ only in their seeds become one row: mean +- standard
+deviation (with n - 1) over n evaluations. Rows whose metric is exactly equal share a rank, and the next rank counts
+them all: 1, 2, 2, 4.
 
-Likelihoods have a protocol of their own (kind, images, dequantisation, method): rows are ranked by bits per dimension
-if and only if those are equal too. Beside another metric they are shown whatever they are, and say so. Scores of
-reconstructions have a protocol, too: the images, which are training images where the data has no others.
+Likelihoods have a separate protocol (kind, images, dequantisation, method): rows are ranked by bits per dimension only
+if these are equal too. A ranking by another metric shows likelihoods of any protocol, with their kind. Scores of
+reconstructions also have a protocol: their images, which are training images if the data has no others.
 """
 
 import json
@@ -23,10 +23,10 @@ from lit_gen.evaluation import drawn_classes
 from lit_gen.report.results import Result, select
 
 LIKELIHOODS = ("bits_per_dim", "nll_nats")
-"""Metrics that come from the likelihood, and have a protocol of their own."""
+"""Metrics of the likelihood, which has a separate protocol."""
 
 RECONSTRUCTIONS = ("rfd_", "rfid", "psnr", "ssim", "codebook_")
-"""How metrics of reconstructions begin, and have a protocol of their own."""
+"""Beginnings of the names of reconstruction metrics, which have a separate protocol."""
 
 _HIGHER_IS_BETTER = {
     *("inception_score", "precision", "recall", "density", "coverage"),
@@ -39,8 +39,8 @@ class Row:
     """One line of the leaderboard.
 
     Args:
-        rank: 1 for the best, the same for rows whose metric is exactly equal; None if the metric is not finite.
-        results: The evaluations behind it, which differ in seeds only.
+        rank: 1 for the best, equal for rows whose metric is exactly equal; None if the metric is not finite.
+        results: The evaluations of the row, which differ only in their seeds.
     """
 
     rank: int | None
@@ -52,12 +52,12 @@ class Row:
 
     @property
     def run(self) -> str:
-        """The name of the run, or how many there are."""
+        """The name of the first run, with the number of other runs."""
         names = list(dict.fromkeys(result.get("run.name") for result in self.results))
         return names[0] + (f" (+{len(names) - 1})" if len(names) > 1 else "")
 
     def mean(self, key: str) -> float:
-        """The mean of a number over the evaluations; NaN if one lacks it."""
+        """Return the mean of a number over the evaluations; NaN if one of them lacks it."""
         return statistics.fmean(_number(result, key) for result in self.results)
 
     @property
@@ -68,12 +68,12 @@ class Row:
 
     @property
     def training_seconds(self) -> float:
-        """The mean time of training, with that of what it builds on: a first stage or a teacher; NaN if unknown."""
+        """The mean training time in seconds, including a first stage or a teacher; NaN if unknown."""
         earlier = [result.get("earlier_seconds") or 0.0 for result in self.results]
         return self.mean("training_seconds") + statistics.fmean(earlier)
 
     def std(self, key: str) -> float | None:
-        """The standard deviation over the evaluations; None if there is only one."""
+        """Return the standard deviation of a number over the evaluations; None for a single evaluation."""
         values = [_number(result, key) for result in self.results]
         return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
@@ -85,9 +85,9 @@ class Leaderboard:
     Args:
         by: The metric that ranks.
         metrics: The metrics of the rows, `by` first.
-        protocol: What all rows share.
-        rows: Best first.
-        likelihood: The protocol that all likelihoods share; None if there are none, or unlike ones.
+        protocol: The protocol of all rows.
+        rows: The rows, best first.
+        likelihood: The protocol of all likelihoods; None if there are none or their protocols differ.
     """
 
     by: str
@@ -104,10 +104,10 @@ class Leaderboard:
 
 
 def distance_metric(results: Sequence[Result]) -> str:
-    """The name of the results' distance: `fid` or `fd_...` of Frechet, `w2_...` of Wasserstein.
+    """Return the name of the results' distance: `fid` or `fd_...` for Frechet, `w2_...` for Wasserstein.
 
     Raises:
-        UserError: If they have none.
+        UserError: If the results have no distance.
     """
     names = dict.fromkeys(name for result in results for name in result.metrics)
     for name in names:
@@ -117,12 +117,12 @@ def distance_metric(results: Sequence[Result]) -> str:
 
 
 def better(metric: str) -> str:
-    """`higher` or `lower`, whichever is better of a metric."""
+    """Return `higher` or `lower`, whichever is better for a metric."""
     return "higher" if metric in _HIGHER_IS_BETTER else "lower"
 
 
 def describe_protocol(protocol: dict[str, object]) -> str:
-    """A protocol in one line of text."""
+    """Return a protocol in one line of text."""
 
     def field(key: str) -> object:
         return protocol.get(key, "?")
@@ -138,7 +138,7 @@ def describe_protocol(protocol: dict[str, object]) -> str:
 
 
 def describe_likelihood(protocol: dict[str, object]) -> str:
-    """The protocol of a likelihood in a few words."""
+    """Return the protocol of a likelihood in a few words."""
 
     def field(key: str) -> object:
         return protocol.get(key, "?")
@@ -153,9 +153,9 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
     """Rank evaluations.
 
     Args:
-        results: What `load_results` found.
-        by: The metric that ranks; the Frechet distance unless given.
-        where: Conditions `key=value` that choose among the results.
+        results: Results, as from `load_results`.
+        by: The metric that ranks; the distance if None.
+        where: Conditions `key=value` that select results.
 
     Raises:
         UserError: If there are no results, their protocols differ, or one lacks the metric.
@@ -189,14 +189,14 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
 
 
 def refuse_unlike(results: Sequence[Result], part: str = "protocol") -> None:
-    """Nothing, if the results can be compared.
+    """Raise a UserError unless the results have equal protocols.
 
     Args:
-        results: What shall be compared.
-        part: The key of the protocol that they must share.
+        results: The results to compare.
+        part: Key of the protocol.
 
     Raises:
-        UserError: If their protocols differ; the message names the fields, the rows and the remedy.
+        UserError: If the protocols differ; the message names the fields, the rows and the remedy.
     """
     protocols: list[dict[str, object]] = [result.get(part) or {} for result in results]
     fields = dict.fromkeys(key for protocol in protocols for key in protocol)
@@ -218,12 +218,12 @@ def refuse_unlike(results: Sequence[Result], part: str = "protocol") -> None:
             remedy = remedy or f"--where {part}.{field}={ordered[0][0]}{instead}"
     if differences:
         raise UserError(
-            f"results with unlike protocols cannot be ranked: {'; '.join(differences)}. Choose some, e.g. {remedy}"
+            f"results with unlike protocols cannot be ranked: {'; '.join(differences)}. Select some, e.g. {remedy}"
         )
 
 
 def comparable(results: Sequence[Result]) -> list[list[Result]]:
-    """The results in groups that share one protocol each, such as those of one data set, in the order they come."""
+    """Return the results in groups of one protocol each, such as one data set, in the order of the results."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[_compact(_compared(result.protocol))].append(result)
@@ -231,10 +231,10 @@ def comparable(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def group_seeds(results: Sequence[Result]) -> list[list[Result]]:
-    """The results in groups that differ in nothing but the seeds of training and sampling.
+    """Return the results in groups that differ only in the seeds of training and sampling.
 
-    Two trainings are the same but for the seed if their `run.recipe` is the same; without one each stands alone.
-    Of an evaluation that was repeated with the same seeds, the latest counts.
+    Two training runs differ only in their seed if their `run.recipe` is equal; a run without a recipe is a group of its
+    own. If an evaluation was repeated with the same seeds, only the latest counts.
     """
     latest: dict[str, Result] = {}
     for result in sorted(results, key=lambda result: str(result.get("created"))):
@@ -256,7 +256,7 @@ def _setting(result: Result) -> list[object]:
 
 
 def _compared(protocol: dict[str, object]) -> dict[str, object]:
-    """A protocol without the name of the data, for which their fingerprint stands if there is one."""
+    """Return a protocol without the name of the data, if their fingerprint identifies them."""
     by_name = not protocol.get("data_fingerprint")
     return {key: value for key, value in protocol.items() if key != "data" or by_name}
 

@@ -1,6 +1,6 @@
-"""One HTML page of everything under a folder: leaderboards, pictures, and each training with its curves and settings.
+"""Write one HTML page for a folder: leaderboards, pictures, and each training run with its curves and settings.
 
-The page holds its pictures in itself, so that it can be mailed or kept.
+The page embeds its pictures, so that it is one file to mail or keep.
 """
 
 import base64
@@ -35,7 +35,7 @@ Kept = TypeVar("Kept")
 Curves = dict[str, list[tuple[float, float]]]
 
 LARGEST_PICTURE = 2400
-"""Pixels of the longer side of a picture; larger ones are made smaller."""
+"""Pixels of the longer side of a picture; larger pictures are scaled down."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Comparison:
         protocol: The protocol in one line.
         table: The leaderboard.
         distances: Distance against network evaluations, a data URI.
-        samples: Samples side by side, a data URI; None if some of them are gone.
+        samples: Samples side by side, a data URI; None if some samples were deleted.
     """
 
     data: str
@@ -63,9 +63,9 @@ class Training:
 
     Args:
         name: Name of its directory, with the folders above it if another run has the same name.
-        facts: What is said of it, by name.
+        facts: Facts of the run by name, such as its device.
         curves: Its curves, a data URI; None if it has none.
-        pictures: The last of each kind of picture that it drew, by name, data URIs.
+        pictures: The latest picture of each kind by name, data URIs.
         config: Its config.yaml.
     """
 
@@ -77,18 +77,18 @@ class Training:
 
 
 def write_page(results: Sequence[Result], out: Path, title: str) -> Path:
-    """Writes the page.
+    """Write the page.
 
     Args:
-        results: Evaluations of any protocols; those of one protocol are compared.
+        results: Evaluations of any protocols; evaluations of one protocol are compared.
         out: The HTML file.
-        title: What the page is headed with.
+        title: Title of the page.
 
     Raises:
-        UserError: The file's name does not end in .html, or its folder cannot be written.
+        UserError: If the name of the file does not end in .html, or its folder cannot be written.
     """
     if out.suffix not in (".html", ".htm"):
-        raise UserError(f"--out: {out} must end in .html")
+        raise UserError(f"--out: {out} must end in .html; give such a name")
     runs = {result.path.parents[2] for result in results}
     with tempfile.TemporaryDirectory() as scratch:
         comparisons = read_each(
@@ -119,7 +119,7 @@ def write_page(results: Sequence[Result], out: Path, title: str) -> Path:
 
 
 def _unless_damaged(read: Callable[..., Kept], otherwise: Kept, what: str, *arguments: Any) -> Kept:
-    """Return what is read; if a file is damaged, say so in a warning and return something else."""
+    """Return the result of a reader; if a file is damaged, warn and return the alternative."""
     try:
         return read(*arguments)
     except UserError as error:
@@ -136,7 +136,7 @@ def _comparison(results: list[Result], scratch: Path) -> Comparison:
 
 
 def _side_by_side(results: Sequence[Result], path: Path) -> str | None:
-    """Samples of the results; None if some of them are gone, deleted to save room."""
+    """Draw samples of the results; None if some samples were deleted to save room."""
     if not all(result.path.with_name("samples.npz").exists() for result in results):
         return None
     return _embedded(plots.side_by_side(results, path))
@@ -176,7 +176,7 @@ def _text(path: Path) -> str:
 
 
 def read_curves(path: Path) -> Curves:
-    """The curves of a run's metrics.csv by name, points (images seen, value); none if there is no such file."""
+    """Read the curves of a metrics.csv by name, as points (images seen, value); empty if there is no such file."""
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in read_metrics(path) if path.exists() else []:
         for name, value in row.items():
@@ -186,7 +186,7 @@ def read_curves(path: Path) -> Curves:
 
 
 def _last_pictures(folder: Path) -> dict[str, Path]:
-    """The latest of `images-000120064.png`, `reconstructions-...png` and so on."""
+    """Return the latest picture of each kind, such as `images-000120064.png` and `reconstructions-...png`."""
     last: dict[str, Path] = {}
     for path in sorted(folder.glob("[!.]*-*.png")):
         last[path.stem.rpartition("-")[0]] = path
@@ -195,14 +195,14 @@ def _last_pictures(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Make an error of the warning that a picture is too large to be read."""
+    """Turn the warning about a picture of too many pixels into an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
 def _embedded(path: Path) -> str:
-    """A PNG as a data URI, made smaller where it is very large."""
+    """Return a PNG as a data URI, scaled down if it is very large."""
     try:
         data = read_regular(path)
         with _strict(), Image.open(io.BytesIO(data), formats=["PNG"]) as picture:

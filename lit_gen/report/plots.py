@@ -157,9 +157,8 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
             axes.text(0, end - 4, label, size=9, weight="bold", va="bottom")
     middles = [ends[number] - len(strip) / 2 for number, strip in enumerate(strips)]
     axes.set_yticks(middles, [_setting(result, chosen) for result in chosen], size=9)
-    scores = [_score(result, metric) for result in chosen]
     right = axes.secondary_yaxis("right")
-    right.set_yticks(middles, scores, size=8, color="0.35")
+    right.set_yticks(middles, [_score(result, metric) for result in chosen], size=8, color="0.35")
     title = f"first {num_columns} samples of seed {seed}; images in the same column come from the same noise"
     axes.set_title(title, loc="left", size=9, color="0.35")
     for side in (axes, right):

@@ -1,4 +1,4 @@
-"""The leaderboard as a table on the terminal, as Markdown, CSV and JSON. Each form carries the protocol."""
+"""Show the leaderboard as a table on the terminal, Markdown, CSV or JSON, each with its protocol."""
 
 import csv
 import functools
@@ -23,7 +23,7 @@ _ALWAYS_SHOWN = {"#", "model", "sampler", "NFE"}
 
 
 def print_table(board: Leaderboard, console: Console | None = None) -> None:
-    """Print the leaderboard; into a file or a pipe at full width, else as wide as the terminal is."""
+    """Print the leaderboard in the width of the terminal, or with all columns into a file or a pipe."""
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=400)
@@ -31,11 +31,11 @@ def print_table(board: Leaderboard, console: Console | None = None) -> None:
 
 
 def to_table(board: Leaderboard, width: int = 400) -> Table:
-    """A rich table with the protocol above it.
+    """Return the leaderboard as a rich table with the protocol above it.
 
     Args:
-        board: What to show.
-        width: Columns of the terminal; a narrow one gets fewer columns, the last to be named in a caption.
+        board: The leaderboard.
+        width: Width of the terminal in characters; a caption names the columns that do not fit.
     """
     columns = _columns(board)
     cells = [[Text(printable(column.text(row))) for row in board.rows] for column in columns]
@@ -46,7 +46,7 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
         if sum(needed) - 2 > width and name not in _ALWAYS_SHOWN and not name.startswith(board.by):
             left_out.insert(0, name)
             del columns[index], cells[index], needed[index]
-    caption = f"left out of this width: {', '.join(left_out)} (all with --markdown)" if left_out else None
+    caption = f"left out of this width: {', '.join(left_out)} (show all with --markdown)" if left_out else None
     shown = min(width, max(sum(needed) - 2, 80))
     table = Table(
         title=Text(printable(board.protocol_line)),
@@ -66,7 +66,7 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
 
 
 class Header(NamedTuple):
-    """A column's name, `left` or `right`, and whether its values are numbers."""
+    """Name of a column, its alignment `left` or `right`, and whether its values are numbers."""
 
     name: str
     align: str
@@ -74,21 +74,21 @@ class Header(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A cell as text, and what it is sorted by: a number or a text; None if there is nothing."""
+    """A cell as text, and its sort key: a number or a text, None if the cell is empty."""
 
     text: str
     value: float | str | None
 
 
 class Cells(NamedTuple):
-    """The leaderboard as cells."""
+    """Headers and rows of a leaderboard."""
 
     headers: list[Header]
     rows: list[list[Cell]]
 
 
 def to_cells(board: Leaderboard) -> Cells:
-    """All columns of all rows."""
+    """Return all columns of all rows."""
     columns = _columns(board)
     headers = [Header(printable(column.name), column.align, column.numeric) for column in columns]
     return Cells(headers, [[_cell(column, row) for column in columns] for row in board.rows])
@@ -101,66 +101,79 @@ def _cell(column: "_Column", row: Row) -> Cell:
 
 
 def to_markdown(board: Leaderboard) -> str:
-    """A Markdown table with the protocol above it."""
+    """Return the leaderboard as a Markdown table with the protocol above it."""
     headers, rows = to_cells(board)
-    lines = [
-        for_markdown(board.protocol_line),
-        "",
-        _markdown_line([header.name for header in headers]),
-        _markdown_line(["---:" if header.align == "right" else ":---" for header in headers]),
-        *(_markdown_line([cell.text for cell in row]) for row in rows),
-    ]
-    return "\n".join(lines) + "\n"
+    texts = [[for_markdown(cell.text) for cell in row] for row in rows]
+    return _markdown_table(board, [header.name for header in headers], [header.align for header in headers], texts)
+
+
+def _markdown_table(
+    board: Leaderboard, headers: Sequence[str], aligns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> str:
+    """Return a Markdown table with the protocol above it; the cells of the rows are Markdown already."""
+    marks = ["---:" if align == "right" else ":---" for align in aligns]
+    lines = [f"| {' | '.join(cells)} |" for cells in (list(map(for_markdown, headers)), marks, *rows)]
+    return "\n".join([for_markdown(board.protocol_line), "", *lines]) + "\n"
 
 
 def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
-    """A Markdown table with a row for each model and sampler and a column for each budget of network evaluations.
+    """Return a Markdown table with one row per model and sampler and one column per budget of network evaluations.
 
-    A cell holds the evaluations that spent most within the budget, and more than the budget before it. Models, and the
-    rows of each, are in the order of their best cell; the best row of each column is bold, and each that equals it.
+    A cell holds the evaluation with the largest NFE that is within its budget and above the budget before it. The
+    models are in the order of their best cells. The best cells of each column are bold.
 
     Raises:
-        UserError: If the budgets are not positive and rising, or leave nothing to show.
+        UserError: If the budgets are not positive and increasing, or leave nothing to show.
     """
     if not budgets or any(high <= low for low, high in pairwise([0, *budgets])):
-        raise UserError(f"--budgets: {','.join(map(str, budgets))} are not positive and rising; e.g. 5,10,20")
-    lines: dict[tuple[str, str, str, str], dict[int, Row]] = defaultdict(dict)
+        raise UserError(
+            f"--budgets: {','.join(map(str, budgets))} are not positive and rising; give numbers such as 5,10,20"
+        )
+    table: dict[_Line, dict[int, Row]] = defaultdict(dict)
     for row in board.rows:
-        place = bisect_left(budgets, row.mean("nfe"))
-        if row.rank is None or place == len(budgets):
-            continue
-        line = lines[row.first.model, row.first.sampler, row.first.grid, row.run]
-        if place not in line or row.mean("nfe") > line[place].mean("nfe"):
-            line[place] = row
-    if not lines:
-        raise UserError(f"--budgets: no evaluation took {budgets[-1]} network evaluations or fewer")
-    best = {
-        place: min(line[place].rank or 0 for line in lines.values() if place in line)
-        for place in range(len(budgets))
-        if any(place in line for line in lines.values())
-    }
-    several = len({grid for _, _, grid, _ in lines if grid}) > 1
-    runs = len({key[3] for key in lines}) > len({key[0] for key in lines})
-    header = ["model", *(["run"] if runs else []), "sampler", *(["grid"] if several else []), *map(str, budgets)]
-    table = [
-        for_markdown(board.protocol_line),
-        "",
-        _markdown_line(header),
-        _markdown_line([":---" if name in ("model", "run", "sampler", "grid") else "---:" for name in header]),
+        column = bisect_left(budgets, row.mean("nfe"))
+        if row.rank is not None and column < len(budgets):
+            cells = table[_Line(row.first.model, row.run, row.first.sampler, row.first.grid)]
+            cells[column] = max(cells.get(column, row), row, key=lambda each: each.mean("nfe"))
+    if not table:
+        raise UserError(f"--budgets: no evaluation took {budgets[-1]} network evaluations or fewer; give larger ones")
+    models = list(dict.fromkeys(line.model for line in table))
+    lines = sorted(table, key=lambda line: models.index(line.model))
+    # run and grid are shown only if they tell lines apart
+    shown = {"model": True, "run": len({line.run for line in lines}) > len(models), "sampler": True}
+    shown["grid"] = len({line.grid for line in lines if line.grid}) > 1
+    names = [name for name in _Line._fields if shown[name]]
+    best = [
+        min((cells[column].rank or 0 for cells in table.values() if column in cells), default=0)
+        for column in range(len(budgets))
     ]
-    models = list(dict.fromkeys(model for model, *_ in lines))
-    for (model, sampler, grid, run), line in sorted(lines.items(), key=lambda item: models.index(item[0][0])):
-        names = [model, *([run] if runs else []), sampler or "-", *([grid or "-"] if several else [])]
-        cells = [for_markdown(name) for name in names]
-        for place in range(len(budgets)):
-            text = _with_spread(line[place], board.by, count=False) if place in line else "-"
-            cells.append(f"**{text}**" if place in line and line[place].rank == best[place] else text)
-        table.append(f"| {' | '.join(cells)} |")
-    return "\n".join(table) + "\n"
+    rows = [
+        [for_markdown(getattr(line, name) or "-") for name in names]
+        + [_budget_cell(table[line].get(column), board.by, best[column]) for column in range(len(budgets))]
+        for line in lines
+    ]
+    aligns = ["left"] * len(names) + ["right"] * len(budgets)
+    return _markdown_table(board, [*names, *map(str, budgets)], aligns, rows)
+
+
+class _Line(NamedTuple):
+    """The names of a line of the budget table."""
+
+    model: str
+    run: str
+    sampler: str
+    grid: str
+
+
+def _budget_cell(row: Row | None, metric: str, best: int) -> str:
+    if row is None:
+        return "-"
+    text = _with_spread(row, metric, count=False)
+    return f"**{text}**" if row.rank == best else text
 
 
 def to_csv(board: Leaderboard) -> str:
-    """One line for each row, with full precision; the fields of the protocol are columns."""
+    """Return the leaderboard as CSV in full precision; the fields of the protocol are columns."""
     records = [_record(board, row) for row in board.rows]
     names = list(dict.fromkeys(key for record in records for key in record))
     file = io.StringIO()
@@ -178,7 +191,7 @@ def _in_csv(value: Any) -> Any:
 
 
 def to_json(board: Leaderboard) -> str:
-    """`{"by", "better", "protocol", "rows"}`; each row holds mean and standard deviation and the runs behind it."""
+    """Return `{"by", "better", "protocol", "rows"}` as JSON; each row holds means, standard deviations and its runs."""
     rows = [
         {key: value for key, value in _record(board, row).items() if not key.startswith("protocol.")}
         | {"sampler_settings": row.first.data.get("sampler"), "results": [str(result.path) for result in row.results]}
@@ -189,7 +202,7 @@ def to_json(board: Leaderboard) -> str:
 
 
 class _Column(NamedTuple):
-    """A column: its header, `left` or `right`, whether it holds numbers, and the text and the value of a row's cell."""
+    """Name, alignment and kind of a column, as in `Header`, and the functions that make text and value of a cell."""
 
     name: str
     align: Any
@@ -199,12 +212,12 @@ class _Column(NamedTuple):
 
 
 def _names(name: str, value: Callable[[Row], str]) -> _Column:
-    """A column of names; a missing one is a dash."""
+    """Return a column of names; a dash stands for an empty name."""
     return _Column(name, "left", False, lambda row: value(row) or "-", value)
 
 
 def _numbers(name: str, value: Callable[[Row], float | None], text: Callable[[float], str]) -> _Column:
-    """A column of numbers; a missing one is a dash, if it is None."""
+    """Return a column of numbers; a dash stands for None."""
 
     def cell(row: Row) -> str:
         return "-" if (number := value(row)) is None else text(number)
@@ -213,7 +226,7 @@ def _numbers(name: str, value: Callable[[Row], float | None], text: Callable[[fl
 
 
 def _columns(board: Leaderboard) -> list[_Column]:
-    """All columns of the leaderboard."""
+    """Return all columns of the leaderboard."""
     columns = [
         _numbers("#", lambda row: row.rank, "{:g}".format),
         _names("model", lambda row: row.first.model),
@@ -247,7 +260,7 @@ def _unlike(board: Leaderboard, key: str) -> bool:
 
 
 def _with_its_kind(row: Row, metric: str, num_images: bool) -> str:
-    """A likelihood among unlike ones."""
+    """Return a likelihood with its kind, for a column of several protocols."""
     text = _with_spread(row, metric)
     if text == "-":
         return text
@@ -267,7 +280,7 @@ def _with_spread(row: Row, metric: str, count: bool = True) -> str:
 
 
 def _significant(value: float, digits: int = 4) -> str:
-    """So many significant digits, trailing zeros kept so that a column lines up; whole numbers are not cut."""
+    """Return a number with some significant digits; trailing zeros stay and whole numbers keep all digits."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
@@ -314,12 +327,8 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
     return record | {f"protocol.{key}": value for key, value in board.protocol.items()}
 
 
-def _markdown_line(cells: list[str]) -> str:
-    return f"| {' | '.join(map(for_markdown, cells))} |"
-
-
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
+    """Return a value for JSON, which has neither NaN nor infinity: None for NaN, text for infinity."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Finds and reads the result.json files that evaluations leave, one for each run, sampler setting and protocol."""
+"""Find and read the result.json files of evaluations, one per run, sampler setting and protocol."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from lit_gen.evaluation.result_file import load_result
 from lit_gen.sweeps.journal import JOURNAL_NAME
 from lit_gen.sweeps.runner import current_results
 
-# What the samplers and grids of the package are built with when nothing else is asked for: not worth a label.
+# Default arguments of samplers, grids and schedules: labels leave them out.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "DDPM": {"variance": "large"},
     "DDIM": {"eta": 0.0},
@@ -52,28 +52,28 @@ class Result:
     data: dict[str, Any]
 
     def get(self, key: str) -> Any:
-        """The value of a dotted key such as `protocol.num_samples`; None if there is none."""
+        """Return the value of a dotted key such as `protocol.num_samples`; None if there is none."""
         return look_up(self.data, key)
 
     @property
     def model(self) -> str:
-        """The model's title; marked if it was trained on other data than those it is scored with."""
+        """The model's title, with a mark if it was trained on other data than it is scored with."""
         return self.data["model"] + self.mark
 
     @property
     def mark(self) -> str:
-        """` (trained on 63bac8b2)` if the evaluation accepted other data than those of the training; else empty."""
+        """` (trained on 63bac8b2)` if the evaluation accepted other data than the training data; else empty."""
         other = self.data.get("other_data")
         return f" (trained on {other['trained_on'][:8]})" if other else ""
 
     @property
     def sampler(self) -> str:
-        """The sampler with those of its settings that are not the default, `DDIM(eta=0.5)`; empty if it has none."""
+        """The sampler with its settings that differ from the defaults, `DDIM(eta=0.5)`; empty without a sampler."""
         return _label(self.data.get("sampler"))
 
     @property
     def grid(self) -> str:
-        """The sampler's time grid, likewise."""
+        """The sampler's time grid with its settings that differ from the defaults; empty without a grid."""
         sampler = self.data.get("sampler")
         return _label(sampler.get("grid")) if sampler else ""
 
@@ -95,7 +95,7 @@ def _label(settings: dict[str, Any] | None) -> str:
         for key, value in settings.items()
         if key not in _NOT_IN_LABEL and value is not None and value != DEFAULTS.get(name, {}).get(key, ...)
     }
-    if settings.get("S_churn") == 0:  # without churn its limits say nothing
+    if settings.get("S_churn") == 0:  # its limits have no effect without churn
         special = {key: value for key, value in special.items() if not key.startswith("S_")}
     if special.get("schedule"):
         special["schedule"] = _label(special["schedule"])
@@ -106,7 +106,7 @@ def _label(settings: dict[str, Any] | None) -> str:
 
 
 def _guidance_label(settings: dict[str, Any]) -> str:
-    """Guidance as its weight, its interval if it has one, and the run that guides if there is one."""
+    """Return guidance as its weight, its interval if it is limited, and the guiding run if there is one."""
     low, high = settings["interval"]
     interval = "" if (low, high) == (0, "inf") else f" in {low} to {high}"
     return f"{settings['weight']:g}{interval}" + (f" by {settings['run']}" if "run" in settings else "")
@@ -116,29 +116,29 @@ def read_result(path: Path) -> Result:
     """Read one result.json.
 
     Raises:
-        UserError: If it cannot be read, or a field is missing or of a wrong type; the message names file and key.
+        UserError: If it cannot be read, or a field is missing or has the wrong type; the message names file and key.
     """
     return Result(path, load_result(path).to_dict())
 
 
 def read_results(paths: Iterable[Path]) -> list[Result]:
-    """Read result.json files; one that is damaged is named in a warning and left out.
+    """Read result.json files; a warning names each damaged file, which is left out.
 
     Raises:
-        UserError: If all of them are damaged.
+        UserError: If all files are damaged.
     """
     return read_each(paths, read_result, "it is left out here")
 
 
 def load_results(folder: Path | str) -> list[Result]:
-    """All results below a folder, in the order of their paths.
+    """Load all results below a folder, in the order of their paths.
 
     Args:
-        folder: A runs folder, a run, or a sweep's folder: that of a sweep stands for the trials of its files as they
-            were last given.
+        folder: A runs folder, a run, or a sweep's folder, which stands for the trials of the sweep files as they were
+            last run.
 
     Raises:
-        UserError: If there is no such folder, nothing in it, or nothing but damaged files.
+        UserError: If there is no such folder, or it holds no results or only damaged ones.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -154,10 +154,10 @@ def load_results(folder: Path | str) -> list[Result]:
 
 
 def select(results: list[Result], where: Iterable[str]) -> list[Result]:
-    """The results that fulfil every condition.
+    """Return the results that fulfil every condition.
 
     Args:
-        results: What to choose from.
+        results: The results to select from.
         where: Conditions `key=value` with a dotted key, for example `protocol.num_samples=1000` or `model=EDM`.
 
     Raises:
@@ -177,7 +177,7 @@ def select(results: list[Result], where: Iterable[str]) -> list[Result]:
 
 
 def _matches(actual: Any, text: str) -> bool:
-    """Whether the text stands for the value: as it is (a hash such as `1e3` is text), or as JSON (`null`, `10.0`)."""
+    """Return whether a text means a value: as it is (a hash such as `1e3` is text) or as JSON (`null`, `10.0`)."""
     if str(actual) == text:
         return True
     try:

@@ -1,4 +1,4 @@
-"""The figures of docs/diffusion.md, on points of the plane, whose density and denoiser are known exactly.
+"""Draw the figures of docs/diffusion.md, for points of the plane with a known density and denoiser.
 
     python -m lit_gen.report.theory path --out path.png
     python -m lit_gen.report.theory trajectories --source Spiral --out trajectories.png
@@ -6,7 +6,7 @@
     python -m lit_gen.report.theory guidance --out guidance.png
     python -m lit_gen.report.theory learned RUN [RUN ...] --out learned.png
 
-Only the last one needs a trained model: a run on points of the plane.
+Only the last figure needs a trained model: a run on points of the plane.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -65,7 +65,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def path(source: PointSource, out: Path) -> Path:
-    """The density of x_t with arrows from x_t to D, and the schedules."""
+    """Draw the density of x_t with arrows from x_t to the denoised D, and the schedules."""
     figure = new_figure(10.0, 5.0, DOTS)
     levels = (0.0, 0.08, 0.2, 0.4, 0.8)
     for column, u in enumerate(levels):
@@ -94,7 +94,7 @@ def path(source: PointSource, out: Path) -> Path:
 
 
 def trajectories(source: PointSource, out: Path, num_points: int = 150) -> Path:
-    """Where every sampler takes the same noises, and some of their ways there, with the exact denoiser."""
+    """Draw where each sampler moves the same noise with the exact denoiser, and some of the trajectories."""
     samplers: list[DiffusionSampler] = [
         DDIM(steps=5),
         Heun(steps=10),
@@ -126,7 +126,7 @@ def trajectories(source: PointSource, out: Path, num_points: int = 150) -> Path:
 
 
 def convergence(source: PointSource, out: Path, num_points: int = 1000) -> Path:
-    """Left: the distance from the end of the exact flow, against NFE. Right: W_2 to the data, with noise or without."""
+    """Plot against NFE the distance from the end of the exact flow (left) and W_2 to the data (right)."""
     figure = new_figure(10.0, 4.2, DOTS)
     left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.12, "top": 0.92})
     flow = _points(RK45(rtol=1e-9, atol=1e-11), MixtureDenoiser(source.exact), num_points // 4)
@@ -169,7 +169,7 @@ def convergence(source: PointSource, out: Path, num_points: int = 1000) -> Path:
 
 
 def guidance(out: Path, num_points: int = 1500) -> Path:
-    """Samples of three overlapping classes under classifier-free guidance, with the exact denoisers."""
+    """Draw samples of three overlapping classes under classifier-free guidance with the exact denoisers."""
     source = GaussianMixture2D(num_components=3, radius=0.3, std=0.15)
     whole = source.exact
     figure = new_figure(10.0, 2.75, DOTS)
@@ -192,53 +192,27 @@ def guidance(out: Path, num_points: int = 1500) -> Path:
 
 
 def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution: int = 100) -> Path:
-    """A row for each run: the density of the data, samples of the model, and the density of the model."""
-    from lit_gen.experiment.loading import (  # with all of Lightning, which the other figures do without
-        load_model,
-        load_objects,
-    )
-
+    """Draw one row per run: the density of the data, samples of the model, and the density of the model."""
     figure = new_figure(7.5, 2.65 * len(runs), DOTS)
-    panels = figure.subplots(
-        len(runs),
-        3,
-        squeeze=False,
-        gridspec_kw={
-            "left": 0.01,
-            "right": 0.99,
-            "bottom": 0.005,
-            "top": 1 - 0.1 / len(runs),
-            "wspace": 0.03,
-            "hspace": 0.12,
-        },
-    )
+    room = {"left": 0.01, "right": 0.99, "bottom": 0.005, "top": 1 - 0.1 / len(runs), "wspace": 0.03, "hspace": 0.12}
+    panels = figure.subplots(len(runs), 3, squeeze=False, gridspec_kw=room)
     one, zero = _numbers(1, 0)
     for (true, samples, density), directory in zip(panels, runs, strict=True):
-        run = Run.open(directory)
-        objects = load_objects(run)
-        model, data, source = objects.model, objects.data, objects.data.source
-        if not isinstance(model, Diffusion) or not isinstance(source, PointSource):
-            raise UserError(f"{directory}: holds no diffusion model of points of the plane, such as points_edm makes")
-        load_model(run, model, "ema").follow_classes(data)
+        model, data = _model_of_points(directory)
+        source: PointSource = data.source
         held_out = torch.from_numpy(data.images("test")[:num_points])
         points = model.sample(Noise(0, range(num_points)))
         scores = PointScores(Points(), held_out, torch.from_numpy(data.images("train")), torch.device("cpu"))
         scores.update(points, torch.arange(num_points))
         distance, floor = scores.compute().values()
-
-        def log_density(x: Tensor, model: Diffusion = model) -> Tensor:
-            flow = ProbabilityFlow(steps=32, solver="heun", divergence="exact")
-            return flow.log_density(model.denoiser, model.schedule, x.reshape(-1, *SHAPE), Noise(0, range(len(x))))
-
-        of_model, of_data = (
-            float(log_density(held_out).mean()),
-            float(source.exact.log_density(held_out, one, zero).mean()),
-        )
+        of_model = float(_log_density(model, held_out).mean())
+        of_data = float(source.exact.log_density(held_out, one, zero).mean())
         draw_density(true, source)
         draw_density(samples, source)
         draw_points(samples, points)
         pixels = grid_of_points(1.0, resolution)
-        shade(density, log_density(pixels), darkest=float(source.exact.log_density(pixels, one, zero).exp().max()))
+        darkest = float(source.exact.log_density(pixels, one, zero).exp().max())
+        shade(density, _log_density(model, pixels), darkest=darkest)
         true.set_title(f"{data.name}: log p = {of_data:.2f}", size=9)
         samples.set_title(f"{model.title}: $W_2$ = {distance:.3f} (data {floor:.3f})", size=8)
         density.set_title(f"density of the model: log p = {of_model:.2f}", size=9)
@@ -249,8 +223,30 @@ def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution:
     return _save(figure, out)
 
 
+def _model_of_points(directory: Path) -> tuple[Diffusion, Any]:
+    """Load the model and the data module of a run.
+
+    Raises:
+        UserError: If the run is not a diffusion model of points of the plane.
+    """
+    from lit_gen.experiment.loading import load_model, load_objects  # imports Lightning, which takes seconds
+
+    run = Run.open(directory)
+    objects = load_objects(run)
+    model, data = objects.model, objects.data
+    if not isinstance(model, Diffusion) or not isinstance(data.source, PointSource):
+        raise UserError(f"{directory}: not a diffusion model of points of the plane; give a run such as of points_edm")
+    load_model(run, model, "ema").follow_classes(data)
+    return model, data
+
+
+def _log_density(model: Diffusion, x: Tensor) -> Tensor:
+    flow = ProbabilityFlow(steps=32, solver="heun", divergence="exact")
+    return flow.log_density(model.denoiser, model.schedule, x.reshape(-1, *SHAPE), Noise(0, range(len(x))))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws one figure."""
+    """Draw the figure that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m lit_gen.report.theory", description="Figures of docs/diffusion.md."
     )
@@ -269,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             figure.set_defaults(draw=lambda given: learned(given.runs, given.out))
     options = parser.parse_args(arguments)
     if options.out.suffix != ".png":
-        parser.error(f"--out: {options.out} does not end in .png")
+        parser.error(f"--out: {options.out} does not end in .png; give such a name")
     try:
         print(options.draw(options))
     except UserError as error:
@@ -279,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _save(figure: "Figure", path: Path) -> Path:
-    """As `save_figure`, in 256 colours, which takes half the space."""
+    """Save a figure as a PNG of 256 colors, which takes half the space."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
         with Image.open(temporary) as drawn:
@@ -303,7 +299,7 @@ def _draw_curves(
     source: PointSource,
     num: int,
 ) -> None:
-    """A line through (NFE, error of the samples) for each name."""
+    """Plot one line through (NFE, error of the samples) per name."""
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for name, style, sampler in curves:
         exact = MixtureDenoiser(source.exact)

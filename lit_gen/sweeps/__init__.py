@@ -1,4 +1,4 @@
-"""W&B sweep files, run on this machine: `spec` reads them, `runner` runs their trials, `journal` remembers."""
+"""Run W&B sweep files on this machine: `spec` reads them, `runner` runs their trials, `journal` records them."""
 
 from lit_gen.sweeps.runner import SweepResult, current_results, dry_run, run_sweep, sweep_results
 from lit_gen.sweeps.spec import Sweep, Trial, load_sweep

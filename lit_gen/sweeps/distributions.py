@@ -1,6 +1,6 @@
-"""The search spaces of a W&B sweep: what one entry under `parameters:` may say, and how a value is drawn from it.
+"""The search spaces of a W&B sweep: read the entries under `parameters:` and draw values from them.
 
-A value is the quantile function of its distribution at a uniform number u, x = F^-1(u), for example
+A value is the quantile function of its distribution at a uniform random number u, x = F^-1(u), for example
 
     uniform                 x = min + u (max - min)
     log_uniform_values      log x uniform between log(min) and log(max)
@@ -50,7 +50,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 _POSITIVE = {"q", "a", "b"}
 _OF_ANYTHING = {"constant", "categorical", "categorical_w_probabilities"}
 LARGEST = 10**100
-"""Bound of the magnitude of every number of a distribution."""
+"""Largest magnitude of a number of a distribution."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Distribution:
 
     @property
     def num_values(self) -> int:
-        """The number of values that a grid search visits; they need not fit into memory.
+        """The number of values of a grid search; they may be too many for memory.
 
         Raises:
             UserError: If the distribution is continuous or has probabilities.
@@ -109,9 +109,9 @@ class Distribution:
         return math.inf
 
     def value(self, index: int) -> Any:
-        """Value `index`, from 0, of a grid search.
+        """Return value number `index`, from 0, of a grid search.
 
-        As in W&B, `q_uniform` runs from min in steps of q and stops before max, `int_uniform` includes max.
+        As in W&B, `q_uniform` goes from min in steps of q and stops before max; `int_uniform` includes max.
         """
         f = self.fields
         match self.name:
@@ -141,7 +141,7 @@ class Distribution:
         return value
 
     def quantile(self, u: float) -> Any:
-        """The value F^-1(u), for 0 < u < 1; not defined here for the beta distributions."""
+        """Return F^-1(u) for 0 < u < 1; the beta distributions are not supported."""
         f = self.fields
         match self.name.removeprefix("q_"):
             case "constant":
@@ -190,7 +190,7 @@ def parse_distribution(entry: dict[str, Any], where: str) -> Distribution:
         where: File and key, for error messages.
 
     Raises:
-        UserError: If the entry does not obey W&B's schema.
+        UserError: If the entry does not follow W&B's schema.
     """
     name = entry.get("distribution", _inferred(entry))
     if name is None:
@@ -224,7 +224,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _problems(name: str, fields: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the values of the fields; each text follows the parameter's key."""
+    """Yield what is wrong with the values of the fields; each text follows the parameter's key."""
     for key, value in fields.items():
         if key in ("values", "probabilities"):
             if not isinstance(value, list) or not value:
@@ -241,13 +241,16 @@ def _problems(name: str, fields: dict[str, Any]) -> Iterator[str]:
     if "sigma" in fields and fields["sigma"] < 0:
         yield f".sigma: must not be negative, got {fields['sigma']}"
     if "probabilities" in fields:
-        weights = fields["probabilities"]
-        for weight in weights:
-            yield from _number_problems("probabilities", weight)
-        if len(weights) != len(fields["values"]):
-            yield f".probabilities: {len(weights)} of them for {len(fields['values'])} values"
-        if min(weights) < 0 or not math.isclose(sum(weights), 1.0, rel_tol=1e-5, abs_tol=1e-8):
-            yield f".probabilities: must not be negative and must sum to 1, got {weights!r:.200}"
+        yield from _probability_problems(fields["probabilities"], len(fields["values"]))
+
+
+def _probability_problems(weights: list[Any], num_values: int) -> Iterator[str]:
+    for weight in weights:
+        yield from _number_problems("probabilities", weight)
+    if len(weights) != num_values:
+        yield f".probabilities: {len(weights)} of them for {num_values} values"
+    if min(weights) < 0 or not math.isclose(sum(weights), 1.0, rel_tol=1e-5, abs_tol=1e-8):
+        yield f".probabilities: must not be negative and must sum to 1, got {weights!r:.200}"
 
 
 def _number_problems(key: str, value: Any) -> Iterator[str]:

@@ -1,10 +1,10 @@
-"""Estimates how long a sweep still takes, from its first minute on.
+"""Estimate the time left of a sweep.
 
-    seconds left = max(sum of the seconds left of all running and waiting trials / jobs, the longest running trial's)
+    seconds left = max(sum of the seconds left of all running and waiting trials / jobs, longest running trial)
 
-Trials that share a training cost very different times: the first trains and evaluates, the others only evaluate. So
-each of the two kinds has a mean of its own, over its finished trials, and before one has finished over the running
-ones as they are expected to end.
+The first trial of a training run trains and evaluates, the others only evaluate, which takes far less time. The two
+kinds therefore have separate means over their finished trials, or over the expected totals of their running trials
+before one has finished.
 """
 
 import re
@@ -12,18 +12,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
+from statistics import fmean
 
 from lit_gen.core.progress import Step
 from lit_gen.sweeps.spec import Trial
 
 SHARE_OF_EVALUATION = 0.1
-"""Assumed cost of a trial that only evaluates, as a share of one that trains, until one has run."""
+"""Assumed time of a trial that only evaluates, as a fraction of a trial that trains, until one has run."""
 
 _EVALUATION_ARGUMENT = re.compile(r"--(sampler|evaluation|wandb)\b")
 
 
 def training_of(trial: Trial) -> frozenset[str]:
-    """Return the arguments that may change the weights; trials that share them share a training."""
+    """Return the arguments that may change the weights; trials that share them share a training run."""
     return frozenset(argument for argument in trial.arguments if not _EVALUATION_ARGUMENT.match(argument))
 
 
@@ -31,15 +32,15 @@ def training_of(trial: Trial) -> frozenset[str]:
 class _Running:
     trains: bool
     since: float
-    total: float | None = None  # seconds from its beginning to its end, as far as its present step tells
+    total: float | None = None  # expected seconds from start to end, by the current step
 
 
 class Estimate:
     """The time left of a sweep.
 
     Args:
-        waiting: The trials to be run.
-        jobs: How many run at a time.
+        waiting: The trials to run.
+        jobs: Number of trials that run at once.
     """
 
     def __init__(self, waiting: Sequence[Trial], jobs: int) -> None:
@@ -50,42 +51,43 @@ class Estimate:
         self._seconds: dict[bool, list[float]] = {True: [], False: []}
 
     def started(self, trial: Trial) -> None:
-        """Note that a trial begins."""
+        """Record that a trial starts."""
         training = self._waiting.pop(trial.id, training_of(trial))
         self._running[trial.id] = _Running(training not in self._begun, time.monotonic())
         self._begun.add(training)
 
     def stepped(self, trial: Trial, step: Step) -> None:
-        """Note how far a running trial is."""
+        """Record the progress of a running trial."""
         if isfinite(step.seconds_left):
             running = self._running[trial.id]
             running.total = time.monotonic() - running.since + step.seconds_left
 
     def ended(self, trial: Trial, seconds: float | None = None) -> None:
-        """Note that a trial is over: it took so long, or tells nothing since it failed."""
+        """Record that a trial ended, with its time in seconds unless it failed."""
         running = self._running.pop(trial.id)
         if seconds is not None:
             self._seconds[running.trains].append(seconds)
 
     def seconds_left(self) -> float | None:
-        """Return the seconds until the last trial ends; None while nothing is known."""
-        training, evaluating = self._mean(True), self._mean(False)
-        if evaluating is None:
-            evaluating = None if training is None else SHARE_OF_EVALUATION * training
-        if training is None:
-            training = evaluating
-        if training is None or evaluating is None:
+        """Return the expected seconds until the last trial ends; None before the first progress."""
+        train, evaluate = self._mean(trains=True), self._mean(trains=False)
+        if train is None and evaluate is None:
             return None
+        if evaluate is None:
+            evaluate = SHARE_OF_EVALUATION * (train or 0.0)
+        if train is None:
+            train = evaluate
         now = time.monotonic()
         running = [
-            max((trial.total or (training if trial.trains else evaluating)) - (now - trial.since), 0.0)
+            max((trial.total or (train if trial.trains else evaluate)) - (now - trial.since), 0.0)
             for trial in self._running.values()
         ]
         num_trainings = len(set(self._waiting.values()) - self._begun)
-        waiting = num_trainings * training + (len(self._waiting) - num_trainings) * evaluating
+        waiting = num_trainings * train + (len(self._waiting) - num_trainings) * evaluate
         return max((sum(running) + waiting) / self._jobs, *running, 0.0)
 
     def _mean(self, trains: bool) -> float | None:
+        """Return the mean seconds of the trials that train, or of the others; None if nothing is known of them."""
         expected = [trial.total for trial in self._running.values() if trial.trains == trains and trial.total]
         seconds = self._seconds[trains] or expected
-        return sum(seconds) / len(seconds) if seconds else None
+        return fmean(seconds) if seconds else None

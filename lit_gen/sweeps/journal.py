@@ -1,11 +1,11 @@
-"""The journal of a sweep: one JSON line for each event, written once and never changed.
+"""The journal of a sweep: one JSON line per event, written once and never changed.
 
     {"event": "started",  "trial": id, "time": ..., "arguments": [...]}
     {"event": "finished", "trial": id, "time": ..., "result": path from the runs folder, "seconds": ...}
     {"event": "failed",   "trial": id, "time": ..., "error": one line, "log": path from the sweep's folder}
 
-Each line is flushed to the disk before the next trial begins, and is written whole or not at all. A power cut can
-leave a torn last line, which the next process removes.
+Each line is flushed to the disk before the next trial starts. A power cut can leave an incomplete last line, which the
+next process removes.
 """
 
 import json
@@ -22,7 +22,7 @@ JOURNAL_NAME = "journal.jsonl"
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """All events, oldest first; a torn last line is left out, a file that does not exist has none.
+    """Return all events, oldest first, without an incomplete last line; empty if there is no such file.
 
     Raises:
         UserError: If a line other than the last is not an event.
@@ -34,12 +34,12 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
             events.append(_event(parse_json(line)))
         except ValueError:
             if line and number < len(lines):
-                raise UserError(f"{path}: line {number} is damaged; delete that line and start again") from None
+                raise UserError(f"{path}: line {number} is damaged; delete the line and run the sweep again") from None
     return events
 
 
 def _event(event: Any) -> dict[str, Any]:
-    """Return the event; raise a ValueError if it is none."""
+    """Return a value that is an event; raise a ValueError if it is not."""
     if not isinstance(event, dict) or not all(TEXT.fits(event.get(key)) for key in ("event", "trial")):
         raise ValueError("not an event")
     if not TEXT.fits(event.get("result", "")):
@@ -48,15 +48,15 @@ def _event(event: Any) -> dict[str, Any]:
 
 
 def outcomes(events: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The last finished or failed event of each trial."""
+    """Return the last finished or failed event of each trial."""
     return {event["trial"]: event for event in events if event["event"] in ("finished", "failed")}
 
 
 class Journal:
-    """Appends events to the journal file; the sweep's lock keeps a second writer out.
+    """The writer of a journal; the lock of the sweep keeps out a second one.
 
     Args:
-        path: The file; made if it does not exist.
+        path: The file; created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class Journal:
         self._mend()
 
     def _mend(self) -> None:
-        """Completes the last line if only its newline is missing, else cuts it off."""
+        """Complete the last line if only its newline is missing, or else remove it."""
         content = self._path.read_bytes()
         last = content[content.rfind(b"\n") + 1 :]
         if not last:
@@ -78,10 +78,10 @@ class Journal:
             append(self._path, "\n")
 
     def append(self, event: str, trial: str, **fields: Any) -> None:
-        """Write one event and wait until the disk has it.
+        """Write one event and flush it to the disk.
 
         Raises:
-            UserError: it cannot be written; the journal then ends as before.
+            UserError: If it cannot be written; the journal then stays as before.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps({"event": event, "trial": trial, "time": now, **fields}) + "\n"

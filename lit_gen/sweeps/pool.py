@@ -1,4 +1,4 @@
-"""The sweep's side of a worker process: start it, hand it a trial, read its answer, notice its death, stop it."""
+"""Start and stop worker processes, hand them trials and read their answers."""
 
 import contextlib
 import json
@@ -17,8 +17,15 @@ from lit_gen.sweeps.spec import Trial
 
 @dataclass
 class Assignment:
-    """A trial that a worker is at, since when (in the seconds of `time.monotonic`), how far it is, and whether its
-    process was reported as silent."""
+    """The trial of a worker.
+
+    Args:
+        trial: The trial.
+        log: File of its output.
+        since: Time of its start in seconds of `time.monotonic`.
+        step: Its latest progress; None before the first.
+        silent: Whether its process was reported as silent.
+    """
 
     trial: Trial
     log: Path
@@ -28,12 +35,12 @@ class Assignment:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the trial was handed over."""
+        """Seconds since the start of the trial."""
         return time.monotonic() - self.since
 
 
 def ending(code: int) -> str:
-    """Return how a process ended, given the status that its parent sees: by a signal, or with an exit status."""
+    """Return in words how a process ended: by a signal (a negative code) or with an exit status."""
     if code < 0:
         return f"was ended by {_name(-code)}" + ("; out of memory?" if code == -signal.SIGKILL else "")
     as_after = f", as a shell says of {_name(code - 128)}" if code > 128 else ""
@@ -48,9 +55,9 @@ def _name(number: int) -> str:
 
 
 class Worker:
-    """One place of the sweep, filled by a worker process that is started when a trial needs it.
+    """A worker process, started when a trial needs it.
 
-    The process leads a process group of its own: a Ctrl-C reaches it only through `signal`, with the children of DDP.
+    The process leads its own process group, so that a Ctrl-C reaches it and its DDP children only through `signal`.
 
     Args:
         runner: `module:function` that runs a trial.
@@ -66,7 +73,7 @@ class Worker:
         self._heard = 0.0
 
     def assign(self, trial: Trial, log: Path) -> None:
-        """Hand over a trial, first starting a process if there is none."""
+        """Hand over a trial; start a process if there is none."""
         self.assignment = Assignment(trial, log)
         self._heard = time.monotonic()
         if self._process is not None and self._process.poll() is not None:
@@ -84,30 +91,30 @@ class Worker:
             os.set_blocking(self._process.stdout.fileno(), False)
         request = {"id": trial.id, "arguments": trial.arguments, "log": os.path.abspath(log)}
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once; `answer` reports how
+        with contextlib.suppress(BrokenPipeError):  # it ended at once; `answer` reports how
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
 
     @property
     def pid(self) -> int | None:
-        """Id of the process; None while there is none."""
+        """Id of the process; None if there is none."""
         return self._process.pid if self._process else None
 
     @property
     def silence(self) -> float:
-        """Seconds since the process was given its trial or last gave a sign of life, which it does every second."""
+        """Seconds since the start of the trial or the last sign of life, which the process gives every second."""
         return time.monotonic() - self._heard
 
     @property
     def file(self) -> Any:
-        """What to select on for an answer; None while there is no process."""
+        """The pipe of the answers, for a selector; None if there is no process."""
         return self._process.stdout if self._process else None
 
     def answer(self) -> dict[str, Any] | None:
-        """The answer to the trial, `{"status", "result" | "error"}`; None while there is none. Never waits for it."""
+        """Return the answer to the trial, `{"status", "result" | "error"}`, without waiting; None if not yet there."""
         if self._process is None or self.assignment is None:
             return None
-        dead = self._process.poll() is not None  # asked first: what was written before death is read below
+        dead = self._process.poll() is not None  # checked first: output before the end is read below
         assert self._process.stdout is not None
         while received := self._process.stdout.read():
             self._received += received
@@ -136,13 +143,13 @@ class Worker:
                 os.killpg(self._process.pid, number)
 
     def hang_up(self) -> None:
-        """Close the worker's standard input: an idle one leaves, a busy one leaves after its trial."""
+        """Close the worker's standard input, which ends it now or after its trial."""
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
 
     def close(self, patience: float = 0.0) -> None:
-        """End the process; unless it leaves by itself within `patience` seconds, kill it and its children."""
+        """End the process; kill it and its children unless it exits within `patience` seconds."""
         if self._process is None:
             return
         self.hang_up()

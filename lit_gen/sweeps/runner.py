@@ -1,13 +1,13 @@
-"""Runs the trials of a sweep, each once, whatever happens on the way.
+"""Run the trials of a sweep, each exactly once, across failures and interruptions.
 
 The sweep's folder is ROOT/sweeps/NAME:
 
     journal.jsonl       which trials started, finished and failed
-    logs/TRIAL.log      what a trial printed
+    logs/TRIAL.log      output of a trial
     *.yaml              the sweep files as they were last given
-    trials.json         the ids of their trials
+    trials.json         ids of their trials
 
-Trials are known by their id, the hash of what they do: an edited sweep file keeps the trials it still shares.
+The id of a trial is a hash of its settings: an edited sweep file keeps the finished trials that it still contains.
 """
 
 import json
@@ -41,24 +41,24 @@ from lit_gen.sweeps.spec import Sweep, Trial, load_sweep, option
 SWEEP_VARIABLE = "LIT_GEN_SWEEP"
 TRIALS_NAME = "trials.json"
 SECONDS_OF_SILENCE = 60.0
-"""After so long without a sign of life a worker is reported."""
+"""Seconds without a sign of life after which a worker is reported."""
 
-# What a stopped trial is sent, each step when the one before has had its seconds, or at another Ctrl-C.
+# Signals to stop a trial, with the seconds until the next one; another Ctrl-C skips the wait.
 _STOP_STEPS = [(signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)]
 
 
 @dataclass
 class SweepResult:
-    """How a sweep ended.
+    """The outcome of a sweep.
 
     Args:
-        name: The sweep's name.
-        folder: The sweep's folder.
+        name: Name of the sweep.
+        folder: Folder of the sweep.
         trials: All trials.
-        results: Trial id -> its result.json, in the order of the trials.
-        failures: Trial id -> (error in one line, log file).
-        interrupted: Whether it was stopped before its end.
-        unknown_metrics: Values of `metric.name` that no result holds.
+        results: The result.json by trial id, in the order of the trials.
+        failures: Error in one line and log file by trial id.
+        interrupted: Whether the sweep was stopped before its end.
+        unknown_metrics: Values of `metric.name` that are in no result.
     """
 
     name: str
@@ -71,12 +71,12 @@ class SweepResult:
 
     @property
     def exit_status(self) -> int:
-        """0 if every trial finished and holds the metric of its sweep, 1 if not, 130 if the sweep was stopped."""
+        """0 if every trial finished and has the metric of its sweep, else 1; 130 if the sweep was stopped."""
         return 130 if self.interrupted else 1 if self.failures or self.unknown_metrics else 0
 
 
 def sweep_results(folder: Path) -> dict[str, Path]:
-    """Trial id -> result.json of the finished trials of a sweep's folder, as far as these files still exist."""
+    """Return the result.json by trial id of the finished trials of a sweep's folder, if the file still exists."""
     root = folder.parent.parent
     finished = {
         trial: root / event["result"]
@@ -87,7 +87,7 @@ def sweep_results(folder: Path) -> dict[str, Path]:
 
 
 def current_results(folder: Path) -> dict[str, Path]:
-    """As `sweep_results`, of the trials of the sweep as it was last given: those that its own report ranks."""
+    """Return `sweep_results` for the trials of the sweep as it was last run, those that its report ranks."""
     results = sweep_results(folder)
     path = folder / TRIALS_NAME
     remedy = "run the sweep again to restore it"
@@ -111,15 +111,15 @@ def dry_run(
     name: str | None = None,
     console: Console | None = None,
 ) -> Sweep:
-    """Print the trials of a sweep, their number and what is known of them; run and write nothing.
+    """Print the trials of a sweep with their status; run and write nothing.
 
     Args:
         files: W&B sweep files.
         root: The runs folder.
         seed: Seed of the random searches.
-        count: At most this many trials of each file.
-        name: Name of the sweep in place of the first file's.
-        console: Where to print.
+        count: Largest number of trials per file.
+        name: Name of the sweep; if None, the name in the first file.
+        console: Console of the table.
     """
     console = console or Console()
     sweep = load_sweep(files, seed, count, name)
@@ -148,30 +148,30 @@ def run_sweep(
     runner: str = "lit_gen.cli.commands:run",
     console: Console | None = None,
 ) -> SweepResult:
-    """Run every trial that has not finished yet; trials that failed before are tried again.
+    """Run every trial that has not finished yet, including those that failed before.
 
     Args:
         files: W&B sweep files; their trials form one queue.
-        root: The runs folder; the trials get it as `--run.root` unless they name another.
-        jobs: How many trials run at once, each in a process of its own.
+        root: The runs folder, `--run.root` of the trials that do not set it.
+        jobs: Number of trials that run at once, each in its own process.
         seed: Seed of the random searches.
-        count: At most this many trials of each file.
-        name: Name of the sweep in place of the first file's.
-        runner: `module:function` that runs one trial: arguments of `lit-gen run` -> path of its result.json.
-        console: Where to report.
+        count: Largest number of trials per file.
+        name: Name of the sweep; if None, the name in the first file.
+        runner: `module:function` that runs a trial: takes the arguments of `lit-gen run`, returns its result.json.
+        console: Console of the reports.
 
     Raises:
-        UserError: If a file is bad, or another process runs the same sweep.
+        UserError: If a file is invalid or another process runs the same sweep.
     """
     if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}")
+        raise UserError(f"--jobs: {jobs} is not a positive number; give 1 or more")
     console = console or Console()
     sweep = load_sweep(files, seed, count, name)
     sweep = replace(sweep, trials=[_rooted(trial, root) for trial in sweep.trials])
     folder = root / "sweeps" / sweep.name
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     try:
-        # The system frees the lock of a killed process, which may take it a moment.
+        # The system may take a moment to release the lock of a killed process.
         with FileLock(folder / ".lock").acquire(timeout=2.0):
             _keep_files(sweep, folder)
             again = _command(sweep.files, root, jobs, seed, count, name)
@@ -195,7 +195,7 @@ def _rooted(trial: Trial, root: Path) -> Trial:
 
 
 def _keep_files(sweep: Sweep, folder: Path) -> None:
-    """Copies of the sweep files, the second of two files of one name numbered, and the ids of their trials."""
+    """Save copies of the sweep files, numbered if two have the same name, and the ids of their trials."""
     write_atomically(folder / TRIALS_NAME, json.dumps([trial.id for trial in sweep.trials]) + "\n")
     names: set[str] = set()
     for number, file in enumerate(sweep.files, start=1):
@@ -206,7 +206,7 @@ def _keep_files(sweep: Sweep, folder: Path) -> None:
 
 
 class _Run:
-    """One call of `run_sweep`, with the lock held."""
+    """One call of `run_sweep`, which holds the lock."""
 
     def __init__(
         self, sweep: Sweep, root: Path, folder: Path, jobs: int, runner: str, console: Console, again: str
@@ -218,7 +218,7 @@ class _Run:
         self._result = SweepResult(sweep.name, folder, sweep.trials, results)
         self._waiting = deque(trial for trial in sweep.trials if trial.id not in results)
         environment = os.environ | {SWEEP_VARIABLE: sweep.name}
-        if jobs > 1:  # as many threads when one trial is left as when all were: another number rounds differently
+        if jobs > 1:  # the same for the last trial as for the first: another number rounds differently
             environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // jobs)))
         jobs = max(1, min(jobs, len(self._waiting)))
         self._workers = [Worker(runner, environment) for _ in range(jobs)]
@@ -268,14 +268,14 @@ class _Run:
                 worker.assign(trial, self._folder / "logs" / f"{trial.id}.log")
 
     def _next(self) -> Trial:
-        """The next trial, rather one of a training that no other worker is at: the second would wait for the first."""
+        """Return the next trial, preferably of a training run that no other worker has: it would wait for it."""
         busy = {training_of(worker.assignment.trial) for worker in self._workers if worker.assignment}
         trial = next((trial for trial in self._waiting if training_of(trial) not in busy), self._waiting[0])
         self._waiting.remove(trial)
         return trial
 
     def _collect(self) -> None:
-        """Wait a little for answers, and record those that came."""
+        """Wait briefly for answers, and record them."""
         with selectors.DefaultSelector() as selector:
             for worker in self._busy():
                 selector.register(worker.file, selectors.EVENT_READ)
@@ -288,9 +288,9 @@ class _Run:
                 self._watch(worker)
 
     def _watch(self, worker: Worker) -> None:
-        """Report how far a trial is; or that its process gives no sign of life, as one that is stopped, and its return.
+        """Report the progress of a trial, and when its process stops and resumes giving signs of life.
 
-        Such a process is left alone: someone may have stopped it for a while on purpose.
+        A silent process is left alone: someone may have stopped it on purpose.
         """
         assignment, process = worker.assignment, worker.pid
         assert assignment is not None and process is not None
@@ -317,14 +317,14 @@ class _Run:
             if trial.metric is not None and trial.metric not in self._metrics:  # the first of its metric
                 self._metrics.add(trial.metric)
                 self._check_metric(trial.metric, [result], "the first result does not hold")
-        elif not self._interrupts:  # a trial that was told to stop has not failed: it is still to be run
+        elif not self._interrupts:  # a trial that was told to stop did not fail: it stays to be run
             self._journal.append("failed", trial.id, error=answer["error"], log=os.path.relpath(log, self._folder))
             self._result.failures[trial.id] = (answer["error"], log)
             self._progress.failed(trial, answer["error"], log, seconds)
 
     @contextmanager
     def _signals_counted(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM only count up, so that neither comes between a trial's answer and the journal."""
+        """Only count Ctrl-C and SIGTERM, so that neither interrupts the record of a trial's answer in the journal."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -341,7 +341,7 @@ class _Run:
 
     def _stop(self) -> None:
         self._result.interrupted = True
-        self._progress.say("stopping: waiting for the running trials to save their state (Ctrl-C again to hurry)")
+        self._progress.say("stopping: waiting for the running trials to save their state (press Ctrl-C again to hurry)")
         for worker in self._workers:
             worker.hang_up()
         for number, seconds in _STOP_STEPS:
@@ -352,7 +352,7 @@ class _Run:
                 self._collect()
 
     def _check_metric(self, metric: str, results: list[Path], what: str) -> bool:
-        """Return whether a result holds the metric that a sweep file names; if none does, say which there are."""
+        """Return whether a result has the metric that a sweep file names; if none has, print the choices."""
         names = list(dict.fromkeys(name for result in results for name in reported_names(result)))
         if not names or metric in names:
             return True

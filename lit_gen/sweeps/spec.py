@@ -1,17 +1,16 @@
-"""Reads W&B sweep files into trials.
+"""Read W&B sweep files into trials.
 
-A sweep file is an ordinary W&B one: `wandb sweep FILE` and `wandb agent` accept it as it stands, and a trial gets the
-same arguments here as there. What follows from that:
+`wandb sweep FILE` and `wandb agent` accept the same files, and a trial gets the same arguments here as there:
 
-- `${args}` is one `--key=value` per parameter, `value` being Python's `str`: `None`, `True`, `[1, 2]`, `0.001`.
-  W&B stores the values as JSON on the way, which makes `2.0` the integer `2`.
-- Nested `parameters` arrive as one argument that holds a dictionary, `--optimizer={'lr': 0.1}`; W&B does not join
-  the keys with dots. A dotted key at the top level, `optimizer.lr: {values: [...]}`, arrives as `--optimizer.lr=0.1`.
-- `command` names the command line of `wandb agent`. What stands behind its element `run` are the arguments here too,
-  so it may hold fixed ones: `[${env}, lit-gen, run, --config=conf/experiment/digits.yaml, ${args}]`.
+- `${args}` is one `--key=value` per parameter, with Python's `str` of the value: `None`, `True`, `[1, 2]`, `0.001`.
+  W&B stores values as JSON, which turns `2.0` into the integer `2`.
+- Nested `parameters` become one argument with a dictionary, `--optimizer={'lr': 0.1}`; W&B does not join the keys with
+  dots. A dotted key at the top level, `optimizer.lr: {values: [...]}`, becomes `--optimizer.lr=0.1`.
+- `command` is the command line of `wandb agent`. The elements after `run` are the arguments, which may include fixed
+  ones: `[${env}, lit-gen, run, --config=conf/experiment/digits.yaml, ${args}]`.
 - A grid is the full product of the values, in the order of the file, last key fastest (W&B sorts the keys by name).
-- W&B has no seed for `method: random`; here value i of a parameter depends on (seed, i, name of the parameter) alone:
-  a larger `run_cap` or a further parameter leaves the other values as they were.
+- W&B has no seed for `method: random`. Here, value i of a parameter depends only on (seed, i, name of the parameter): a
+  larger `run_cap` or another parameter does not change the other values.
 """
 
 import difflib
@@ -33,7 +32,7 @@ from lit_gen.core.yaml import load_yaml, parse_yaml
 from lit_gen.runs.directory import TRAINED_FIRST
 from lit_gen.sweeps.distributions import Distribution, parse_distribution
 
-# W&B's top-level keys; those of the second set ask for services that only W&B's own programs have.
+# W&B's top-level keys; those of the second set need W&B's own programs.
 _KEYS = {
     *("method", "parameters", "name", "description", "program", "command", "metric", "run_cap"),
     *("project", "entity", "early_terminate", "apiVersion", "kind"),
@@ -41,9 +40,9 @@ _KEYS = {
 _FOREIGN_KEYS = {"metrics", "scheduler", "controller", "job", "image_uri"}
 _ENDINGS = (".yaml", ".yml")
 MAX_TRIALS = 100_000
-"""Trials of a sweep file, at most."""
+"""Largest number of trials of a sweep file."""
 MAX_FILES = 1000
-"""Configuration files that the trials of one setting name, at most, with those that these name."""
+"""Largest number of configuration files that one trial names, directly or through other files."""
 _PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _MACRO = re.compile(r"\$\{(\w+)\}")
 _ENVIRONMENT_MACRO = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
@@ -57,10 +56,10 @@ class Trial:
     """One setting of the parameters of a sweep.
 
     Args:
-        id: Hash of the command's fixed arguments and of the parameters; the same in every sweep file.
-        parameters: The parameters as W&B would store them, in the order of the file.
+        id: Hash of the fixed arguments, the parameters and the files they name; independent of the sweep file.
+        parameters: The parameters as W&B stores them, in the order of the file.
         arguments: The arguments of `lit-gen run`.
-        metric: The name that the sweep file gives the metric of its trials.
+        metric: `metric.name` of the sweep file.
     """
 
     id: str
@@ -74,10 +73,10 @@ class Sweep:
     """The trials of one or several sweep files.
 
     Args:
-        name: Name of the sweep's folder and of the group in W&B: `name` of the first file, or the name of that file.
-        files: The files read.
+        name: Name of the sweep's folder and of the group in W&B: `name` in the first file, or the name of that file.
+        files: The sweep files.
         trials: The trials of all files in order, each once.
-        notes: The files' descriptions, what they ask for and a local sweep does not do, and what is trained first.
+        notes: Lines for the user: descriptions of the files, keys that a local sweep ignores, runs to train first.
     """
 
     name: str
@@ -90,18 +89,18 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
     """Read sweep files and list their trials.
 
     Args:
-        files: Sweep files; a grid being a full product, a union of grids takes several.
+        files: Sweep files; a union of grids takes several files.
         seed: Seed of the random searches.
-        count: At most this many trials of each file, as `wandb agent --count`; a random search needs it or `run_cap`.
-        name: Name of the sweep in place of the first file's.
+        count: Largest number of trials per file, as `wandb agent --count`; a random search needs it or `run_cap`.
+        name: Name of the sweep; if None, the name in the first file.
 
     Raises:
-        UserError: If a file cannot be read or does not obey the format; the message names file and key.
+        UserError: If a file cannot be read or does not follow the format; the message names file and key.
     """
     if not files:
         raise UserError("give at least one sweep file, for example sweeps/quickstart.yaml")
     if count is not None and count < 1:
-        raise UserError(f"--count must be at least 1, got {count}")
+        raise UserError(f"--count: {count} is not a positive number; give 1 or more")
     paths = [Path(file) for file in files]
     trials: dict[str, Trial] = {}
     notes = []
@@ -121,13 +120,13 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
         if config.get("description"):
             notes.append(f"{path}: {' '.join(config['description'].split())}")
         if "early_terminate" in config:
-            notes.append(f"{path}: early_terminate is left to W&B; every trial runs to its end here")
+            notes.append(f"{path}: early_terminate needs wandb agent; every trial runs to its end here")
     notes += dict.fromkeys(note for trial in trials.values() for note in _trained_first(trial, settings_of))
     return Sweep(_folder_name(name or configs[0].get("name") or paths[0].stem), paths, list(trials.values()), notes)
 
 
 def option(arguments: Sequence[str], key: str) -> str | None:
-    """The last value of `--key=value` or `--key value` among the arguments; None if there is none."""
+    """Return the last value of `--key=value` or `--key value` in the arguments; None if there is none."""
     value = None
     for index, argument in enumerate(arguments):
         if argument.startswith(f"--{key}="):
@@ -138,7 +137,7 @@ def option(arguments: Sequence[str], key: str) -> str | None:
 
 
 def _trained_first(trial: Trial, settings_of: Callable[[str | None], dict[str, Any]]) -> Iterator[str]:
-    """Which experiments a trial trains first, and on how many images those and itself are trained."""
+    """Yield a note for each experiment that a trial trains first, with the number of images of both."""
     file, budget, default = option(trial.arguments, "config"), "budget.num_images", "the default number of"
     config = settings_of(file)
     for key in TRAINED_FIRST:
@@ -151,7 +150,7 @@ def _trained_first(trial: Trial, settings_of: Callable[[str | None], dict[str, A
 
 
 def _settings_of(file: str | None) -> dict[str, Any]:
-    """The values of a configuration file by their dotted keys; none if it cannot be read, as the trial will say."""
+    """Return the values of a configuration file by dotted key; empty if unreadable, which the trial will report."""
     try:
         return dict(_leaves(load_yaml(str(file)), ""))
     except (OSError, ValueError, UserError):
@@ -179,17 +178,27 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         config = load_yaml(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such sweep file") from None
-    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+        raise UserError(f"{path}: there is no such sweep file; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise UserError(f"{path}: cannot read the sweep file: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: a sweep file is a mapping with the keys `method` and `parameters`")
+    _check_keys(config, path)
+    _check_values(config, path)
+    _check_metric(config, path)
+    return config
+
+
+def _check_keys(config: dict[str, Any], path: Path) -> None:
     for key in config:
         if key in _FOREIGN_KEYS:
             raise UserError(f"{path}: {key}: local sweeps do not support this key; use `wandb sweep` and `wandb agent`")
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
             raise UserError(f"{path}: unknown key {key!r:.99}; " + (f"did you mean {close[0]}?" if close else _known()))
+
+
+def _check_values(config: dict[str, Any], path: Path) -> None:
     if "method" not in config:
         raise UserError(f"{path}: method is missing; set it to grid or random")
     if config["method"] == "bayes":
@@ -202,8 +211,6 @@ def _read(path: Path) -> dict[str, Any]:
     for key in ("name", "description", "project", "entity"):
         if not isinstance(config.get(key), str | None):
             raise UserError(f"{path}: {key}: expected text, got {config[key]!r:.200}; put it into quotes")
-    _check_metric(config, path)
-    return config
 
 
 def _known() -> str:
@@ -253,9 +260,10 @@ def _place(config: dict[str, Any], arguments: list[str]) -> list[str]:
 
 
 def _contents(command: list[str], parameters: dict[str, Any]) -> dict[str, str]:
-    """Hashes of the configuration files that a trial names, and of those that these name: edited ones make it another.
+    """Return hashes of the configuration files that a trial names, directly or through other files.
 
-    A name in a file is relative to the file or, like that of a reflow's teacher, to the working directory.
+    They are part of its id: an edited file makes another trial. A name in a file is relative to the file or, as for the
+    teacher of a reflow, to the working directory.
     """
     words = [word.rpartition("=")[2] for word in command] + _texts(parameters)
     files = [word for word in words if word.endswith(_ENDINGS)]
@@ -277,7 +285,7 @@ def _contents(command: list[str], parameters: dict[str, Any]) -> dict[str, str]:
 
 @functools.lru_cache
 def _files_named_in(content: bytes) -> list[str]:
-    """The configuration files that one names; none if it is not YAML, of which the trial itself will complain."""
+    """Return the configuration files that a file names; none if it is not YAML, which the trial will report."""
     try:
         return [text for text in _texts(parse_yaml(content.decode(), "")) if text.endswith(_ENDINGS)]
     except (UserError, ValueError):
@@ -285,7 +293,7 @@ def _files_named_in(content: bytes) -> list[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts in a value, however deep."""
+    """Return all texts in a value, at any depth."""
     if isinstance(value, dict | list):
         return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
     return [value] if isinstance(value, str) else []
@@ -303,7 +311,7 @@ def _space(entries: Any, where: str) -> Space:
             raise UserError(f"{here}: expected a mapping such as `values: [...]` or `value: ...`, got {entry!r:.200}")
         if "parameters" in entry:
             if len(entry) > 1:
-                raise UserError(f"{here}: nested `parameters` cannot stand beside other keys")
+                raise UserError(f"{here}: nested `parameters` stand alone; remove the other keys")
             space[key] = _space(entry["parameters"], f"{here}.parameters")
         else:
             space[key] = parse_distribution(entry, here)
@@ -311,7 +319,7 @@ def _space(entries: Any, where: str) -> Space:
 
 
 def _grid_size(space: Space) -> int:
-    """The number of settings of a grid, which is not listed."""
+    """Return the number of settings of a grid, without listing them."""
     return math.prod(_grid_size(child) if isinstance(child, dict) else child.num_values for child in space.values())
 
 
@@ -321,7 +329,7 @@ def _num_draws(space: Space) -> float:
 
 
 def _grid_setting(space: Space, index: int) -> dict[str, Any]:
-    """Setting `index` of a grid, the last key fastest."""
+    """Return setting number `index` of a grid, the last key fastest."""
     setting = dict.fromkeys(space)
     for name, child in reversed(space.items()):
         index, place = divmod(index, _grid_size({name: child}))
@@ -337,7 +345,7 @@ def _draw(space: Space, key: str) -> dict[str, Any]:
 
 
 def _through_json(value: Any) -> Any:
-    """The value as it comes back from W&B's server, whose JSON writes a whole float below 1e21 as an integer."""
+    """Return a value as W&B's server returns it: its JSON writes a whole float below 1e21 as an integer."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
         return int(value)
     if isinstance(value, list):
@@ -348,7 +356,7 @@ def _through_json(value: Any) -> Any:
 
 
 def _command(config: dict[str, Any], path: Path) -> list[str]:
-    """The part of `command` behind `run`, with its macros for arguments left in place."""
+    """Return the elements of `command` after `run`, with the macros for arguments."""
     example = "write it as [${env}, lit-gen, run, ${args}]"
     command = config.get("command", ["run", "${args}"])
     if not isinstance(command, list):
@@ -360,7 +368,7 @@ def _command(config: dict[str, Any], path: Path) -> list[str]:
     for part in tail:
         macro = _MACRO.fullmatch(part)
         if macro and macro[1] not in _MACROS:
-            raise UserError(f"{path}: command: {part} is not known behind `run`; known: {', '.join(_MACROS)}")
+            raise UserError(f"{path}: command: {part} is not known after `run`; choose from {', '.join(_MACROS)}")
     return tail
 
 

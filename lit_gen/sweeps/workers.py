@@ -1,13 +1,15 @@
 """The worker process of a sweep: `python -m lit_gen.sweeps.workers`.
 
-Importing torch and Lightning takes longer than many a trial, so one process runs trial after trial. It reads a JSON
-line `{"id", "arguments", "log"}` from its standard input, runs the trial with both output streams in the log file,
-says now and then on its first standard output how far the trial is, `{"id", "step": [...]}` (see `core.progress`), and
-answers there with `{"id", "status": "finished" | "failed", "result" | "error", "exit"}`. `"exit": true` says that it
-leaves after this answer: a process group cannot be used twice. An empty line every second, whatever the trial is at,
-is a sign of life.
+Importing torch and Lightning takes longer than many trials, so one process runs several trials. For each trial, it
 
-The worker ends with its standard input; on Linux it dies with its parent even in the middle of a trial.
+- reads a JSON line `{"id", "arguments", "log"}` from its standard input,
+- runs the trial with both output streams in the log file,
+- writes progress to its original standard output, `{"id", "step": [...]}` (see `core.progress`),
+- answers there with `{"id", "status": "finished" | "failed", "result" | "error", "exit"}`; `"exit": true` means that
+  the worker exits after this answer, because a process group cannot be used twice.
+
+An empty line every second is a sign of life. The worker exits when its standard input ends; on Linux it also ends with
+its parent in the middle of a trial.
 """
 
 import argparse
@@ -42,7 +44,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Serve trials until the standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parent", type=int, required=True, help="process to die with")
+    parser.add_argument("--parent", type=int, required=True, help="process to end with")
     parser.add_argument("--runner", default=DEFAULT_RUNNER, help="module:function, arguments -> path of result.json")
     settings = parser.parse_args()
     _die_with(settings.parent)
@@ -66,7 +68,7 @@ def main() -> None:
 
 
 class _Answers:
-    """The pipe to the sweep, for whole lines of several threads."""
+    """The pipe to the sweep, for whole lines from several threads."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -86,7 +88,7 @@ class _Answers:
 
 
 class _Teller:
-    """Passes the steps of a trial on, not too often."""
+    """A listener that sends the progress of a trial to the sweep, at most every `SECONDS_BETWEEN_STEPS`."""
 
     def __init__(self, trial: str, answers: _Answers) -> None:
         self._trial = trial
@@ -109,7 +111,7 @@ def _die_with(parent: int) -> None:
 
 
 def _private_streams() -> tuple[Any, _Answers]:
-    """The two ends of the sweep's pipe, moved to where no trial and no child of one writes or reads by accident."""
+    """Return the pipes from and to the sweep, moved so that no trial and no child process uses them by accident."""
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     answers = _Answers(os.dup(1))
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -122,7 +124,7 @@ def _private_streams() -> tuple[Any, _Answers]:
 
 
 def _look_like_the_command() -> None:
-    """Lightning starts the other processes of DDP with the module that `__main__` names: let it be `lit_gen`."""
+    """Let `__main__` name `lit_gen`, the module with which Lightning starts the other processes of DDP."""
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("lit_gen.__main__")
 
 
@@ -163,7 +165,7 @@ def _load(runner: str) -> Callable[[list[str]], Path]:
 
 
 def _spoiled(arguments: list[str]) -> bool:
-    """Whether the trial left a process group behind, or asked for what leaves one."""
+    """Return whether the trial left a process group behind, or used settings that do."""
     for key in ("trainer.devices", "trainer.num_nodes", "trainer.strategy"):
         if option(arguments, key) not in (None, "1", "auto"):
             return True
@@ -173,7 +175,7 @@ def _spoiled(arguments: list[str]) -> bool:
 
 @contextlib.contextmanager
 def _redirected(log: Path) -> Iterator[None]:
-    """Sends both output streams, those of child processes too, to the end of the file."""
+    """Append both output streams, also of child processes, to a file."""
     saved = [os.dup(1), os.dup(2)]
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     _flush()

@@ -179,7 +179,7 @@ def test_samples_that_cannot_be_shown_are_left_out(tmp_path: Path) -> None:
         path = write(tmp_path, content(name))
         np.savez(path.with_name("samples.npz"), images=array)
     write(tmp_path, content("torn")).with_name("samples.npz").write_bytes(b"PK\x03\x04rest")
-    with pytest.warns(UserWarning, match=r"samples\.npz: cannot read .*its row is left out") as said:
+    with pytest.warns(UserWarning, match=r"samples\.npz: cannot read .*leave it out") as said:
         drawn = plots.side_by_side(load_results(tmp_path), tmp_path / "s.png")
     assert [row["model"] for row in numbers_of(drawn)] == ["good"] and len(said) == len(wrong) + 1
     with pytest.raises(UserError, match="cannot read the samples"):

@@ -139,7 +139,7 @@ def test_older_classes_are_no_remedy():
     for chosen in (found, found[1:]):
         with pytest.raises(UserError) as error:
             rank(chosen)
-        remedy = "Choose some, e.g. --where protocol.drawn_classes=reference, or evaluate the older runs again"
+        remedy = "Select some, e.g. --where protocol.drawn_classes=reference, or evaluate the older runs again"
         assert str(error.value).endswith(remedy)
 
 

@@ -159,7 +159,7 @@ def test_a_stopped_worker_is_reported_and_so_is_its_return(tmp_path, monkeypatch
     assert len(result.results) == 2
     silent = re.findall(r"^(.*): process \d+ has given no sign of life for [23] s", output.getvalue(), re.MULTILINE)
     assert set(silent) == {"SIGSTOP"}
-    assert output.getvalue().count("is at work again") == len(silent)
+    assert output.getvalue().count("is running again") == len(silent)
 
 
 def test_a_full_disk_ends_a_sweep_in_a_line_and_whole_events(tmp_path):
