@@ -67,8 +67,8 @@ _order = lru_cache(maxsize=16)(_Order)
 def _tijdeman(counts: tuple[int, ...]) -> Iterator[int]:
     """Yield one period of the sequence.
 
-    With s = 2k - 2, the (j + 1)-th image of class c may be drawn from the place i on at which i f_c - j >= 1 / s, and
-    must be before the place at which i f_c - j > 1 - 1 / s.
+    With s = 2k - 2, the first allowed place of the (j + 1)-th image of class c is the first i with i f_c - j >= 1 / s.
+    It must come before the first i with i f_c - j > 1 - 1 / s.
     """
     n, present = sum(counts), [c for c, count in enumerate(counts) if count]
     s = 2 * len(present) - 2

@@ -1,4 +1,19 @@
-"""Scores of generated images: one quantisation, feature nets, and metrics."""
+"""Scores of samples and reconstructions, and the feature nets that they use.
+
+| file | content |
+| --- | --- |
+| `scores` | all metrics of one evaluation |
+| `feature_nets` | fixed networks that give features and logits |
+| `train_feature_net` | the command that trains the classifiers of the package |
+| `weights` | their weights |
+| `reference` | cached feature moments of the real images |
+| `frechet` | the Frechet distance between features |
+| `inception_score` | the inception score |
+| `wasserstein` | the exact Wasserstein distance between sets of points |
+| `diversity` | density, coverage, and the rate of duplicates |
+| `reconstruction` | PSNR, SSIM, and the Frechet distance of reconstructions |
+| `perceptual` | perceptual losses: LPIPS, or features of a classifier |
+"""
 
 from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
 from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception, Points

@@ -1,10 +1,10 @@
-"""How much of the real images' variety the generated ones have: numbers that show a collapse.
+"""Variety of generated images in comparison with real ones; these metrics reveal a collapse.
 
-Of features (n, d) of real and (m, d) of generated images, with B_k(x_i) the ball about the real x_i that reaches to its
-k-th nearest real neighbour:
+Let x_i be features (n, d) of real images, y_j features (m, d) of generated images, and B_k(x_i) the ball around x_i
+that reaches its k-th nearest real neighbour:
 
-    density  = 1/(k m) sum_ij [y_j in B_k(x_i)]        1 for the real distribution, not bounded by it
-    coverage = 1/n sum_i [some y_j in B_k(x_i)]        1 - P(none) for the real distribution, falls where modes are lost
+    density  = 1/(k m) sum_ij [y_j in B_k(x_i)]        1 for the real distribution; may exceed 1
+    coverage = 1/n sum_i [some y_j in B_k(x_i)]        1 - P(none) for the real distribution; falls if modes are lost
 
 Paper: Naeem et al. 2020, https://arxiv.org/abs/2002.09797
 """
@@ -14,17 +14,17 @@ from torch import Tensor
 
 
 def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
-    """Density and coverage of generated features (m, d) by real ones (n, d)."""
+    """Return density and coverage of generated features (m, d) with respect to real ones (n, d)."""
     radius = _to_others(real).kthvalue(k, dim=1).values
     inside = torch.cdist(real, fake) <= radius[:, None]
     return float(inside.sum() / (k * len(fake))), float(inside.any(1).float().mean())
 
 
 def duplicate_rate(real: Tensor, fake: Tensor) -> float:
-    """Share of generated images whose nearest other generated image is a duplicate.
+    """Return the share of generated images whose nearest other generated image is a duplicate.
 
-    A duplicate is nearer than half the median distance between a real image and its nearest different real one, or
-    the same. So the rate of real images is not 0 where they repeat, as binarised ones may.
+    A duplicate is identical, or nearer than half the median distance between a real image and its nearest different
+    real image. The rate of real images is therefore above 0 if some of them repeat, as binarised images may.
     """
     different = _to_others(real)
     nearest = different.masked_fill(different == 0, torch.inf).amin(1)
@@ -34,6 +34,6 @@ def duplicate_rate(real: Tensor, fake: Tensor) -> float:
 
 
 def _to_others(points: Tensor) -> Tensor:
-    """Distances (n, n) between points, infinite from each to itself."""
-    # not by products, whose rounding keeps equal points apart
+    """Return the distances (n, n) between points, with infinity on the diagonal."""
+    # without matrix products, whose rounding gives equal points a distance
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)

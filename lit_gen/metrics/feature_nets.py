@@ -1,4 +1,4 @@
-"""What a metric sees of an image: features and class logits of a fixed network, with a name and a version."""
+"""Feature nets: fixed networks with a name and a version that give the features and class logits of images."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -16,17 +16,17 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class FeatureNet(nn.Module, ABC):
-    """Images as they are stored -> (features, logits), in evaluation mode, in float32 and without gradients.
+    """Network from stored images to (features, logits), in evaluation mode, in float32 and without gradients.
 
-    Keep it outside of a LightningModule's tree: its weights belong in no checkpoint, optimizer or average.
+    Do not make it a submodule of a LightningModule: checkpoints, optimizers and averages must not hold its weights.
 
     Attributes:
-        name: What results call it.
+        name: Name in results.
         version: Hash of the weights file, so that features of different weights are never compared.
         width: Number of features.
-        num_classes: Number of logits; 0 for features that are not of a classifier.
-        dtype: Of the images: uint8, or float32 for points.
-        resize: How images are brought to the network's size, "none" if it takes only one size.
+        num_classes: Number of logits; 0 if the features do not come from a classifier.
+        dtype: Data type of the images: uint8, or float32 for points.
+        resize: Method that resizes images for the network; "none" if it takes only one size.
     """
 
     name: str
@@ -38,41 +38,41 @@ class FeatureNet(nn.Module, ABC):
 
     @property
     def distance_name(self) -> str:
-        """What the distance between these features is called; "fid" is said of Inception's alone."""
+        """Name of the distance between these features; "fid" is reserved for Inception features."""
         return "fid" if isinstance(self, Inception) else f"fd_{self.name}"
 
     def train(self, mode: bool = True) -> "FeatureNet":
-        """Stays in evaluation mode, whatever contains it."""
+        """Keep the network in evaluation mode, even if a module that contains it is set to training."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes features and logits.
+        """Compute features and logits.
 
         Args:
-            images: (N, C, H, W), uint8 but for `Points`.
+            images: (N, C, H, W), uint8, or float32 for `Points`.
 
         Returns:
             Features (N, width) and logits (N, num_classes), float32.
 
         Raises:
-            TypeError: The images are not of the data type; see `quantise`.
-            UserError: The network does not take images of this shape.
+            TypeError: If the images have another data type; see `quantise`.
+            UserError: If the network does not support the shape of the images.
         """
         if images.dtype != self.dtype:
-            raise TypeError(f"{self.name} features are of {self.dtype} images, not {images.dtype}: quantise them first")
+            raise TypeError(f"{self.name} features need {self.dtype} images, not {images.dtype}; quantise them first")
         with torch.autocast(images.device.type, enabled=False):
             return self.extract(images)
 
     @abstractmethod
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` computes, without its checks."""
+        """Compute features and logits without the checks of `forward`."""
 
 
 class ClassifierNetwork(nn.Module):
-    """A small convolutional classifier: grey images (N, 1, H, W) in 0 .. 255 -> features (N, width), logits (N, 10).
+    """Small convolutional classifier: grey images (N, 1, H, W) in 0 .. 255 -> features (N, width), logits (N, 10).
 
-    SiLU and average pooling keep the features smooth in the pixels, with no unit dead over a data set.
+    SiLU and average pooling make the features smooth in the pixels, without dead units over a data set.
     """
 
     body: nn.Sequential
@@ -84,7 +84,7 @@ class ClassifierNetwork(nn.Module):
 
 
 class DigitsNetwork(ClassifierNetwork):
-    """For 8x8 images; 64 features."""
+    """Network for 8x8 images with 64 features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class DigitsNetwork(ClassifierNetwork):
 
 
 class FashionNetwork(ClassifierNetwork):
-    """For 28x28 images; 128 features, averages over the image."""
+    """Network for 28x28 images with 128 features, which are averages over the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,20 +117,20 @@ class FashionNetwork(ClassifierNetwork):
 
 
 class ClassifierFeatures(FeatureNet):
-    """A small classifier, trained on the training split of a data set; the weights come along.
+    """Small classifier of a data set, trained on its training split; the package includes the weights.
 
     Features are the activations before the last layer. `python -m lit_gen.metrics.train_feature_net` trains it.
 
     Args:
-        weights: A file with other weights of the same network; by default those that come with the package.
+        weights: File with other weights of the same network; by default those of the package.
 
     Raises:
-        UserError: The file is missing or broken.
+        UserError: If the file is missing or broken.
     """
 
     network_class: type[ClassifierNetwork]
     file: Path
-    """The weights that come with the package."""
+    """Weights file of the package."""
     num_classes = 10
     resize = "none"
 
@@ -142,7 +142,7 @@ class ClassifierFeatures(FeatureNet):
             self.network.load_state_dict(load_file(path))
         except Exception as error:  # safetensors, torch and the file system each have their own
             raise UserError(
-                f"{path} does not hold the weights of the {self.name} feature net ({_first_line(error)}): install the "
+                f"{path}: does not hold the weights of the {self.name} feature net ({_first_line(error)}); install the "
                 f"package again, or train them with python -m lit_gen.metrics.train_feature_net {self.name}"
             ) from error
         self.version = _hash(path)
@@ -151,15 +151,15 @@ class ClassifierFeatures(FeatureNet):
 
 
 class DigitsFeatures(ClassifierFeatures):
-    """A small classifier of scikit-learn's 8x8 digits, trained on their training split; the weights come along.
+    """Small classifier of scikit-learn's 8x8 digits, trained on their training split and included in the package.
 
     Features are the 64 activations before the last layer.
 
     Args:
-        weights: A file with other weights of the same network; by default those that come with the package.
+        weights: File with other weights of the same network; by default those of the package.
 
     Raises:
-        UserError: The file is missing or broken.
+        UserError: If the file is missing or broken.
     """
 
     network_class = DigitsNetwork
@@ -170,23 +170,23 @@ class DigitsFeatures(ClassifierFeatures):
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.shape[1:] != (1, 8, 8):
             raise UserError(
-                f"the digits feature net takes 1x8x8 images, not {_shape(images)}: use --evaluation.feature_net "
-                "Inception, or --data.source Digits"
+                f"evaluation.feature_net: DigitsFeatures takes 1x8x8 images, not {_shape(images)}; use "
+                "--evaluation.feature_net Inception, or --data.source Digits"
             )
         return cast(tuple[Tensor, Tensor], self.network(images.float()))
 
 
 class FashionFeatures(ClassifierFeatures):
-    """A small classifier of Fashion-MNIST, trained on its training split; the weights come along.
+    """Small classifier of Fashion-MNIST, trained on its training split and included in the package.
 
-    Features are the 128 channel means of the last convolution. Takes 28x28 images, or padded ones up to 32x32, of which
-    it sees the middle 28x28.
+    Features are the 128 channel means of the last convolution. Images are 28x28, or padded to at most 32x32; the
+    network uses the centre 28x28.
 
     Args:
-        weights: A file with other weights of the same network; by default those that come with the package.
+        weights: File with other weights of the same network; by default those of the package.
 
     Raises:
-        UserError: The file is missing or broken.
+        UserError: If the file is missing or broken.
     """
 
     network_class = FashionNetwork
@@ -199,25 +199,25 @@ class FashionFeatures(ClassifierFeatures):
         margin = (height - 28) // 2
         if channels != 1 or height != width or height not in (28, 30, 32):
             raise UserError(
-                f"the fashion_mnist feature net takes 1x28x28 images, padded to 32 at most, not {_shape(images)}: use "
-                "--evaluation.feature_net Inception, or --data.source FashionMNIST"
+                "evaluation.feature_net: FashionFeatures takes 1x28x28 images, padded to at most 32, not "
+                f"{_shape(images)}; use --evaluation.feature_net Inception, or --data.source FashionMNIST"
             )
         middle = images[:, :, margin : margin + 28, margin : margin + 28]
         return cast(tuple[Tensor, Tensor], self.network(middle.float()))
 
 
 class Inception(FeatureNet):
-    """The InceptionV3 of the Frechet Inception Distance, as torch-fidelity computes it.
+    """InceptionV3 of the Frechet Inception Distance, in the implementation of torch-fidelity.
 
-    2048 pooled features and 1008 logits without bias; images of any size, resized to 299x299 as TensorFlow 1 did; grey
-    images are repeated to three channels.
+    It gives 2048 pooled features and 1008 logits without bias. Images may have any size, and are resized to 299x299 as
+    in TensorFlow 1; grey images are repeated to three channels.
 
     Args:
-        weights: The file weights-inception-2015-12-05-6726825d.pth. By default it is looked for in PyTorch's hub cache,
-            and else downloaded there (96 MB).
+        weights: The file weights-inception-2015-12-05-6726825d.pth. By default it is read from PyTorch's hub cache,
+            after a download (96 MB) if it is missing there.
 
     Raises:
-        UserError: torch-fidelity is not installed, or the file is missing, broken, or cannot be downloaded.
+        UserError: If torch-fidelity is not installed, or the file is missing, broken, or cannot be downloaded.
     """
 
     name = "inception"
@@ -227,23 +227,23 @@ class Inception(FeatureNet):
 
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        try:  # here and not at the module's top: it imports torchvision with everything in it
+        try:  # imported late, since it imports all of torchvision
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except (ImportError, RuntimeError) as error:
             raise UserError(
-                "the Inception feature net needs torch-fidelity and a torchvision that fits torch "
-                f"({_first_line(error)}): install both, or use --evaluation.feature_net DigitsFeatures for 8x8 digits"
+                "evaluation.feature_net: Inception needs torch-fidelity and a torchvision that fits torch "
+                f"({_first_line(error)}); install both, or use --evaluation.feature_net DigitsFeatures for 8x8 digits"
             ) from error
         path = _find_inception(weights, URL_INCEPTION_V3)
         try:
-            # torch-fidelity unpickles the file: only tensors may be in it
+            # torch-fidelity unpickles the file, so it may hold only tensors
             torch.load(path, map_location="cpu", weights_only=True)
             self.network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
             )
-        except Exception as error:  # a broken file raises any of half a dozen, some with advice to run what is in it
+        except Exception as error:  # broken files raise many exceptions, and some advise to run the code in the file
             raise UserError(
-                f"{path} is truncated or does not hold Inception's weights: delete it and get "
+                f"{path}: truncated, or does not hold Inception's weights; delete it and download "
                 f"{URL_INCEPTION_V3} again, then name it with --evaluation.feature_net.weights PATH"
             ) from error
         self.version = _hash(path)
@@ -251,14 +251,17 @@ class Inception(FeatureNet):
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise UserError(f"the Inception feature net takes images (N, 1 or 3, H, W), not {tuple(images.shape)}")
+            raise UserError(
+                "evaluation.feature_net: Inception takes images (N, 1 or 3, H, W), not "
+                f"{tuple(images.shape)}; convert the images"
+            )
         return cast(tuple[Tensor, Tensor], self.network(images.expand(-1, 3, -1, -1)))
 
 
 class Points(FeatureNet):
-    """The coordinates of points of the plane, of which no network need say anything.
+    """Coordinates of points in the plane, used as features without a network.
 
-    Their distance is the exact 2-Wasserstein distance, which also sees what means and covariances do not.
+    Their distance is the exact 2-Wasserstein distance, which depends on more than means and covariances.
     """
 
     name = "points"
@@ -277,15 +280,15 @@ class Points(FeatureNet):
 
 
 def _find_inception(weights: str | None, url: str) -> Path:
-    """The weights file: the one named, the one in the hub cache, or a download into that cache."""
+    """Return the weights file: the given one, the one in the hub cache, or a download into that cache."""
     advice = (
-        f"get {url} where there is a network and name the file with --evaluation.feature_net.weights PATH, or use "
-        "--evaluation.feature_net DigitsFeatures for 8x8 digits"
+        f"download {url} on a machine with a network and name the file with --evaluation.feature_net.weights PATH, or "
+        "use --evaluation.feature_net DigitsFeatures for 8x8 digits"
     )
     if weights is not None:
         path = Path(weights).expanduser()
         if not path.is_file():
-            raise UserError(f"evaluation.feature_net.weights: {path} does not exist: {advice}")
+            raise UserError(f"evaluation.feature_net.weights: {path} does not exist; {advice}")
         return path
     path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not path.is_file():
@@ -294,7 +297,8 @@ def _find_inception(weights: str | None, url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path))
         except OSError as error:
             reason = _first_line(error)
-            raise UserError(f"Inception's weights cannot be downloaded to {path} ({reason}): {advice}") from error
+            message = f"evaluation.feature_net: cannot download Inception to {path} ({reason}); {advice}"
+            raise UserError(message) from error
     return path
 
 

@@ -2,11 +2,11 @@ r"""The Frechet distance between Gaussians fitted to the features of two sets of
 
     d(a, b) = |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2))
 
-S_a S_b is not symmetric, but with any factor S_a = F F^T it has the non-zero eigenvalues of the symmetric F^T S_b F, so
-the last trace is the sum of their square roots: real, and non-negative up to rounding.
+S_a S_b is not symmetric. With any factorisation S_a = F F^T, its non-zero eigenvalues are those of the symmetric matrix
+F^T S_b F. The last trace is therefore the sum of their square roots, which are real and, up to rounding, non-negative.
 
-For n samples of each of two equal N(0, I_d), the expectation of d is not 0 but about (1/n + 1/m) (d + d (d + 1) / 4):
-distances are comparable only at equal numbers of images.
+For n and m samples of two equal distributions N(0, I_d), the expected distance is not 0 but about
+(1/n + 1/m) (d + d (d + 1) / 4). Distances are therefore comparable only at equal numbers of images.
 
 Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", 2017,
 https://arxiv.org/abs/1706.08500; Dowson and Landau, "The Frechet distance between multivariate normal distributions",
@@ -40,9 +40,9 @@ class Moments:
 
     @classmethod
     def from_sums(cls, n: int, total: Tensor, outer: Tensor, origin: Tensor) -> "Moments":
-        """Moments from sums over the differences y = x - origin.
+        """Return the moments, given sums over the differences y = x - origin.
 
-        Any origin gives the same moments; one near the mean loses no digits to cancellation.
+        Every origin gives the same moments; an origin near the mean avoids cancellation.
 
         Args:
             n: Number of samples.
@@ -51,13 +51,13 @@ class Moments:
             origin: (d,)
 
         Raises:
-            UserError: There are fewer than two samples, or a feature was not finite.
+            UserError: If there are fewer than two samples, or a feature is not finite.
         """
         if n < 2:
-            raise UserError(f"a Frechet distance needs at least 2 images of each kind, not {n}: raise their number")
+            raise UserError(f"a Frechet distance needs at least 2 images of each kind, not {n}; raise their number")
         if not (torch.isfinite(total).all() and torch.isfinite(outer).all()):
             raise UserError(
-                f"some of the features of {n} images are not finite, so there is no Frechet distance: run the feature "
+                f"some features of {n} images are not finite, so the Frechet distance is undefined; run the feature "
                 "net in float32, and check its weights file"
             )
         mean = total / n
@@ -65,7 +65,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Moments of features (n, d); raises as `from_sums` does."""
+        """Return the moments of features (n, d); raises as `from_sums` does."""
         features = features.double()
         origin = features[:1].sum(0)
         centred = features - origin
@@ -73,21 +73,21 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The squared Frechet (2-Wasserstein) distance of N(a.mean, a.cov) and N(b.mean, b.cov); computed on the CPU.
+    """Return the squared Frechet (2-Wasserstein) distance of N(a.mean, a.cov) and N(b.mean, b.cov).
 
-    Warns when a covariance has less than full rank because there are no more samples than features.
+    It is computed on the CPU. A warning says if a covariance is rank-deficient, with no more samples than features.
 
     Raises:
-        ValueError: The numbers of features differ.
+        ValueError: If the numbers of features differ.
     """
     width = len(a.mean)
     if len(b.mean) != width:
-        raise ValueError(f"moments of {width} and of {len(b.mean)} features have no distance: use one feature net")
+        raise ValueError(f"moments of {width} and of {len(b.mean)} features cannot be compared; use one feature net")
     n = min(a.n, b.n)
     if n <= width:
         warnings.warn(
-            f"the covariance of {width} features from {n} images is rank-deficient: the Frechet distance is strongly "
-            f"biased upwards; use more than {width} images",
+            f"the covariance of {width} features from {n} images is rank-deficient, so the Frechet distance is "
+            f"strongly biased upwards; use more than {width} images",
             stacklevel=2,
         )
     mean_a, cov_a, mean_b, cov_b = (x.cpu() for x in (a.mean, a.cov, b.mean, b.cov))
@@ -106,10 +106,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _congruence(lower: Tensor, symmetric: Tensor, block: int = 256) -> Tensor:
-    """The lower triangle of `lower^T symmetric lower`, in the place of `lower`.
+    """Overwrite `lower` with the lower triangle of `lower^T symmetric lower`, and return it.
 
-    Blocks skip zeros, which leaves a third of the dense products' work, and a block of columns is not needed once its
-    products are known.
+    Blocks of zeros are skipped, which leaves a third of the work of dense products. A block of columns can be
+    overwritten once its products are computed.
     """
     for start in range(0, len(lower), block):
         columns = slice(start, start + block)
@@ -121,9 +121,9 @@ def _congruence(lower: Tensor, symmetric: Tensor, block: int = 256) -> Tensor:
 
 
 class FrechetDistance(Metric):
-    """Frechet distance between the features it was updated with and a fixed reference.
+    """Metric: the Frechet distance between the features it was updated with and a fixed reference.
 
-    Keeps only sums (float64), which DDP adds up: ranks may see different numbers of images, and of batches.
+    Its state consists of float64 sums, which DDP adds up, so ranks may see different numbers of images and batches.
     `compute` is collective: call it on every rank.
 
     Args:
@@ -150,20 +150,20 @@ class FrechetDistance(Metric):
         self.add_state("outer", torch.zeros(width, width, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, features: Tensor) -> None:
-        """Adds features (N, width)."""
+        """Add features (N, width)."""
         centred = features.to(self.total) - self.origin
         self.count += len(centred)
         self.total += centred.sum(0)
         self.outer += centred.T @ centred
 
     def moments(self) -> Moments:
-        """Moments of the features seen by this rank, or by all ranks while the metric is synced."""
+        """Return the moments of the features of this rank, or of all ranks while the metric is synced."""
         return Moments.from_sums(int(self.count), self.total, self.outer, self.origin)
 
     def compute(self) -> Tensor:
-        """The distance, a float64 scalar.
+        """Return the distance, a float64 scalar.
 
         Raises:
-            UserError: Fewer than two samples, or features that are not finite; on every rank alike.
+            UserError: If there are fewer than two samples or features are not finite; raised on every rank.
         """
         return torch.tensor(frechet_distance(self.moments(), self.reference), dtype=torch.float64)

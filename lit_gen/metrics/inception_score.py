@@ -1,4 +1,4 @@
-r"""The inception score: are images recognisable one by one, and diverse together?
+r"""The inception score: high if each image is recognisable and all images together are diverse.
 
     IS = exp( E_x KL(p(y|x) || p(y)) ),    p(y) = E_x p(y|x)
 
@@ -6,7 +6,7 @@ It lies between 1 and the number of classes. Over a split of n images, with the 
 
     log IS = 1/n sum_i sum_y p_i(y) log p_i(y)  -  sum_y q(y) log q(y),    q = 1/n sum_i p_i
 
-so the sums of p_i and of p_i log p_i are all that a split needs.
+so a split needs only the sums of p_i and of p_i log p_i.
 
 Salimans et al., "Improved Techniques for Training GANs", 2016, https://arxiv.org/abs/1606.03498.
 """
@@ -21,22 +21,22 @@ from lit_gen.core.errors import UserError
 
 
 class InceptionScore(Metric):
-    """Mean and standard deviation of the inception score over splits of a known number of images.
+    """Metric: mean and standard deviation of the inception score over splits of a known number of images.
 
-    Image i belongs to a split by its index alone (split k of S holds floor(kN/S) <= i < floor((k + 1)N/S), as in
-    torch-fidelity without its shuffling), so neither the order nor the number of processes matters. The images should
-    therefore not be sorted by class.
+    The index alone determines the split of an image: split k of S holds floor(kN/S) <= i < floor((k + 1)N/S), as in
+    torch-fidelity without shuffling. The result therefore does not depend on the order or the number of processes, but
+    the images should not be sorted by class.
 
-    Keeps only sums per split (float64), which DDP adds up. `compute` is collective: call it on every rank.
+    The state consists of float64 sums per split, which DDP adds up. `compute` is collective: call it on every rank.
 
     Args:
         num_classes: Number of logits.
-        num_samples: Number of images that will be scored, over all ranks.
+        num_samples: Number of images to score, over all ranks.
         splits: Number of splits. Few images per split bias the score downwards.
         **kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        UserError: There are fewer images than splits.
+        UserError: If there are fewer images than splits.
     """
 
     is_differentiable = False
@@ -50,7 +50,9 @@ class InceptionScore(Metric):
     def __init__(self, num_classes: int, num_samples: int, splits: int = 10, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if num_samples < splits:
-            raise UserError(f"an inception score of {splits} splits needs at least {splits} images, not {num_samples}")
+            raise UserError(
+                f"an inception score of {splits} splits needs at least {splits} images, not {num_samples}; sample more"
+            )
         self.num_samples = num_samples
         self.splits = splits
         self.add_state("count", torch.zeros(splits, dtype=torch.int64), dist_reduce_fx="sum")
@@ -58,7 +60,7 @@ class InceptionScore(Metric):
         self.add_state("negentropy", torch.zeros(splits, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, index: Tensor) -> None:
-        """Adds the logits (N, num_classes) of the images with the given indices, (N,) in 0 .. num_samples - 1."""
+        """Add the logits (N, num_classes) of the images with the given indices, (N,) in 0 .. num_samples - 1."""
         log_p = logits.to(self.probability).log_softmax(1)
         p = log_p.exp()
         split = ((index.to(self.count) + 1) * self.splits - 1) // self.num_samples
@@ -67,18 +69,18 @@ class InceptionScore(Metric):
         self.negentropy.index_add_(0, split, (p * log_p).sum(1))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (divisor: the number of splits) over the splits, float64 scalars.
+        """Return mean and standard deviation (divisor: the number of splits) over the splits, float64 scalars.
 
         Raises:
-            UserError: Some logits were not finite; on every rank alike.
-            ValueError: The number of images seen is not `num_samples`.
+            UserError: If some logits are not finite; raised on every rank.
+            ValueError: If the number of images seen is not `num_samples`.
         """
         seen = int(self.count.sum())
         if seen != self.num_samples:
-            raise ValueError(f"the inception score was told of {self.num_samples} images, but saw {seen}")
+            raise ValueError(f"the inception score expects {self.num_samples} images, but saw {seen}")
         if not torch.isfinite(self.negentropy).all():
             raise UserError(
-                f"some of the logits of {seen} images are not finite, so there is no inception score: run the feature "
+                f"some logits of {seen} images are not finite, so the inception score is undefined; run the feature "
                 "net in float32, and check its weights file"
             )
         marginal = self.probability / self.count[:, None]

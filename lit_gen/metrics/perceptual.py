@@ -1,9 +1,9 @@
-r"""Perceptual losses: how far two images are apart in the layers of a fixed network, with gradients.
+r"""Perceptual losses: differentiable distances between two images in the layers of a fixed network.
 
     d(x, y) = sum_l mean_{h, w} sum_c w_lc (f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)|)_c^2
 
-f_l(x) being the activations of layer l, divided at every pixel by their length over channels. LPIPS (Zhang et al. 2018,
-https://arxiv.org/abs/1801.03924) has VGG's layers and weights w that were fitted to human judgements.
+where f_l(x) are the activations of layer l, normalised at every pixel by their norm over channels. LPIPS (Zhang et al.
+2018, https://arxiv.org/abs/1801.03924) uses the layers of VGG, with weights w fitted to human judgements.
 """
 
 from abc import ABC, abstractmethod
@@ -24,12 +24,12 @@ VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
 class PerceptualLoss(nn.Module, ABC):
-    """Images (N, C, H, W) in [-1, 1] twice -> a scalar, the mean distance.
+    """Mean distance, a scalar, between two batches of images (N, C, H, W) in [-1, 1].
 
-    Keep it outside of a LightningModule's tree: its weights belong in no checkpoint, optimizer or average.
+    Do not make it a submodule of a LightningModule: checkpoints, optimizers and averages must not hold its weights.
 
     Attributes:
-        name: What a run calls it.
+        name: Name in the records of a run.
     """
 
     name: str
@@ -40,18 +40,18 @@ class PerceptualLoss(nn.Module, ABC):
 
     @abstractmethod
     def distance(self, images: Tensor, others: Tensor) -> Tensor:
-        """What `forward` computes, in float32."""
+        """Return the mean distance of float32 images."""
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
-        """Stays in evaluation mode."""
+        """Keep the network in evaluation mode."""
         return super().train(False)
 
 
 class FeatureLoss(PerceptualLoss):
-    """The distance in the convolutional layers of a small classifier of the data, all weights w being 1.
+    """Distance in the convolutional layers of a small classifier of the data, with all weights w equal to 1.
 
     Args:
-        net: The feature net; images may be padded, as it takes them.
+        net: Feature net; images may be padded as for the net itself.
     """
 
     def __init__(self, net: ClassifierFeatures) -> None:
@@ -63,7 +63,7 @@ class FeatureLoss(PerceptualLoss):
         self.train()
 
     def layers(self, images: Tensor) -> list[Tensor]:
-        """The activations of every layer that has pixels."""
+        """Return the activations of every layer with spatial dimensions."""
         margin = (images.shape[2] - self.size) // 2
         x = images[:, :, margin : margin + self.size, margin : margin + self.size]
         found = []
@@ -82,10 +82,10 @@ class FeatureLoss(PerceptualLoss):
 
 
 class LPIPS(PerceptualLoss):
-    """LPIPS with VGG; grey images are repeated to three channels, and images have at least 32x32 pixels.
+    """LPIPS with VGG, for images of at least 32x32 pixels; grey images are repeated to three channels.
 
     Raises:
-        UserError: VGG's weights are not in PyTorch's hub cache.
+        UserError: If the weights of VGG are not in PyTorch's hub cache.
     """
 
     name = "LPIPS"
@@ -94,10 +94,10 @@ class LPIPS(PerceptualLoss):
         super().__init__()
         if not lpips_is_here():
             raise UserError(
-                f"model.perceptual: VGG's weights are not at {_vgg()}: get {VGG_URL} where there is a network, or use "
+                f"model.perceptual: VGG's weights are not at {_vgg()}; download {VGG_URL} to that path, or use "
                 "--model.perceptual features or none"
             )
-        # here and not at the module's top: it imports torchvision with everything in it
+        # imported late, since it imports all of torchvision
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         self.net = cast(nn.Module, LearnedPerceptualImagePatchSimilarity(net_type="vgg").net)
@@ -110,11 +110,11 @@ class LPIPS(PerceptualLoss):
 
 
 class Perceptual(NamedTuple):
-    """A perceptual loss before it is built, which takes VGG's weights for LPIPS.
+    """Perceptual loss that is yet to be built; building LPIPS needs the weights of VGG.
 
     Attributes:
-        name: what a run calls it.
-        build: makes it.
+        name: Name in the records of a run.
+        build: Function that builds the loss.
     """
 
     name: str
@@ -122,13 +122,13 @@ class Perceptual(NamedTuple):
 
 
 def perceptual_loss(kind: PerceptualKind, image_shape: tuple[int, int, int]) -> Perceptual | None:
-    """The perceptual loss of a kind, for images of a shape; None for none.
+    """Return the perceptual loss of a kind for images of a shape; None for `none`.
 
-    `auto` is LPIPS where its weights are there and the images large enough, else the features of a classifier of digits
-    (1x8x8) or of Fashion-MNIST (1x28x28, or padded), else none.
+    `auto` selects LPIPS if its weights are available and the images are large enough; otherwise the features of a
+    classifier of digits (1x8x8) or of Fashion-MNIST (1x28x28, or padded); otherwise none.
 
     Raises:
-        UserError: there is none of that kind for the images.
+        UserError: If the kind does not support the images.
     """
     channels, height, width = image_shape
     if kind == "none":
@@ -144,7 +144,7 @@ def perceptual_loss(kind: PerceptualKind, image_shape: tuple[int, int, int]) -> 
         return _features(FashionFeatures)
     if kind == "auto":
         return None
-    raise UserError(f"model.perceptual: there are no features of {channels}x{height}x{width} images; use lpips or none")
+    raise UserError(f"model.perceptual: features has no net for {channels}x{height}x{width} images; use lpips or none")
 
 
 def _features(net: type[ClassifierFeatures]) -> Perceptual:
@@ -156,7 +156,7 @@ def _feature_loss(net: type[ClassifierFeatures]) -> PerceptualLoss:
 
 
 def lpips_is_here() -> bool:
-    """Whether VGG's weights are in PyTorch's hub cache."""
+    """Return whether the weights of VGG are in PyTorch's hub cache."""
     return _vgg().is_file()
 
 

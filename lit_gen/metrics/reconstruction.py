@@ -1,4 +1,4 @@
-"""How near reconstructions are to their images: PSNR, SSIM, and the distance between the features of both."""
+"""Quality of reconstructions: PSNR, SSIM, and the distance between the features of images and reconstructions."""
 
 from collections.abc import Callable
 from typing import Literal, cast
@@ -16,28 +16,37 @@ from lit_gen.metrics.frechet import Moments, frechet_distance
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio 10 log10(2^2 / mean((x - y)^2)) of images in [-1, 1]: (N, C, H, W) twice to (N,) dB.
+    """Return the peak signal-to-noise ratio 10 log10(2^2 / mean((x - y)^2)) of images in [-1, 1], (N,) in dB.
 
-    What leaves that range is clamped. No error counts as one grey level in one pixel, which keeps means finite.
+    Values outside that range are clamped. An error of 0 counts as one grey level in one pixel, so that means are
+    finite.
+
+    Args:
+        images: (N, C, H, W).
+        others: (N, C, H, W).
     """
     error = (images.clamp(-1, 1) - others.clamp(-1, 1)).square().flatten(1)
     return 10 * torch.log10(4 / error.mean(1).clamp(min=BIN_WIDTH**2 / error.shape[1]))
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of images in [-1, 1]: (N, C, H, W) twice to (N,), 1 for equal images.
+    """Return the structural similarity (Wang et al. 2004) of images in [-1, 1], (N,); 1 for equal images.
 
     The window is a Gaussian of standard deviation 1.5 pixels (11x11), or 0.5 (5x5) for images smaller than 16x16.
+
+    Args:
+        images: (N, C, H, W).
+        others: (N, C, H, W).
     """
     sigma = 1.5 if min(images.shape[2:]) >= 16 else 0.5
-    # its comparison of means is of brightness, which is not negative
+    # it compares means as brightness, which must not be negative
     one, other = ((x.float().clamp(-1, 1) + 1) / 2 for x in (images, others))
     value = structural_similarity_index_measure(one, other, sigma=sigma, data_range=1.0, reduction="none")
     return cast(Tensor, value)
 
 
 def reconstructed_split(data: ImageDataModule) -> Literal["test", "train"]:
-    """The split whose images are reconstructed: test, or train where the data has no test part."""
+    """Return the split whose images are reconstructed: test, or train if the data has no test part."""
     try:
         data.images("test")
     except NoTestImagesError:
@@ -53,16 +62,16 @@ def reconstruction_scores(
     device: torch.device,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Scores of the reconstructions of all images of `reconstructed_split`.
+    """Return the scores of the reconstructions of all images of `reconstructed_split`.
 
-    Every process computes the same; nothing in it is collective.
+    Every process computes the same scores; no operation is collective.
 
     Args:
-        reconstruct: Images (N, C, H, W) in [-1, 1] to images.
+        reconstruct: Function from images (N, C, H, W) in [-1, 1] to their reconstructions.
         data: The data.
-        net: Feature net, on the device.
-        device: Where to compute.
-        batch_size: Images at once.
+        net: Feature net on the device.
+        device: Device of the computation.
+        batch_size: Number of images at once.
 
     Returns:
         `psnr`, `ssim`, and the Frechet distance between the features of the reconstructions and those of the images:

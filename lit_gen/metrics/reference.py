@@ -1,4 +1,4 @@
-"""Moments of the real images' features: computed once per data set, split and feature net, then read from disk."""
+"""Moments of the features of real images, computed once per data set, split and feature net, and then cached."""
 
 import hashlib
 import json
@@ -27,22 +27,22 @@ def reference_moments(
     batch_size: int = 256,
     progress: Callable[[int], object] | None = None,
 ) -> Moments:
-    """Moments of the features of every image of a split, as stored: no augmentation, no image left out.
+    """Return the moments of the features of all images of a split, without augmentation.
 
-    They are cached in a file named by the fingerprint of the data, the split, the resolution, and the feature net's
-    name and version. The file appears whole or not at all, so any number of processes may ask at once; one that cannot
-    be read is computed again.
+    They are cached in a file named by the fingerprint of the data, the split, the resolution, and the name and version
+    of the feature net. The file is written atomically, so that several processes may call this at once. An unreadable
+    file is replaced.
 
     Args:
         data: The data set.
         split: "train", "val" or "test".
-        feature_net: On the device where it shall run.
-        cache_dir: Folder of the cache, made if need be.
+        feature_net: Feature net on the device of the computation.
+        cache_dir: Folder of the cache, which is created if missing.
         batch_size: Images per call of the feature net.
-        progress: Called with the number of images of each batch that is done.
+        progress: Function that is called with the number of images of each completed batch.
 
     Raises:
-        UserError: The split has fewer than two images, or the feature net does not take them.
+        UserError: If the split has fewer than two images, or the feature net does not support them.
     """
     key = {
         "fingerprint": data.fingerprint(split),
@@ -57,9 +57,9 @@ def reference_moments(
     if path.exists():
         try:
             return _read(path, feature_net.width)
-        except Exception as error:  # a broken file raises any of half a dozen
+        except Exception as error:  # a broken file raises many kinds of exception
             reason = str(error).split("\n")[0]
-            log.warning("%s is not readable (%s): computing the reference statistics again", path, reason)
+            log.warning("%s: not readable (%s); computing the reference statistics again", path, reason)
     moments = _compute(data.images(split), feature_net, batch_size, progress)
     _write(path, moments)
     return moments
@@ -93,15 +93,15 @@ def _read(path: Path, width: int) -> Moments:
         moments = Moments(int(metadata["n"]), file.get_tensor("mean"), file.get_tensor("cov"))
     if moments.mean.shape != (width,) or moments.cov.shape != (width, width):
         raise ValueError(f"mean and covariance have shapes {tuple(moments.mean.shape)} and {tuple(moments.cov.shape)}")
-    if metadata != _metadata(moments) and set(metadata) != {"n"}:  # of earlier versions, which kept no checksum
+    if metadata != _metadata(moments) and set(metadata) != {"n"}:  # files of earlier versions have no checksum
         raise ValueError("its checksum is wrong")
     if moments.n < 2 or not (moments.mean.isfinite().all() and moments.cov.isfinite().all()):
-        raise ValueError("its numbers are no statistics")
+        raise ValueError("its numbers are not valid statistics")
     return moments
 
 
 def _metadata(moments: Moments) -> dict[str, str]:
-    """Return the number of images, and a checksum over it and the moments."""
+    """Return the number of images, and a checksum of the number and the moments."""
     digest = hashlib.sha256(f"{moments.n} {moments.mean.dtype} {moments.cov.dtype}".encode())
     for array in (moments.mean, moments.cov):
         digest.update(array.contiguous().numpy().tobytes())

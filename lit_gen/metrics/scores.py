@@ -1,4 +1,4 @@
-"""The numbers of one evaluation: fed with samples, they give a dictionary of metrics."""
+"""All metrics of one evaluation, computed from its samples."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,26 +13,26 @@ from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein
 
 
 class Scores(ABC):
-    """Metrics of a known number of samples, over all processes."""
+    """Metrics of a known number of samples over all processes."""
 
     @abstractmethod
     def update(self, images: Tensor, index: Tensor) -> None:
-        """Adds samples (N, C, H, W), as data are stored, of the indices (N,)."""
+        """Add samples (N, C, H, W), in the data type of the data, with their indices (N,)."""
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """The metrics; collective: call it on every rank."""
+        """Return the metrics by name; collective: call it on every rank."""
 
 
 class ImageScores(Scores):
-    """The Frechet distance and the inception score.
+    """Frechet distance and inception score of images.
 
     Args:
-        net: Feature net, on the device of the samples.
+        net: Feature net on the device of the samples.
         reference: Moments of the features of the real images.
-        num_samples: Number of images that will be scored.
-        splits: Of the inception score.
-        device: That of the samples.
+        num_samples: Number of images to score.
+        splits: Number of splits of the inception score.
+        device: Device of the samples.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class ImageScores(Scores):
 
 
 class PointScores(Scores):
-    """The Wasserstein distance from n real points, and what it is, on average, between those and n other real ones.
+    """Wasserstein distance to n real points, and its floor: the mean distance of those to n other real points.
 
     Args:
-        net: The coordinates.
+        net: Feature net of points.
         real: Points (n, 2, 1, 1).
-        others: More points of the same density: as many other sets of n as there are, at most 4.
-        device: That of the samples.
+        others: More points of the same density. They are split into sets of n points; at most 4 sets are used.
+        device: Device of the samples.
     """
 
     def __init__(self, net: Points, real: Tensor, others: Tensor, device: torch.device) -> None:

@@ -1,7 +1,8 @@
-"""Trains a feature net that ships with the package: `python -m lit_gen.metrics.train_feature_net NAME [FILE]`.
+"""Train a feature net of the package: `python -m lit_gen.metrics.train_feature_net NAME [FILE]`.
 
-NAME is `digits` (half a minute on one core) or `fashion_mnist` (about a quarter of an hour). The same file each time on
-the same machine. The file's metadata, under the key "training", holds the accuracy on the test split, as JSON.
+NAME is `digits` (half a minute on one core) or `fashion_mnist` (about a quarter of an hour). On one machine, the
+command always writes the same file. Its metadata holds the accuracy on the test split as JSON, under the key
+"training".
 """
 
 import json
@@ -25,15 +26,15 @@ SOURCES: dict[str, tuple[type[ImageSource], type[ClassifierFeatures], int]] = {
     "digits": (Digits, DigitsFeatures, 60),
     "fashion_mnist": (FashionMNIST, FashionFeatures, 10),
 }
-"""For each name the data, the feature net, and the epochs."""
+"""Data set, feature net and number of epochs, by name."""
 
 
 def augment(images: Tensor, flip: bool = False) -> Tensor:
-    """Small random rotations (10 degrees), scalings (10 %), shifts (7.5 %) and Gaussian noise (12 grey levels).
+    """Apply small random rotations (10 degrees), scalings (10 %), shifts (7.5 %) and noise (12 grey levels).
 
     Args:
-        images: Float (N, 1, H, W) in 0 .. 255.
-        flip: Turn half of the images left to right as well.
+        images: Float tensor (N, 1, H, W) in 0 .. 255.
+        flip: Also flip half of the images left to right.
     """
     num = len(images)
     angle, scale = 0.17 * (2 * torch.rand(num) - 1), 1 + 0.1 * (2 * torch.rand(num) - 1)
@@ -48,7 +49,7 @@ def augment(images: Tensor, flip: bool = False) -> Tensor:
 def train(
     network: ClassifierNetwork, data: ImageDataModule, num_epochs: int, batch_size: int = 64, flip: bool = False
 ) -> None:
-    """Minimises the cross-entropy on augmented training images."""
+    """Minimise the cross-entropy on augmented training images."""
     images, labels = load(data, "train")
     optimizer = AdamW(network.parameters(), weight_decay=0.05)
     num_steps = num_epochs * (len(images) // batch_size)
@@ -65,21 +66,21 @@ def train(
 
 @torch.no_grad()
 def accuracy(network: ClassifierNetwork, data: ImageDataModule, split: str) -> float:
-    """Fraction of a split's images whose largest logit is the label's."""
+    """Return the share of images of a split whose largest logit is that of the label."""
     images, labels = load(data, split)
     found = torch.cat([network(part)[1].argmax(1) for part in images.split(1000)])
     return (found == labels).double().mean().item()
 
 
 def load(data: ImageDataModule, split: str) -> tuple[Tensor, Tensor]:
-    """Images as float (N, 1, H, W) in 0 .. 255, and labels (N,)."""
+    """Return the images as float (N, 1, H, W) in 0 .. 255, and the labels (N,)."""
     labels = data.labels(split)
     assert labels is not None
     return torch.tensor(data.images(split)).float(), torch.tensor(labels)
 
 
 def main(name: str, path: Path | None = None) -> None:
-    """Trains on the whole training split, and scores on the test split."""
+    """Train on the whole training split, evaluate on the test split, and write the weights."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     source, features, num_epochs = SOURCES[name]

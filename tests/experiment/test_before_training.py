@@ -79,7 +79,7 @@ def without_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("TokenPrior", [STAGE, "--trainer.limit_train_batches=0.01"], "trainer.limit_train_batches: 0.01"),
         ("TokenPrior", [STAGE, "--data.batch_size=2000"], "data.batch_size: 2000"),
         ("RectifiedFlow", [*TEACHER, "--reflow.num_pairs=63"], "data.batch_size: 64 exceeds the 63 "),
-        ("RectifiedFlow", [*TEACHER, "--data.num_val=9", "--reflow.num_pairs=9"], "only 9 pairs"),
+        ("RectifiedFlow", [*TEACHER, "--data.num_val=9", "--reflow.num_pairs=9"], "data.num_val: 9 pairs .* none of 9"),
         ("RectifiedFlow", [*TEACHER, "--data.flip=true"], "data.flip: a flipped image"),
     ],
     ids=lambda value: " ".join(value).removeprefix("--")[-60:] if isinstance(value, list) else "",

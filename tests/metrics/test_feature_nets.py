@@ -84,7 +84,7 @@ def test_fashion_features_see_the_middle_of_padded_images():
     padded = nn.functional.pad(images, (2, 2, 2, 2), value=77)
     torch.testing.assert_close(net(padded), (features, logits), rtol=0, atol=0)
     for shape in ((2, 1, 8, 8), (2, 3, 28, 28), (2, 1, 28, 32), (2, 1, 64, 64)):
-        with pytest.raises(UserError, match=f"not {'x'.join(map(str, shape[1:]))}: .*Inception"):
+        with pytest.raises(UserError, match=f"not {'x'.join(map(str, shape[1:]))}; .*Inception"):
             net(torch.zeros(shape, dtype=torch.uint8))
 
 
@@ -142,7 +142,7 @@ def test_autocast_does_not_touch_features():
 
 
 def test_digits_takes_only_digits():
-    with pytest.raises(UserError, match="takes 1x8x8 images, not 3x32x32: use .* Inception"):
+    with pytest.raises(UserError, match="evaluation.feature_net: .* takes 1x8x8 images, not 3x32x32; use .* Inception"):
         DigitsFeatures()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(TypeError, match="quantise"):
         DigitsFeatures()(torch.zeros(2, 1, 8, 8))
@@ -159,7 +159,7 @@ def test_version_is_the_hash_of_the_weights(tmp_path):
     assert other.version != net.version
     assert other.network.head.bias.equal(state["head.bias"])
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="other.safetensors does not hold the weights"):
+    with pytest.raises(UserError, match="other.safetensors: does not hold the weights"):
         DigitsFeatures(str(path))
 
 
@@ -208,7 +208,7 @@ def test_inception_offline_says_what_to_do(tmp_path, monkeypatch):
     assert "\n" not in message
     for part in ("Name or service not known", "https://", FILE_NAME, "--evaluation.feature_net.weights PATH", "Digits"):
         assert part in message
-    with pytest.raises(UserError, match="feature_net.weights: /nowhere.pth does not exist: get https://"):
+    with pytest.raises(UserError, match="feature_net.weights: /nowhere.pth does not exist; download https://"):
         Inception("/nowhere.pth")
 
 
@@ -225,9 +225,7 @@ def test_inception_with_a_broken_file_says_so(damage, inception_file, tmp_path):
         torch.save(nn.Linear(2, 2).state_dict(), path)
     else:
         torch.save({"Conv2d_1a_3x3.conv.weight": Path("/")}, path)
-    with pytest.raises(
-        UserError, match="broken.pth is truncated or does not hold .* again, then name it with"
-    ) as error:
+    with pytest.raises(UserError, match="broken.pth: truncated, or does not hold .* again, then name it with") as error:
         Inception(str(path))
     assert "\n" not in str(error.value)
     assert "weights_only" not in str(error.value), "torch's advice to run what is in the file"

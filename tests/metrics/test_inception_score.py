@@ -70,7 +70,7 @@ def test_order_and_batches_do_not_matter():
 def test_wrong_number_of_images_is_an_error():
     metric = InceptionScore(7, 10, 2)
     metric.update(random_logits(9), torch.arange(9))
-    with pytest.raises(ValueError, match="told of 10 images, but saw 9"):
+    with pytest.raises(ValueError, match="expects 10 images, but saw 9"):
         metric.compute()
     with pytest.raises(UserError, match="at least 10 images, not 4"):
         InceptionScore(7, 4, 10)
