@@ -254,7 +254,7 @@ def own_module(folder: Path) -> None:
         "import torch\n"
         "from lightning.pytorch import Callback\n"
         "from lit_gen.metrics import DigitsFeatures, FeatureNet\n"
-        "from lit_gen.networks import UNet\n"
+        "from lit_gen.families.diffusion import UNet\n"
         "class Net(UNet):\n"
         "    def __init__(self, shape: tuple[int, int, int], num_classes: int, extra: int = 0, **kwargs):\n"
         "        super().__init__(shape, num_classes, **kwargs)\n"
