@@ -1,4 +1,4 @@
-"""Build the objects of a parsed configuration; what is wrong with one is one line that names its key."""
+"""Build the objects of a parsed configuration; an error is one line that names the key."""
 
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,16 +17,16 @@ from lit_gen.experiment.trust import plain_key
 def build(
     parser: LightningArgumentParser, config: Namespace, groups: dict[type, str], first: Sequence[Any] = ()
 ) -> Namespace:
-    """Return the objects of a configuration; a factory, such as that of a network, builds later, in the same way.
+    """Return the objects of a configuration; a factory, such as that of a network, builds its object later.
 
     Args:
         parser: The parser of the configuration.
-        config: What it has parsed.
-        groups: Classes whose arguments are keys of a group, with its name.
-        first: Instantiators of the parser that are tried before.
+        config: The parsed configuration.
+        groups: Names of the groups whose keys are the arguments of a class, by class.
+        first: Instantiators that the parser tries first.
 
     Raises:
-        UserError: a constructor does not take its values; the message begins with a key.
+        UserError: If a constructor does not accept its values; the message begins with a key.
     """
     construct = _Constructor(dict(_keys(config, "")) | groups, frozenset(vars(config)))
     return parser.instantiate(config, instantiators=[*first, (construct, object, True)])
@@ -34,11 +34,11 @@ def build(
 
 @dataclass(frozen=True)
 class _Constructor:
-    """Calls a class, for the parser or, as a part of a factory, for a model.
+    """Calls a class for the parser, or for a model that calls a factory.
 
     Attributes:
-        keys: The classes of a configuration with their keys.
-        sections: First parts of all keys; a message that begins with one names its key already.
+        keys: Keys by class.
+        sections: First parts of all keys; a message that begins with one already names its key.
     """
 
     keys: dict[Any, str]
@@ -52,9 +52,9 @@ class _Constructor:
             if str(error).startswith("-") or _first_word(str(error)) in self.sections:
                 raise
             raise type(error)(f"{key}: {error}") from None
-        except Exception as error:  # whatever a constructor raises for a value that it does not check itself
+        except Exception as error:  # a constructor may raise anything for a value that it does not check
             reason = " ".join(str(error).split())[:200]
-            if isinstance(error, ValueError) and reason:  # said of a value, as by the optimizers of torch
+            if isinstance(error, ValueError) and reason:  # about a value, as from the optimizers of torch
                 raise UserError(f"{key}: {reason}; choose another value") from error
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
@@ -68,7 +68,7 @@ def _first_word(message: str) -> str:
 
 
 def _keys(value: Any, key: str) -> Iterator[tuple[Any, str]]:
-    """Yield the classes in a configuration with their keys, inner ones first, so that an outer one stays."""
+    """Yield the classes in a configuration with their keys, inner ones first, so that the outermost key is kept."""
     if isinstance(value, (Namespace, dict)):
         for name, part in vars(value).items() if isinstance(value, Namespace) else value.items():
             yield from _keys(part, f"{key}.{name}" if key else str(name))

@@ -1,7 +1,7 @@
-"""The files of a configuration, and the arguments beside them, as they are before the parser sees them.
+"""Check the files and the arguments of a configuration before the parser reads them.
 
-The parser opens whatever a value names, a FIFO as well, and keeps the later of two keys without a word. So each file is
-first read here, with those that it names.
+The parser opens any path that a value names, even a FIFO, and silently keeps the later of two keys. So each file, and
+each file that it names, is read here first.
 """
 
 import os
@@ -18,23 +18,23 @@ from lit_gen.core.yaml import load_yaml, parse_yaml
 
 ENDINGS = (".yaml", ".yml")
 MAX_LEVELS = 16
-"""Parts of a dotted key, `init_args` included: the parser takes twice as long for each class within another."""
+"""Largest number of parts of a dotted key, `init_args` included: each class within another doubles the parsing time."""
 
 
 def check_config(file: Path) -> None:
-    """Raise a UserError if a configuration file is none, or the parser would misread it.
+    """Raise a UserError if a file is not a configuration, or if the parser would misread it.
 
     Raises:
-        UserError: the file, or one that it names, cannot be read within the limits of `load_yaml`; it holds no keys;
-            of a group's file or class and a dotted key of that group the parser would keep the later alone; or a class
-            is of the standard library.
+        UserError: If the file, or one that it names, cannot be read within the limits of `load_yaml`; if it does not
+            hold keys; if it gives both a file or class of a group and a dotted key of that group, of which the parser
+            would keep only the later; or if a class may not be named.
     """
     config = _load(file)
     if not isinstance(config, dict):
         raise UserError(f"{file}: expected keys with values, such as model: ..., got {str(config)[:60]}")
     for key in config:
         if not isinstance(key, str):
-            raise UserError(f"{file}: {key}: unknown key; lit-gen fit --help lists the keys")
+            raise UserError(f"{file}: {key}: no such key; lit-gen fit --help lists the keys")
         parts = key.split(".")
         for group in (".".join(parts[:end]) for end in range(1, len(parts))):
             if isinstance(config.get(group), str):
@@ -46,21 +46,21 @@ def check_config(file: Path) -> None:
 
 
 def check_argument(word: str) -> None:
-    """Raise a UserError if an argument `--key=value` names what `check_config` refuses."""
+    """Raise a UserError if an argument `--key=value` names a file or class that `check_config` refuses."""
     key, _, value = word.lstrip("-").partition("=")
     content: Any = value
     if value.startswith(("{", "[")):
-        with suppress(UserError):  # the parser says what is wrong
+        with suppress(UserError):  # the parser reports the error
             content = parse_yaml(value, key)
     _check_values(content, None, key, ())
 
 
 @contextmanager
 def opening(file: Path, key: str) -> Iterator[None]:
-    """Read an experiment that a key names, and those that it names in its turn, of which none may be the same.
+    """Mark the experiment that a key names as open, so that those that it names cannot lead back to it.
 
     Raises:
-        UserError: the experiment is read already, by another that it names itself.
+        UserError: If the experiment is open already.
     """
     above, file = _opened.get(), file.resolve()
     if file in above:
@@ -85,11 +85,11 @@ def _load(file: Path) -> Any:
 
 
 def _check_values(content: Any, file: Path | None, key: str, above: tuple[Path, ...]) -> None:
-    """Check each value of a file: the class that it names, and the file."""
+    """Check each value of a file that names a class or a file."""
     prefix = f"{file}: " if file is not None else ""
     for name, value in _texts(content, key):
         if name.count(".") >= MAX_LEVELS:
-            raise UserError(f"{prefix}{_named(name)}: more than {MAX_LEVELS} levels, the limit; write fewer")
+            raise UserError(f"{prefix}{_named(name)}: more than {MAX_LEVELS} levels, the limit; use fewer")
         if name.rpartition(".")[2] == "class_path" and "." in value and not may_be_named(value):
             raise UserError(f"{prefix}{_named(name)}: {value} is {REFUSED}")
         for path in {(file.parent if file is not None else Path()) / value, Path(value)}:
@@ -100,12 +100,12 @@ def _check_values(content: Any, file: Path | None, key: str, above: tuple[Path, 
                 raise UserError(f"{prefix}{_named(name)}: {value} is not a regular file; give an ordinary file")
             if path.suffix in ENDINGS and name not in ("config", *NAMES_OF_EXPERIMENTS):
                 if path.resolve() in above:
-                    raise UserError(f"{prefix}{_named(name)}: {value} includes itself; write its content out")
+                    raise UserError(f"{prefix}{_named(name)}: {value} includes itself; copy its content instead")
                 _check_values(_load(path), path, name, (*above, path.resolve()))
 
 
 NAMES_OF_EXPERIMENTS = ("first_stage.run", "reflow.teacher")
-"""Keys whose file is another experiment, which is checked when that is read."""
+"""Keys whose file is another experiment, which is checked when it is read."""
 
 
 def _mode(path: Path) -> int | None:

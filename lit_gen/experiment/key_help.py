@@ -1,4 +1,4 @@
-"""Help on the keys of a configuration: `lit-gen fit --help` has all, `--model.help EDM` those of one class alone.
+"""Help on the keys of a configuration: `lit-gen fit --help` lists all, `--model.help EDM` those of one class.
 
 A key such as `model.network` takes the classes that its annotation names: a class, one of several, or a function that
 makes one, `Callable[[tuple[int, int, int], int], nn.Module]`, whose first two arguments the model gives.
@@ -25,7 +25,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.text import closest
 
 LINKED = ("image_shape", "num_classes", "num_codes", "out_channels", "augment_dim", "channelwise")
-"""Arguments that no one sets: they come from the data, the first stage or the model."""
+"""Arguments that cannot be set: their values come from the data, the first stage or the model."""
 FIRST_GROUPS = ("config", "model", "data", "budget", "sampler", "evaluation", "ema", "checkpoint", "grid")
 LAST_GROUPS = ("trainer",)
 TITLES = {"trainer": "Lightning's Trainer"}
@@ -33,7 +33,7 @@ TEXTS = {
     "model": "The model; --model.help lists them.",
     "seed_everything": "Seed of the first weights, of the order of the images and of all noise in training.",
 }
-"""Descriptions in place of those of other packages."""
+"""Descriptions that replace those of other packages."""
 OF_CLASSES = {
     "model": [
         ("--model.KEY VALUE", "A key of the class; --model.help EDM prints those of EDM."),
@@ -45,15 +45,20 @@ OF_CLASSES = {
         ("--sampler.nfe N", "Network evaluations, in place of steps."),
     ],
 }
-"""Keys of classes that are named in the list of all keys, which otherwise holds none of them."""
+"""Examples of the keys of classes; the list of all keys holds no other keys of classes."""
 
 
 _OF_VALUES = ("builtins", "datetime", "pathlib", "torch")
-"""Modules whose classes are values of a key, not settings with keys of their own."""
+"""Modules whose classes are values of a key, not settings with further keys."""
 
 
 class Kind(NamedTuple):
-    """A class whose subclasses a key takes, and how many of their arguments are given by whoever calls them."""
+    """The kind of class that a key takes.
+
+    Attributes:
+        base: A class whose subclasses the key takes.
+        num_given: Number of first arguments that the caller of the class gives.
+    """
 
     base: type
     num_given: int = 0
@@ -69,7 +74,7 @@ def find(parser: ArgumentParser, words: Sequence[str], verb: str) -> str | None:
     """Return the help that the words of a command line ask for; None if they ask for none.
 
     Raises:
-        UserError: There is no such class, or the key takes none.
+        UserError: If the class does not exist, or the key does not take a class.
     """
     for index, word in enumerate(words):
         if word in ("-h", "--help"):
@@ -112,10 +117,10 @@ def of_all(parser: ArgumentParser, verb: str) -> str:
 
 
 def of_classes(parser: ArgumentParser, verb: str, key: str) -> str:
-    """Return the list of the classes that a key takes, each with what it is.
+    """Return the list of the classes that a key takes, each with its summary.
 
     Raises:
-        UserError: The key takes no class.
+        UserError: If the key does not take a class.
     """
     found = choices(kinds_at(parser, key))
     entries = [(name, _summary(found[name])) for name in sorted(found)]
@@ -124,17 +129,17 @@ def of_classes(parser: ArgumentParser, verb: str, key: str) -> str:
 
 
 def of_class(parser: ArgumentParser, verb: str, key: str, name: str) -> str:
-    """Return the keys of one class, and nothing else.
+    """Return the keys of one class.
 
     Raises:
-        UserError: The key takes no such class.
+        UserError: If the key does not take the class.
     """
     kinds = kinds_at(parser, key)
     found = choices(kinds)
     cls = found.get(name) or _imported(name, kinds)
     if cls is None:
         advice = closest(name, found, f"lit-gen {verb} --{key}.help lists the classes")
-        raise UserError(f"{key}: there is no class {name}; {advice}")
+        raise UserError(f"{key}: unknown class {name}; {advice}")
     given = max(kind.num_given for kind in kinds if issubclass(cls, kind.base))
     first = list(inspect.signature(cls).parameters.values())[:given]
     skipped = {*LINKED, *(parameter.name for parameter in first if parameter.default is parameter.empty)}
@@ -145,19 +150,21 @@ def of_class(parser: ArgumentParser, verb: str, key: str, name: str) -> str:
 
 
 def of_misspelt(parser: ArgumentParser, key: str) -> str:
-    """Return what to do about a dotted key of which a part does not exist."""
+    """Return the advice on a dotted key with a part that does not exist."""
     parts = key.split(".")
+    listed = parts[0]
     for end in range(1, len(parts)):
         above, name = ".".join(parts[:end]), parts[end]
-        known = names_at(parser, above)
-        if known and name not in known:
-            near = closest(name, known, "")
-            return f"{near} lit-gen fit --{above}.help CLASS lists those of a class".strip()
-    return f"lit-gen fit --{parts[0]}.help CLASS lists those of a class"
+        if known := names_at(parser, above):
+            listed = above
+            if name not in known:
+                near = closest(name, known, "")
+                return f"{near} lit-gen fit --{above}.help CLASS lists those of a class".strip()
+    return f"lit-gen fit --{listed}.help CLASS lists those of a class"
 
 
 def names_at(parser: ArgumentParser, key: str) -> list[str]:
-    """Return the names of the arguments of all classes that a key takes, or none if it takes no class."""
+    """Return the names of the arguments of all classes that a key takes; empty if it does not take a class."""
     try:
         kinds = kinds_at(parser, key)
     except UserError:
@@ -169,7 +176,7 @@ def kinds_at(parser: ArgumentParser, key: str) -> list[Kind]:
     """Return the kinds of class that a dotted key takes, whichever class its parents are.
 
     Raises:
-        UserError: The key takes no class.
+        UserError: If the key does not take a class.
     """
     parts = key.split(".")
     actions = {action.dest: action for action in parser._actions}
@@ -181,11 +188,11 @@ def kinds_at(parser: ArgumentParser, key: str) -> list[Kind]:
                 kinds = list(dict.fromkeys(kind for annotation in annotations for kind in _kinds(annotation)))
             if kinds:
                 return kinds
-    raise UserError(f"{key}.help: {key} takes no class; lit-gen fit --help lists the keys")
+    raise UserError(f"{key}.help: {key} does not take a class; lit-gen fit --help lists the keys")
 
 
 def choices(kinds: Iterable[Kind]) -> dict[str, type]:
-    """Return the classes of some kinds that can be named, by their names; of networks, those of lit_gen."""
+    """Return the classes of some kinds that can be named, by name; for networks, the classes of lit_gen."""
     found: dict[str, type] = {}
     for base, _ in kinds:
         classes = _networks() if base is Module else [cls for cls in _below(base) if cls is not base or _is_ours(base)]
@@ -201,7 +208,7 @@ def _networks() -> list[type]:
 
 
 def _is_ours(cls: type) -> bool:
-    """Return whether a class can be chosen itself: the base classes of other packages do nothing."""
+    """Return whether a base class can be chosen: those of other packages do nothing."""
     return cls.__module__.startswith("lit_gen.")
 
 
@@ -224,7 +231,7 @@ def _imported(path: str, kinds: Iterable[Kind]) -> type | None:
 
 @cache
 def _annotations(cls: type) -> dict[str, Any]:
-    """Return the annotations of the arguments of a class, and of those that it hands on to its bases."""
+    """Return the annotations of the arguments of a class, and of those that it passes to its bases."""
     found: dict[str, Any] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base):
@@ -249,7 +256,7 @@ def _kinds(annotation: Any, num_given: int = 0) -> Iterator[Kind]:
 
 
 def _entry(action: Action, group: str = "") -> Iterator[tuple[str, str]]:
-    """Yield an option with its value, and its help with its default; nothing for one that is no key of its own."""
+    """Yield an option with its value, and its help with its default; nothing for an option that is not a key."""
     option = next((name for name in action.option_strings if name.startswith("--")), "")
     linked = type(action).__name__ == "ActionLink"
     if not option or linked or action.dest in ("help", "print_config") or option.endswith(".help"):
@@ -273,7 +280,7 @@ def _entry(action: Action, group: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _value(annotation: Any, kinds: Sequence[Kind]) -> str:
-    """Return what stands for the value of an option: N for a number, CLASS, or its choices."""
+    """Return the placeholder of the value of an option: N for a number, CLASS, or the choices."""
     if kinds:
         return "CLASS"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -297,13 +304,13 @@ def _default(value: Any) -> str:
 
 
 def _summary(cls: type) -> str:
-    """Return the first sentence of what a class says of itself."""
+    """Return the first paragraph of the docstring of a class, as a sentence."""
     text = (inspect.getdoc(cls) or "").strip().partition("\n\n")[0]
     return " ".join(text.split()).rstrip(":.") + "." if text else ""
 
 
 def _table(entries: Sequence[tuple[str, str]]) -> list[str]:
-    """Return two columns that fit the terminal; a long first entry has a line of its own."""
+    """Return two columns that fit the terminal; a long first entry has a separate line."""
     width = shutil.get_terminal_size((120, 24)).columns
     first = min(max((len(name) for name, _ in entries), default=0), 38)
     lines = []

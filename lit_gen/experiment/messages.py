@@ -1,207 +1,377 @@
-"""Turn an error of the parser into one line that names the key, the value and the remedy.
+"""Reword the errors of jsonargparse as one line: the key, what is wrong with its value, and what to do.
 
 jsonargparse raises an error for each level of a value, from the innermost outward, and repeats the inner ones in its
-text. Each level that has a key begins with it, so the keys in their order are the dotted key of the value at fault.
+text. The keys of the levels, outermost first, are the dotted key of the value at fault; the innermost text is the
+reason. `ROWS` holds a pattern and a wording for each reason that the parser is known to give.
 """
 
 import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from lightning.pytorch.cli import LightningArgumentParser
+from torch.nn import Module
 
-from lit_gen.core.errors import UserError, class_names
+from lit_gen.core.errors import UserError
 from lit_gen.core.imports import REFUSED, may_be_named
 from lit_gen.core.text import closest
-from lit_gen.data.sources import ImageSource
 from lit_gen.experiment import key_help
 from lit_gen.experiment.trust import not_a
-from lit_gen.families.base import GenerativeModel
-from lit_gen.families.settings import LikelihoodMethod, Sampler
-from lit_gen.metrics.feature_nets import FeatureNet
 
-BASES: dict[str, type] = {
-    "model": GenerativeModel,
-    "sampler": Sampler,
-    "data.source": ImageSource,
-    "evaluation.feature_net": FeatureNet,
-    "evaluation.likelihood_method": LikelihoodMethod,
-}
-"""Kinds of classes by the key that names one, for the choices in a message."""
+LISTED = "lit-gen fit --help lists the keys"
+MAX_LETTERS = 80
+"""Letters of a value that a message repeats."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The error of a parser that refuses a value.
+
+    Attributes:
+        key: Dotted key of the value; empty if the error names none.
+        reason: Text of the innermost error.
+        text: Text of the outermost error, with all the inner ones.
+        parser: The parser, for the keys and classes that exist.
+        options: Options of the verb that are not keys.
+    """
+
+    key: str
+    reason: str
+    text: str
+    parser: LightningArgumentParser | None = field(default=None, compare=False, repr=False)
+    options: Sequence[str] = field(default=(), compare=False)
+
+    @classmethod
+    def of(
+        cls, error: BaseException, parser: LightningArgumentParser | None = None, options: Sequence[str] = ()
+    ) -> "Refusal":
+        """Return the refusal that an error and its causes describe."""
+        keys: list[str] = []
+        reason = outer = ""
+        for cause in _causes(error):
+            reason = str(cause).strip(" -\n")
+            if (named := re.match(r'Parser key "([^"]+)":', reason)) and reason != outer:
+                keys.append(named[1])
+                outer = reason
+        return cls(".".join(keys), reason, str(error), parser, options)
+
+    @property
+    def given_key(self) -> str:
+        """The dotted key as it was given, for an error that is raised before the parser reaches its last part."""
+        outermost = re.match(r'Parser key "([^"]+)":', self.text)
+        nested = re.findall(r"NestedArg\(key='([^']+)'", self.text)
+        given = f"{outermost[1]}.{max(nested, key=len)}" if outermost and nested else ""
+        return max(self.key, given, key=len)
+
+    @property
+    def level(self) -> str:
+        """The part of the text that concerns the last part of the key."""
+        lines = self.text.splitlines()
+        named = [number for number, line in enumerate(lines) if "Parser key " in line]
+        if not named:
+            return self.text
+        indent = _indent(lines[named[-1]])
+        inner = lines[named[-1] + 1 :]
+        end = next((number for number, line in enumerate(inner) if line and _indent(line) <= indent), len(inner))
+        return "\n".join(inner[:end])
+
+
+Wording = Callable[[re.Match[str], Refusal], str | None]
+
+
+class Row(NamedTuple):
+    """The wording of one kind of error.
+
+    Attributes:
+        name: The kind of error.
+        searched: Text in which the pattern is searched: the innermost reason, or the text of all levels.
+        pattern: Regular expression.
+        wording: The message for a match; None leaves the error to the rows below.
+    """
+
+    name: str
+    searched: Literal["reason", "text"]
+    pattern: str
+    wording: Wording
 
 
 def one_line(error: Exception, parser: LightningArgumentParser | None = None, options: Sequence[str] = ()) -> str:
-    """Return an error of the parser, which takes many lines with the usage, as one: the key, the value, the reason.
+    """Return the message of an error of the parser.
 
     Args:
         error: The error.
-        parser: The parser, for advice on a misspelt key.
-        options: Options of the verb that are no keys, for the same.
+        parser: The parser, for the keys and classes that exist.
+        options: Options of the verb that are not keys.
     """
-    message = _own_error(error) or _explain(error) or _explain_text(str(error), parser, options)
-    message = re.sub(r": None is ", ": null is ", re.sub(r":  is ", ": an empty value is ", message))
-    return " ".join(message.split())
+    own = next((str(cause) for cause in _causes(error) if isinstance(cause, UserError)), None)
+    return " ".join((own or reword(Refusal.of(error, parser, options))[1]).split())
 
 
-def _explain_text(text: str, parser: LightningArgumentParser | None, options: Sequence[str]) -> str:
-    """Return the key, the value and the reason as the text of an error tells them."""
-    if "linked_targets" in text:  # the parser takes no function with arguments for a key of the model
-        return "model: a function cannot stand as the class_path of a part; name the function alone, or a class"
-    if not (found := re.search(r'Parser key "([^"]+)":\s*(.*)', text, re.DOTALL)):
-        if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", text):
-            known = [] if parser is None else [name for action in parser._actions for name in action.option_strings]
-            word = unknown.group(1).partition("=")[0]
-            advice = closest(word, [*known, *options], "lit-gen fit --help lists the keys")
-            return f"{unknown.group(1)}: no such key; {advice}"
-        return " ".join(text.split())
-    key, reason = found.group(1), found.group(2)
-    nested: list[tuple[str, str]] = re.findall(r"NestedArg\(key='([^']+)', val='?(.*?)'?\)", reason)
-    part, given = max(
-        nested, key=lambda argument: len(argument[0]), default=("", "")
-    )  # whole: a class within counts on
-    if wrong := _of_a_name(reason):
-        return f"{key}.{part}: {wrong}" if part else f"{key}: {wrong}"
-    if part:
-        advice = key_help.of_misspelt(parser, f"{key}.{part}") if parser is not None else ""
-        return _of_a_part(key, part, given, reason) or f"{key}.{part}: no such key; {advice}"
-    otherwise = (
-        r"Parser key \"(\w+)\":\s*Type [^\n]* expects a function or a callable class: [^\n]*class_path='[\w.]*?(\w+)'"
-    )
-    if called := re.search(otherwise, reason):
-        part, name = called.groups()
-        return f"{key}.{part}: {name} is not called as a {part} is; choose another class"
-    inner = re.findall(r'Parser key "([^"]+)":', reason)  # of a class that a file names with its arguments
-    value = re.search(r"(?:Got|Given) value: ([^\n]*?)(?:\. Got|\n|$)", reason)
-    if inner and value and (wanted := _wanted(reason)):
-        return f"{key}.{'.'.join(inner)}: {value.group(1)} is not accepted; {wanted}"
-    if unknown := re.search(r"dot import path string: (\S+)|Import path (\S+)", reason):
-        return f"{key}: there is no class {unknown.group(1) or unknown.group(2)}{_choices(BASES.get(key))}"
-    if value := re.search(r"Given value: (.*)", reason):
-        lines = [line.strip(" -") for line in reason.splitlines() if line.strip().startswith("- ")]
-        why = "; ".join(line for line in lines if "NoneType" not in line)
-        return f"{key}: {value.group(1)} is not accepted: {' '.join((why or reason).split())}"
-    if value := re.search(r"Expected a (.*?)\. Got value: (.*)", reason, re.DOTALL):
-        kind = re.sub(r"<class '(\w+)'>", r"\1", value.group(1)).replace("typing.", "")
-        return f"{key}: {value.group(2).strip()} is not accepted; expected {kind}"
-    return f"{key}: {' '.join(reason.split())}"
+def reword(refusal: Refusal) -> tuple[str, str]:
+    """Return the name of the row that applies to a refusal, and its message in one line."""
+    for row in ROWS:
+        searched = refusal.reason if row.searched == "reason" else refusal.text
+        if (match := re.search(row.pattern, searched, re.DOTALL)) and (message := row.wording(match, refusal)):
+            return row.name, " ".join(message.split())
+    return "other", " ".join(refusal.text.split())
 
 
-def _of_a_name(reason: str) -> str | None:
-    """Return the fault of an import path or of a file of settings; None if the fault is another."""
-    if file := re.search(r"Expected a path but (\S+\.ya?ml) either", reason):
-        return f"there is no file {file.group(1)}"
-    named = r"(?:Expected (?:a path but |')|given class_path '|Got value: |, val=')([a-zA-Z_][\w.]*\.\w+)\b"
-    for path in re.findall(named, reason):
-        if not may_be_named(path):  # nor imported
-            return f"{path} is {REFUSED}"
-        module, _, name = path.rpartition(".")
-        try:
-            getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError as error:
-            where = "; modules are searched in the current folder and in PYTHONPATH" if error.name == module else ""
-            return f"{path} cannot be imported: {error}{where}"
-        except (ImportError, AttributeError, SyntaxError) as error:
-            return f"{path} cannot be imported: {error}"
-        except Exception as error:  # whatever a module of the user's raises when it is imported
-            return f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-        if base := re.search(r"subclass of (?:<class ')?(\w+)", reason):
-            return f"{path} is not a {base.group(1)}"
-    return None
+def _unknown_option(match: re.Match[str], refusal: Refusal) -> str:
+    if refusal.key:
+        return _no_such_key(f"{refusal.key}.{match[1].lstrip('-').partition('=')[0]}", refusal)
+    return f"{match[1]}: no such key; {closest(match[1].partition('=')[0], _options(refusal), LISTED)}"
 
 
-def _of_a_part(key: str, part: str, value: str, reason: str) -> str | None:
-    """Return the fault of a value for a part of a key, such as `network.channels` of `model`; None if it is unknown."""
-    base = BASES.get(key)
-    if "is abstract" in reason or (base and f"class_path '{base.__module__}.{base.__name__}'" in reason):
-        choices = f" (one of {', '.join(class_names(base))})" if base else ""
-        return f"{key}.{part}: name the class with it, --{key} CLASS{choices}"
-    if kinds := re.findall(r"Expected an? <class '(int|float|bool|str)'>", reason):
-        return f"{key}.{part}: {value} is not accepted; expected {' or '.join(dict.fromkeys(kinds))}"
-    if wanted := _wanted(reason):
-        return f"{key}.{part}: {value} is not accepted; {wanted}"
-    if kind := re.search(r"Expected a <class '(?:\w+\.)*(?!NoneType)(\w+)'>\. Got value: ", reason):
-        return f"{key}.{part}: {value} is not accepted; expected a {kind.group(1).lower()}"
-    if f"dot import path string: {value}" in reason:
-        bases = re.findall(r"Subtypes: \[<class '(lit_gen[\w.]*)\.(\w+)'>", reason)[1:]
-        base = getattr(sys.modules[bases[-1][0]], bases[-1][1]) if bases else None
-        choices = _choices(base) or "; give a class of lit_gen or torch by its name, or any by its import path"
-        return f"{key}.{part}: there is no class {value}{choices}"
-    return None
+def _argument_of_the_caller(match: re.Match[str], refusal: Refusal) -> str | None:
+    """Return the message about an argument that the caller of a factory gives; None if the class does not have it.
 
-
-def _wanted(reason: str) -> str | None:
-    """Return the choices or the numbers that a key accepts; None if the fault is another."""
-    if literal := re.search(r"Literal\[([^\]]*)\]\S* Got value: ", reason):
-        return f"choose one of {literal.group(1)}".replace("'", "")
-    items = re.search(r"tuple\[(.*?)\]", reason)
-    return f"expected [{items.group(1)}]" if items and re.search(r"Expected a (tuple|<class 'tuple)", reason) else None
-
-
-def _choices(base: type | None) -> str:
-    return f"; choose one of {', '.join(class_names(base))}" if base is not None else ""
-
-
-def _own_error(error: BaseException) -> str | None:
-    """Return the message of a class of ours, which the parser wraps in its own; None if no class of ours raised it."""
-    return next((str(cause) for cause in _causes(error) if isinstance(cause, UserError)), None)
-
-
-def _innermost(error: BaseException) -> tuple[str, str]:
-    """Return the dotted key of the value at fault, empty if there is none, and the innermost reason."""
-    keys: list[str] = []
-    reason = outer = ""
-    for cause in _causes(error):
-        reason = str(cause).strip(" -\n")
-        if (named := re.match(r'Parser key "([^"]+)":', reason)) and reason != outer:
-            keys.append(named.group(1))
-            outer = reason
-    return ".".join(keys), reason
-
-
-def _explain(error: BaseException) -> str | None:
-    """Return one line for a value of the wrong type or an unknown key, however deep in a file; None for all others."""
-    key, reason = _innermost(error)
-    if other := re.match(
-        r"Expected '(.+?)' to be a (?:subclass of|function that returns) (?:<class ')?([\w.]+)", reason
-    ):
-        return f"{key}: {not_a(other.group(1), other.group(2).rpartition('.')[2])}"
-    if other := re.match(r"Import path (\S+) does not correspond to a subclass of (\w+)", reason):
-        return f"{key}: {not_a(*other.groups())}"
-    if denied := re.match(r"Importing '(.+?)' is not allowed", reason):
-        return f"{key}: {denied.group(1)} is {REFUSED}"
-    if none := re.match(r"Not a valid subclass of (\w+)\. Got value: ([^\n]*)", reason):
-        return f"{key}: {none.group(2)[:80]} is not a {none.group(1)}; name a class of that kind"
-    if "NestedArg(" in str(error):
-        return None
-    if re.fullmatch(r"Expected an instantiatable class, but \S+ is abstract", reason):
-        return f"{key}: names no class; give one that is not abstract, --{key} CLASS"
-    if unknown := re.fullmatch(
-        r"(?:Group '([\w.]+)' does not accept option|Option) '([^']*)'(?: is not accepted)?", reason
-    ):
-        group, name = unknown.group(1) or key, unknown.group(2)
-        if other_call := _called_otherwise(str(error), name):
-            return f"{key}: {other_call} is not called as a {key.rpartition('.')[2]} is; choose another class"
-        return f"{group + '.' if group else ''}{name}: no such key; lit-gen fit --help lists the keys"
-    if "." not in key:
-        return None
-    if wrong := re.fullmatch(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|(\S+))\. Got value: (.*)", reason, re.DOTALL):
-        kind = wrong.group(1) or wrong.group(2).replace("typing.", "")
-        return f"{key}: {' '.join(wrong.group(3).split())[:80]} is not accepted; expected {kind}"
-    return None
-
-
-def _called_otherwise(text: str, argument: str) -> str | None:
-    """Return the class of a factory's key that has the argument, but for what the factory gives; None if there is none.
-
-    The parser says of both, an argument that a class lacks and one that the factory's call takes up, that it is not
-    accepted.
+    The parser gives the same reason for an argument that the class does not have.
     """
-    refused = rf"expects a function or a callable class: Option '{argument}' .*?class_path='(\w[\w.]*)\.(\w+)'"
-    found = re.search(refused, text)
-    made = getattr(sys.modules.get(found.group(1)), found.group(2), None) if found else None
-    return found.group(2) if found and made and argument in inspect.signature(made).parameters else None
+    argument, module, name = match.groups()
+    made = getattr(sys.modules.get(module), name, None)
+    if made is None or argument not in inspect.signature(made).parameters:
+        return None
+    return f"{refusal.key}: {name} cannot be called as a {_last(refusal.key)}; choose another class"
+
+
+def _unnamed_class(match: re.Match[str], refusal: Refusal) -> str | None:
+    """Return the message about an argument that is given without its class; None if the class is named."""
+    base = _base(refusal)
+    if base is None or not re.search(rf"given class_path '[\w.]*\.{base.__name__}'", refusal.text):
+        return None
+    names = ", ".join(_class_names(base))
+    return f"{refusal.key}.{match[1]}: name the class with it, --{refusal.key} CLASS (one of {names})"
+
+
+def _unknown_key(match: re.Match[str], refusal: Refusal) -> str:
+    group = match[1] or refusal.key
+    return _no_such_key(f"{group}.{match[2]}" if group else match[2], refusal)
+
+
+def _no_such_class(match: re.Match[str], refusal: Refusal) -> str:
+    base = _base(refusal)
+    if base is None:
+        advice = "give a class of lit_gen or torch by its name, or any by its import path"
+    else:
+        advice = f"choose one of {', '.join(_class_names(base))}"
+    return f"{refusal.key}: unknown class {_shown(match[1])}; {advice}"
+
+
+def _not_a_class(match: re.Match[str], refusal: Refusal) -> str:
+    return f"{refusal.key}: {_shown(match[1])} is not a class; give the name of one"
+
+
+def _another_kind(match: re.Match[str], refusal: Refusal) -> str:
+    return f"{refusal.key}: {not_a(match[1], _last(match[2]))}"
+
+
+def _refused_import(match: re.Match[str], refusal: Refusal) -> str:
+    return f"{refusal.key}: {match[1]} is {REFUSED}"
+
+
+def _no_class_of_a_kind(match: re.Match[str], refusal: Refusal) -> str:
+    return f"{refusal.key}: {_shown(match[2])} is not a {match[1]}; name a class of that kind"
+
+
+def _abstract_class(match: re.Match[str], refusal: Refusal) -> str:
+    base = _base(refusal)
+    choices = f" (one of {', '.join(_class_names(base))})" if base is not None else ""
+    return f"{refusal.key}: {_last(match[1])} is abstract; name another class, --{refusal.key} CLASS{choices}"
+
+
+def _wrong_value(match: re.Match[str], refusal: Refusal) -> str:
+    return f"{refusal.key}: {_shown(match[1])} is not accepted; {_wanted(refusal)}"
+
+
+def _called_otherwise(match: re.Match[str], refusal: Refusal) -> str:
+    return f"{refusal.key}: {_last(match[1])} cannot be called as a {_last(refusal.key)}; choose another class"
+
+
+def _missing_key(match: re.Match[str], refusal: Refusal) -> str | None:
+    key = match[1].partition(",")[0]
+    return None if refusal.key else f"{key}: this key has no default; give it in a file, or as --{key} VALUE"
+
+
+def _function_with_arguments(match: re.Match[str], refusal: Refusal) -> str:
+    return "model: a function cannot be given as class_path; name the function alone, or a class"
+
+
+def _missing_file(match: re.Match[str], refusal: Refusal) -> str:
+    return f"{refusal.key}: the file {match[1]} does not exist; give the path of a file, or name a class"
+
+
+def _failed_import(match: re.Match[str], refusal: Refusal) -> str | None:
+    """Return the message about a class that cannot be imported; None if each class in the text can."""
+    for path in dict.fromkeys(re.findall(_IMPORT_PATH, refusal.text)):
+        if not may_be_named(path):
+            return f"{refusal.given_key}: {path} is {REFUSED}"
+        if error := _import_error(path):
+            return f"{refusal.given_key}: {path} cannot be imported: {error}"
+    return None
+
+
+def _other(match: re.Match[str], refusal: Refusal) -> str:
+    return f"{match[1]}: {match[2]}"
+
+
+_IMPORT_PATH = r"(?:Expected (?:a path but |')|given class_path '|Got value: |, val=')([a-zA-Z_][\w.]*\.\w+)\b"
+ROWS = (
+    Row("unknown option", "reason", r"^[Uu]nrecognized arguments: (.*)", _unknown_option),
+    Row(
+        "argument of the caller",
+        "text",
+        r"expects a function or a callable class: Option '(\w+)' .*?class_path='(\w[\w.]*)\.(\w+)'",
+        _argument_of_the_caller,
+    ),
+    Row("argument without a class", "reason", r"^Option '([^']*)' is not accepted$", _unnamed_class),
+    Row(
+        "unknown key",
+        "reason",
+        r"^(?:Group '([\w.]+)' does not accept option|Option) '([^']*)'(?: is not accepted)?$",
+        _unknown_key,
+    ),
+    Row("unknown class", "reason", r"^Expected a dot import path string:\s*(.*)", _no_such_class),
+    Row("value for a class", "reason", r"^Expected an import path or a subclass spec, but got\s*(.*)", _not_a_class),
+    Row(
+        "class of another kind",
+        "reason",
+        r"^Expected '(.+?)' to be a subclass of (?:<class ')?([\w.]+)",
+        _another_kind,
+    ),
+    Row(
+        "function of another kind",
+        "reason",
+        r"^Expected '(.+?)' to be a function that returns (?:<class ')?([\w.]+)",
+        _another_kind,
+    ),
+    Row(
+        "import path of another kind",
+        "reason",
+        r"^Import path (\S+) does not correspond to a subclass of ([\w.]+)",
+        _another_kind,
+    ),
+    Row("refused import", "reason", r"^Importing '(.+?)' is not allowed", _refused_import),
+    Row(
+        "list for a class",
+        "reason",
+        r"^Not a valid subclass of (\w+)\. Got value: ([^\n]*)",
+        _no_class_of_a_kind,
+    ),
+    Row("abstract class", "reason", r"^Expected an instantiatable class, but (\S+) is abstract$", _abstract_class),
+    Row(
+        "value that is not a choice",
+        "reason",
+        r"^Expected a (?:typing\.)?Literal\[.*\]\. Got value:\s*(.*)",
+        _wrong_value,
+    ),
+    Row("list of another length", "reason", r"^Expected a tuple with \d+ elements\. Got value:\s*(.*)", _wrong_value),
+    Row("value of another type", "reason", r"^Expected an? \S+(?: '[\w.]+'>)?\. Got value:\s*(.*)", _wrong_value),
+    Row(
+        "function of other arguments",
+        "text",
+        r"the following arguments are required: .*?class_path='([\w.]+)'",
+        _called_otherwise,
+    ),
+    Row("missing key", "reason", r"^the following arguments are required: (.*)", _missing_key),
+    Row("function with arguments", "text", "unexpected keyword argument 'linked_targets'", _function_with_arguments),
+    Row("missing file", "text", r"Expected a path but (\S+\.ya?ml) either", _missing_file),
+    Row("malformed import path", "reason", r"^Unexpected import path format:\s*(.*)", _no_such_class),
+    Row("failed import", "text", _IMPORT_PATH, _failed_import),
+    Row("other", "text", r'^Parser key "([^"]+)":\s*(.*)', _other),
+)
+"""Wordings in the order in which they are tried."""
+
+
+def _no_such_key(key: str, refusal: Refusal) -> str:
+    group, _, name = key.rpartition(".")
+    if refusal.parser is not None and any(key_help.names_at(refusal.parser, above) for above in _prefixes(group)):
+        return f"{key}: no such key; {key_help.of_misspelt(refusal.parser, key)}"
+    prefix = f"--{group}." if group else "--"
+    known = [option.removeprefix(prefix) for option in _options(refusal) if option.startswith(prefix)]
+    return f"{key}: no such key; {closest(name, known, LISTED)}"
+
+
+def _options(refusal: Refusal) -> list[str]:
+    actions = [] if refusal.parser is None else refusal.parser._actions
+    return [*(name for action in actions for name in action.option_strings), *refusal.options]
+
+
+def _base(refusal: Refusal) -> type | None:
+    """Return the class of lit_gen whose subclasses the key takes; None for a class of torch, or if it is unknown.
+
+    A key such as `model.augment` takes other classes for each model; the text then names the class.
+    """
+    try:
+        kinds = key_help.kinds_at(refusal.parser, refusal.key) if refusal.parser is not None else []
+    except UserError:
+        return None
+    bases = list(dict.fromkeys(kind.base for kind in kinds))
+    if len(bases) > 1:
+        bases = [base for base in bases if f"{base.__module__}.{base.__name__}" in refusal.level]
+    return next((base for base in bases if base is not Module and base.__module__.startswith("lit_gen.")), None)
+
+
+def _class_names(base: type) -> list[str]:
+    return sorted(key_help.choices([key_help.Kind(base)]))
+
+
+def _wanted(refusal: Refusal) -> str:
+    """Return the choices, types or items that the key accepts, as the end of a message."""
+    level = refusal.level if "Expected a" in refusal.level else refusal.reason
+    names = re.findall(r"Expected an? <class '(?:\w+\.)*(\w+)'>", level)
+    items = [f"[{found}]" for found in re.findall(r"Subtypes: .*?tuple\[(.*?)\]", level)]
+    lengths = [f"a list of {number} values" for number in re.findall(r"Expected a tuple with (\d+) elements", level)]
+    lists = items or lengths or ["a list"] * ("tuple" in names)
+    types = [_TYPES.get(name, f"a {name.lower()}") for name in names if name not in ("NoneType", "tuple")]
+    literals = re.findall(r"Expected a (?:typing\.)?Literal\[(.*?)\](?:\.|\n|$)", level)
+    values = (value.strip(" '") for literal in literals for value in literal.split(","))
+    choices = ", ".join(dict.fromkeys(values))
+    if choices and not (types or lists):
+        return f"choose one of {choices}"
+    named = [choices if "," not in choices else f"one of {choices}"] if choices else []
+    return f"expected {' or '.join(dict.fromkeys([*types, *lists, *named]))}"
+
+
+_TYPES = {name: name for name in ("int", "float", "bool", "str")} | {"dict": "a mapping"}
+"""Types that a message names otherwise than by their names with an article."""
+
+
+def _import_error(path: str) -> str:
+    """Return the reason that a class cannot be imported; empty if it can."""
+    module, _, name = path.rpartition(".")
+    try:
+        getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        where = "; modules are searched in the current folder and in PYTHONPATH" if error.name == module else ""
+        return f"{error}{where}"
+    except (ImportError, AttributeError, SyntaxError) as error:
+        return str(error)
+    except Exception as error:  # a module of the user may raise anything when it is imported
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _shown(value: str) -> str:
+    """Return a value for a message: in one line, shortened, null and the empty text by name."""
+    text = " ".join(value.split())[:MAX_LETTERS]
+    return {"": "an empty value", "None": "null"}.get(text, text)
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _prefixes(key: str) -> Iterable[str]:
+    parts = key.split(".")
+    return (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,8 +1,8 @@
-"""The name of a class in a file is a format: it outlives the module that the class stands in.
+"""Names of classes in files: they are a file format and outlive the modules that define the classes.
 
 A configuration names a class by its public name, that of the package which exports it. A class that has moved keeps the
-name under which it was first published for the identities of runs, which hash it, and files that hold an older name are
-read. Moving a class is one line here.
+name under which it was first published for the identities of runs, which hash it. Files with older names are still
+read. To move a class, add one line here.
 """
 
 from typing import Any
@@ -73,16 +73,16 @@ _MOVED = (
     ("lit_gen.token_sampling", "lit_gen.families.vq", "TokenSampling"),
     ("lit_gen.callbacks", "lit_gen.training.callbacks", "Budget Checkpoint EMA Monitor SampleGrid TrainingProgress"),
 )
-"""Package of the first public name, package of today's, and the classes that have moved from one to the other."""
+"""Package of the first public name, package of the current name, and the classes that have moved."""
 
 _CURRENT = {f"{first}.{name}": f"{now}.{name}" for first, now, names in _MOVED for name in names.split()}
 _FIRST = {now: first for first, now in _CURRENT.items()}
 _PACKAGES = frozenset(".".join(now.split(".")[:2]) for now in _FIRST)
-"""Packages of today: a class named in one of them has not moved."""
+"""Current packages: a class named in one of them has not moved."""
 
 
 def current(name: str) -> str:
-    """Return today's public name of a class, given any public or module path that it ever had; else the text itself."""
+    """Return the current public name of a class, given any public or module path that it ever had; else the text."""
     root, cls = ".".join(name.split(".")[:2]), name.rpartition(".")[2]
     if name in _CURRENT or not name.startswith("lit_gen.") or root in _PACKAGES:
         return _CURRENT.get(name, name)
@@ -91,7 +91,7 @@ def current(name: str) -> str:
 
 
 def first(value: Any) -> Any:
-    """Return a configuration with the first public name of each class, as identities hash it."""
+    """Return a configuration with the first public name of each class, which identities hash."""
     if isinstance(value, dict):
         return {key: first(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -44,7 +44,7 @@ set_parsing_settings(
 
 
 class _BoundedLoader(_loaders_dumpers.get_yaml_default_loader()):  # type: ignore[misc]
-    """The loader of jsonargparse, for a text within the limits; reads older names of classes as those of today."""
+    """The loader of jsonargparse for a text within the limits; it replaces older names of classes by current ones."""
 
     def __init__(self, stream: str) -> None:
         try:
@@ -64,13 +64,13 @@ _loaders_dumpers.yaml_default_loader = _BoundedLoader  # type: ignore[assignment
 def check_parsed(parser: LightningArgumentParser, config: Namespace, linked: Collection[str]) -> None:
     """Raise a UserError unless every class and function in a parsed configuration is of the kind that its key takes.
 
-    Nothing is called for it, not even to find out what it would return. A null, which the parser lets pass wherever it
-    stands, is refused as well where the type of a key has none.
+    Nothing is called to find out what it returns. A null, which the parser accepts for any key, is refused if the type
+    of the key does not include None.
 
     Args:
         parser: The parser, which knows the types of its keys.
-        config: What it has parsed.
-        linked: Keys that are still null, since their values come from other objects.
+        config: The parsed configuration.
+        linked: Keys that are still null because their values come from other objects.
     """
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
@@ -83,7 +83,7 @@ def keys_alone() -> Iterator[None]:
     """Parse configurations in which `${KEY}` names another key: no resolver reads the environment, a file or the code.
 
     Raises:
-        UserError: an interpolation cannot be filled in.
+        UserError: If an interpolation cannot be resolved.
     """
     resolvers, BaseContainer._resolvers = BaseContainer._resolvers, {}
     try:
@@ -104,8 +104,9 @@ def plain_key(key: str) -> str:
 
 
 def not_a(name: str, kind: str) -> str:
-    """Return what is wrong with a class or function that is not of a kind."""
-    return f"{name} is not a {kind}; give a class of that kind, or a function annotated to return one"
+    """Return the message about a class or function that is not of a kind."""
+    article = "an" if kind[0] in "AEIOU" else "a"
+    return f"{name} is not {article} {kind}; give a class of that kind, or a function annotated to return one"
 
 
 def _check(value: Any, hint: Any, key: str, default: Any, linked: Collection[str]) -> None:
@@ -142,7 +143,7 @@ def _parameters(made: Any) -> dict[str, Any]:
 
 
 def _takes_null(hint: Any) -> bool:
-    """Return whether a type has None among its values; of an annotation that is not a type, it may."""
+    """Return whether a type includes None; True for an annotation that is not a type, which may."""
     if get_origin(hint) in (Union, UnionType, Annotated):
         return any(map(_takes_null, get_args(hint)))
     if get_origin(hint) is Literal:
@@ -165,12 +166,12 @@ def _check_made(made: Any, kinds: tuple[type, ...], key: str, name: str) -> None
     returned = made if isinstance(made, type) else _return_type(made)
     if not (isinstance(returned, type) and issubclass(returned, kinds)):
         if not kinds:
-            raise UserError(f"{key}: {name} would be called, which a configuration cannot ask for here; leave it out")
+            raise UserError(f"{key}: {name} would be called, which this key does not support; remove it")
         raise UserError(f"{key}: {not_a(name, ' or '.join(dict.fromkeys(kind.__name__ for kind in kinds)))}")
 
 
 def _return_type(function: Any) -> Any:
-    with suppress(Exception):  # an annotation is code of whoever wrote it, and may name what is not there
+    with suppress(Exception):  # an annotation may name what does not exist
         if inspect.isroutine(function):
             returned = get_type_hints(function).get("return")
             return get_origin(returned) or returned
@@ -182,7 +183,7 @@ def _items(value: Namespace | dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _kinds(hint: Any) -> Iterator[type | None]:
-    """Yield the classes of which a type takes values; None if it takes functions that return no class of these."""
+    """Yield the classes whose instances a type accepts; None for functions that do not return one."""
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin is Callable:
         returned: list[type | None] = [kind for kind in _kinds(arguments[-1]) if kind] if arguments else []

@@ -221,9 +221,9 @@ def test_every_class_that_is_listed_has_help(key: str, parser: Any) -> None:
 
 def test_a_class_or_key_that_is_not_there(parser: Any) -> None:
     for key, name, wrong in (
-        ("model", "EDDM", "model: there is no class EDDM; did you mean EDM?"),
-        ("sampler", "os.system", "sampler: there is no class os.system; lit-gen fit --sampler.help lists the classes"),
-        ("budget", "X", "budget.help: budget takes no class; lit-gen fit --help lists the keys"),
+        ("model", "EDDM", "model: unknown class EDDM; did you mean EDM?"),
+        ("sampler", "os.system", "sampler: unknown class os.system; lit-gen fit --sampler.help lists the classes"),
+        ("budget", "X", "budget.help: budget does not take a class; lit-gen fit --help lists the keys"),
     ):
         with pytest.raises(UserError, match=f"^{re.escape(wrong)}$"):
             key_help.of_class(parser, "fit", key, name)

@@ -214,7 +214,7 @@ def test_wrong_keys_and_values_are_named_in_one_line(words: list[str], named: st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.network=UNett"], "model.network: there is no class UNett; give a class"),
+        (["--model.network=UNett"], "model.network: unknown class UNett; give a class"),
         (["--model.optimizer.lr=abc"], "model.optimizer.lr: abc is not accepted; expected float"),
         (["--model.network.channels=abc"], "model.network.channels: abc is not accepted; expected int"),
         (
@@ -225,7 +225,7 @@ def test_wrong_keys_and_values_are_named_in_one_line(words: list[str], named: st
         (["--sampler=Heun", "--sampler.stepz=3"], "sampler.stepz: no such key; did you mean steps? lit-gen fit --"),
         (
             ["--sampler=Heun", "--sampler.grid=Karrass"],
-            "sampler.grid: there is no class Karrass; choose one of Karras, ",
+            "sampler.grid: unknown class Karrass; choose one of Karras, ",
         ),
         (["--sampler.steps=3"], "sampler.steps: name the class with it, --sampler CLASS (one of "),
         (["--data.batch_size=abc"], "data.batch_size: abc is not accepted; expected int"),
@@ -275,8 +275,8 @@ def test_errors_name_the_whole_key_and_its_choices(words: list[str], message: st
         ),
         (["--data.source=theirs.Set"], "data.source: theirs.Set cannot be imported: module 'theirs' has no attribute"),
         (["--evaluation.feature_net=theirs.Thing"], "evaluation.feature_net: theirs.Thing is not a FeatureNet"),
-        (["--sampler=missing.yaml"], "sampler: there is no file missing.yaml"),
-        (["--sampler=conf/missing.yaml"], "sampler: there is no file conf/missing.yaml"),
+        (["--sampler=missing.yaml"], "sampler: the file missing.yaml does not exist"),
+        (["--sampler=conf/missing.yaml"], "sampler: the file conf/missing.yaml does not exist"),
     ],
 )
 def test_a_class_of_the_users_own_that_is_wrong(
@@ -295,7 +295,7 @@ def test_a_class_of_the_users_own_that_is_wrong(
 def test_choices_are_what_users_may_choose() -> None:
     import lit_gen.pictures.trajectories  # noqa: F401  (defines a sampler for its own use)
 
-    with pytest.raises(UserError, match="there is no class Heunn") as error:
+    with pytest.raises(UserError, match="unknown class Heunn") as error:
         ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Heunn"])
     assert str(error.value).endswith(
         "one of AnnealedLangevin, DDIM, DDPM, DPMSolver, Euler, EulerMaruyama, GaussianMixturePrior, Heun, "

@@ -369,7 +369,7 @@ def test_a_network_that_is_no_generator_or_critic_is_named(
 def test_a_network_of_another_kind_is_named_on_the_command_line() -> None:
     with pytest.raises(UserError) as error:
         ExperimentCLI(["--model=GAN", "--model.generator=DCGANDiscriminator", "--data.source=Digits"])
-    message = "model.generator: DCGANDiscriminator is not called as a generator is; choose another class"
+    message = "model.generator: DCGANDiscriminator cannot be called as a generator; choose another class"
     assert str(error.value) == message
 
 
