@@ -1,1 +1,1 @@
-"""Run directories: their files, weights and averages, and what W&B is told of them."""
+"""Run directories: their files, weights and averages, and their records in W&B."""

@@ -1,14 +1,14 @@
-"""A run: one directory that holds all of one training, and the identity by which two commands know it is the same.
+"""A run: the directory of one training run, found again by the identity of its configuration.
 
 ROOT/NAME-IDENTITY/
     config.yaml      the resolved configuration
     run.json         identity, status, versions, commit, data fingerprint, device, cost
-    checkpoints/     last.ckpt: both sets of weights, optimizers, position in the data
+    checkpoints/     last.ckpt: both sets of weights, optimizers, position in the data; ema/: snapshots of averages
     metrics.csv      every logged number against images seen
-    samples/         grids drawn during training
+    samples/         pictures made during training
     wandb/           the files of W&B
-    first_stage/     of two stages: the first, with its own config.yaml and run.json
-    evaluations/     one folder for each sampler setting and protocol, with result.json
+    first_stage/     the first of two stages, with its own config.yaml and run.json
+    evaluations/     one folder with result.json per sampler setting and protocol
 """
 
 import json
@@ -48,7 +48,7 @@ VERSIONED_PACKAGES = (
 )
 
 TRAINED_FIRST = ("reflow.teacher", "first_stage.run")
-"""Keys that name a run, or an experiment that is trained first: `KEY.budget.num_images` is a setting of that one."""
+"""Keys that name a run, or an experiment to train first: `KEY.budget.num_images` is a setting of that experiment."""
 
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 30.0
 
@@ -71,11 +71,11 @@ _REQUIRED = frozenset({"identity", "recipe", "seed", "status", "wandb_id"})
 
 @dataclass
 class RunSettings:
-    """Where a run is kept.
+    """The place of a run.
 
     Args:
         root: Folder of the runs.
-        name: First part of the run directory's name; the data and the model if not given.
+        name: First part of the run directory's name; if None, the data and the model.
     """
 
     root: str = "runs"
@@ -84,16 +84,21 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory; what it holds is read from disk, never remembered."""
+    """A run directory; its content is read from disk each time."""
 
     directory: Path
 
     @classmethod
     def of(cls, settings: RunSettings, default_name: str, identity: str) -> "Run":
-        """Return the run of a training identity: the same for every process and every repetition.
+        """Return the run of a training identity, the same run for every process and every repetition.
 
-        Without a name in the settings, that is a run of this identity whatever its directory is called: the default
-        name comes from the data's, which changes when a file is renamed.
+        Without a name in the settings, any directory of this identity is the run: the default name contains the name
+        of the data, which changes if their file is renamed.
+
+        Args:
+            settings: The place of the run.
+            default_name: First part of the directory's name if the settings have no name.
+            identity: Hash of the configuration of the training.
         """
         name = re.sub(r"[^\w.=-]+", "_", settings.name or default_name)
         run = cls(Path(settings.root) / f"{name}-{identity[:10]}")
@@ -105,19 +110,19 @@ class Run:
 
     @classmethod
     def open(cls, directory: str | Path) -> "Run":
-        """An existing run.
+        """Open an existing run.
 
         Raises:
-            UserError: there is no run at that place, or its training has not written a checkpoint yet.
+            UserError: If the directory is not a run, or the run has not saved a checkpoint yet.
         """
         run = cls(Path(directory))
         if not run.config.is_file() or not run.metadata_path.is_file():
             raise UserError(
-                f"{directory}: not a run directory (no config.yaml and run.json); lit-gen fit makes one, "
-                "and lit-gen leaderboard lists those that were evaluated"
+                f"{directory}: not a run directory (no config.yaml and run.json); make one with lit-gen fit, "
+                "or list the evaluated ones with lit-gen leaderboard"
             )
         if not run.checkpoint.is_file():
-            raise UserError(f"{directory}: the training has saved no checkpoint yet; start it again with lit-gen fit")
+            raise UserError(f"{directory}: the run has not saved a checkpoint yet; resume it with lit-gen fit")
         return run
 
     @property
@@ -146,7 +151,7 @@ class Run:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What run.json says; empty before the training has started."""
+        """The content of run.json; empty before the training has started."""
         try:
             return read_metadata(self.metadata_path, "restore the file, or delete the run")
         except FileNotFoundError:
@@ -154,9 +159,9 @@ class Run:
 
     @property
     def images_fingerprint(self) -> str | None:
-        """Fingerprint of the images of the data that it was trained on; None if an older version did not record it.
+        """The fingerprint of the training images; None if an older version did not record it.
 
-        What a model of pairs or codes was trained on has a fingerprint of its own.
+        A model of pairs or codes was trained on other data, whose fingerprint is `data.fingerprint` in run.json.
         """
         metadata, first = self.metadata, self.directory / "first_stage"
         data = metadata.get("data", {})
@@ -172,25 +177,32 @@ class Run:
         return self.metadata.get("status") == "finished" and self.checkpoint.is_file()
 
     def create(self, config: dict[str, Any], **facts: Any) -> None:
-        """Writes config.yaml and run.json, unless the training was started before and is now resumed."""
+        """Write config.yaml and run.json; if they exist, count one more resume in run.json.
+
+        Args:
+            config: The resolved configuration.
+            **facts: Further entries of run.json.
+        """
         if self.metadata_path.is_file():
             self.update(resumed=self.metadata.get("resumed", 0) + 1)
             return
         facts |= {"status": "training", "wandb_id": uuid.uuid4().hex[:12], **environment()}
-        with replacing(self.metadata_path) as temporary:  # named last: it says that the run was created
+        with replacing(self.metadata_path) as temporary:  # renamed last: a run exists if it has this file
             temporary.write_text(json.dumps(facts, indent=2) + "\n")
             write_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
 
     def update(self, **facts: Any) -> None:
-        """Adds to run.json."""
+        """Add entries to run.json, or replace them."""
         write_atomically(self.metadata_path, json.dumps(self.metadata | facts, indent=2) + "\n")
 
     @contextmanager
     def lock(self, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-        """One process at a time trains a run; a second waits. The lock falls with its holder, even under SIGKILL.
+        """Hold the lock of the run, so that one process at a time trains it; a second process waits.
+
+        The system releases the lock when its holder ends, even by SIGKILL.
 
         Args:
-            waiting: Called now and then while the lock is held elsewhere.
+            waiting: Called every 30 seconds while another process holds the lock.
         """
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.directory.parent / f".{self.directory.name}.lock")
@@ -213,11 +225,11 @@ def read_metadata(path: Path, remedy: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        remedy: What an error tells the user to do.
+        remedy: Advice at the end of an error message.
 
     Raises:
-        UserError: It cannot be read, or a field is missing or of a wrong type; the message names file and key.
-        FileNotFoundError: There is no such file.
+        UserError: If the file cannot be read, or a field is missing or has the wrong type; the message names both.
+        FileNotFoundError: If there is no such file.
     """
     metadata = read_record(path, remedy)
     check_fields(metadata, _FIELDS, _REQUIRED, path, remedy)
@@ -225,7 +237,7 @@ def read_metadata(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Package versions, the commit of the code and whether it was dirty, Python and platform."""
+    """Return package versions, Python, platform, the git commit of the code, and whether the work tree was dirty."""
     packages = {}
     for name in VERSIONED_PACKAGES:
         try:

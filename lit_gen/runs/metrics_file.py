@@ -1,4 +1,4 @@
-"""Read the metrics.csv of a run, which may be damaged or come from someone else: validated whole, here alone."""
+"""Read and validate the metrics.csv of a run, which may be damaged or come from someone else."""
 
 import csv
 import io
@@ -11,16 +11,16 @@ from lit_gen.core.files import read_text
 from lit_gen.core.records import SCORE, TEXT
 
 MAX_COLUMNS = 256
-REMEDY = "restore the file, or delete it with the curves that it holds"
+REMEDY = "restore the file, or delete it and its curves"
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Read a metrics.csv: its rows, each with `images` and what else was logged after so many, as texts of numbers.
+    """Return the rows of a metrics.csv: `images` and the metrics logged after so many images, as texts of numbers.
 
-    A last row that a kill cut short is left out.
+    An incomplete last row, as after a kill, is left out.
 
     Raises:
-        UserError: The file cannot be read, or a line is not one of numbers; the message names file and line.
+        UserError: If the file cannot be read or a line does not hold numbers; the message names file and line.
     """
     text = read_text(path)
     whole = text[: text.rfind("\n") + 1]
@@ -34,7 +34,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     if "images" not in names or len(set(names)) < len(names) or not all(map(TEXT.fits, names)):
         raise UserError(f"{path}: line 1: expected names with `images` among them, each once; {REMEDY}")
     if len(names) > MAX_COLUMNS:
-        raise UserError(f"{path}: {len(names)} columns, of at most {MAX_COLUMNS}; {REMEDY}")
+        raise UserError(f"{path}: {len(names)} columns, the limit is {MAX_COLUMNS}; {REMEDY}")
     rows = []
     for number, cells in lines:
         row = {name: cell for name, cell in zip(names, cells, strict=False) if cell}

@@ -1,15 +1,16 @@
-r"""The mathematics of weight averages: half-life, power-function profiles, and any width of them after the training.
+r"""The mathematics of weight averages: half-life, power-function profiles, and any width after training.
 
-The power-function average of the weights theta over a training of length T (in images) is
+The power-function average of the weights theta over a training run of length T (in images) is
 
     theta_hat(T) = int_0^T p(t) theta(t) dt,    p(t) = (gamma + 1) t^gamma / T^(gamma + 1):
 
-its profile p stretches with the training, so that its width is one number for all lengths: the relative standard
-deviation `std` of p, divided by T. Unlike the profile of a fixed decay it is exactly 0 at the first weights.
+Its profile p stretches with the training, so that one number is its width at all lengths: the relative standard
+deviation `std`, the standard deviation of p divided by T. Unlike the profile of a fixed decay, p is exactly 0 at the
+initial weights.
 
-A profile is kept up to date from weights to weights (`power_decay`). Profiles stored at a few times and widths span
-those of other widths: `combine` finds the combination nearest to the one that is asked for, in the sense of least
-squares between profiles, all inner products of which have closed forms (`inner_product`).
+`power_decay` updates an average step by step. Linear combinations of averages stored at a few times and widths
+approximate averages of other widths: `combine` finds the least-squares combination of their profiles, whose inner
+products have closed forms (`inner_product`).
 
 Paper: Karras et al. 2024, https://arxiv.org/abs/2312.02696
 """
@@ -22,29 +23,30 @@ from numpy.typing import NDArray
 from lit_gen.core.errors import UserError
 
 MAX_STD = 12**-0.5
-"""The width of the plain mean of all weights, gamma = 0: the widest average, short of favouring the first weights."""
+"""Width of the plain mean of all weights, gamma = 0: the widest average that does not favor the initial weights."""
 
 Numbers = NDArray[np.float64]
 
 
 def halflife_decay(batch: float, images: float, halflife: float, ramp: float) -> float:
-    """beta = 0.5^(batch / min(halflife, ramp images)): the average's decay over a batch.
+    """Return beta = 0.5^(batch / min(halflife, ramp images)), the decay of the average over a batch.
 
     Paper: Karras et al. 2022, https://arxiv.org/abs/2206.00364 (their training code)
 
     Args:
         batch: Images between the last update and this one.
         images: Images seen, with these.
-        halflife: Images after which a weight counts half.
-        ramp: The half-life is no longer than this share of the images seen.
+        halflife: Half-life in images.
+        ramp: Largest half-life as a fraction of the images seen.
     """
     return float(0.5 ** (batch / min(halflife, ramp * images)))
 
 
 def power_decay(batch: float, images: float, gamma: float) -> float:
-    """beta = (1 - batch / images)^(gamma + 1), with which average <- beta average + (1 - beta) theta has the profile.
+    """Return beta = (1 - batch / images)^(gamma + 1), the decay of average <- beta average + (1 - beta) theta.
 
-    Exactly so for weights that stand still between updates; the first update gives the weights themselves.
+    The average has exactly the profile of gamma if the weights are constant between updates; the first update returns
+    the weights themselves.
 
     Args:
         batch: Images between the last update and this one.
@@ -55,21 +57,21 @@ def power_decay(batch: float, images: float, gamma: float) -> float:
 
 
 def std_of(gamma: float) -> float:
-    """The relative standard deviation sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))) of the profile of an exponent."""
+    """Return the relative standard deviation sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))) of a profile."""
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
 def gamma_of(std: float, key: str = "std") -> float:
-    """The exponent of the profile of a relative standard deviation, at least 0.
+    """Return the exponent, at least 0, of the profile of a relative standard deviation.
 
     It is the largest root of gamma^3 + 7 gamma^2 + (16 - std^-2) gamma + 12 - std^-2.
 
     Args:
         std: The relative standard deviation.
-        key: What an error calls it.
+        key: Name of the standard deviation in an error message.
 
     Raises:
-        UserError: the std is not in (0, 12^-1/2].
+        UserError: If the std is not in (0, 12^-1/2].
     """
     if not 1e-6 <= std <= MAX_STD:  # the square of a smaller one is lost in rounding
         widest = math.floor(MAX_STD * 1e6) / 1e6  # rounded down: it must itself be accepted
@@ -80,15 +82,15 @@ def gamma_of(std: float, key: str = "std") -> float:
 
 
 def profile(t: Numbers, length: float, gamma: float) -> Numbers:
-    """p(t) of a training of a length; 0 beyond its end."""
+    """Return p(t) for a training length; 0 beyond the end."""
     inside: Numbers = np.where(t <= length, (gamma + 1) / length * (t / length) ** gamma, 0.0)
     return inside
 
 
 def inner_product(length: Numbers, gamma: Numbers, other_length: Numbers, other_gamma: Numbers) -> Numbers:
-    """int p(t) q(t) dt of two profiles; the arguments broadcast.
+    """Return int p(t) q(t) dt of two profiles; the arguments broadcast.
 
-    (gamma + 1) (gamma' + 1) / (gamma + gamma' + 1) / T_long (T_short / T_long)^(gamma of the longer one).
+    It is (gamma + 1) (gamma' + 1) / (gamma + gamma' + 1) / T_long (T_short / T_long)^(gamma of the longer one).
     """
     short, long = np.minimum(length, other_length), np.maximum(length, other_length)
     exponent = np.where(length > other_length, gamma, other_gamma)
@@ -97,22 +99,22 @@ def inner_product(length: Numbers, gamma: Numbers, other_length: Numbers, other_
 
 
 def combine(lengths: Numbers, stds: Numbers, length: float, std: float) -> tuple[Numbers, float]:
-    """The combination of stored profiles that is nearest to another one.
+    """Return the least-squares combination of stored profiles for another profile.
 
-    Its coefficients sum to 1, so that it is an average: weights that never changed stay as they are. (The paper lets
-    the sum differ, which with few stored profiles scales all weights.) It minimises int (sum_i c_i p_i - p)^2 dt.
+    It minimises int (sum_i c_i p_i - p)^2 dt subject to sum_i c_i = 1, so that constant weights stay as they are. (The
+    paper has no such constraint, which scales all weights if few profiles are stored.)
 
     Args:
         lengths: Lengths (N,) of the stored profiles, in images.
         stds: Relative standard deviations (N,) of the stored profiles.
-        length: Length of the profile that is asked for.
-        std: Its relative standard deviation.
+        length: Length of the wanted profile, in images.
+        std: Relative standard deviation of the wanted profile.
 
     Returns:
         The coefficients (N,), and the error sqrt(int (sum_i c_i p_i - p)^2 dt / int p^2 dt).
 
     Raises:
-        UserError: a std is out of range.
+        UserError: If a std is out of range.
     """
     same = (lengths == length) & (stds == std)
     if same.any():

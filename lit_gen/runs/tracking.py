@@ -1,4 +1,4 @@
-"""Where numbers go: Weights & Biases, and a CSV file of the same metrics in the run directory."""
+"""Log to Weights & Biases, and the same metrics to a CSV file in the run directory."""
 
 import configparser
 import csv
@@ -20,20 +20,20 @@ from lit_gen.core.files import append, read_text, write_atomically
 from lit_gen.runs.directory import Run
 from lit_gen.runs.metrics_file import read_metrics
 
-# Under `wandb agent` these name the trial's run and its sweep; they belong to the evaluation, never to a training that
-# the trial happens to start. WANDB_PROJECT and WANDB_ENTITY say where both are logged.
+# Under `wandb agent` these name the trial's run and its sweep. They belong to the evaluation, never to a training run
+# that the trial starts. WANDB_PROJECT and WANDB_ENTITY name the place of both.
 AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME")
 
 
 @dataclass
 class WandbSettings:
-    """How runs are tracked in Weights & Biases.
+    """Settings of Weights & Biases.
 
     Args:
         mode: auto is online with an account (a key in the environment or in netrc) and offline without.
-        project: The W&B project; under `wandb agent` the sweep's own is used instead.
-        entity: The W&B user or team; the account's default if not given, and the sweep's own under `wandb agent`.
-        group: Groups runs in W&B; the sweep's name inside a sweep.
+        project: The W&B project; under `wandb agent`, the project of the sweep is used instead.
+        entity: The W&B user or team; the account's default if None. Under `wandb agent`, the entity of the sweep.
+        group: Group of the runs in W&B; the sweep's name inside a sweep.
         tags: Tags of the runs.
     """
 
@@ -44,7 +44,7 @@ class WandbSettings:
     tags: list[str] | None = None
 
     def resolved_mode(self) -> Literal["online", "offline", "disabled"]:
-        """The mode that `auto` stands for; WANDB_MODE in the environment comes before it."""
+        """Return the mode, with `auto` resolved from WANDB_MODE in the environment or else the account."""
         if self.mode != "auto":
             return self.mode
         chosen = os.environ.get("WANDB_MODE", "")
@@ -53,10 +53,10 @@ class WandbSettings:
         return "online" if _has_account() else "offline"
 
     def arguments(self) -> dict[str, Any]:
-        """Return what training and evaluation give to wandb.init alike.
+        """Return the arguments of wandb.init that training and evaluation share.
 
-        W&B puts the run of an agent into the project of its sweep whatever it is told, so under an agent neither run
-        names a project: both are logged where the agent's environment says.
+        W&B always puts the run of an agent into the project of its sweep. Under an agent, neither run names a project,
+        so that both are logged to the project in the agent's environment.
         """
         agents_sweep = os.environ.get("WANDB_SWEEP_ID")
         sweep = os.environ.get("LIT_GEN_SWEEP") or agents_sweep
@@ -66,7 +66,7 @@ class WandbSettings:
 
 
 def check_account(settings: WandbSettings) -> None:
-    """Raise a UserError if W&B is asked to be online, but has no key."""
+    """Raise a UserError if the mode is online and W&B has no key."""
     if settings.resolved_mode() == "online" and not _has_account():
         raise UserError(f"wandb.mode: online needs a key for {_server()}; run wandb login, or set --wandb.mode offline")
 
@@ -80,7 +80,7 @@ def _has_account() -> bool:
 
 
 def _server() -> str:
-    """Return the address of W&B: that of the environment, or of the settings that `wandb login --host` leaves."""
+    """Return the address of W&B from the environment or from the settings that `wandb login --host` writes."""
     settings = configparser.ConfigParser(interpolation=None)
     folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
     with suppress(OSError, ValueError, configparser.Error):
@@ -90,7 +90,7 @@ def _server() -> str:
 
 
 def announce(settings: WandbSettings) -> None:
-    """Says in one line where W&B writes."""
+    """Print in one line where W&B logs."""
     mode = settings.resolved_mode()
     if mode == "offline":
         print(
@@ -102,7 +102,7 @@ def announce(settings: WandbSettings) -> None:
 
 
 def training_loggers(settings: WandbSettings, run: Run, config: dict[str, Any]) -> list[Logger]:
-    """The loggers of a training: a CSV file, and one W&B run that a resumed training continues."""
+    """Return the loggers of a training run: a CSV file, and a W&B run that a resume continues."""
     loggers: list[Logger] = [MetricsFile(run.directory / "metrics.csv")]
     mode = settings.resolved_mode()
     if mode == "disabled":
@@ -111,9 +111,9 @@ def training_loggers(settings: WandbSettings, run: Run, config: dict[str, Any]) 
 
 
 class Curves(WandbLogger):
-    """The W&B run of one training: its curves are drawn against `images`, the images seen.
+    """The W&B run of one training run, with its curves against `images`, the images seen.
 
-    A resumed training continues the same W&B run.
+    A resume continues the same W&B run.
     """
 
     def __init__(self, settings: WandbSettings, run: Run, config: dict[str, Any]) -> None:
@@ -140,17 +140,18 @@ class Curves(WandbLogger):
 
     @rank_zero_only
     def log_picture(self, name: str, picture: Path, images: int) -> None:
-        """Logs a picture, such as what the model draws after so many images."""
+        """Log a picture, such as samples of the model after so many images."""
         self.experiment.log({name: wandb.Image(str(picture)), "images": images})
 
 
 def log_evaluation(
     settings: WandbSettings, run: Run, result: dict[str, Any], folder: Path, config: dict[str, Any]
 ) -> None:
-    """Logs one evaluation as one W&B run (job type `evaluate`) that names the training it scored.
+    """Log one evaluation as one W&B run (job type `evaluate`) that names the run it scored.
 
-    The file `wandb_runs` beside its result names the W&B runs that hold it. One that is there is not logged again,
-    unless an agent has begun a run for it; one whose process was killed in between is logged the next time.
+    The file `wandb_runs` next to the result lists the W&B runs that hold it. A result in this list is not logged again,
+    unless an agent started a W&B run for it. If the process is killed before it writes the list, the next call logs the
+    result.
     """
     mode = settings.resolved_mode()
     marker = folder / "wandb_runs"
@@ -192,13 +193,13 @@ def evaluation_name(run: str, result: dict[str, Any]) -> str:
 
 
 def finish(failed: bool = False) -> None:
-    """Ends the W&B run of a training, so that an evaluation can begin its own; W&B shows one that failed as such."""
+    """End the W&B run of a training run, marked as failed if it failed, so that an evaluation can start its own."""
     if wandb.run is not None:
         wandb.finish(exit_code=int(failed))
 
 
 def _init(of_agent: bool, **arguments: Any) -> wandb.Run:
-    """Begin a W&B run: the one of the agent's trial, or one that the agent knows nothing of."""
+    """Start a W&B run: the run of the agent's trial, or one that is independent of the agent."""
     _end_session()
     try:
         with nullcontext() if of_agent else _without_agent():
@@ -207,16 +208,17 @@ def _init(of_agent: bool, **arguments: Any) -> wandb.Run:
     except wandb.errors.Error as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"wandb: {reason} (wandb login, or --wandb.mode offline)") from None
-    except ValueError as error:  # of its settings, which it also reads from the environment
+    except ValueError as error:  # of W&B's settings, which it also reads from the environment
         raise UserError(
-            f"wandb: {' '.join(str(error).split())[:200]}; correct its settings, also WANDB_... in the environment"
+            f"wandb: {' '.join(str(error).split())[:200]}; correct them, also WANDB_... in the environment"
         ) from None
 
 
 def _end_session() -> None:
-    """End W&B's session under an agent, so that the next run reads the environment: W&B reads it once per session.
+    """End W&B's session under an agent, so that the next run reads the environment again.
 
-    The training and the evaluation of a trial need different ones. W&B's own agents end it between two trials, too.
+    W&B reads the environment once per session, and the training and the evaluation of a trial need different ones.
+    The agents of W&B also end the session between two trials.
     """
     if "WANDB_SWEEP_ID" in os.environ:
         wandb.teardown()
@@ -232,9 +234,9 @@ def _without_agent() -> Iterator[None]:
 
 
 class MetricsFile(Logger):
-    """Every logged number as one row of a CSV file, against `images`, the images seen.
+    """A CSV file with one row per logging step and `images`, the images seen, as its x axis.
 
-    A resumed training continues the file: rows after its checkpoint are dropped, since they are trained again.
+    A resume continues the file without the rows after its checkpoint, which are trained again.
 
     Args:
         path: The CSV file.
@@ -260,7 +262,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def resume(self, images: int) -> None:
-        """Reads back what was written up to a number of images."""
+        """Read back the rows up to a number of images, and drop the others."""
         if self.path.exists():
             self._rows = [row for row in read_metrics(self.path) if int(row["images"]) <= images]
             self._fields = dict.fromkeys(key for row in self._rows for key in row)
@@ -278,7 +280,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run's config.yaml holds them."""
+        """Log nothing: config.yaml holds the hyperparameters."""
 
     def _rewrite(self) -> None:
         header = {name: name for name in self._fields}

@@ -1,8 +1,8 @@
-"""Power-function averages in a run's files: snapshots saved while it trains, and averages of any width made of them.
+"""Power-function averages of a run: snapshots saved during training, and averages of any width made from them.
 
 checkpoints/ema/000102400-0.05.safetensors    a snapshot: the average of relative std 0.05 after 102,400 images
-checkpoints/ema_0.100.safetensors             of another width, reconstructed after the last snapshot
-checkpoints/ema_0.100-000051200.safetensors   likewise, after 51,200 images
+checkpoints/ema_0.100.safetensors             an average of another width, reconstructed after the last snapshot
+checkpoints/ema_0.100-000051200.safetensors   an average reconstructed after 51,200 images
 """
 
 import re
@@ -21,18 +21,18 @@ from lit_gen.runs.directory import Run
 from lit_gen.runs.power_averages import combine, gamma_of
 
 MAX_PROFILE_ERROR = 0.1
-"""A reconstruction further than this from the profile that was asked for is refused."""
+"""Largest relative error of the profile of a reconstruction."""
 
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Width:
-    """Which power-function average is meant: written `ema:0.1`, or `ema:0.1@51200` for one before the end.
+    """A power-function average, written `ema:0.1`, or `ema:0.1@51200` for one before the end.
 
     Args:
-        std: Its relative standard deviation.
-        images: Images seen by then; those of the last snapshot if None.
+        std: Relative standard deviation of the profile.
+        images: Images seen; if None, those of the last snapshot.
     """
 
     std: float
@@ -49,7 +49,7 @@ class Width:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One power-function average at one time of a training."""
+    """One power-function average at one time of the training."""
 
     path: Path
     images: int
@@ -57,14 +57,14 @@ class Snapshot:
 
 
 def parse_weights(text: str, key: str) -> Width | None:
-    """Which weights a text names: None for `ema` and `raw`, those of the last checkpoint.
+    """Return the average that a text names; None for `ema` and `raw`, the weights of the last checkpoint.
 
     Args:
-        text: The text.
-        key: What an error calls it.
+        text: `ema`, `raw`, `ema:STD` or `ema:STD@IMAGES`.
+        key: Name of the setting in an error message.
 
     Raises:
-        UserError: it is neither of these nor `ema:STD` or `ema:STD@IMAGES`, or the std is out of range.
+        UserError: If the text is none of these, or the std is out of range.
     """
     if text in ("ema", "raw"):
         return None
@@ -74,13 +74,13 @@ def parse_weights(text: str, key: str) -> Width | None:
     except ValueError:
         width = None
     if width is None:
-        raise UserError(f"{key}: {text!r} is not ema, raw, ema:STD (such as ema:0.1) or ema:STD@IMAGES")
+        raise UserError(f"{key}: {text!r} names no weights; give ema, raw, ema:STD (such as ema:0.1) or ema:STD@IMAGES")
     gamma_of(width.std, key)
     return width
 
 
 def save_snapshot(folder: Path, images: int, std: float, weights: Weights, dtype: torch.dtype) -> Path:
-    """Saves an average whole or not at all; one of the same time and std is replaced."""
+    """Save an average atomically, in place of one of the same time and std."""
     path = folder / f"{images:09d}-{std!r}.safetensors"
     stored = {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()}
     _save(path, stored, {})
@@ -88,10 +88,10 @@ def save_snapshot(folder: Path, images: int, std: float, weights: Weights, dtype
 
 
 def find_snapshots(run: Run) -> list[Snapshot]:
-    """The snapshots of a run in the order of time.
+    """Return the snapshots of a run in the order of time.
 
     Raises:
-        UserError: there are none.
+        UserError: If there are none.
     """
     number = r"\d+(?:\.\d+)?(?:e-?\d+)?"
     names = [
@@ -103,27 +103,28 @@ def find_snapshots(run: Run) -> list[Snapshot]:
         gamma_of(snapshot.std, str(snapshot.path))
     if not found:
         raise UserError(
-            f"{run.directory}: its training kept no power-function averages to make others from; train with "
-            "--ema.stds '[0.05, 0.1]'"
+            f"{run.directory}: the run has no snapshots of power-function averages; train with --ema.stds '[0.05, 0.1]'"
         )
     return sorted(found, key=lambda snapshot: (snapshot.images, snapshot.std))
 
 
 def reconstruct(run: Run, width: Width) -> tuple[Path, dict[str, str]]:
-    """Makes the average of a width from the snapshots of a run, all that are not later than it, and saves it.
+    """Compute and save the average of a width from the snapshots of a run up to its time.
 
     Returns:
-        Its file, and what the file says of itself: `std`, `images`, `snapshots` and `profile_error`.
+        The file, and its metadata: `std`, `images`, `snapshots` and `profile_error`.
 
     Raises:
-        UserError: there are no snapshots, none at that time, or too few for that width.
+        UserError: If there are no snapshots, none at that time, or too few for that width.
     """
     snapshots = find_snapshots(run)
     times = sorted({snapshot.images for snapshot in snapshots})
     images = times[-1] if width.images is None else width.images
     if images not in times:
         near = ", ".join(str(time) for time in sorted(sorted(times, key=lambda time: abs(time - images))[:4]))
-        raise UserError(f"{run.directory}: no power-function average was saved after {images} images; near it: {near}")
+        raise UserError(
+            f"{run.directory}: no power-function average was saved after {images} images; choose one near it: {near}"
+        )
     snapshots = [snapshot for snapshot in snapshots if snapshot.images <= images]
     lengths = np.array([snapshot.images for snapshot in snapshots], np.float64)
     stds = np.array([snapshot.std for snapshot in snapshots])
@@ -132,22 +133,20 @@ def reconstruct(run: Run, width: Width) -> tuple[Path, dict[str, str]]:
         kept = ", ".join(f"{std:g}" for std in sorted(set(stds)))
         raise UserError(
             f"{run.directory}: {len(snapshots)} snapshots of std {kept} do not give an average of std {width.std:g} "
-            f"(profile error {error:.0%}); ask for one nearer to those, or train with a smaller --ema.every or more "
+            f"(profile error {error:.0%}); choose a std closer to those, or train with a smaller --ema.every or more "
             "--ema.stds"
         )
     sums: Weights = {}
     for snapshot, coefficient in zip(snapshots, coefficients.tolist(), strict=True):
         weights = _load(snapshot.path)
         if sums and _shapes(weights) != _shapes(sums):
-            raise UserError(
-                f"{snapshot.path}: not of the same network as the other snapshots; delete it, or restore it"
-            )
+            raise UserError(f"{snapshot.path}: from another network than the other snapshots; delete it, or restore it")
         for name, weight in weights.items():
             if weight.is_floating_point():
                 part = coefficient * weight.double()
                 sums[name] = sums[name].add_(part) if name in sums else part
             else:
-                sums[name] = weight  # a counter: that of the latest
+                sums[name] = weight  # a counter: the latest counts
     average = {name: weight.float() if weight.is_floating_point() else weight for name, weight in sums.items()}
     facts = {
         "std": repr(width.std),
@@ -161,10 +160,10 @@ def reconstruct(run: Run, width: Width) -> tuple[Path, dict[str, str]]:
 
 
 def load_average(run: Run, width: Width) -> tuple[Weights, int]:
-    """The average of a width and the images seen by then; reconstructed if there is no file of it that is up to date.
+    """Load the average of a width and its number of images seen; reconstruct it unless its file is up to date.
 
     Raises:
-        UserError: as `reconstruct`; or the file is damaged.
+        UserError: If it cannot be reconstructed, or its file is damaged.
     """
     path = run.checkpoint.parent / width.file_name
     facts = _facts(path) if path.is_file() else {}

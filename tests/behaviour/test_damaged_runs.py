@@ -119,7 +119,7 @@ def test_snapshots_that_are_none_are_left_alone(run: Run) -> None:
     path, _ = reconstruct(run, Width(0.1))
     assert path.is_file()
     save_file({"w": torch.ones(3)}, folder / "000000064-0.1.safetensors")
-    with pytest.raises(UserError, match="not of the same network"):
+    with pytest.raises(UserError, match="another network"):
         reconstruct(run, Width(0.1))
     save_file({"w": torch.ones(2)}, folder / "000000192-9.5.safetensors")
     with pytest.raises(UserError, match=r"000000192-9\.5\.safetensors: 9.5 is not"):
