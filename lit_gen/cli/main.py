@@ -42,7 +42,7 @@ VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code (0 done, 1 some trials failed, 2 bad input, 130 interrupted)."""
+    """Run one verb and return the exit code (0 done, 1 some trials failed, 2 bad input, 130 interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if os.getcwd() not in sys.path:  # a class of the user's own is named by its import path; the last, to hide nothing
         sys.path.append(os.getcwd())
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _give_up_output() -> None:
-    """Throw away what is still to be printed if it cannot be: the interpreter would try again as it leaves."""
+    """Discard output that cannot be printed: the interpreter would try again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -169,7 +169,7 @@ def _budgets(text: str) -> list[int]:
     try:
         return [int(budget) for budget in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is no list of whole numbers such as 5,10,20") from None
+        raise argparse.ArgumentTypeError(f"{text} is not a list of whole numbers such as 5,10,20") from None
 
 
 def _ema(options: argparse.Namespace) -> int:
@@ -202,7 +202,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _report(paths: list[Path], folder: Path) -> None:
-    """What a sweep ends with, for each protocol: leaderboard, distance against evaluations, samples side by side."""
+    """Write leaderboard, distance against evaluations and samples side by side for each protocol of a sweep."""
     from lit_gen.report import leaderboard, plots, render
     from lit_gen.report.results import read_results
 

@@ -1,4 +1,4 @@
-"""Words of a command line, in the one order that the parser reads rightly."""
+"""Arguments of a command line, in the order that the parser needs."""
 
 import ast
 import contextlib
@@ -11,9 +11,9 @@ from lit_gen.experiment import names
 
 
 def normalise_arguments(arguments: Sequence[str]) -> list[str]:
-    """Puts arguments into the one order that the parser reads rightly; `wandb agent` gives them in any order.
+    """Return arguments in the order that the parser needs; `wandb agent` gives them in any order.
 
-    A configuration file comes first (given later it would wipe what stands before it), then parents before their
+    A configuration file comes first (given later, it would discard what comes before it), then parents before their
     parts (`--sampler` before `--sampler.steps`); a sweep's null, which arrives as the text `None`, also in a list or
     dictionary in Python's notation, becomes null.
     """
@@ -35,7 +35,7 @@ def normalise_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def as_arguments(settings: dict[str, Any]) -> list[str]:
-    """The arguments that set keys to values; texts are as they are given on the command line."""
+    """Return the arguments that set keys to values; strings are given as on the command line."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
@@ -50,4 +50,5 @@ def _with_null(pair: str) -> str:
 
 
 def is_config(pair: str) -> bool:
+    """Return whether an argument names a configuration file."""
     return pair.partition("=")[0] in ("--config", "-c")

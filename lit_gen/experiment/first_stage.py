@@ -186,7 +186,7 @@ class FirstStage:
             load_run: Loads the weights of a run, of a given kind, into a model.
 
         Raises:
-            UserError: There is neither, its training is not finished, or the copy is damaged.
+            UserError: If both are missing, the training is not finished, or the copy is damaged.
         """
         self.directory = directory
         if (directory / WEIGHTS).is_file():
@@ -197,7 +197,7 @@ class FirstStage:
 
     def _load_copy(self, path: Path) -> None:
         if not self.metadata:
-            raise UserError(f"{path.with_name('run.json')}: there is no such file; {COPY_AGAIN}")
+            raise UserError(f"{path.with_name('run.json')}: the file is missing; {COPY_AGAIN}")
         remedy = "restore it, or train again under another --run.name"
         try:
             weights = load_file(path)
@@ -213,7 +213,7 @@ class FirstStage:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the run.json of its training says; nothing before it is trained."""
+        """Content of the run.json of its training; empty before it is trained."""
         path = (self.directory or Path(str(self.run))) / "run.json"
         try:
             return read_metadata(path, COPY_AGAIN)
@@ -222,36 +222,36 @@ class FirstStage:
 
     @property
     def title(self) -> str:
-        """What results call it."""
+        """Name of the first stage in results."""
         return self.model.title
 
     def describe(self) -> dict[str, Any]:
-        """What a result says of it."""
+        """Return what a result records of the first stage."""
         metadata = self.metadata
         kept = {name: metadata.get(name) for name in ("title", "identity", "images_seen", "training_seconds")}
         return kept | {"weights": self.weights, "num_parameters": self.num_parameters}
 
     @property
     def num_parameters(self) -> int:
-        """Of encoder, codes and decoder."""
+        """Number of parameters of encoder, codebook and decoder."""
         return sum(parameter.numel() for parameter in self.model.generator.parameters())
 
     @property
     def fingerprint(self) -> str:
-        """Of its weights: a training that is repeated, in a given time or on another machine, may end with others."""
+        """Sha256 (hex) of the weights: a training that is repeated on another machine may end with others."""
         digest = hashlib.sha256()
         for name, weight in sorted(named_weights(self.model.generator).items()):
             digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def key(self, data: ImageDataModule, split: str, form: str, by: Literal["fingerprint", "recipe"]) -> str:
-        """Which images of the data are encoded, and by which weights, or which recipe, the same for all its seeds."""
+        """Return a hash of the images that are encoded and of the weights that encode them, or of their recipe."""
         who = self.fingerprint if by == "fingerprint" else self.metadata["recipe"]
         facts = [data.fingerprint(split), split, who, self.weights, form]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def encode(self, data: ImageDataModule, form: Literal["codes", "latents"]) -> dict[str, Encoded]:
-        """The training and validation images as codes, or as standardised latents: computed once, and kept."""
+        """Return the training and validation images as codes or as standardised latents, computed once and kept."""
         splits = ("train", "val") if data.num_val else ("train",)
         keys = {split: self.key(data, split, form, "fingerprint") for split in splits}
         values = {split: self._kept(data, split, form, key) for split, key in keys.items()}
@@ -262,7 +262,7 @@ class FirstStage:
 
     @torch.inference_mode()
     def decode(self, drawn: Tensor) -> Tensor:
-        """The images (N, C, H, W) of codes (N, h, w) or standardised latents (N, C, h, w)."""
+        """Return the images (N, C, H, W) of codes (N, h, w) or standardised latents (N, C, h, w)."""
         assert self.directory is not None
         model = self.model.to(drawn.device)
         if not drawn.is_floating_point():
@@ -270,7 +270,7 @@ class FirstStage:
         return model.decode_latents(drawn.float() * (self.std / STD).to(drawn.device) + self.mean.to(drawn.device))
 
     def save(self, folder: Path) -> None:
-        """Writes a copy that can be loaded without its run, unless it is there."""
+        """Write a copy that can be loaded without its run, unless it exists."""
         assert self.directory is not None
         if (folder / WEIGHTS).is_file():
             return

@@ -20,19 +20,19 @@ DATA_KEYS_THAT_CHANGE_NO_WEIGHT = {"source", "num_workers"}
 
 
 def training_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that changes the weights, and nothing else."""
+    """Return the part of a resolved configuration that changes the weights, and nothing else."""
     data = {key: value for key, value in config["data"].items() if key not in DATA_KEYS_THAT_CHANGE_NO_WEIGHT}
     trainer = {key: value for key, value in config["trainer"].items() if key not in TRAINER_KEYS_THAT_CHANGE_NO_WEIGHT}
     trainer["devices"] = _num_devices(config["trainer"])
     keys = ("seed_everything", "model", "budget", "ema")
     training = {key: config[key] for key in keys} | {"data": data, "trainer": trainer}
-    if config["reflow"]["teacher"] is not None:  # who it is, is in the fingerprint of its pairs
+    if config["reflow"]["teacher"] is not None:  # the fingerprint of its pairs identifies the teacher
         training["reflow"] = {key: value for key, value in config["reflow"].items() if key in ("weights", "start")}
     return training
 
 
 def training_identity(config: dict[str, Any], fingerprint: str) -> str:
-    """A hash of everything that changes the weights: the training's configuration and the training images."""
+    """Return a hash of everything that changes the weights: the training configuration and the training images."""
     plain = json.dumps([names.first(training_config(config)), fingerprint], sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()
 
@@ -44,5 +44,5 @@ def _num_devices(trainer: dict[str, Any]) -> int | str:
 
 
 def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:
-    """As `training_identity`, but the same for every seed: runs that share it are repetitions of one training."""
+    """Return an identity that is the same for every seed: runs that share it repeat one training."""
     return training_identity(config | {"seed_everything": None}, fingerprint)

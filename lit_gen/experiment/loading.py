@@ -45,7 +45,7 @@ def read_checkpoint(run: Run) -> dict[str, Any]:
     """Read a run's last checkpoint.
 
     Raises:
-        UserError: the file is damaged, or a field is missing or of a wrong type.
+        UserError: If the file is damaged, or a field is missing or of a wrong type.
     """
     try:
         checkpoint = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
@@ -60,14 +60,18 @@ def read_checkpoint(run: Run) -> dict[str, Any]:
 
 
 def open_finished(directory: Path, key: str) -> Run:
-    """A run whose training is done.
+    """Return a finished run.
+
+    Args:
+        directory: The run.
+        key: Key that names it, for a message.
 
     Raises:
-        UserError: there is no such run, or it is not; the key says what named it.
+        UserError: If it is not a run, or its training is not finished.
     """
     run = Run.open(directory)
     if not run.finished:
-        raise UserError(f"{key}: the training of {run.directory} is not finished; go on with lit-gen fit")
+        raise UserError(f"{key}: the training of {run.directory} is not finished; resume it with lit-gen fit")
     return run
 
 
@@ -79,7 +83,7 @@ def load(directory: str | Path, weights: str = "ema") -> GenerativeModel:
         weights: `ema`, `raw`, or a power-function average such as `ema:0.1`.
 
     Raises:
-        UserError: There is no such run, its checkpoint is damaged, or it has no such average.
+        UserError: If it is not a run, its checkpoint is damaged, or it does not have this average.
     """
     run = Run.open(Path(directory))
     objects = load_objects(run)
@@ -89,17 +93,17 @@ def load(directory: str | Path, weights: str = "ema") -> GenerativeModel:
 
 
 def load_objects(run: Run) -> Experiment:
-    """Build the objects of a run's own configuration; its data is not read if the run recorded what they need of it."""
+    """Build the experiment of a run; its data is not read if the run recorded the facts about it."""
     return build_objects(["--config", str(run.config)], DataFacts.recorded(run.metadata))
 
 
 def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
-    """Loads a run's last checkpoint, or a power-function average, into a model, ready to be sampled.
+    """Load the last checkpoint of a run, or a power-function average, into a model, ready to be sampled.
 
-    With it comes the run's copy of the first stage, if there are two.
+    If the run has a first stage, its copy is loaded as well.
 
     Raises:
-        UserError: the checkpoint is damaged, or was made by another network; or there is no such average.
+        UserError: If the checkpoint is damaged or of another network, or the run does not have this average.
     """
     checkpoint = read_checkpoint(run)
     width = parse_weights(weights, "weights")
@@ -133,7 +137,7 @@ def load_first_stage(stage: FirstStage, directory: Path) -> None:
     """Load the weights of a first stage from its run, or from the copy in the run of a second stage.
 
     Raises:
-        UserError: There is neither, its training is not finished, or the copy is damaged.
+        UserError: If both are missing, the training is not finished, or the copy is damaged.
     """
 
     def load_run(path: Path, model: GenerativeModel, weights: str) -> None:
@@ -143,16 +147,19 @@ def load_first_stage(stage: FirstStage, directory: Path) -> None:
 
 
 def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> None:
-    """Loads the model of the run that an autoguidance names, with averaged weights, as its weaker denoiser.
+    """Load the model of the run that an autoguidance names, with averaged weights, as its weaker denoiser.
 
     Raises:
-        UserError: there is no such run, or its images or classes are not those of the model.
+        UserError: If it is not a run, or its images or classes are not those of the model.
     """
     assert guidance.run is not None
     run = Run.open(guidance.run)
     weaker = load_objects(run).model
     if not isinstance(weaker, Diffusion):
-        raise UserError(f"sampler.guidance.run: {run.directory} holds a {type(weaker).__name__}, which is no denoiser")
+        name = type(weaker).__name__
+        raise UserError(
+            f"sampler.guidance.run: {run.directory} holds a {name}, which is not a diffusion model; name the run of one"
+        )
     if (weaker.image_shape, weaker.num_classes) != (model.image_shape, model.num_classes):
         ours, theirs = (
             f"{'x'.join(map(str, of.image_shape))} images of {of.num_classes or 'no'} classes" for of in (model, weaker)

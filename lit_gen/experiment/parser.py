@@ -207,7 +207,7 @@ class ExperimentCLI(LightningCLI):
         return Experiment.of(self.config_init, self.config.trainer)
 
     def resolved(self) -> dict[str, Any]:
-        """The whole configuration, defaults included, as plain YAML types."""
+        """Return the whole configuration, defaults included, as plain YAML types."""
         try:
             text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=True)
         except (ValueError, TypeError) as error:

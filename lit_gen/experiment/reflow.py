@@ -74,15 +74,15 @@ class Reflow:
         self.batch_size = batch_size
 
     def draw(self, run: Run, model: Diffusion, quantised: bool) -> Pairs:
-        """The pairs of a teacher, drawn once and kept in its run.
+        """Return the pairs of a teacher, which are sampled once and kept in its run.
 
         Args:
             run: The teacher's run.
-            model: Its model with the weights that draw.
+            model: Its model, with the weights that sample.
             quantised: Keep the images as uint8.
 
         Raises:
-            UserError: as `check`.
+            UserError: If `check` raises one.
         """
         self.check(model.schedule)
         path = self.path(run, model)
@@ -94,10 +94,9 @@ class Reflow:
         return Pairs.load(path)
 
     def check(self, schedule: Schedule) -> None:
-        """Nothing, if the sampler makes an image of one noise, on the schedule of the teacher.
+        """Raise a UserError unless the sampler maps one noise to one image on the schedule of the teacher.
 
-        Raises:
-            UserError: it draws more noise on its way, or starts at a level where images are still seen.
+        It must not draw more noise on its way, nor start at a level where images are still visible.
         """
         unguided, noise = copy.copy(self.sampler), Noise(0, range(1))
         unguided.guidance = None
@@ -119,7 +118,7 @@ class Reflow:
             )
 
     def path(self, run: Run, model: Diffusion) -> Path:
-        """Where the pairs are kept: the same settings give the same place."""
+        """Return the path of the pairs, the same for the same settings."""
         settings: list[Any] = [self.sampler.to_dict(), self.num_pairs, self.seed, self.weights, model.images_seen]
         if model.class_counts and not are_balanced(model.class_counts):  # else the classes are index mod num_classes
             settings.append(model.class_counts)

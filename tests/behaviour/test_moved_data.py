@@ -13,6 +13,7 @@ import torch
 
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
+from lit_gen.cli.sample import _class_number
 from lit_gen.core.errors import UserError
 from lit_gen.data import Digits, ImageDataModule, Npz
 from lit_gen.data.class_order import classes_of
@@ -186,9 +187,9 @@ def test_a_number_is_a_class_unless_names_are_numbers(names: Any, numbers: dict[
     for label, number in numbers.items():
         if number is None:
             with pytest.raises(UserError, match=f"^--label: {re.escape(label)} is not a class; choose one of"):
-                commands._class_number(label, model, names)
+                _class_number(label, model, names)
         else:
-            assert commands._class_number(label, model, names) == number
+            assert _class_number(label, model, names) == number
 
 
 def test_which_images_a_run_was_trained_on(tmp_path: Path) -> None:
