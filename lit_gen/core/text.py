@@ -58,7 +58,7 @@ def closest(word: str, known: Iterable[str], otherwise: str) -> str:
     """
     known, stem = list(known), word.lstrip("-").lower()
     near = sorted((name for name in known if word and name.lower().startswith(word.lower())), key=len)
-    bare = {name.lstrip("-"): name for name in known}
+    bare = {name.lstrip("-").lower(): name for name in known}
     near = near or [bare[name] for name in difflib.get_close_matches(stem, bare, n=1)]
     if not near and word.startswith("--"):
         near = [name for name in known if len(name) == 2 and name == f"-{stem[:1]}"]

@@ -12,10 +12,12 @@ import io
 import math
 from collections.abc import Sequence
 from enum import Enum
-from functools import partial
+from functools import partial, reduce
 from importlib import import_module
+from operator import or_
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
@@ -127,6 +129,7 @@ class ExperimentCLI(LightningCLI):
         )
         parser.link_arguments("first_stage.num_codes", "model.init_args.num_codes", apply_on="instantiate")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        prefer_int(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
@@ -231,6 +234,20 @@ def _check_numbers(value: Any, key: str) -> None:
         raise UserError(f"{plain_key(key)}: nan is not a number; give one, or leave it out")
     elif isinstance(value, int) and key.endswith(("seed", "seed_everything")):
         check_seed(value, plain_key(key))
+
+
+def prefer_int(parser: LightningArgumentParser) -> None:
+    """Let a number such as 5 be an int if its key takes an int or a float, whichever its type names first.
+
+    `typing` takes `int | float` and `float | int` for equal and may return either, whichever a package has named first.
+    To Lightning 1 is one batch, and 1.0 is all of them.
+    """
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        kinds = get_args(hint)
+        if get_origin(hint) in (Union, UnionType) and int in kinds and float in kinds:
+            others = [kind for kind in kinds if kind not in (int, float)]
+            action._typehint = reduce(or_, others, int | float)  # type: ignore[attr-defined]
 
 
 def _with_facts(facts: DataFacts | None, data_module: type[ImageDataModule], **settings: Any) -> ImageDataModule:

@@ -3,6 +3,7 @@
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from lit_gen.core.errors import UserError
 from lit_gen.experiment.arguments import normalise_arguments
 from lit_gen.experiment.identity import training_identity
-from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.experiment.parser import ExperimentCLI, prefer_int
 from tests.conftest import ROOT, arguments
 
 DDPM = str(ROOT / "conf/experiment/digits_ddpm.yaml")
@@ -334,3 +335,14 @@ def test_what_a_value_should_be_is_said(part: str, value: str, wanted: str, tmp_
         with pytest.raises(UserError) as error:
             ExperimentCLI(words)
         assert str(error.value) == f"{part}: {value} is not accepted; {wanted}"
+
+
+def test_a_whole_number_is_an_int_whichever_type_is_named_first() -> None:
+    cli = ExperimentCLI([f"--config={DDPM}"])
+    action: Any = next(action for action in cli.parser._actions if action.dest == "trainer.limit_train_batches")
+    for hint in (float | int | None, int | float | None):
+        action._typehint = hint
+        prefer_int(cli.parser)
+        for text, value in (("5", 5), ("1", 1), ("0.5", 0.5), ("1.0", 1.0)):
+            parsed = cli.parser.parse_args([f"--config={DDPM}", f"--trainer.limit_train_batches={text}"])
+            assert repr(parsed.trainer.limit_train_batches) == repr(value)

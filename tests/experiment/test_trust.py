@@ -367,7 +367,7 @@ def a_fifo(path: Path) -> None:
         (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
         (lambda path: path.write_text(BOMB), "100,000 keys and values"),
         (lambda path: path.write_text("a: &a [*a]"), "contains itself"),
-        (lambda path: path.write_text("[" * 3000), "50 lists and mappings"),
+        (lambda path: path.write_text("[" * 3000), "50 nested lists and mappings"),
         (lambda path: path.write_text("class_path: DDPM\nclass_path: EDM"), "line 2: class_path is given twice"),
         (lambda path: path.write_bytes(b"class_path: \xff"), "not UTF-8"),
         (lambda path: path.write_text("#" * 2**20 + "\n"), "1,048,576 bytes"),
