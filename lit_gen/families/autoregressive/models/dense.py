@@ -1,6 +1,7 @@
 """Autoregressive models, which have an exact likelihood and sample pixel by pixel: FVSBN, NADE and MADE."""
 
 import math
+from abc import ABC
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol, cast
 
@@ -60,7 +61,7 @@ class CausalDistribution(nn.Module):
         return self.likelihood.log_prob(images, self.network(images, labels))
 
 
-class Autoregressive(GenerativeModel):
+class Autoregressive(GenerativeModel, ABC):
     """A distribution of images as the product of the distributions of their pixels, each given the pixels before it.
 
     Sampling takes one step per pixel, or one per channel of a pixel, and each step updates the state that the network

@@ -1,5 +1,6 @@
 """Normalizing flows of images: NICE, RealNVP and Glow."""
 
+from abc import ABC
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 from lit_gen.networks.blocks import zeros
 
 
-class NormalizingFlow(GenerativeModel):
+class NormalizingFlow(GenerativeModel, ABC):
     """A model of 8-bit images by a change of variables, log p(x) = log p(z) + log |det df/dx| with z = f(x).
 
     Images are dequantised (see `dequantisers`), mapped to [0, 1], and by a logit to unbounded values. Training
