@@ -19,7 +19,6 @@ _MOVED = (
         "lit_gen.families.autoregressive",
         "CausalTransformer GatedPixelCNN LogisticRegressions MaskedMLP NADENetwork ResidualPixelCNN",
     ),
-    ("lit_gen.models", "lit_gen.families.base", "GenerativeModel"),
     ("lit_gen.data.augment", "lit_gen.families.diffusion", "EDMAugmentation"),
     (
         "lit_gen.diffusion",
