@@ -173,6 +173,6 @@ def test_one_of_two_processes_killed_ends_the_other_in_a_line(start: str, tmp_pa
             assert int(code) == (1 if killed == "second" else -signal.SIGKILL), said
         (line,) = (line for line in said.splitlines() if line != "stopping after this batch; its checkpoint is saved")
         assert line.startswith(f"lit-gen: error: process {1 - other} of 2 has ended")
-        assert line.endswith(f"process {other} stops; the same command resumes from the last checkpoint")
+        assert line.endswith(f"process {other} stops; run the same command to resume from the last checkpoint")
     done = lit_gen_in_two_processes(tmp_path, "fit", *words)
     assert done.returncode == 0 and "resuming after 256 images" in done.stdout, done.stderr

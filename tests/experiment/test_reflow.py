@@ -300,7 +300,7 @@ def test_the_second_flow_of_points_is_straighter_and_nearer_in_one_step(tmp_path
     ("words", "says"),
     [
         (["--model=EDM"], "reflow: EDM cannot learn from pairs; use --model RectifiedFlow"),
-        (["--data.flip=true"], "data.flip: a flipped image no longer belongs to its noise"),
+        (["--data.flip=true"], "data.flip: a flipped image does not match its noise"),
         (["--model.network.channels=8"], "reflow.start: the network of .* is not that of the model"),
         (["--reflow.teacher=nowhere"], "reflow.teacher: nowhere is neither a run directory nor the file"),
         (["--reflow.num_pairs=0"], "reflow.num_pairs: 0 is not a positive number"),

@@ -9,9 +9,11 @@ import torch
 
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
+from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.core.processes import gather
+from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families import list_models
@@ -199,8 +201,8 @@ def train_in_both(model: str, root: Path) -> None:
     kept: list[GenerativeModel] = []
     build = ExperimentCLI.objects
 
-    def keep(cli: ExperimentCLI):  # type: ignore[no-untyped-def]
-        objects = build(cli)
+    def keep(cli: ExperimentCLI, facts: DataFacts | None = None) -> Experiment:
+        objects = build(cli, facts)
         kept.append(objects.model)
         return objects
 

@@ -51,7 +51,7 @@ def test_clipping_and_the_norm_before_it(tmp_path: Path) -> None:
 
 CLIPPED = (
     "gradient_clip_val=0.5",
-    "trainer.gradient_clip_val: 0.5 cannot clip the gradients of two networks; leave it out and set "
+    "trainer.gradient_clip_val: 0.5 cannot clip the gradients of two networks; remove the key and set "
     "--model.gradient_clip 0.5",
 )
 SCALED = "precision=16-mixed", "trainer.precision: 16-mixed cannot scale the losses of two networks; use bf16-mixed"

@@ -257,7 +257,7 @@ def test_a_tolerance_below_the_rounding_of_the_network_ends(mixture):
             return mixture.denoise(x, alpha, sigma).float().to(x.dtype)
 
     rounded, noise = Rounded(), Noise(3, [0])
-    with pytest.raises(UserError, match=r"^sampler.rtol: .* after 1000 steps: .* raise sampler.rtol and sampler.atol$"):
+    with pytest.raises(UserError, match=r"^sampler.rtol: .* after 1000 steps.* raise sampler.rtol and sampler.atol$"):
         RK45(1e-14, 1e-14).sample(rounded, EDMSchedule(), noise, (2, 3))
     assert rounded.evaluations == 2 + 6 * 1000
     assert RK45(1e-14, 1e-14).sample(mixture, EDMSchedule(), noise, (2, 3)).isfinite().all()
