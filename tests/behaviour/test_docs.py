@@ -150,6 +150,7 @@ def test_the_examples_of_the_python_api_run() -> None:
     assert float(names["points"].mean()) == pytest.approx(0.3, abs=0.2)
 
 
+@pytest.mark.slow
 def test_generated_pages_are_current() -> None:
     """In a process of its own, since the classes of tests would be listed, too."""
     program = [sys.executable, str(DOCS / "generate_reference.py"), "--check"]

@@ -103,6 +103,7 @@ def check(verbs: Sequence[str], numbers: Sequence[int], runs: Path, capfd: pytes
         (["sample"], [[number] for number in range(37, 40)]),
     ],
 )
+@pytest.mark.slow
 def test_a_damaged_run_is_one_line(
     verbs: list[str],
     numbers: list[Sequence[int]],

@@ -85,6 +85,7 @@ def test_it_is_resumed_to_the_same_end(older: tuple[Run, dict[str, Any]]) -> Non
     assert golden["after"] == metrics(commands.evaluate([str(run.directory)]))
 
 
+@pytest.mark.slow
 def test_all_stand_on_a_leaderboard_and_in_a_report(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -447,7 +447,7 @@ def test_settings_that_wandb_refuses_are_named(
 
 def test_budgets_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     error = said(capsys, "leaderboard", "--budgets", "5,ten")
-    assert "--budgets: 5,ten is no list of whole numbers such as 5,10,20; lit-gen leaderboard --help" in error
+    assert "--budgets: 5,ten is not a list of whole numbers such as 5,10,20; lit-gen leaderboard --help" in error
 
 
 def test_an_option_of_sample_that_lacks_its_end_is_refused(
