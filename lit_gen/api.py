@@ -1,4 +1,4 @@
-"""What an extension needs, by one import: `from lit_gen.api import GridSampler, Schedule, UserError`.
+"""Public names for extensions, in one import: `from lit_gen.api import GridSampler, Schedule, UserError`.
 
 | to add | subclass | and use |
 | --- | --- | --- |

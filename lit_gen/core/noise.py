@@ -77,7 +77,7 @@ class Noise:
             raise UserError("index: not a flat sequence of whole numbers >= 0; give one index per sample")
         self.draws = 0
         self.reads_ahead = False
-        """Whether to compute several draws at once: the numbers are the same, and many small draws are faster."""
+        """Compute several draws at once if true: the numbers are the same, and many small draws are faster."""
         self._kept: dict[int, tuple[int, list[Tensor]]] = {}
 
     def __len__(self) -> int:
