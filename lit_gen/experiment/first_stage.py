@@ -52,7 +52,7 @@ STD = 0.5
 
 
 class FirstStageExperiment(Protocol):
-    """What the first stage needs of its own experiment."""
+    """The objects that the first stage needs of its own experiment."""
 
     @property
     def model(self) -> GenerativeModel:
@@ -60,11 +60,11 @@ class FirstStageExperiment(Protocol):
 
     @property
     def data(self) -> ImageDataModule:
-        """Its data."""
+        """Training, validation and test images."""
 
     @property
     def ema(self) -> EMA:
-        """Which averages of its weights are kept."""
+        """Averages of the weights that are kept."""
 
 
 Build = Callable[[list[str], DataFacts | None], FirstStageExperiment]
@@ -98,21 +98,20 @@ class FirstStage:
     """The first stage that the settings name, if they name one.
 
     Args:
-        settings: Which, and how it encodes.
-        build: Builds the objects of its experiment.
+        settings: Run, weights and batch size of the first stage.
+        build: Builds its experiment.
     """
 
     def __init__(self, settings: FirstStageSettings, build: Build) -> None:
-        self.settings = settings
         self.run = settings.run
         self.run_overrides = settings.run_overrides or {}
         self.weights = settings.weights
         self.batch_size = settings.batch_size
         self._build = build
         self.directory: Path | None = None
-        """Where its weights were loaded from: its run, or a copy."""
+        """Run, or copy of a run, that the weights were loaded from."""
         self.mean, self.std = torch.tensor(0.0), torch.tensor(STD)
-        """Of each channel of its latents, (C, 1, 1)."""
+        """Mean and standard deviation of each channel of the latents, (C, 1, 1)."""
 
     # --- known before it is trained ---
 
