@@ -1,4 +1,4 @@
-"""What is checked before a run directory is made, in this order.
+"""Checks before a run directory is made, in order.
 
 The constructors of model, data, callbacks and evaluation have checked their own values before. `check_evaluation` comes
 first if the command evaluates: a mistake in an evaluation is reported before minutes of training, not after. Then

@@ -150,11 +150,9 @@ class FirstStage:
         return image_shape if self.run is None else self.model.latent_shape
 
     def check(self, data: ImageDataModule) -> None:
-        """Nothing, if it can encode the training images of the data.
+        """Raise a UserError unless the first stage can encode the training images of the data.
 
-        Raises:
-            UserError: it was, or would be, trained on other images; its training would not keep the weights that are
-                asked for; or the images would be flipped once they are encoded.
+        It must be trained on the same images, keep the weights that are asked for, and the data must not flip images.
         """
         if data.flip:
             raise UserError("data.flip: what is encoded cannot be flipped; set it to false, or flip in the first stage")

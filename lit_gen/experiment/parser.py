@@ -1,4 +1,4 @@
-"""What an experiment is made of: one typed parser, built on LightningCLI, for every verb that takes a configuration.
+"""The typed parser of an experiment, built on LightningCLI, for every verb that takes a configuration.
 
 The keys are the arguments of the classes: `model`, `data`, `trainer`, and the callbacks `budget`, `checkpoint`, `ema`,
 `grid`; `reflow` puts pairs that another run draws in the place of the training images, `first_stage` what another run
@@ -268,6 +268,6 @@ def build_objects(arguments: Sequence[str], facts: DataFacts | None = None) -> E
 
 
 def _default(model: type[GenerativeModel], key: str) -> Any:
-    """Of an argument that the class, or one that it hands its keyword arguments to, names; else None."""
+    """Return the default of an argument of the model or of a base class; None if there is no such argument."""
     parameters = (inspect.signature(base.__init__).parameters for base in model.__mro__)  # type: ignore[misc]
     return next((named[key].default for named in parameters if key in named), None)

@@ -9,7 +9,7 @@ from lit_gen.families.settings import LikelihoodMethod, Sampler
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a family can do, as a class attribute of its models.
+    """The abilities of a family, as a class attribute of its models.
 
     A subclass states the difference: `capabilities = replace(VAE.capabilities, pictures=("reconstructions",))`. A first
     stage or a constructor argument can narrow the capabilities of one model, which then has a record of its own.
