@@ -17,7 +17,8 @@
 
 from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
 from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception, Points
-from lit_gen.metrics.frechet import FrechetDistance, Moments, frechet_distance
+from lit_gen.metrics.frechet import FrechetDistance, frechet_distance
+from lit_gen.metrics.moments import Moments
 from lit_gen.metrics.inception_score import InceptionScore
 from lit_gen.metrics.reconstruction import psnr, reconstructed_split, reconstruction_scores, ssim
 from lit_gen.metrics.reference import reference_moments

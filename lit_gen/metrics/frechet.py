@@ -13,63 +13,18 @@ https://arxiv.org/abs/1706.08500; Dowson and Landau, "The Frechet distance betwe
 1982.
 """
 
+import math
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
-from lit_gen.core.errors import UserError
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and unbiased covariance of features, float64.
-
-    Attributes:
-        n: Number of samples.
-        mean: (d,)
-        cov: (d, d), with the divisor n - 1.
-    """
-
-    n: int
-    mean: Tensor
-    cov: Tensor
-
-    @classmethod
-    def from_sums(cls, n: int, total: Tensor, outer: Tensor, origin: Tensor) -> "Moments":
-        """Return the moments, given sums over the differences y = x - origin.
-
-        Every origin gives the same moments; an origin near the mean avoids cancellation.
-
-        Args:
-            n: Number of samples.
-            total: sum y, (d,).
-            outer: sum y y^T, (d, d).
-            origin: (d,)
-
-        Raises:
-            UserError: If there are fewer than two samples, or a feature is not finite.
-        """
-        if n < 2:
-            raise UserError(f"a Frechet distance needs at least 2 images of each kind, not {n}; raise their number")
-        if not (torch.isfinite(total).all() and torch.isfinite(outer).all()):
-            raise UserError(
-                f"some features of {n} images are not finite, so the Frechet distance is undefined; run the feature "
-                "net in float32, and check its weights file"
-            )
-        mean = total / n
-        return cls(n, origin + mean, (outer - n * torch.outer(mean, mean)) / (n - 1))
-
-    @classmethod
-    def of(cls, features: Tensor) -> "Moments":
-        """Return the moments of features (n, d); raises as `from_sums` does."""
-        features = features.double()
-        origin = features[:1].sum(0)
-        centred = features - origin
-        return cls.from_sums(len(features), centred.sum(0), centred.T @ centred, origin)
+from lit_gen.metrics.base import Direction, Estimate, SampleMetric, ScoredBatch
+from lit_gen.metrics.halves import mean_deviations
+from lit_gen.metrics.moments import Moments
+from lit_gen.metrics.real import RealImages
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -120,50 +75,95 @@ def _congruence(lower: Tensor, symmetric: Tensor, block: int = 256) -> Tensor:
     return lower
 
 
-class FrechetDistance(Metric):
-    """Metric: the Frechet distance between the features it was updated with and a fixed reference.
+class FrechetDistance(SampleMetric):
+    """Frechet distance between the features of samples and of real images.
 
-    Its state consists of float64 sums, which DDP adds up, so ranks may see different numbers of images and batches.
-    `compute` is collective: call it on every rank.
+    Its state consists of float64 sums, which DDP adds up, so ranks may see different numbers of images and batches. The
+    features of the first `max_images` samples are stored for the spread of the distance.
 
     Args:
-        reference: Moments of the real images' features.
-        **kwargs: Arguments of `torchmetrics.Metric`.
+        against: The real images: the reference split, or held-out images.
+        max_images: Number of samples that give the spread.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
+    needs = frozenset({"features"})
 
     count: Tensor
     total: Tensor
     outer: Tensor
     origin: Tensor
+    index: list[Tensor]
+    stored: list[Tensor]
 
-    def __init__(self, reference: Moments, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.reference = reference
-        width = len(reference.mean)
-        self.register_buffer("origin", reference.mean.clone(), persistent=False)
+    def __init__(self, against: Literal["reference", "held out"] = "reference", max_images: int = 10_000) -> None:
+        super().__init__()
+        self.against = against
+        self.max_images = max_images
+
+    def settings(self) -> dict[str, Any]:
+        return {"against": self.against}  # the spread is not part of the score
+
+    def directions(self, real: RealImages) -> dict[str, Direction]:
+        return {self._name(real): "lower"}
+
+    def begin(self) -> None:
+        self.reference = self.real.moments(self.against)
+        width = len(self.reference.mean)
+        self.register_buffer("origin", self.reference.mean.clone(), persistent=False)
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("outer", torch.zeros(width, width, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("index", [], dist_reduce_fx="cat")
+        self.add_state("stored", [], dist_reduce_fx="cat")
 
-    def update(self, features: Tensor) -> None:
-        """Add features (N, width)."""
-        centred = features.to(self.total) - self.origin
+    def update(self, batch: ScoredBatch) -> None:
+        assert batch.features is not None
+        centred = batch.features.to(self.total) - self.origin
         self.count += len(centred)
         self.total += centred.sum(0)
         self.outer += centred.T @ centred
+        if (kept := batch.index < self.max_images).any():
+            self.index.append(batch.index[kept])
+            self.stored.append(batch.features[kept])
 
     def moments(self) -> Moments:
         """Return the moments of the features of this rank, or of all ranks while the metric is synced."""
         return Moments.from_sums(int(self.count), self.total, self.outer, self.origin)
 
-    def compute(self) -> Tensor:
-        """Return the distance, a float64 scalar.
+    def compute(self) -> dict[str, Estimate]:
+        moments = self.moments()
+        value = frechet_distance(moments, self.reference)
+        order = dim_zero_cat(self.index).argsort()
+        features = dim_zero_cat(self.stored)[order]
+        spread = mean_deviations(frechet_influence(features, moments, self.reference))
+        return {self._name(self.real): Estimate(value, spread * math.sqrt(len(features) / moments.n))}
 
-        Raises:
-            UserError: If there are fewer than two samples or features are not finite; raised on every rank.
-        """
-        return torch.tensor(frechet_distance(self.moments(), self.reference), dtype=torch.float64)
+    def _name(self, real: RealImages) -> str:
+        return real.distance_name + ("_held_out" if self.against == "held out" else "")
+
+
+def frechet_influence(features: Tensor, moments: Moments, reference: Moments) -> Tensor:
+    r"""Return the influence of each sample on the squared distance between its distribution and a reference, (n,).
+
+    With the covariance S of the samples and the optimal transport T from N(0, S) to N(0, S_r),
+
+        IF(x) = 2 (mu - mu_r)^T (x - mu) + (x - mu)^T (I - T) (x - mu) - tr((I - T) S),
+        T     = S^(-1/2) (S^(1/2) S_r S^(1/2))^(1/2) S^(-1/2).
+
+    The variance of the distance of n samples is about var(IF) / n. If S is singular, T maps its range alone.
+
+    Args:
+        features: (n, d).
+        moments: Moments of all samples.
+        reference: Moments of the real images.
+    """
+    mean, cov, other = (x.cpu() for x in (moments.mean, moments.cov, reference.cov))
+    values, vectors = torch.linalg.eigh(cov)
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    root, vectors = values[kept].sqrt(), vectors[:, kept]
+    inner = torch.linalg.eigh(root[:, None] * (vectors.T @ other @ vectors) * root)
+    middle = (inner.eigenvectors * inner.eigenvalues.clamp(min=0).sqrt()) @ inner.eigenvectors.T
+    gradient = torch.eye(len(mean), dtype=cov.dtype) - vectors @ (middle / root[:, None] / root) @ vectors.T
+    centred = features.to(mean) - mean
+    linear = 2 * centred @ (mean - reference.mean.cpu())
+    return linear + ((centred @ gradient) * centred).sum(1) - (gradient * cov).sum()

@@ -11,70 +11,77 @@ so a split needs only the sums of p_i and of p_i log p_i.
 Salimans et al., "Improved Techniques for Training GANs", 2016, https://arxiv.org/abs/1606.03498.
 """
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from lit_gen.core.errors import UserError
+from lit_gen.metrics.base import Direction, Estimate, SampleMetric, ScoredBatch
+from lit_gen.metrics.halves import mean_deviations
+from lit_gen.metrics.real import RealImages
+
+MAX_STORED = 10_000
+"""Number of samples that give the spread of the score."""
 
 
-class InceptionScore(Metric):
-    """Metric: mean and standard deviation of the inception score over splits of a known number of images.
+class InceptionScore(SampleMetric):
+    """Mean and standard deviation of the inception score over splits of the samples.
 
     The index alone determines the split of an image: split k of S holds floor(kN/S) <= i < floor((k + 1)N/S), as in
     torch-fidelity without shuffling. The result therefore does not depend on the order or the number of processes, but
     the images should not be sorted by class.
 
-    The state consists of float64 sums per split, which DDP adds up. `compute` is collective: call it on every rank.
+    The state consists of float64 sums per split, which DDP adds up, and the terms of each image for the spread.
 
     Args:
-        num_classes: Number of logits.
-        num_samples: Number of images to score, over all ranks.
         splits: Number of splits. Few images per split bias the score downwards.
-        **kwargs: Arguments of `torchmetrics.Metric`.
-
-    Raises:
-        UserError: If there are fewer images than splits.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
+    needs = frozenset({"logits"})
 
     count: Tensor
     probability: Tensor
     negentropy: Tensor
+    index: list[Tensor]
+    log_p: list[Tensor]
 
-    def __init__(self, num_classes: int, num_samples: int, splits: int = 10, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if num_samples < splits:
-            raise UserError(
-                f"an inception score of {splits} splits needs at least {splits} images, not {num_samples}; sample more"
-            )
-        self.num_samples = num_samples
+    def __init__(self, splits: int = 10) -> None:
+        super().__init__()
+        if splits < 1:
+            raise UserError(f"splits: {splits} is too few; give at least 1")
         self.splits = splits
+
+    def directions(self, real: RealImages) -> dict[str, Direction]:
+        return {"inception_score": "higher", "inception_score_std": "lower"}
+
+    def begin(self) -> None:
+        num_classes, splits = self.real.num_classes, self.splits
+        if self.num_samples < splits:
+            raise UserError(
+                f"an inception score of {splits} splits needs at least {splits} images, not {self.num_samples}; sample "
+                "more"
+            )
         self.add_state("count", torch.zeros(splits, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("probability", torch.zeros(splits, num_classes, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("negentropy", torch.zeros(splits, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("index", [], dist_reduce_fx="cat")
+        self.add_state("log_p", [], dist_reduce_fx="cat")
 
-    def update(self, logits: Tensor, index: Tensor) -> None:
-        """Add the logits (N, num_classes) of the images with the given indices, (N,) in 0 .. num_samples - 1."""
-        log_p = logits.to(self.probability).log_softmax(1)
+    def update(self, batch: ScoredBatch) -> None:
+        assert batch.logits is not None
+        log_p = batch.logits.to(self.probability).log_softmax(1)
         p = log_p.exp()
-        split = ((index.to(self.count) + 1) * self.splits - 1) // self.num_samples
+        split = ((batch.index.to(self.count) + 1) * self.splits - 1) // self.num_samples
         self.count.index_add_(0, split, torch.ones_like(split))
         self.probability.index_add_(0, split, p)
         self.negentropy.index_add_(0, split, (p * log_p).sum(1))
+        if (kept := batch.index < MAX_STORED).any():
+            self.index.append(batch.index[kept])
+            self.log_p.append(log_p[kept].float())
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation (divisor: the number of splits) over the splits, float64 scalars.
-
-        Raises:
-            UserError: If some logits are not finite; raised on every rank.
-            ValueError: If the number of images seen is not `num_samples`.
-        """
+    def compute(self) -> dict[str, Estimate]:
         seen = int(self.count.sum())
         if seen != self.num_samples:
             raise ValueError(f"the inception score expects {self.num_samples} images, but saw {seen}")
@@ -85,4 +92,14 @@ class InceptionScore(Metric):
             )
         marginal = self.probability / self.count[:, None]
         scores = (self.negentropy / self.count - torch.special.xlogy(marginal, marginal).sum(1)).exp()
-        return scores.mean(), scores.std(correction=0)
+        mean = float(scores.mean())
+        estimate = Estimate(mean, mean * self._log_deviations())
+        return {"inception_score": estimate, "inception_score_std": Estimate(float(scores.std(correction=0)))}
+
+    def _log_deviations(self) -> Tensor:
+        """Return the deviations of log IS: sample x has the influence KL(p(y|x) || p(y)) - E KL."""
+        log_p = dim_zero_cat(self.log_p)[dim_zero_cat(self.index).argsort()].double()
+        p = log_p.exp()
+        marginal = p.mean(0)
+        influence = (p * log_p).sum(1) - torch.special.xlogy(p, marginal).sum(1)
+        return mean_deviations(influence) * math.sqrt(len(p) / self.num_samples)

@@ -12,7 +12,8 @@ from lit_gen.core.errors import NoTestImagesError
 from lit_gen.core.pixels import BIN_WIDTH, quantise, to_float
 from lit_gen.data.module import ImageDataModule
 from lit_gen.metrics.feature_nets import FeatureNet
-from lit_gen.metrics.frechet import Moments, frechet_distance
+from lit_gen.metrics.frechet import frechet_distance
+from lit_gen.metrics.moments import Moments
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:

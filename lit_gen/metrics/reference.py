@@ -14,7 +14,7 @@ from safetensors.torch import save
 from lit_gen.core.files import write_atomically
 from lit_gen.data.module import ImageDataModule
 from lit_gen.metrics.feature_nets import FeatureNet
-from lit_gen.metrics.frechet import Moments
+from lit_gen.metrics.moments import Moments
 
 log = logging.getLogger(__name__)
 

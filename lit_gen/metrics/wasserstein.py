@@ -7,14 +7,15 @@ distribution have a distance too, which decreases with n. Distances are therefor
 distance between two sets of real points is the least to expect.
 """
 
-from typing import Any
+import math
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchmetrics import Metric
 
 from lit_gen.core.errors import UserError
+from lit_gen.metrics.base import Direction, Estimate, SampleMetric, ScoredBatch
+from lit_gen.metrics.real import Part, RealImages
 
 MAX_POINTS = 5000
 
@@ -44,42 +45,46 @@ def wasserstein(a: Tensor, b: Tensor, order: int = 2) -> float:
     return float(cost[rows, columns].mean() ** (1 / order))
 
 
-class WassersteinDistance(Metric):
-    """Metric: W_2 between the features it was updated with and an equal number of fixed features.
+class WassersteinDistance(SampleMetric):
+    """W_2 between n samples and n real images in feature space, and its floor.
+
+    The floor is the mean distance of the real images to other sets of n real images, of which at most 4 are used: those
+    of the training split, or held-out ones if the reference is the training split.
 
     Features are stored by image index, so the result does not depend on the order or the number of processes.
-    `compute` is collective: call it on every rank.
-
-    Args:
-        reference: Features (n, d) of n real images.
-        **kwargs: Arguments of `torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
+    needs = frozenset({"features"})
 
     features: Tensor
     count: Tensor
 
-    def __init__(self, reference: Tensor, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.reference = reference.double().cpu()
+    def directions(self, real: RealImages) -> dict[str, Direction]:
+        return {f"w2_{real.net_name}": "lower", f"w2_{real.net_name}_floor": "lower"}
+
+    def begin(self) -> None:
+        n = self.num_samples
+        reference = self.real.features("reference").double().cpu()
+        if len(reference) < n:
+            raise UserError(
+                f"evaluation.num_samples: a Wasserstein distance needs as many real images, and there are "
+                f"{len(reference)}, not {n}; give at most {len(reference)}"
+            )
+        self.reference = reference[:n]
+        other: Part = "held out" if self.real.trains_on_reference else "train"
+        others = self.real.features(other).double().cpu() if self.real.has(other) else reference[:0]
+        sets = others[: len(others) // n * n].split(n)[:4]
+        self.floor = sum(wasserstein(self.reference, each) for each in sets) / len(sets) if sets else math.nan
         self.add_state("features", torch.zeros_like(self.reference), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, features: Tensor, index: Tensor) -> None:
-        """Add features (N, d) of images with the given indices, (N,) in 0 .. n - 1; add each index once."""
-        self.features[index] = features.to(self.features)
-        self.count += len(features)
+    def update(self, batch: ScoredBatch) -> None:
+        assert batch.features is not None
+        self.features[batch.index] = batch.features.to(self.features)
+        self.count += len(batch.features)
 
-    def compute(self) -> Tensor:
-        """Return the distance, a float64 scalar.
-
-        Raises:
-            UserError: If `wasserstein` raises it; raised on every rank.
-            ValueError: If the number of images seen is not that of the reference.
-        """
-        if int(self.count) != len(self.reference):
-            raise ValueError(f"the distance expects {len(self.reference)} images, but saw {int(self.count)}")
-        return torch.tensor(wasserstein(self.features, self.reference), dtype=torch.float64)
+    def compute(self) -> dict[str, Estimate]:
+        if int(self.count) != self.num_samples:
+            raise ValueError(f"the distance expects {self.num_samples} images, but saw {int(self.count)}")
+        values = (wasserstein(self.features, self.reference), self.floor)
+        return {name: Estimate(value) for name, value in zip(self.directions(self.real), values, strict=True)}

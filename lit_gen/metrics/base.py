@@ -1,0 +1,180 @@
+"""The interface of a metric of samples: what it needs, its names and directions, its settings, its estimates.
+
+A metric in a configuration holds settings alone. `prepare` returns a copy that knows the real images and the number of
+samples; `update` adds scored batches on any rank, `compute` returns an estimate for each name, the same on every rank.
+
+    metric = KernelDistance().prepare(RealFeatures(real), num_samples=1000)
+    metric.update(ScoredBatch(index, features=features))
+    metric.compute()["kd_features"].value
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from lit_gen.metrics.real import RealImages
+
+Direction = Literal["higher", "lower"]
+"""Which values of a score are better."""
+
+Need = Literal["images", "features", "logits", "labels", "real images", "real labels", "training images", "held out"]
+"""What a metric may need.
+
+Of the samples: their images, features, logits, and the classes that they were sampled with. Of the data: images of the
+reference split, their labels, training images, and held-out images.
+"""
+
+
+class Estimate(NamedTuple):
+    """A score with its spread over samples.
+
+    Attributes:
+        value: The score of all samples.
+        deviations: Deviations (R,) whose standard deviation is the standard error, see `metrics.halves`; None if
+            unknown.
+    """
+
+    value: float
+    deviations: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Samples with what a feature net says about them; None for what no metric of the evaluation needs.
+
+    Attributes:
+        index: Indices of the samples, (N,) in 0 .. num_samples - 1; each index is added once, on one rank.
+        images: (N, C, H, W), as the data are stored.
+        features: (N, d).
+        logits: (N, K).
+        labels: Classes that the samples were given, (N,).
+    """
+
+    index: Tensor
+    images: Tensor | None = None
+    features: Tensor | None = None
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+
+    def take(self, chosen: Tensor) -> "ScoredBatch":
+        """Return the samples that a mask or an index (M,) chooses."""
+        return ScoredBatch(**{name: None if x is None else x[chosen] for name, x in self._parts()})
+
+    def to(self, device: torch.device) -> "ScoredBatch":
+        """Return the batch on a device."""
+        return ScoredBatch(**{name: None if x is None else x.to(device) for name, x in self._parts()})
+
+    def _parts(self) -> list[tuple[str, Tensor | None]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+
+class SampleMetric(Metric, ABC):
+    """A metric of a known number of samples, comparable between results whose protocols agree.
+
+    Arguments of the constructor are settings; subclasses store each under its own name.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    needs: ClassVar[frozenset[Need]]
+    """What the metric needs; `update` and `prepare` receive it."""
+
+    num_samples: int
+    real: RealImages
+
+    @abstractmethod
+    def directions(self, real: RealImages) -> dict[str, Direction]:
+        """Return the names of the scores, which may contain that of the feature net, with their directions."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, which are part of the protocol of each score."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+
+    def prepare(self, real: RealImages, num_samples: int) -> Self:
+        """Return a copy that is ready to be updated.
+
+        Args:
+            real: The real images, with features on the device of the samples.
+            num_samples: Number of samples over all ranks.
+
+        Raises:
+            UserError: If there are too few samples or real images, or the data lack something.
+        """
+        metric = self.clone()
+        metric.real, metric.num_samples = real, num_samples
+        metric.begin()
+        return metric
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Add the states, given `real` and `num_samples`; raise a UserError if the metric is not defined for them."""
+
+    @abstractmethod
+    def update(self, batch: ScoredBatch) -> None:
+        """Add samples."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Estimate]:
+        """Return the estimates by name; collective: call it on every rank.
+
+        Raises:
+            UserError: If a score is not defined for these samples; raised on every rank.
+            ValueError: If the number of samples is not `num_samples`.
+        """
+
+
+class StoredMetric(SampleMetric):
+    """A metric that is computed from stored samples: the first `max_images` of them, in float32.
+
+    Subclasses implement `score`, a pure function of the stored samples.
+    """
+
+    max_images: int
+
+    index: list[Tensor]
+
+    def begin(self) -> None:
+        for name in ("index", *self.stored()):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def stored(self) -> list[str]:
+        """Return the attributes of `ScoredBatch` that are stored."""
+        return [name for name in ("images", "features", "logits", "labels") if name in self.needs]
+
+    @property
+    def num_stored(self) -> int:
+        """Number of samples that are stored over all ranks."""
+        return min(self.num_samples, self.max_images)
+
+    def update(self, batch: ScoredBatch) -> None:
+        if (kept := batch.index < self.num_stored).any():
+            chosen = batch.take(kept)
+            for name in ("index", *self.stored()):
+                getattr(self, name).append(getattr(chosen, name))
+
+    def samples(self) -> ScoredBatch:
+        """Return the stored samples of this rank, or of all ranks while the metric is synced, in order of their index.
+
+        Raises:
+            ValueError: If their number is not the expected one.
+        """
+        seen = sum(len(index) for index in self.index) if isinstance(self.index, list) else len(self.index)
+        if seen != self.num_stored:
+            raise ValueError(f"{type(self).__name__} expects {self.num_stored} samples, but saw {seen}")
+        parts = {name: dim_zero_cat(getattr(self, name)) for name in ("index", *self.stored())}
+        return ScoredBatch(**parts).take(parts["index"].argsort())
+
+    def compute(self) -> dict[str, Estimate]:
+        with torch.inference_mode():
+            return self.score(self.samples())
+
+    @abstractmethod
+    def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
+        """Return the estimates of samples, whose number is `num_stored`."""
