@@ -11,6 +11,8 @@ from lit_gen.cli.reopen import check_named, one_run, reopen
 from lit_gen.cli.sample import sample
 from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.processes import ranks
+from lit_gen.evaluation.evaluate import Subject
+from lit_gen.evaluation.evaluate import evaluate as score
 from lit_gen.experiment.checks import check_evaluation, check_scored
 from lit_gen.experiment.fit import fit_run
 from lit_gen.experiment.loading import load_model
@@ -87,7 +89,8 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
     cache = run.directory.parent / ".reference"
     model.prepare_sampler(objects.sampler, objects.data)
     with processes.losses_reported(*ranks()):
-        result, path, computed = objects.evaluation(model, objects.data, objects.sampler, run, cache)
+        subject = Subject(run, model, objects.data, objects.sampler)
+        result, path, computed = score(objects.evaluation, subject, cache)
     if ranks()[0] == 0:
         tracking.log_evaluation(objects.wandb, run, result, path.parent, cli.resolved())
         _print_result(result, path, computed)

@@ -1,9 +1,11 @@
 """Read and write files safely: writes are atomic, and reads accept only regular files of bounded size."""
 
 import errno
+import io
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -105,6 +107,25 @@ def write_arrays(path: str | Path, **arrays: Any) -> None:
 
     with replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)
+
+
+def read_arrays(path: str | Path, most_bytes: int = 256 * MEBIBYTE) -> dict[str, Any]:
+    """Return the arrays of an .npz file by name; no object in it is unpickled.
+
+    Raises:
+        UserError: If the file is larger than 64 MiB or not a regular file.
+        FileNotFoundError: If the file does not exist.
+        Exception: If it is damaged (zipfile, zlib and numpy raise many), or its arrays have more than `most_bytes`.
+    """
+    import numpy as np  # imported late: every command imports this module at start-up
+
+    with zipfile.ZipFile(io.BytesIO(read_regular(path))) as archive:
+        if (size := sum(each.file_size for each in archive.infolist())) > most_bytes:
+            raise ValueError(f"{size:,} bytes; the limit is {most_bytes:,}")
+        contents = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
+    return {
+        name: np.lib.format.read_array(io.BytesIO(content), allow_pickle=False) for name, content in contents.items()
+    }
 
 
 def append(path: str | Path, content: str | bytes) -> None:

@@ -9,43 +9,28 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import distributed
 
 from lit_gen.core.errors import UserError
-from lit_gen.core.files import write_arrays
-from lit_gen.core.processes import from_first, ranks
-from lit_gen.core.progress import image_progress
 from lit_gen.data.class_order import are_balanced
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation import drawn_classes
-from lit_gen.evaluation.device import device_name
-from lit_gen.evaluation.likelihood import compute_likelihood, likelihood_protocol
+from lit_gen.evaluation.likelihood import likelihood_protocol
+from lit_gen.evaluation.metrics import check_needs
+from lit_gen.evaluation.real_images import DataImages
 from lit_gen.evaluation.result_file import (
     ABSENT,
     LikelihoodProtocol,
-    LikelihoodScores,
     OtherData,
     Protocol,
-    ResultRecord,
-    RunFacts,
-    Timing,
-    load_likelihood,
-    load_result,
-    save_likelihood,
-    save_result,
 )
-from lit_gen.evaluation.sampling import Samples, Sampling
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import LikelihoodMethod, Sampler
+from lit_gen.metrics.base import SampleMetric
 from lit_gen.metrics.feature_nets import FeatureNet, Inception, Points
-from lit_gen.metrics.reference import reference_moments
-from lit_gen.metrics.scores import ImageScores, PointScores, Scores
-from lit_gen.pictures.grids import save_picture
 from lit_gen.runs.directory import Run
 from lit_gen.runs.weights import parse_weights
 
@@ -56,13 +41,16 @@ class Evaluation:
     """The protocol of an evaluation.
 
     Args:
-        feature_net: Feature net of the distance and the inception score.
+        feature_net: Feature net of the metrics.
+        metrics: Metrics of the samples; null: those that data and feature net permit. A metric that an existing result
+            lacks is added to it.
         num_samples: Number of samples, exactly, whatever the batch size.
         split: Split of the data that is the reference, all of it.
         seed: Seed of the noise; image i of a seed is the same in every evaluation of a run.
         weights: The averaged weights (ema), those of the last step (raw), or a power-function average of any width:
             ema:0.1, or ema:0.1@51200 after so many images (see `lit-gen ema`).
-        inception_splits: Splits of the samples for the mean and standard deviation of the inception score.
+        inception_splits: Splits of the samples for the mean and standard deviation of the inception score, if `metrics`
+            does not name it.
         batch_size: Images that one process samples at once.
         num_kept: Images kept in samples.npz and shown in samples.png, the first of the seed.
         likelihood: Test images whose likelihood is computed, in bits per dimension: 0, a number (evenly spaced ones of
@@ -74,6 +62,7 @@ class Evaluation:
     def __init__(
         self,
         feature_net: FeatureNetFactory = Inception,
+        metrics: list[SampleMetric] | None = None,
         num_samples: int = 10_000,
         split: Literal["train", "val", "test"] = "train",
         seed: int = 0,
@@ -97,6 +86,7 @@ class Evaluation:
         if likelihood != "all" and (likelihood < 0 or likelihood == 1):
             raise UserError(f"evaluation.likelihood: {likelihood} is too few; give at least 2, or 0 for none")
         self.feature_net = feature_net
+        self.metrics = metrics
         self.num_samples = num_samples
         self.split = split
         self.seed = seed
@@ -108,14 +98,20 @@ class Evaluation:
         self.likelihood_method = likelihood_method
         self.other_data = other_data
 
-    def check(self, data: ImageDataModule) -> None:
+    def check(self, data: ImageDataModule, conditional: bool) -> None:
         """Raise a UserError before training, not after, if the evaluation lacks something.
 
         The feature net is built and applied to an image.
+
+        Args:
+            data: The data.
+            conditional: Whether samples have classes.
         """
         net = self.features_of(data)
         net(torch.zeros(2, *data.image_shape, dtype=net.dtype))
         self.protocol(data, net)
+        if self.metrics is not None:
+            check_needs(self.metrics, DataImages(data, self.split, net, Path()), conditional)
 
     def features_of(self, data: ImageDataModule) -> FeatureNet:
         """Return the feature net.
@@ -197,17 +193,6 @@ class Evaluation:
             inception_splits=self.inception_splits if net.num_classes else ABSENT,
         )
 
-    def scores(self, data: ImageDataModule, net: FeatureNet, cache: Path, device: torch.device) -> Scores:
-        """Return the scores to update with samples, with the statistics of the real images."""
-        if isinstance(net, Points):
-            splits = (self.split, "train" if self.split == "test" else "test")
-            real, others = (torch.from_numpy(data.images(split)) for split in splits)
-            return PointScores(net, real[: self.num_samples], others, device)
-        what, num_real = f"reference statistics of {data.name}", len(data.images(self.split))
-        with image_progress(what, num_real, show=ranks()[0] == 0, at_once=False) as progress:
-            reference = reference_moments(data, self.split, net, cache, progress=progress.add if progress else None)
-        return ImageScores(net, reference, self.num_samples, self.inception_splits, device)
-
     def directory(
         self,
         run: Run,
@@ -237,104 +222,6 @@ class Evaluation:
             name += f"-{settings['steps']}"
         return run.evaluations / f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
 
-    def __call__(
-        self, model: GenerativeModel, data: ImageDataModule, sampler: Sampler | None, run: Run, cache: Path
-    ) -> tuple[dict[str, Any], Path, bool]:
-        """Sample, quantise and score, and compute the likelihood of test images if it is asked for.
-
-        An existing result is kept; a likelihood that it lacks is added to it.
-
-        Returns:
-            The result, the path of its result.json, and whether it was computed now (False: it existed).
-        """
-        result, path, computed = self.score_samples(model, data, sampler, run, cache)
-        if self.likelihood:
-            scores = self.test_likelihood(model, data, run)
-            if result.likelihood != scores.likelihood:
-                result = replace(result, metrics=result.metrics | scores.metrics, likelihood=scores.likelihood)
-                if ranks()[0] == 0:
-                    save_result(path, result)
-                    path.with_name("wandb_runs").unlink(missing_ok=True)  # W&B holds the result without it
-                computed = True
-        return result.to_dict(), path, computed
-
-    def score_samples(
-        self, model: GenerativeModel, data: ImageDataModule, sampler: Sampler | None, run: Run, cache: Path
-    ) -> tuple[ResultRecord, Path, bool]:
-        """Sample, quantise and score, unless the result exists; collective.
-
-        Returns:
-            The result, the path of its result.json, and whether it was computed now (False: it existed).
-        """
-        net = self.features_of(data).to(model.device)
-        sampler = sampler or model.default_sampler()
-        other_data = self.compare_data(run, model, data)
-        protocol = self.protocol(data, net)
-        counts = data.class_counts(self.split) if model.num_classes else None
-        path = self.directory(run, sampler, protocol, model.images_seen, counts, other_data) / "result.json"
-        if (found := _find_result(path)) is not None:
-            return found, path, False
-        scores = self.scores(data, net, cache, model.device)
-        sampling = Sampling(
-            model, sampler, data.source.stored, self.num_samples, self.batch_size, self.num_kept, self.seed, counts
-        )
-        samples = sampling.score(scores, f"evaluating {path.parent.name}")
-        metrics = scores.compute()
-        with torch.inference_mode():
-            metrics |= model.eval().further_scores(data, net)
-        result = self._result(run, model, data, sampler, protocol, other_data, metrics, samples)
-        if ranks()[0] == 0:
-            write_arrays(path.with_name("samples.npz"), images=samples.kept.numpy())
-            save_picture(samples.kept, data.source, path.with_name("samples.png"))
-            save_result(path, result)
-        _wait_for_all()
-        return result, path, True
-
-    def _result(
-        self,
-        run: Run,
-        model: GenerativeModel,
-        data: ImageDataModule,
-        sampler: Sampler | None,
-        protocol: Protocol,
-        other_data: OtherData | None,
-        metrics: dict[str, float],
-        samples: Samples,
-    ) -> ResultRecord:
-        """Return the result of an evaluation that was made now."""
-        metadata, stage = run.metadata, model.first_stage
-        num_parameters = sum(parameter.numel() for parameter in model.generator.parameters())
-        return ResultRecord(
-            run=RunFacts(
-                name=run.directory.name,
-                identity=metadata["identity"],
-                recipe=metadata["recipe"],
-                finished=run.finished,
-                directory=run.directory.name,
-            ),
-            model=model.title,
-            num_parameters=num_parameters + (stage.num_parameters if stage is not None else 0),
-            first_stage=None if stage is None else stage.describe(),
-            images_seen=model.images_seen,
-            training_seconds=metadata.get("training_seconds"),
-            earlier_seconds=metadata.get("earlier_seconds", 0.0),
-            training_seed=metadata["seed"],
-            sampler=None if sampler is None else sampler.to_dict(),
-            nfe=samples.nfe,
-            weights=self.weights,
-            seed=self.seed,
-            protocol=protocol,
-            other_data=other_data,
-            metrics=metrics,
-            further=model.further_protocol(data),
-            timing=Timing(
-                sampling_seconds=samples.seconds,
-                images_per_second=self.num_samples / samples.seconds,
-                device=device_name(model.device, ranks()[1]),
-            ),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
     def likelihood_protocol(self, model: GenerativeModel, data: ImageDataModule) -> LikelihoodProtocol:
         """Return the protocol of the likelihood of test images.
 
@@ -343,42 +230,3 @@ class Evaluation:
         """
         num_images = None if self.likelihood == "all" else self.likelihood
         return likelihood_protocol(model, data, num_images, self.likelihood_method)
-
-    def test_likelihood(self, model: GenerativeModel, data: ImageDataModule, run: Run) -> LikelihoodScores:
-        """Return the likelihood of test images; collective.
-
-        It does not depend on a sampler, so it is computed once for a run and kept in a file of its own.
-        """
-        protocol = self.likelihood_protocol(model, data)
-        facts = json.dumps([protocol.to_dict(), self.seed, self.weights, model.images_seen], sort_keys=True)
-        path = run.evaluations / f"likelihood-{hashlib.sha256(facts.encode()).hexdigest()[:10]}.json"
-        rank = ranks()[0]
-        found: LikelihoodScores | None = from_first(load_likelihood(path) if rank == 0 and path.exists() else None)
-        if found is not None:
-            return found
-        scores = compute_likelihood(model, data, protocol, self.likelihood_method, self.seed, self.batch_size)
-        if rank == 0:
-            save_likelihood(path, scores)
-        _wait_for_all()
-        return scores
-
-
-def _find_result(path: Path) -> ResultRecord | None:
-    """Return the result in a file, the same on every process; None if there is none.
-
-    The file of an older version, for which the rules of `evaluation.drawn_classes` give the same classes, then names
-    the rule.
-    """
-    rank = ranks()[0]
-    found: ResultRecord | None = from_first(load_result(path) if rank == 0 and path.exists() else None)
-    if found is not None and found.protocol.drawn_classes != drawn_classes.RULE:
-        found = replace(found, protocol=replace(found.protocol, drawn_classes=drawn_classes.RULE))
-        if rank == 0:
-            save_result(path, found)
-    return found
-
-
-def _wait_for_all() -> None:
-    """Wait until the first process has written its files."""
-    if ranks()[1] > 1:
-        distributed.barrier()

@@ -12,8 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
+from torch import Tensor
+
 from lit_gen.core.errors import UserError
-from lit_gen.core.files import write_atomically
+from lit_gen.core.files import MEBIBYTE, read_arrays, write_arrays, write_atomically
 from lit_gen.core.records import (
     AMOUNT,
     COUNT,
@@ -34,6 +37,7 @@ from lit_gen.core.records import (
     values_of,
 )
 from lit_gen.evaluation import drawn_classes
+from lit_gen.metrics.halves import NUM_HALVES
 
 SCHEMA = 1
 REMEDY = "delete it and evaluate the run again"
@@ -58,6 +62,7 @@ class _Schema(NamedTuple):
         record: The class of a value whose keys are fields.
         keys: The kinds of the keys of any other object, by dotted key.
         needed: The keys among them that every such object has.
+        sparse: Whether an empty value is not written.
     """
 
     kind: Kind
@@ -65,6 +70,7 @@ class _Schema(NamedTuple):
     record: "type[Record] | None" = None
     keys: Mapping[str, Kind] = MappingProxyType({})
     needed: Collection[str] = ()
+    sparse: bool = False
 
 
 def _key(kind: Kind, **schema: Any) -> Any:
@@ -75,6 +81,12 @@ def _key(kind: Kind, **schema: Any) -> Any:
 def _maybe(kind: Kind, **schema: Any) -> Any:
     """Return the field of a key that a file may lack."""
     return field(default=ABSENT, metadata={"schema": _Schema(kind, required=False, **schema)})
+
+
+def _scores(kind: Kind) -> Any:
+    """Return the field of an object with a value for each of some scores; it is not written if it is empty."""
+    schema = _Schema(values_of(kind), required=False, sparse=True)
+    return field(default_factory=dict, metadata={"schema": schema})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +138,9 @@ class Record:
         order = list(self.order)
         for key in self.schemas():
             order += [*self.further, key] if key == self.FURTHER_BEFORE else [key]
-        values = {key: getattr(self, key) for key in self.schemas()} | self.further
+        schemas = self.schemas()
+        values = {key: getattr(self, key) for key in schemas} | self.further
+        values = {key: value for key, value in values.items() if value or key not in schemas or not schemas[key].sparse}
         return {
             key: values[key].to_dict() if isinstance(values[key], Record) else values[key]
             for key in dict.fromkeys([*order, *self.further])
@@ -284,6 +298,23 @@ _SAMPLER = {
 }
 
 
+_PROTOCOL_OF_SCORE = Kind(
+    "an object with a text `metric` and `better`, higher or lower",
+    lambda value: (
+        isinstance(value, dict) and TEXT.fits(value.get("metric")) and value.get("better") in ("higher", "lower")
+    ),
+)
+_FLOOR = Kind(
+    "an object with `num_images` and an object `scores`",
+    lambda value: (
+        isinstance(value, dict)
+        and COUNT.fits(value.get("num_images"))
+        and values_of(SCORE).fits(value.get("scores"))
+        and values_of(SCORE).fits(value.get("standard_errors", {}))
+    ),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResultRecord(Record):
     """The content of a result.json.
@@ -305,6 +336,10 @@ class ResultRecord(Record):
         protocol: The protocol.
         other_data: Both fingerprints, if other images than those of the run were accepted.
         metrics: Scores by name.
+        standard_errors: Standard errors over samples, by the name of the score.
+        score_protocols: What two results must share for a score to be compared, by its name: metric, settings, and
+            which values are better.
+        floors: Scores of real images in place of samples; see `evaluation.floors`.
         timing: Speed of sampling.
         created: Time of the evaluation.
         likelihood: How the likelihood of test images was computed, if it was.
@@ -335,6 +370,9 @@ class ResultRecord(Record):
     protocol: Protocol = _key(RECORD, record=Protocol)
     other_data: OtherData | None | Absent = _maybe(optional(RECORD), record=OtherData)
     metrics: dict[str, float] = _key(values_of(SCORE))
+    standard_errors: dict[str, float] = _scores(SCORE)
+    score_protocols: dict[str, dict[str, Any]] = _scores(_PROTOCOL_OF_SCORE)
+    floors: dict[str, dict[str, Any]] = _scores(_FLOOR)
     timing: Timing = _key(RECORD, record=Timing)
     created: str | Absent = _maybe(TEXT)
     likelihood: LikelihoodRecord | None | Absent = _maybe(optional(RECORD), record=LikelihoodRecord)
@@ -355,6 +393,43 @@ def load_result(path: Path) -> ResultRecord:
     _check(data, ResultRecord, path)
     data["protocol"].setdefault("drawn_classes", drawn_classes.rule_of_older_result(data))
     return ResultRecord.from_dict(data)
+
+
+def score_protocol(result: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the protocol of a score of a result.json, which files of older versions do not hold.
+
+    It is None for scores that have none of their own: likelihoods and reconstructions.
+    """
+    if (known := result.get("score_protocols", {}).get(name)) is not None:
+        protocol: dict[str, Any] = known
+        return protocol
+    if name.startswith("inception_score"):
+        better = "lower" if name.endswith("_std") else "higher"
+        return {"metric": "InceptionScore", "better": better, "splits": result["protocol"].get("inception_splits")}
+    if name == "fid" or name.startswith("fd_"):
+        return {"metric": "FrechetDistance", "better": "lower", "against": "reference"}
+    if name.startswith("w2_"):
+        return {"metric": "WassersteinDistance", "better": "lower"}
+    return None
+
+
+def save_deviations(path: Path, deviations: dict[str, Tensor]) -> None:
+    """Add the deviations of scores to deviations.npz next to a result.json, from which two results are compared."""
+    file = path.with_name("deviations.npz")
+    write_arrays(file, **(load_deviations(path) | {name: each.float().numpy() for name, each in deviations.items()}))
+
+
+def load_deviations(path: Path) -> dict[str, np.ndarray]:
+    """Return the deviations (R,) of the scores of a result.json by name; empty if there are none that can be read."""
+    try:
+        arrays = read_arrays(path.with_name("deviations.npz"), MEBIBYTE)
+    except Exception:  # a damaged archive raises any of a dozen; without it, standard errors are known all the same
+        return {}
+    return {
+        name: array
+        for name, array in arrays.items()
+        if array.dtype == np.float32 and array.shape == (NUM_HALVES,) and np.isfinite(array).all()
+    }
 
 
 def save_result(path: Path, result: ResultRecord) -> None:

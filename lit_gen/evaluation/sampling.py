@@ -10,10 +10,10 @@ from torch import Tensor
 from lit_gen.core.noise import Noise
 from lit_gen.core.processes import gather
 from lit_gen.data.class_order import classes_of
+from lit_gen.evaluation.scoring import Scoring
 from lit_gen.evaluation.shares import in_order, shared_batches
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
-from lit_gen.metrics.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -55,37 +55,42 @@ class Sampling:
     seed: int
     class_counts: tuple[int, ...] | None
 
-    def batch(self, index: range) -> tuple[Tensor, Tensor, float]:
+    def labels(self, index: Tensor) -> Tensor | None:
+        """Return the classes of the samples with the given indices, (N,) on the CPU; None for a model without them."""
+        if self.class_counts is None:
+            return None
+        return torch.from_numpy(classes_of(index.cpu().numpy(), self.class_counts))
+
+    def batch(self, index: range) -> tuple[Tensor, Tensor, Tensor | None, float]:
         """Sample and quantise the images of a batch.
 
         Returns:
-            The images (N, C, H, W), their indices (N,) on the device, and the seconds that sampling took.
+            The images (N, C, H, W), their indices (N,) on the device, their classes (N,) if the model has some, and the
+            seconds that sampling took.
         """
         noise = Noise(self.seed, index, self.model.device)
-        labels = None
-        if self.class_counts is not None:
-            labels = torch.from_numpy(classes_of(noise.index.cpu().numpy(), self.class_counts))
+        labels = self.labels(noise.index)
         begin = time.perf_counter()
         images = self.stored(self.model.sample(noise, labels, self.sampler))
         if images.is_cuda:
             torch.cuda.synchronize()
-        return images, noise.index, time.perf_counter() - begin
+        return images, noise.index, labels, time.perf_counter() - begin
 
-    def score(self, scores: Scores, description: str) -> Samples:
+    def score(self, scoring: Scoring, description: str) -> Samples:
         """Sample all images and score them; collective: every process takes its share of the batches.
 
         Args:
-            scores: Updated with the images of this process.
+            scoring: Updated with the images of this process.
             description: Name of the evaluation, for the progress.
         """
         kept: dict[int, Tensor] = {}
         seconds = evaluations = 0.0
         with shared_batches(description, self.num_samples, self.batch_size) as batches:
             for batch in batches:
-                images, index, took = self.batch(batch)
+                images, index, labels, took = self.batch(batch)
                 seconds += took
                 evaluations += len(images) * self.model.nfe
-                scores.update(images, index)
+                scoring.update(images, index, labels)
                 if batch.start < self.num_kept:
                     kept[batch.start] = images[: self.num_kept - batch.start].cpu()
         shares = gather((kept, seconds, evaluations))

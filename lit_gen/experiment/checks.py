@@ -37,7 +37,7 @@ def check_evaluation(experiment: Experiment) -> None:
     model.check_data(experiment.data)
     if experiment.stage is not None:
         experiment.stage.check(experiment.data)
-    evaluation.check(experiment.data)
+    evaluation.check(experiment.data, conditional=model.num_classes > 0)
 
 
 def check_scored(experiment: Experiment, device: torch.device) -> None:

@@ -8,16 +8,19 @@ samples; `update` adds scored batches on any rank, `compute` returns an estimate
     metric.compute()["kd_features"].value
 """
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lit_gen.core.processes import gather
 from lit_gen.metrics.real import RealImages
 
 Direction = Literal["higher", "lower"]
@@ -43,6 +46,11 @@ class Estimate(NamedTuple):
     value: float
     deviations: Tensor | None = None
 
+    @property
+    def standard_error(self) -> float | None:
+        """The standard error over samples; None if unknown."""
+        return None if self.deviations is None else float(self.deviations.std())
+
 
 @dataclass(frozen=True)
 class ScoredBatch:
@@ -64,14 +72,15 @@ class ScoredBatch:
 
     def take(self, chosen: Tensor) -> "ScoredBatch":
         """Return the samples that a mask or an index (M,) chooses."""
-        return ScoredBatch(**{name: None if x is None else x[chosen] for name, x in self._parts()})
+        return self._map(lambda part: part[chosen])
 
     def to(self, device: torch.device) -> "ScoredBatch":
         """Return the batch on a device."""
-        return ScoredBatch(**{name: None if x is None else x.to(device) for name, x in self._parts()})
+        return self._map(lambda part: part.to(device))
 
-    def _parts(self) -> list[tuple[str, Tensor | None]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ScoredBatch":
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(part) for name, part in parts.items() if part is not None})
 
 
 class SampleMetric(Metric, ABC):
@@ -83,11 +92,14 @@ class SampleMetric(Metric, ABC):
     is_differentiable = False
     full_state_update = False
 
-    needs: ClassVar[frozenset[Need]]
+    needs: frozenset[Need]
     """What the metric needs; `update` and `prepare` receive it."""
 
     num_samples: int
     real: RealImages
+
+    def __init__(self) -> None:
+        super().__init__(dist_sync_fn=_gather_rows)
 
     @abstractmethod
     def directions(self, real: RealImages) -> dict[str, Direction]:
@@ -95,7 +107,7 @@ class SampleMetric(Metric, ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of the constructor, which are part of the protocol of each score."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def prepare(self, real: RealImages, num_samples: int) -> Self:
         """Return a copy that is ready to be updated.
@@ -107,7 +119,7 @@ class SampleMetric(Metric, ABC):
         Raises:
             UserError: If there are too few samples or real images, or the data lack something.
         """
-        metric = self.clone()
+        metric = copy.deepcopy(self)
         metric.real, metric.num_samples = real, num_samples
         metric.begin()
         return metric
@@ -178,3 +190,13 @@ class StoredMetric(SampleMetric):
     @abstractmethod
     def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
         """Return the estimates of samples, whose number is `num_stored`."""
+
+
+def _gather_rows(part: Tensor, group: Any = None) -> list[Tensor]:
+    """Return the tensors of all ranks, without the empty ones of ranks that had no samples.
+
+    torchmetrics replaces the samples of such a rank by an empty vector, which its own operation cannot gather with
+    matrices.
+    """
+    parts = [other.to(part.device) for other in gather(part.cpu())]
+    return [other for other in parts if other.numel()] or parts[:1]

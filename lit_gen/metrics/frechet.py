@@ -24,7 +24,7 @@ from torchmetrics.utilities import dim_zero_cat
 from lit_gen.metrics.base import Direction, Estimate, SampleMetric, ScoredBatch
 from lit_gen.metrics.halves import mean_deviations
 from lit_gen.metrics.moments import Moments
-from lit_gen.metrics.real import RealImages
+from lit_gen.metrics.real import Part, RealImages
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -86,8 +86,6 @@ class FrechetDistance(SampleMetric):
         max_images: Number of samples that give the spread.
     """
 
-    needs = frozenset({"features"})
-
     count: Tensor
     total: Tensor
     outer: Tensor
@@ -97,7 +95,8 @@ class FrechetDistance(SampleMetric):
 
     def __init__(self, against: Literal["reference", "held out"] = "reference", max_images: int = 10_000) -> None:
         super().__init__()
-        self.against = against
+        self.against: Part = against
+        self.needs = frozenset({"features", "held out"} if against == "held out" else {"features"})
         self.max_images = max_images
 
     def settings(self) -> dict[str, Any]:
@@ -166,4 +165,5 @@ def frechet_influence(features: Tensor, moments: Moments, reference: Moments) ->
     gradient = torch.eye(len(mean), dtype=cov.dtype) - vectors @ (middle / root[:, None] / root) @ vectors.T
     centred = features.to(mean) - mean
     linear = 2 * centred @ (mean - reference.mean.cpu())
-    return linear + ((centred @ gradient) * centred).sum(1) - (gradient * cov).sum()
+    influence: Tensor = linear + ((centred @ gradient) * centred).sum(1) - (gradient * cov).sum()
+    return influence

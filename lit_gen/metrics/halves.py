@@ -12,6 +12,7 @@ McCarthy, "Pseudo-replication: half samples", 1969; Shao and Wu, "A general theo
 1989, https://doi.org/10.1214/aos/1176347263.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -51,4 +52,4 @@ def mean_deviations(values: Tensor, num_halves: int = NUM_HALVES) -> Tensor:
 def _to_whole(values: Tensor, n: int) -> Tensor:
     """Return deviations with the variance of a score of n samples, given the scores of halves (R,)."""
     half = n // 2  # the variance of the mean of a half of n values is s^2 (n - half) / (n half), that of all s^2 / n
-    return (values - values.mean()) * (half / (n - half)) ** 0.5
+    return (values - values.mean()) * math.sqrt(half / (n - half))

@@ -12,7 +12,6 @@ A part may be the same images as another: the reference of most evaluations is t
 from abc import ABC, abstractmethod
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError

@@ -73,7 +73,7 @@ class WassersteinDistance(SampleMetric):
         self.reference = reference[:n]
         other: Part = "held out" if self.real.trains_on_reference else "train"
         others = self.real.features(other).double().cpu() if self.real.has(other) else reference[:0]
-        sets = others[: len(others) // n * n].split(n)[:4]
+        sets = [others[start : start + n] for start in range(0, len(others) - n + 1, n)][:4]
         self.floor = sum(wasserstein(self.reference, each) for each in sets) / len(sets) if sets else math.nan
         self.add_state("features", torch.zeros_like(self.reference), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")

@@ -1,13 +1,11 @@
 """Read the samples that an evaluation kept, which may be damaged or come from someone else: validated whole."""
 
-import io
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
 
 from lit_gen.core.errors import UserError
-from lit_gen.core.files import read_regular
+from lit_gen.core.files import read_arrays
 from lit_gen.core.records import read_each
 from lit_gen.report.results import Result
 
@@ -30,11 +28,7 @@ def read_samples(results: Sequence[Result]) -> tuple[list[Result], list[np.ndarr
 def _samples(result: Result) -> np.ndarray:
     file = result.path.with_name("samples.npz")
     try:
-        with zipfile.ZipFile(io.BytesIO(read_regular(file))) as archive:
-            if (size := archive.getinfo("images.npy").file_size) > MOST_BYTES:
-                raise ValueError(f"{size:,} bytes; the limit is {MOST_BYTES:,}")
-            content = archive.read("images.npy")
-        images: np.ndarray = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        images: np.ndarray = read_arrays(file, MOST_BYTES)["images"]
         if result.protocol.get("quantisation") == "none":
             fits = images.dtype.kind == "f" and images.shape[1:] == (2, 1, 1) and np.isfinite(images).all()
         else:

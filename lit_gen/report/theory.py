@@ -37,9 +37,9 @@ from lit_gen.families.diffusion.samplers.multistep import DPMSolver, UniPC
 from lit_gen.families.diffusion.samplers.ode import Heun
 from lit_gen.families.diffusion.samplers.sde import EulerMaruyama
 from lit_gen.families.diffusion.schedules import VE, Cosine, EDMSchedule, LinearVP, Rectified, Schedule, SubVP
-from lit_gen.metrics import wasserstein
-from lit_gen.metrics.feature_nets import Points
-from lit_gen.metrics.scores import PointScores
+from lit_gen.metrics import WassersteinDistance, wasserstein
+from lit_gen.metrics.base import ScoredBatch
+from lit_gen.metrics.real import RealFeatures
 from lit_gen.pictures.figures import new_figure
 from lit_gen.pictures.points import draw_density, draw_paths, draw_points, shade
 from lit_gen.pictures.trajectories import Trajectories
@@ -202,9 +202,10 @@ def learned(runs: Sequence[Path], out: Path, num_points: int = 2000, resolution:
         source: PointSource = data.source
         held_out = torch.from_numpy(data.images("test")[:num_points])
         points = model.sample(Noise(0, range(num_points)))
-        scores = PointScores(Points(), held_out, torch.from_numpy(data.images("train")), torch.device("cpu"))
-        scores.update(points, torch.arange(num_points))
-        distance, floor = scores.compute().values()
+        real = RealFeatures(held_out.flatten(1), torch.from_numpy(data.images("train")).flatten(1), net_name="points")
+        metric = WassersteinDistance().prepare(real, num_points)
+        metric.update(ScoredBatch(torch.arange(num_points), features=points.flatten(1)))
+        distance, floor = (estimate.value for estimate in metric.compute().values())
         of_model = float(_log_density(model, held_out).mean())
         of_data = float(source.exact.log_density(held_out, one, zero).mean())
         draw_density(true, source)

@@ -15,6 +15,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data import Digits, ImageDataModule, Npz
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.pairs import Pairs
+from lit_gen.evaluation.evaluate import Subject, evaluate
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.evaluation.result_file import ABSENT
 from lit_gen.experiment.reflow import Reflow
@@ -76,7 +77,9 @@ def score(source: Npz, folder: Path, model: GenerativeModel, **settings: Any) ->
     run.metadata_path.write_text(json.dumps(RUN | {"title": model.title}))
     settings = {"num_samples": NUM, "batch_size": 4 * NUM, "inception_splits": 1} | settings
     evaluation = Evaluation(DigitsFeatures, **settings)
-    result, path, computed = evaluation(model, ImageDataModule(source), None, run, folder / ".reference")
+    result, path, computed = evaluate(
+        evaluation, Subject(run, model, ImageDataModule(source), None), folder / ".reference"
+    )
     assert computed and path.is_file()
     return result | {"path": path}
 
@@ -136,7 +139,9 @@ def test_an_old_evaluation_of_equal_classes_becomes_comparable(source: Npz, tmp_
         path.write_text(json.dumps(stored))
         assert read_result(path).protocol["drawn_classes"] == ("uniform" if conditional else "reference")
         evaluation, data = Evaluation(DigitsFeatures, **settings), ImageDataModule(equal)  # type: ignore[arg-type]
-        found, same, computed = evaluation(model, data, None, Run(tmp_path / str(conditional) / "run"), tmp_path)
+        found, same, computed = evaluate(
+            evaluation, Subject(Run(tmp_path / str(conditional) / "run"), model, data, None), tmp_path
+        )
         assert (same, computed, found["protocol"]["drawn_classes"]) == (path, False, "reference")
         assert read_result(path).protocol["drawn_classes"] == "reference"
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from lit_gen.core.errors import UserError
 from lit_gen.data import Digits, FashionMNIST, ImageDataModule
-from lit_gen.metrics import DigitsFeatures, FashionFeatures, Inception, InceptionScore, Moments, frechet_distance
+from lit_gen.metrics import DigitsFeatures, FashionFeatures, Inception, Moments, ScoredBatch, frechet_distance
 from lit_gen.metrics.train_feature_net import accuracy
+from tests.metrics.real import inception as inception_score
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -326,8 +327,8 @@ def test_distance_and_score_equal_torch_fidelity_on_the_same_images(half_noisy):
     features, logits = net(fake)
     ours = frechet_distance(Moments.of(features), Moments.of(net(real)[0]))
     assert theirs["frechet_inception_distance"] == pytest.approx(ours, rel=1e-5)  # they average in float32
-    score = InceptionScore(10, len(fake), 3)
-    score.update(logits, torch.arange(len(fake)))
-    mean, std = score.compute()
-    assert theirs["inception_score_mean"] == pytest.approx(mean.item(), rel=1e-6)
-    assert theirs["inception_score_std"] == pytest.approx(std.item(), rel=1e-5)
+    score = inception_score(10, len(fake), 3)
+    score.update(ScoredBatch(torch.arange(len(fake)), logits=logits))
+    mean, std = score.compute().values()
+    assert theirs["inception_score_mean"] == pytest.approx(mean.value, rel=1e-6)
+    assert theirs["inception_score_std"] == pytest.approx(std.value, rel=1e-5)

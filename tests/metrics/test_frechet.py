@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
-from lit_gen.metrics import FrechetDistance, Moments, frechet_distance
+from lit_gen.metrics import FrechetDistance, Moments, RealFeatures, frechet_distance
+from lit_gen.metrics.frechet import frechet_influence
+from lit_gen.metrics.real import Part
+from tests.metrics.real import RealMoments, batch, frechet, value
 
 
 def spd(d: int, generator: torch.Generator, rank: int | None = None) -> Tensor:
@@ -101,28 +104,27 @@ def test_metric_adds_up_batches_of_any_size():
     reference = gaussian(16, 1)
     features = torch.randn(101, 16, generator=generator) * 3 + 1000
     exact = frechet_distance(Moments.of(features), reference)
-    metric = FrechetDistance(reference)
-    for batch in features.split([1, 50, 7, 43]):
-        metric.update(batch)
-    assert metric.compute().dtype == torch.float64
-    assert metric.compute().item() == pytest.approx(exact, rel=1e-10)
+    metric = frechet(reference)
+    for rows in torch.arange(101).split([1, 50, 7, 43]):
+        metric.update(batch(features[rows], rows))
+    assert value(metric) == pytest.approx(exact, rel=1e-10)
     metric.reset()
-    metric.update(features)
-    assert metric.compute().item() == pytest.approx(exact, rel=1e-10)
+    metric.update(batch(features))
+    assert value(metric) == pytest.approx(exact, rel=1e-10)
 
 
 def test_half_precision_features_are_summed_in_double():
     features = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
-    metric = FrechetDistance(gaussian(4, 0))
+    metric = frechet(gaussian(4, 0))
     with torch.autocast("cpu", torch.bfloat16):
-        metric.update(features)
-    assert metric.compute().item() == pytest.approx(frechet_distance(Moments.of(features), gaussian(4, 0)), rel=1e-12)
+        metric.update(batch(features))
+    assert value(metric) == pytest.approx(frechet_distance(Moments.of(features), gaussian(4, 0)), rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_too_few_samples_are_an_error(n):
-    metric = FrechetDistance(gaussian(4, 0))
-    metric.update(torch.zeros(n, 4))
+    metric = frechet(gaussian(4, 0))
+    metric.update(batch(torch.zeros(n, 4)))
     with pytest.raises(UserError, match=f"at least 2 images of each kind, not {n}"):
         metric.compute()
 
@@ -131,21 +133,21 @@ def test_too_few_samples_are_an_error(n):
 def test_features_that_are_not_finite_are_an_error(bad):
     features = torch.randn(20, 4)
     features[3, 2] = bad
-    metric = FrechetDistance(gaussian(4, 0))
-    metric.update(features)
+    metric = frechet(gaussian(4, 0))
+    metric.update(batch(features))
     with pytest.raises(UserError, match="features of 20 images are not finite"):
         metric.compute()
 
 
 def test_warns_once_of_a_rank_deficient_covariance():
     reference = gaussian(8, 0)
-    metric = FrechetDistance(reference)
-    metric.update(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    metric = frechet(reference)
+    metric.update(batch(torch.randn(8, 8, generator=torch.Generator().manual_seed(0))))
     with pytest.warns(UserWarning, match="8 features from 8 images is rank-deficient") as record:
         metric.compute()
         metric.compute()
     assert len(record) == 1
-    metric.update(torch.randn(1, 8, generator=torch.Generator().manual_seed(1)))
+    metric.update(batch(torch.randn(1, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([8])))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         metric.compute()
@@ -154,3 +156,64 @@ def test_warns_once_of_a_rank_deficient_covariance():
 def test_moments_of_different_feature_nets_have_no_distance():
     with pytest.raises(ValueError, match="64 and of 10 features"):
         frechet_distance(gaussian(64, 0), gaussian(10, 0))
+
+
+def test_influence_is_the_derivative_of_the_distance_by_the_weight_of_a_sample():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(60, 5, dtype=torch.float64, generator=generator) @ spd(5, generator) + 0.3
+    reference = gaussian(5, 4)
+
+    def distance(weights: Tensor) -> Tensor:
+        weights = weights / weights.sum()
+        mean = weights @ x
+        cov = (x - mean).T @ ((x - mean) * weights[:, None])
+        root = torch.linalg.cholesky(reference.cov)
+        cross = torch.linalg.eigvalsh(root.T @ cov @ root).sqrt().sum()
+        return (mean - reference.mean).square().sum() + cov.trace() + reference.cov.trace() - 2 * cross
+
+    weights = torch.ones(60, dtype=torch.float64, requires_grad=True)
+    (exact,) = torch.autograd.grad(distance(weights) * 60, weights)
+    centred = x - x.mean(0)
+    moments = Moments(60, x.mean(0), centred.T @ centred / 60)
+    torch.testing.assert_close(frechet_influence(x, moments, reference), exact, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [80, 600])
+def test_deviations_have_the_spread_of_the_distance_between_sets_of_samples(n):
+    generator = torch.Generator().manual_seed(n)
+    mixing, reference = spd(6, generator), gaussian(6, 9)
+    values, errors = [], []
+    for _ in range(150):
+        metric = frechet(reference, n)
+        metric.update(batch(torch.randn(n, 6, dtype=torch.float64, generator=generator) @ mixing))
+        (estimate,) = metric.compute().values()
+        values.append(estimate.value)
+        errors.append(estimate.standard_error or 0.0)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_few_stored_samples_give_the_spread_of_all():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4000, 4, dtype=torch.float64, generator=generator)
+    errors = []
+    for most in (4000, 1000):
+        metric = FrechetDistance(max_images=most).prepare(RealMoments(gaussian(4, 2)), 4000)
+        metric.update(batch(x))
+        (estimate,) = metric.compute().values()
+        errors.append(estimate.standard_error or 0.0)
+    assert errors[1] == pytest.approx(errors[0], rel=0.2)
+
+
+def test_the_distance_to_held_out_images_has_its_own_name_and_settings():
+    real = RealFeatures(torch.randn(50, 3), held_out=torch.randn(40, 3) + 1, net_name="inception")
+    x = torch.randn(30, 3)
+    scores: dict[str, float] = {}
+    parts: tuple[Part, Part] = ("reference", "held out")
+    for against in parts:
+        metric = FrechetDistance(against).prepare(real, 30)
+        metric.update(batch(x))
+        assert metric.settings() == {"against": against}
+        scores |= {name: each.value for name, each in metric.compute().items()}
+    for name, part in zip(("fid", "fid_held_out"), parts, strict=True):
+        assert scores[name] == pytest.approx(frechet_distance(Moments.of(x), real.moments(part)), rel=1e-9)
+    assert "held out" in metric.needs and "held out" not in FrechetDistance().needs

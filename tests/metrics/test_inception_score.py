@@ -6,14 +6,15 @@ import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from lit_gen.core.errors import UserError
-from lit_gen.metrics import InceptionScore
+from lit_gen.metrics import InceptionScore, ScoredBatch
+from tests.metrics.real import inception
 
 
 def score(logits: torch.Tensor, splits: int) -> tuple[float, float]:
-    metric = InceptionScore(logits.shape[1], len(logits), splits)
-    metric.update(logits, torch.arange(len(logits)))
-    mean, std = metric.compute()
-    return mean.item(), std.item()
+    metric = inception(logits.shape[1], len(logits), splits)
+    metric.update(ScoredBatch(torch.arange(len(logits)), logits=logits))
+    mean, std = metric.compute().values()
+    return mean.value, std.value
 
 
 def random_logits(num: int, num_classes: int = 7) -> torch.Tensor:
@@ -58,29 +59,48 @@ def test_one_split_equals_torch_fidelity_with_its_shuffling():
 
 def test_order_and_batches_do_not_matter():
     logits = random_logits(53)
-    metric = InceptionScore(7, 53, 4)
+    metric = inception(7, 53, 4)
     order = torch.randperm(53, generator=torch.Generator().manual_seed(1))
     for rows in order.split([1, 30, 0, 22]):
-        metric.update(logits[rows].float(), rows)
-    mean, std = metric.compute()
-    assert (mean.item(), std.item()) == pytest.approx(score(logits, 4), rel=1e-12)
-    assert np.isfinite(std.item()) and mean.dtype == torch.float64
+        metric.update(ScoredBatch(rows, logits=logits[rows].float()))
+    mean, std = metric.compute().values()
+    assert (mean.value, std.value) == pytest.approx(score(logits, 4), rel=1e-12)
+    assert np.isfinite(std.value)
 
 
 def test_wrong_number_of_images_is_an_error():
-    metric = InceptionScore(7, 10, 2)
-    metric.update(random_logits(9), torch.arange(9))
+    metric = inception(7, 10, 2)
+    metric.update(ScoredBatch(torch.arange(9), logits=random_logits(9)))
     with pytest.raises(ValueError, match="expects 10 images, but saw 9"):
         metric.compute()
     with pytest.raises(UserError, match="at least 10 images, not 4"):
-        InceptionScore(7, 4, 10)
+        inception(7, 4, 10)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_logits_that_are_not_finite_are_an_error(bad):
     logits = random_logits(10)
     logits[3, 2] = bad
-    metric = InceptionScore(7, 10, 2)
-    metric.update(logits, torch.arange(10))
+    metric = inception(7, 10, 2)
+    metric.update(ScoredBatch(torch.arange(10), logits=logits))
     with pytest.raises(UserError, match="logits of 10 images are not finite"):
         metric.compute()
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(UserError, match="splits: 0 is too few"):
+        InceptionScore(0)
+
+
+@pytest.mark.parametrize("splits", [1, 5])
+def test_deviations_have_the_spread_of_the_score_between_sets_of_samples(splits):
+    generator = torch.Generator().manual_seed(splits)
+    values, errors = [], []
+    for _ in range(150):
+        metric = inception(4, 400, splits)
+        metric.update(ScoredBatch(torch.arange(400), logits=2 * torch.randn(400, 4, generator=generator)))
+        mean, std = metric.compute().values()
+        assert std.deviations is None
+        values.append(mean.value)
+        errors.append(mean.standard_error or 0.0)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)

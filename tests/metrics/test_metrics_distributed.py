@@ -9,7 +9,8 @@ import torch
 from torch import distributed
 
 from lit_gen.core.errors import UserError
-from lit_gen.metrics import FrechetDistance, InceptionScore, Moments, frechet_distance
+from lit_gen.metrics import Moments, ScoredBatch, frechet_distance
+from tests.metrics.real import batch, frechet, inception
 from tests.processes import in_two_processes
 
 NUM_SAMPLES, WIDTH, NUM_CLASSES, SPLITS = 103, 12, 5, 4
@@ -25,14 +26,16 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, Moments]:
 
 def scores(batches: list[torch.Tensor]) -> list[float]:
     features, logits, reference = inputs()
-    distance, score = FrechetDistance(reference), InceptionScore(NUM_CLASSES, NUM_SAMPLES, SPLITS)
+    distance, score = frechet(reference, NUM_SAMPLES), inception(NUM_CLASSES, NUM_SAMPLES, SPLITS)
     for rows in batches:
-        distance.update(features[rows])
-        score.update(logits[rows], rows)
-    with distance.sync_context():
+        distance.update(batch(features[rows], rows))
+        score.update(ScoredBatch(rows, logits=logits[rows]))
+    with distance.sync_context(dist_sync_fn=distance.dist_sync_fn):
         moments = distance.moments()
         first = [moments.n, moments.mean.sum().item(), moments.cov.sum().item()]
-    return [*first, distance.compute().item(), *(value.item() for value in score.compute())]
+    (estimate,) = distance.compute().values()
+    assert estimate.deviations is not None
+    return [*first, estimate.value, *estimate.deviations.tolist(), *(each.value for each in score.compute().values())]
 
 
 def worker(rank: int, folder: Path) -> None:
@@ -43,8 +46,8 @@ def worker(rank: int, folder: Path) -> None:
     few, many = order[::4], order[torch.arange(NUM_SAMPLES) % 4 != 0]
     uneven = scores([few] if rank == 0 else list(many.split(7)))
     idle = scores([] if rank == 0 else list(order.split(10)))
-    bad = FrechetDistance(inputs()[2])
-    bad.update(torch.full((5, WIDTH), float("nan") if rank == 0 else 1.0))
+    bad = frechet(inputs()[2])
+    bad.update(batch(torch.full((5, WIDTH), float("nan") if rank == 0 else 1.0)))
     try:  # only one rank saw bad features, yet both must raise, or the other would wait for ever
         bad.compute()
         error = ""

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lit_gen.core.errors import UserError
-from lit_gen.metrics import WassersteinDistance, wasserstein
+from lit_gen.metrics import RealFeatures, WassersteinDistance, wasserstein
+from tests.metrics.real import batch, value, wasserstein_to
 
 
 def points(num: int, seed: int = 0) -> torch.Tensor:
@@ -60,32 +61,32 @@ def test_single_precision_is_computed_in_double() -> None:
 def test_the_metric_does_not_depend_on_batches_or_their_order() -> None:
     samples, real = points(25, 3), points(25, 4)
     for batches in (torch.arange(25).split(7), torch.randperm(25).split(4)):
-        metric = WassersteinDistance(real)
+        metric = wasserstein_to(real)
         for index in batches:
-            metric.update(samples[index], index)
-        assert float(metric.compute()) == wasserstein(samples, real)
+            metric.update(batch(samples[index], index))
+        assert value(metric) == wasserstein(samples, real)
 
 
 def test_the_states_of_processes_add_up() -> None:
     """What a sum over processes makes of the states of two that saw one half each."""
     samples, real = points(9, 3), points(9, 4)
-    halves = [WassersteinDistance(real) for _ in range(2)]
+    halves = [wasserstein_to(real) for _ in range(2)]
     for rank, metric in enumerate(halves):
         index = torch.arange(rank, 9, 2)
-        metric.update(samples[index], index)
+        metric.update(batch(samples[index], index))
     assert all(reduction is not None for reduction in halves[0]._reductions.values())
-    merged = WassersteinDistance(real)
+    merged = wasserstein_to(real)
     for name in merged._defaults:
         reduce = merged._reductions[name]
         assert callable(reduce)
         setattr(merged, name, reduce(torch.stack([getattr(metric, name) for metric in halves])))
     merged._update_count = 1
-    assert float(merged.compute()) == wasserstein(samples, real)
+    assert value(merged) == wasserstein(samples, real)
 
 
 def test_a_number_of_samples_that_was_not_promised() -> None:
-    metric = WassersteinDistance(points(5))
-    metric.update(points(4), torch.arange(4))
+    metric = wasserstein_to(points(5))
+    metric.update(batch(points(4)))
     with pytest.raises(ValueError, match="expects 5 images, but saw 4"):
         metric.compute()
 
@@ -100,3 +101,16 @@ def test_bad_points() -> None:
         broken[2, 1] = bad
         with pytest.raises(UserError, match="not finite"):
             wasserstein(broken, points(4))
+
+
+def test_the_floor_is_the_mean_distance_to_other_real_points() -> None:
+    real, train = points(10), points(27, 5)
+    metric = WassersteinDistance().prepare(RealFeatures(real, train, net_name="points"), 8)
+    metric.update(batch(points(8, 7)))
+    scores = {name: estimate.value for name, estimate in metric.compute().items()}
+    floor = sum(wasserstein(real[:8], train[start : start + 8]) for start in (0, 8, 16)) / 3
+    assert scores == {"w2_points": wasserstein(points(8, 7), real[:8]), "w2_points_floor": pytest.approx(floor)}
+    alone = WassersteinDistance().prepare(RealFeatures(real, net_name="points"), 8)
+    assert math.isnan(alone.floor)
+    with pytest.raises(UserError, match="there are 10, not 11"):
+        WassersteinDistance().prepare(RealFeatures(real), 11)

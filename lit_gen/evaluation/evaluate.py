@@ -1,0 +1,267 @@
+"""Evaluate a run: sample, quantise and score its images, and compute the likelihood of test images."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from lit_gen.core.files import write_arrays
+from lit_gen.core.processes import from_first, ranks
+from lit_gen.data.module import ImageDataModule
+from lit_gen.evaluation import drawn_classes
+from lit_gen.evaluation.device import device_name
+from lit_gen.evaluation.floors import floors
+from lit_gen.evaluation.likelihood import compute_likelihood
+from lit_gen.evaluation.metrics import check_needs, default_metrics, missing_metrics, score_protocols
+from lit_gen.evaluation.protocol import Evaluation
+from lit_gen.evaluation.real_images import DataImages
+from lit_gen.evaluation.result_file import (
+    LikelihoodScores,
+    OtherData,
+    Protocol,
+    ResultRecord,
+    RunFacts,
+    Timing,
+    load_likelihood,
+    load_result,
+    save_deviations,
+    save_likelihood,
+    save_result,
+)
+from lit_gen.evaluation.sampling import Samples, Sampling
+from lit_gen.evaluation.scoring import Scoring, load_kept, save_kept
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.settings import Sampler
+from lit_gen.metrics.base import Estimate, SampleMetric
+from lit_gen.pictures.grids import save_picture
+from lit_gen.runs.directory import Run
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        run: The run.
+        model: Its model, with the weights to evaluate, on the device of the evaluation.
+        data: Its data.
+        sampler: The sampler; None for the one way of a family that has no other.
+    """
+
+    run: Run
+    model: GenerativeModel
+    data: ImageDataModule
+    sampler: Sampler | None
+
+
+def evaluate(evaluation: Evaluation, subject: Subject, cache: Path) -> tuple[dict[str, Any], Path, bool]:
+    """Sample, quantise and score, and compute the likelihood of test images if it is asked for; collective.
+
+    An existing result is kept; metrics that the evaluation names and a likelihood that it lacks are added to it.
+
+    Args:
+        evaluation: The protocol.
+        subject: What is evaluated.
+        cache: Folder of the features and scores of real images.
+
+    Returns:
+        The result, the path of its result.json, and whether something was computed now (False: it existed).
+    """
+    result, path, computed = score_samples(evaluation, subject, cache)
+    if evaluation.likelihood:
+        scores = score_test_images(evaluation, subject)
+        if result.likelihood != scores.likelihood:
+            result = replace(result, metrics=result.metrics | scores.metrics, likelihood=scores.likelihood)
+            if ranks()[0] == 0:
+                _replace_result(path, result)
+            computed = True
+    return result.to_dict(), path, computed
+
+
+def score_samples(evaluation: Evaluation, subject: Subject, cache: Path) -> tuple[ResultRecord, Path, bool]:
+    """Sample, quantise and score, unless the result has all scores; returns as `evaluate` does; collective."""
+    model, data = subject.model, subject.data
+    net = evaluation.features_of(data).to(model.device)
+    subject = replace(subject, sampler=subject.sampler or model.default_sampler())
+    other_data = evaluation.compare_data(subject.run, model, data)
+    protocol = evaluation.protocol(data, net)
+    counts = data.class_counts(evaluation.split) if model.num_classes else None
+    place = evaluation.directory(subject.run, subject.sampler, protocol, model.images_seen, counts, other_data)
+    path = place / "result.json"
+    found = _find_result(path)
+    if found is not None and evaluation.metrics is None:
+        return found, path, False
+    real = DataImages(data, evaluation.split, net, cache)
+    metrics = evaluation.metrics or default_metrics(real, evaluation.inception_splits, evaluation.num_samples)
+    check_needs(metrics, real, counts is not None)
+    protocols = score_protocols(metrics, real)
+    if found is not None:
+        metrics = missing_metrics(metrics, protocols, real, found)
+        if not metrics:
+            return found, path, False
+    scores, samples = _score(evaluation, subject, metrics, real, counts, place, again=found is not None)
+    result = found
+    if result is None:
+        assert samples is not None
+        result = _result(evaluation, subject, protocol, other_data, samples)
+        with torch.inference_mode():
+            further = model.eval().further_scores(data, net)
+        result = replace(result, metrics=further)
+    result = _with_scores(result, scores, protocols, floors(metrics, protocols, real, evaluation.num_samples))
+    if ranks()[0] == 0:
+        if samples is not None:
+            write_arrays(place / "samples.npz", images=samples.kept.numpy())
+            save_picture(samples.kept, data.source, place / "samples.png")
+        save_deviations(path, {name: each.deviations for name, each in scores.items() if each.deviations is not None})
+        _replace_result(path, result)
+    _wait_for_all()
+    return result, path, True
+
+
+def _score(
+    evaluation: Evaluation,
+    subject: Subject,
+    metrics: Sequence[SampleMetric],
+    real: DataImages,
+    counts: tuple[int, ...] | None,
+    place: Path,
+    again: bool,
+) -> tuple[dict[str, Estimate], Samples | None]:
+    """Return the estimates of all scores, and the samples unless the features that were kept of them suffice."""
+    num_samples = evaluation.num_samples
+    scoring = Scoring(metrics, real, num_samples, subject.model.device)
+    sampling = Sampling(
+        subject.model,
+        subject.sampler,
+        subject.data.source.stored,
+        num_samples,
+        evaluation.batch_size,
+        evaluation.num_kept,
+        evaluation.seed,
+        counts,
+    )
+    if again and not any("images" in metric.needs for metric in metrics):
+        kept = load_kept(place / "features.npz", num_samples, real) if ranks()[0] == 0 else None
+        if from_first(kept is not None):
+            if kept is not None:
+                scoring.add(replace(kept, labels=sampling.labels(kept.index)).to(subject.model.device))
+            return scoring.compute(), None
+    samples = sampling.score(scoring, f"evaluating {place.name}")
+    estimates, kept = scoring.compute(), scoring.kept()
+    if ranks()[0] == 0:
+        save_kept(place / "features.npz", kept)
+    return estimates, samples
+
+
+def _with_scores(
+    result: ResultRecord,
+    scores: dict[str, Estimate],
+    protocols: dict[str, dict[str, Any]],
+    real_scores: dict[str, dict[str, Any]],
+) -> ResultRecord:
+    """Return a result with more scores, their protocols, their standard errors and the scores of real images."""
+    errors = {name: error for name, each in scores.items() if (error := each.standard_error) is not None}
+    values = {name: each.value for name, each in scores.items()}
+    before = result.floors
+    rows = {
+        row: facts | {key: before.get(row, {}).get(key, {}) | facts[key] for key in ("scores", "standard_errors")}
+        for row, facts in real_scores.items()
+    }
+    return replace(
+        result,
+        metrics=values | {name: value for name, value in result.metrics.items() if name not in values},
+        score_protocols=result.score_protocols | {name: protocols[name] for name in scores},
+        standard_errors=result.standard_errors | errors,
+        floors=before | rows,
+    )
+
+
+def _result(
+    evaluation: Evaluation, subject: Subject, protocol: Protocol, other_data: OtherData | None, samples: Samples
+) -> ResultRecord:
+    """Return the result of an evaluation that was made now, without scores."""
+    model, metadata, stage = subject.model, subject.run.metadata, subject.model.first_stage
+    num_parameters = sum(parameter.numel() for parameter in model.generator.parameters())
+    return ResultRecord(
+        run=RunFacts(
+            name=subject.run.directory.name,
+            identity=metadata["identity"],
+            recipe=metadata["recipe"],
+            finished=subject.run.finished,
+            directory=subject.run.directory.name,
+        ),
+        model=model.title,
+        num_parameters=num_parameters + (stage.num_parameters if stage is not None else 0),
+        first_stage=None if stage is None else stage.describe(),
+        images_seen=model.images_seen,
+        training_seconds=metadata.get("training_seconds"),
+        earlier_seconds=metadata.get("earlier_seconds", 0.0),
+        training_seed=metadata["seed"],
+        sampler=None if subject.sampler is None else subject.sampler.to_dict(),
+        nfe=samples.nfe,
+        weights=evaluation.weights,
+        seed=evaluation.seed,
+        protocol=protocol,
+        other_data=other_data,
+        metrics={},
+        further=model.further_protocol(subject.data),
+        timing=Timing(
+            sampling_seconds=samples.seconds,
+            images_per_second=evaluation.num_samples / samples.seconds,
+            device=device_name(model.device, ranks()[1]),
+        ),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def score_test_images(evaluation: Evaluation, subject: Subject) -> LikelihoodScores:
+    """Return the likelihood of test images; collective.
+
+    It does not depend on a sampler, so it is computed once for a run and kept in a file of its own.
+    """
+    model, data, method = subject.model, subject.data, evaluation.likelihood_method
+    protocol = evaluation.likelihood_protocol(model, data)
+    facts = json.dumps([protocol.to_dict(), evaluation.seed, evaluation.weights, model.images_seen], sort_keys=True)
+    path = subject.run.evaluations / f"likelihood-{hashlib.sha256(facts.encode()).hexdigest()[:10]}.json"
+    rank = ranks()[0]
+    found: LikelihoodScores | None = from_first(load_likelihood(path) if rank == 0 and path.exists() else None)
+    if found is not None:
+        return found
+    scores = compute_likelihood(model, data, protocol, method, evaluation.seed, evaluation.batch_size)
+    if rank == 0:
+        save_likelihood(path, scores)
+    _wait_for_all()
+    return scores
+
+
+def _find_result(path: Path) -> ResultRecord | None:
+    """Return the result in a file, the same on every process; None if there is none.
+
+    The file of an older version, for which the rules of `evaluation.drawn_classes` give the same classes, then names
+    the rule.
+    """
+    rank = ranks()[0]
+    found: ResultRecord | None = from_first(load_result(path) if rank == 0 and path.exists() else None)
+    if found is not None and found.protocol.drawn_classes != drawn_classes.RULE:
+        found = replace(found, protocol=replace(found.protocol, drawn_classes=drawn_classes.RULE))
+        if rank == 0:
+            save_result(path, found)
+    return found
+
+
+def _replace_result(path: Path, result: ResultRecord) -> None:
+    """Write a result; W&B, which may hold the one that it replaces, is then told the new one."""
+    save_result(path, result)
+    path.with_name("wandb_runs").unlink(missing_ok=True)
+
+
+def _wait_for_all() -> None:
+    """Wait until the first process has written its files."""
+    if ranks()[1] > 1:
+        distributed.barrier()

@@ -1,0 +1,88 @@
+"""Which metrics an evaluation has, and what two results must share for each of their scores to be compared."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lit_gen.core.errors import UserError
+from lit_gen.evaluation.real_images import DataImages
+from lit_gen.evaluation.result_file import ResultRecord, score_protocol
+from lit_gen.metrics import (
+    FrechetDistance,
+    InceptionScore,
+    WassersteinDistance,
+)
+from lit_gen.metrics.base import Need, SampleMetric
+from lit_gen.metrics.real import Part
+
+LEAST_NEIGHBOURS = 50
+PARTS: dict[Need, Part] = {"training images": "train", "held out": "held out"}
+"""Parts of the data that a metric may need in addition to the reference."""
+
+
+def default_metrics(real: DataImages, inception_splits: int, num_samples: int) -> list[SampleMetric]:
+    """Return the metrics of an evaluation that does not name its own: those that the data and the net permit.
+
+    Metrics of nearest neighbours are left out for fewer samples or real images than `LEAST_NEIGHBOURS`.
+    """
+    if not real.data.source.quantised:
+        return [WassersteinDistance()]
+    metrics: list[SampleMetric] = [FrechetDistance()]
+    if real.has("held out") and real.split("held out") != real.split("reference"):
+        metrics.append(FrechetDistance(against="held out"))
+    if real.num_classes:
+        metrics.append(InceptionScore(splits=inception_splits))
+    return metrics
+
+
+def missing_metrics(
+    metrics: Sequence[SampleMetric], protocols: dict[str, dict[str, Any]], real: DataImages, result: ResultRecord
+) -> list[SampleMetric]:
+    """Return the metrics with a score that a result lacks, or has with another protocol."""
+    known = {name: score_protocol(result.to_dict(), name) for name in result.metrics}
+    return [metric for metric in metrics if any(known.get(each) != protocols[each] for each in metric.directions(real))]
+
+
+def check_needs(metrics: Sequence[SampleMetric], real: DataImages, conditional: bool) -> None:
+    """Raise a UserError unless data, feature net and model have what the metrics need.
+
+    Args:
+        metrics: The metrics.
+        real: The real images.
+        conditional: Whether samples have classes.
+    """
+    names: dict[str, SampleMetric] = {}
+    for metric in metrics:
+        name = type(metric).__name__
+        for need in metric.needs:
+            lacks = {
+                "logits": not real.num_classes and f"{real.net_name} features come without logits",
+                "labels": not conditional and "the model has no classes",
+                "real labels": real.labels("reference") is None and f"{real.data.name} has no labels",
+                "held out": not real.has("held out") and f"{real.data.name} has no held-out images",
+            }
+            if reason := lacks.get(need):
+                raise UserError(f"evaluation.metrics: {name} needs {need}, and {reason}; remove it")
+        for score in metric.directions(real):
+            if score in names:
+                raise UserError(
+                    f"evaluation.metrics: {type(names[score]).__name__} and {name} both give {score}; remove one"
+                )
+            names[score] = metric
+
+
+def score_protocols(metrics: Sequence[SampleMetric], real: DataImages) -> dict[str, dict[str, Any]]:
+    """Return the protocol of each score, in addition to that of the evaluation."""
+    return {
+        name: _protocol(metric, real, better) for metric in metrics for name, better in metric.directions(real).items()
+    }
+
+
+def _protocol(metric: SampleMetric, real: DataImages, better: str) -> dict[str, Any]:
+    kind = type(metric)
+    own = kind.__module__.partition(".")[0] == "lit_gen"
+    protocol = {"metric": kind.__name__ if own else f"{kind.__module__}.{kind.__name__}", "better": better}
+    for need, part in PARTS.items():
+        if need in metric.needs:
+            split = real.split(part)
+            protocol[part.replace(" ", "_")] = real.data.fingerprint(split)
+    return protocol | metric.settings()

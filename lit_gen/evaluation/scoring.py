@@ -1,0 +1,89 @@
+"""Score the samples of an evaluation with all of its metrics."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gen.core.files import MEBIBYTE, read_arrays, write_arrays
+from lit_gen.core.processes import gather
+from lit_gen.evaluation.real_images import DataImages
+from lit_gen.metrics.base import Estimate, SampleMetric, ScoredBatch
+
+MOST_KEPT_BYTES = 64 * MEBIBYTE
+"""Largest size of the features and logits that an evaluation keeps, in float16."""
+
+
+class Scoring:
+    """Metrics of a known number of samples over all processes, and the features that may be kept of them.
+
+    Args:
+        metrics: The metrics.
+        real: The real images.
+        num_samples: Number of samples.
+        device: Device of the samples.
+
+    Raises:
+        UserError: If a metric is not defined for these numbers of images.
+    """
+
+    def __init__(
+        self, metrics: Sequence[SampleMetric], real: DataImages, num_samples: int, device: torch.device
+    ) -> None:
+        self.real = real
+        self.metrics = [metric.prepare(real, num_samples).to(device) for metric in metrics]
+        outputs = real.net.width + real.net.num_classes
+        self.keeps = real.net.dtype == torch.uint8 and 2 * num_samples * outputs <= MOST_KEPT_BYTES
+        self._kept: list[ScoredBatch] = []
+
+    def update(self, images: Tensor, index: Tensor, labels: Tensor | None = None) -> None:
+        """Add samples (N, C, H, W), as the data are stored, with their indices (N,) and classes (N,)."""
+        features, logits = self.real.net(images)
+        labels = None if labels is None else labels.to(images.device)
+        self.add(ScoredBatch(index, images, features, logits, labels))
+        if self.keeps:
+            self._kept.append(ScoredBatch(index.cpu(), features=features.half().cpu(), logits=logits.half().cpu()))
+
+    def add(self, batch: ScoredBatch) -> None:
+        """Add samples whose features and logits are known."""
+        for metric in self.metrics:
+            metric.update(batch)
+
+    def compute(self) -> dict[str, Estimate]:
+        """Return the estimates by name; collective: call it on every rank."""
+        return {name: estimate for metric in self.metrics for name, estimate in metric.compute().items()}
+
+    def kept(self) -> ScoredBatch | None:
+        """Return index, features and logits of all samples in float16, in order, or None; collective."""
+        batches = [batch for rank in gather(self._kept) for batch in rank]
+        return _join(batches) if self.keeps else None
+
+
+def save_kept(path: Path, kept: ScoredBatch | None) -> None:
+    """Write the features and logits that an evaluation keeps, if it keeps some."""
+    if kept is not None and kept.features is not None and kept.logits is not None:
+        write_arrays(path, features=kept.features.numpy(), logits=kept.logits.numpy())
+
+
+def load_kept(path: Path, num_samples: int, real: DataImages) -> ScoredBatch | None:
+    """Return the features and logits that an evaluation kept, or None if it kept none that can be read."""
+    try:
+        arrays = read_arrays(path)
+        features, logits = arrays["features"], arrays["logits"]
+    except Exception:  # a damaged archive raises any of a dozen, and a missing one has the same remedy
+        return None
+    shapes = (num_samples, real.net.width), (num_samples, real.net.num_classes)
+    if (features.shape, logits.shape) != shapes or {features.dtype, logits.dtype} != {np.dtype(np.float16)}:
+        return None
+    return ScoredBatch(torch.arange(num_samples), None, *(torch.from_numpy(x).float() for x in (features, logits)))
+
+
+def _join(batches: Sequence[ScoredBatch]) -> ScoredBatch:
+    index = torch.cat([batch.index for batch in batches])
+    features, logits = (
+        torch.cat([part for batch in batches if (part := getattr(batch, name)) is not None])
+        for name in ("features", "logits")
+    )
+    return ScoredBatch(index, None, features, logits).take(index.argsort())
