@@ -10,23 +10,33 @@
 | `frechet` | the Frechet distance between features |
 | `inception_score` | the inception score |
 | `wasserstein` | the exact Wasserstein distance between sets of points |
-| `diversity` | density, coverage, and the rate of duplicates |
+| `diversity` | density and coverage |
+| `duplicates` | the rate of duplicates |
+| `memorisation` | measures of copying, and the rule that marks a copier |
+| `nearest` | nearest neighbours with exact distances |
 | `reconstruction` | PSNR, SSIM, and the Frechet distance of reconstructions |
 | `perceptual` | perceptual losses: LPIPS, or features of a classifier |
 """
 
-from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
+from lit_gen.metrics.diversity import density_and_coverage
+from lit_gen.metrics.duplicates import Duplicates, duplicate_rate
 from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception, Points
 from lit_gen.metrics.frechet import FrechetDistance, frechet_distance
-from lit_gen.metrics.moments import Moments
 from lit_gen.metrics.inception_score import InceptionScore
+from lit_gen.metrics.memorisation import AuthPct, CopyRate, CTest, is_copy
+from lit_gen.metrics.moments import Moments
+from lit_gen.metrics.nearest import nearest
 from lit_gen.metrics.reconstruction import psnr, reconstructed_split, reconstruction_scores, ssim
 from lit_gen.metrics.reference import reference_moments
 from lit_gen.metrics.scores import ImageScores, PointScores, Scores
 from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein
 
 __all__ = [
+    "AuthPct",
+    "CTest",
+    "CopyRate",
     "DigitsFeatures",
+    "Duplicates",
     "FashionFeatures",
     "FeatureNet",
     "FrechetDistance",
@@ -41,6 +51,8 @@ __all__ = [
     "density_and_coverage",
     "duplicate_rate",
     "frechet_distance",
+    "is_copy",
+    "nearest",
     "psnr",
     "reconstructed_split",
     "reconstruction_scores",
