@@ -1,10 +1,12 @@
-"""Rank evaluations: a pure function of result.json files.
+"""Rank evaluations: a pure function of result.json files and the deviations next to them.
 
-Rows are comparable if and only if their protocols are equal (data, split, numbers of real and generated images, feature
-net and its version, resize, quantisation); `rank` refuses other rows and names the field that differs. Data are equal
-if their fingerprints are, whatever their names. Rows that differ only in their seeds become one row: mean +- standard
-deviation (with n - 1) over n evaluations. Rows whose metric is exactly equal share a rank, and the next rank counts
-them all: 1, 2, 2, 4.
+Rows are comparable in a score if their protocols are equal (data, split, numbers of real and generated images, feature
+net and its version, resize, quantisation) and those of the score are (metric and settings); `rank` refuses other rows
+and names the field that differs. Other scores of unlike protocols are left out. Data are equal if their fingerprints
+are, whatever their names.
+
+Evaluations that differ only in their seeds become one row. The rank of a row is one more than the number of rows that
+beat it outside the noise (`report.comparison`), so rows that cannot be told apart share a rank: 1, 1, 3.
 
 Likelihoods have a separate protocol (kind, images, dequantisation, method): rows are ranked by bits per dimension only
 if these are equal too. A ranking by another metric shows likelihoods of any protocol, with their kind. Scores of
@@ -13,14 +15,16 @@ reconstructions also have a protocol: their images, which are training images if
 
 import json
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from lit_gen.core.errors import UserError
 from lit_gen.evaluation import drawn_classes
+from lit_gen.evaluation.result_file import score_protocol
+from lit_gen.report.comparison import compare
 from lit_gen.report.results import Result, select
+from lit_gen.report.rows import Row
 
 LIKELIHOODS = ("bits_per_dim", "nll_nats")
 """Metrics of the likelihood, which has a separate protocol."""
@@ -28,54 +32,14 @@ LIKELIHOODS = ("bits_per_dim", "nll_nats")
 RECONSTRUCTIONS = ("rfd_", "rfid", "psnr", "ssim", "codebook_")
 """Beginnings of the names of reconstruction metrics, which have a separate protocol."""
 
-_HIGHER_IS_BETTER = {
-    *("inception_score", "precision", "recall", "density", "coverage"),
-    *("psnr", "ssim", "codebook_usage", "codebook_perplexity"),
-}
+FLOORS = {"train": "training images, drawn again", "held_out": "held-out images"}
+"""Titles of the rows of real images."""
 
+_HIDDEN = ("_std", "_stderr", "_floor")
+"""Endings of the names of scores that have no column of their own."""
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the leaderboard.
-
-    Args:
-        rank: 1 for the best, equal for rows whose metric is exactly equal; None if the metric is not finite.
-        results: The evaluations of the row, which differ only in their seeds.
-    """
-
-    rank: int | None
-    results: list[Result]
-
-    @property
-    def first(self) -> Result:
-        return self.results[0]
-
-    @property
-    def run(self) -> str:
-        """The name of the first run, with the number of other runs."""
-        names = list(dict.fromkeys(result.get("run.name") for result in self.results))
-        return names[0] + (f" (+{len(names) - 1})" if len(names) > 1 else "")
-
-    def mean(self, key: str) -> float:
-        """Return the mean of a number over the evaluations; NaN if one of them lacks it."""
-        return statistics.fmean(_number(result, key) for result in self.results)
-
-    @property
-    def images_per_training_second(self) -> float:
-        """The mean number of images trained on per second; NaN if unknown."""
-        seconds = self.mean("training_seconds")
-        return self.mean("images_seen") / seconds if seconds > 0 else math.nan
-
-    @property
-    def training_seconds(self) -> float:
-        """The mean training time in seconds, including a first stage or a teacher; NaN if unknown."""
-        earlier = [result.get("earlier_seconds") or 0.0 for result in self.results]
-        return self.mean("training_seconds") + statistics.fmean(earlier)
-
-    def std(self, key: str) -> float | None:
-        """Return the standard deviation of a number over the evaluations; None for a single evaluation."""
-        values = [_number(result, key) for result in self.results]
-        return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+_HIGHER_IS_BETTER = {"psnr", "ssim", "codebook_usage", "codebook_perplexity"}
+"""Scores of reconstructions of which higher values are better."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +51,20 @@ class Leaderboard:
         metrics: The metrics of the rows, `by` first.
         protocol: The protocol of all rows.
         rows: The rows, best first.
+        floors: Scores of real images in place of samples.
+        better: Which values of each metric are better, `higher` or `lower`.
         likelihood: The protocol of all likelihoods; None if there are none or their protocols differ.
+        left_out: Metrics whose protocols differ between rows.
     """
 
     by: str
     metrics: list[str]
     protocol: dict[str, object]
     rows: list[Row]
+    floors: list["Floor"]
+    better: dict[str, str]
     likelihood: dict[str, object] | None = None
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def protocol_line(self) -> str:
@@ -103,21 +73,45 @@ class Leaderboard:
         return line if self.likelihood is None else f"{line}; bits_per_dim {describe_likelihood(self.likelihood)}"
 
 
+@dataclass(frozen=True)
+class Floor:
+    """Scores of real images in place of samples.
+
+    Attributes:
+        title: What the images are.
+        num_images: Number of images.
+        scores: Scores by name.
+        errors: Their standard errors.
+    """
+
+    title: str
+    num_images: int
+    scores: dict[str, float]
+    errors: dict[str, float]
+
+
 def distance_metric(results: Sequence[Result]) -> str:
     """Return the name of the results' distance: `fid` or `fd_...` for Frechet, `w2_...` for Wasserstein.
+
+    It is that to held-out images if all results have it, since the distance to training images rewards copies.
 
     Raises:
         UserError: If the results have no distance.
     """
     names = dict.fromkeys(name for result in results for name in result.metrics)
-    for name in names:
-        if name == "fid" or name.startswith(("fd_", "w2_")):
+    distances = [name for name in names if name in ("fid", "fid_held_out") or name.startswith(("fd_", "w2_"))]
+    distances.sort(key=lambda name: not name.endswith("_held_out"))
+    for name in distances:
+        if not name.endswith("_held_out") or all(name in result.metrics for result in results):
             return name
     raise UserError(f"the results hold no distance; rank --by one of {', '.join(names) or 'none'}")
 
 
-def better(metric: str) -> str:
+def better(results: Sequence[Result], metric: str) -> str:
     """Return `higher` or `lower`, whichever is better for a metric."""
+    for result in results:
+        if (protocol := score_protocol(result.data, metric)) is not None:
+            return str(protocol["better"])
     return "higher" if metric in _HIGHER_IS_BETTER else "lower"
 
 
@@ -163,43 +157,97 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
     chosen = select(list(results), where)
     if not chosen:
         raise UserError("there are no results to rank")
-    refuse_unlike(chosen)
     by = by or distance_metric(chosen)
+    known = dict.fromkeys(name for result in chosen for name in result.metrics)
+    if by not in known:
+        shown = [name for name in known if not name.endswith(_HIDDEN)]
+        raise UserError(f"--by: {by} is not a metric of these results; choose one of {', '.join(shown)}")
+    refuse_unlike(chosen, leave_out=() if by.startswith("inception_score") else ("inception_splits",))
     for result in chosen:
         if by not in result.metrics:
-            raise UserError(f"{result.path}: no metric {by}; it has {', '.join(result.metrics) or 'none'}")
-    if by.startswith(LIKELIHOODS):
-        refuse_unlike(chosen, "likelihood.protocol")
-    if by.startswith(RECONSTRUCTIONS):
-        refuse_unlike([result for result in chosen if result.get("reconstruction")], "reconstruction.protocol")
-    names = dict.fromkeys(name for result in chosen for name in result.metrics)
-    metrics = [by, *(name for name in names if name != by and not name.endswith(("_std", "_stderr", "_floor")))]
-    sign = -1.0 if better(by) == "higher" else 1.0
-    groups = [Row(None, group) for group in group_seeds(chosen)]
-    finite = [row for row in groups if math.isfinite(row.mean(f"metrics.{by}"))]
-    finite.sort(  # of equals, in whatever order their results were found, the same one first
-        key=lambda row: (sign * row.mean(f"metrics.{by}"), row.first.model, row.first.sampler, row.first.grid, row.run)
-    )
-    means = [row.mean(f"metrics.{by}") for row in finite]
-    rows = [Row(means.index(mean) + 1, row.results) for mean, row in zip(means, finite, strict=True)]
-    rows += [row for row in groups if row not in finite]
+            raise UserError(
+                f"{result.path}: no metric {by}; add it with lit-gen evaluate and --evaluation.metrics, or leave the "
+                "result out with --where"
+            )
+    _refuse_unlike_scores(chosen, by)
+    names = [by, *(name for name in known if name != by and not name.endswith(_HIDDEN))]
+    left_out = [name for name in names if _protocols_differ(chosen, name)]
+    rows = _ranked(chosen, by, better(chosen, by))
     likelihoods = {_compact(protocol): protocol for result in chosen if (protocol := result.get("likelihood.protocol"))}
     shared = next(iter(likelihoods.values())) if len(likelihoods) == 1 else None
-    return Leaderboard(by, metrics, chosen[0].protocol, rows, shared)
+    names = [name for name in names if name not in left_out]
+    return Leaderboard(
+        by=by,
+        metrics=names,
+        protocol=chosen[0].protocol,
+        rows=rows,
+        floors=_floors(chosen),
+        better={name: better(chosen, name) for name in names},
+        likelihood=shared,
+        left_out=left_out,
+    )
 
 
-def refuse_unlike(results: Sequence[Result], part: str = "protocol") -> None:
+def _ranked(results: Sequence[Result], by: str, best: str) -> list[Row]:
+    """Return the rows, best first; those whose metric is not finite come last."""
+    key, sign = f"metrics.{by}", -1.0 if best == "higher" else 1.0
+    groups = [Row(None, group) for group in group_seeds(results)]
+    finite = [row for row in groups if math.isfinite(row.mean(key))]
+    finite.sort(  # of equals, in whatever order their results were found, the same one first
+        key=lambda row: (sign * row.mean(key), row.first.model, row.first.sampler, row.first.grid, row.run)
+    )
+    rows = [
+        Row(1 + sum(compare(better_row, row, by).distinct for better_row in finite[:place]), row.results)
+        for place, row in enumerate(finite)
+    ]
+    return rows + [row for row in groups if row not in finite]
+
+
+def _floors(results: Sequence[Result]) -> list[Floor]:
+    """Return the scores of real images, which results of one protocol have in common."""
+    rows: dict[str, Floor] = {}
+    for result in results:
+        for name, floor in (result.get("floors") or {}).items():
+            before = rows.get(name, Floor(FLOORS.get(name, name), floor["num_images"], {}, {}))
+            rows[name] = replace(
+                before,
+                scores=floor["scores"] | before.scores,
+                errors=floor.get("standard_errors", {}) | before.errors,
+            )
+    return list(rows.values())
+
+
+def _refuse_unlike_scores(results: Sequence[Result], by: str) -> None:
+    """Raise a UserError unless the protocols of a score are equal."""
+    if by.startswith(LIKELIHOODS):
+        refuse_unlike(results, "likelihood.protocol")
+    if by.startswith(RECONSTRUCTIONS):
+        refuse_unlike([result for result in results if result.get("reconstruction")], "reconstruction.protocol")
+    if _protocols_differ(results, by):
+        protocols = dict.fromkeys(_compact(score_protocol(result.data, by)) for result in results)
+        raise UserError(
+            f"--by: {by} has unlike protocols: {' and '.join(protocols)}; evaluate the runs again with one of them"
+        )
+
+
+def _protocols_differ(results: Sequence[Result], metric: str) -> bool:
+    """Return whether the results that have a score have it by unlike protocols."""
+    return len({_compact(score_protocol(result.data, metric)) for result in results if metric in result.metrics}) > 1
+
+
+def refuse_unlike(results: Sequence[Result], part: str = "protocol", leave_out: Sequence[str] = ()) -> None:
     """Raise a UserError unless the results have equal protocols.
 
     Args:
         results: The results to compare.
         part: Key of the protocol.
+        leave_out: Fields that may differ.
 
     Raises:
         UserError: If the protocols differ; the message names the fields, the rows and the remedy.
     """
     protocols: list[dict[str, object]] = [result.get(part) or {} for result in results]
-    fields = dict.fromkeys(key for protocol in protocols for key in protocol)
+    fields = dict.fromkeys(key for protocol in protocols for key in protocol if key not in leave_out)
     if not _names_tell_data_apart(protocols):
         fields.pop("data", None)
     differences = []
@@ -226,7 +274,8 @@ def comparable(results: Sequence[Result]) -> list[list[Result]]:
     """Return the results in groups of one protocol each, such as one data set, in the order of the results."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        groups[_compact(_compared(result.protocol))].append(result)
+        shared = {key: value for key, value in _compared(result.protocol).items() if key != "inception_splits"}
+        groups[_compact(shared)].append(result)
     return list(groups.values())
 
 
@@ -275,8 +324,3 @@ def _rows(results: list[Result]) -> str:
 
 def _compact(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
-
-
-def _number(result: Result, key: str) -> float:
-    value = result.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan

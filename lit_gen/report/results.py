@@ -1,6 +1,7 @@
 """Find and read the result.json files of evaluations, one per run, sampler setting and protocol."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,16 @@ class Result:
 
     path: Path
     data: dict[str, Any]
+
+    def number(self, key: str) -> float:
+        """Return the number of a dotted key; NaN if there is none."""
+        value = self.get(key)
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    def standard_error(self, metric: str) -> float | None:
+        """Return the standard error of a score over samples, or of a likelihood over images; None if unknown."""
+        errors = (self.data.get("standard_errors", {}).get(metric), self.metrics.get(f"{metric}_stderr"))
+        return next((float(error) for error in errors if error is not None and math.isfinite(error)), None)
 
     def get(self, key: str) -> Any:
         """Return the value of a dotted key such as `protocol.num_samples`; None if there is none."""

@@ -1,0 +1,149 @@
+"""A row of the leaderboard: evaluations that differ only in their seeds, with the noise of their scores.
+
+| seeds of the row | standard error of its mean |
+| --- | --- |
+| one training run | that over its samples, from the standard errors of the results |
+| several training runs | that of the mean over training runs, or that over samples if it is larger |
+
+An interval reaches from the mean minus to the mean plus its half-width: at 95 %, the standard error times the quantile
+of Student's t with one degree of freedom fewer than there are training runs, or of the normal distribution for one run.
+The interval of one training run says nothing about other training seeds.
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from lit_gen.evaluation.result_file import load_deviations
+from lit_gen.metrics import is_copy
+from lit_gen.report.results import Result
+
+LEVEL = 0.95
+"""Confidence level of intervals and comparisons."""
+
+
+class Spread(NamedTuple):
+    """Noise of the mean of a row.
+
+    Attributes:
+        error: Standard error.
+        freedom: Degrees of freedom; infinite for a normal distribution.
+    """
+
+    error: float
+    freedom: float = math.inf
+
+    @property
+    def half_width(self) -> float:
+        """Half of the width of the interval at the confidence level."""
+        return self.error * quantile(self.freedom)
+
+
+@cache
+def quantile(freedom: float) -> float:
+    """Return the two-sided quantile of Student's t at the confidence level."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the leaderboard.
+
+    Args:
+        rank: 1 for the best; None if the metric is not finite.
+        results: The evaluations of the row, which differ only in their seeds.
+    """
+
+    rank: int | None
+    results: list[Result]
+
+    @property
+    def first(self) -> Result:
+        return self.results[0]
+
+    @property
+    def run(self) -> str:
+        """The name of the first run, with the number of other runs."""
+        names = list(dict.fromkeys(result.get("run.name") for result in self.results))
+        return names[0] + (f" (+{len(names) - 1})" if len(names) > 1 else "")
+
+    @cached_property
+    def by_training(self) -> Mapping[str, list[Result]]:
+        """The results of each training run, by its identity."""
+        runs: dict[str, list[Result]] = defaultdict(list)
+        for result in self.results:
+            runs[result.get("run.identity")].append(result)
+        return runs
+
+    @property
+    def seeds(self) -> str:
+        """The number of training seeds, and of evaluations if there are more: `3`, or `1 (3 evaluations)`."""
+        trained, evaluated = len(self.by_training), len(self.results)
+        return f"{trained}" + (f" ({evaluated} evaluations)" if evaluated > trained else "")
+
+    @property
+    def copies(self) -> bool:
+        """Whether the samples of an evaluation copy training images, outside the noise."""
+        return any(is_copy(z) for result in self.results if math.isfinite(z := result.number("metrics.copy_z")))
+
+    def mean(self, key: str) -> float:
+        """Return the mean of a number over the evaluations; NaN if one of them lacks it."""
+        return statistics.fmean(result.number(key) for result in self.results)
+
+    @property
+    def images_per_training_second(self) -> float:
+        """The mean number of images trained on per second; NaN if unknown."""
+        seconds = self.mean("training_seconds")
+        return self.mean("images_seen") / seconds if seconds > 0 else math.nan
+
+    @property
+    def training_seconds(self) -> float:
+        """The mean training time in seconds, including a first stage or a teacher; NaN if unknown."""
+        earlier = [result.get("earlier_seconds") or 0.0 for result in self.results]
+        return self.mean("training_seconds") + statistics.fmean(earlier)
+
+    def std(self, key: str) -> float | None:
+        """Return the standard deviation of a number over the evaluations; None for a single evaluation."""
+        values = [result.number(key) for result in self.results]
+        return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+    def training_means(self, metric: str) -> dict[object, float]:
+        """Return the mean of a score for each training run, by its seed, or by its identity if seeds are equal."""
+        seeds = {identity: results[0].get("training_seed") for identity, results in self.by_training.items()}
+        names = seeds if len(set(seeds.values())) == len(seeds) else {identity: identity for identity in seeds}
+        return {
+            names[identity]: statistics.fmean(result.number(f"metrics.{metric}") for result in results)
+            for identity, results in self.by_training.items()
+        }
+
+    def deviations(self, metric: str) -> np.ndarray | None:
+        """Return the deviations (R,) of the mean of a score over samples; None if a result lacks them."""
+        found = [_deviations(result.path).get(metric) for result in self.results]
+        known = [each for each in found if each is not None]
+        return np.mean(known, axis=0) if len(known) == len(found) else None
+
+    def spread(self, metric: str) -> Spread | None:
+        """Return the noise of the mean of a score; None if it is unknown."""
+        errors = [result.standard_error(metric) for result in self.results]
+        known = [each for each in errors if each is not None]
+        samples = math.hypot(*known) / len(known) if len(known) == len(errors) else None
+        means = list(self.training_means(metric).values())
+        if len(means) > 1 and all(map(math.isfinite, means)):
+            seeds = Spread(statistics.stdev(means) / math.sqrt(len(means)), len(means) - 1)
+            return seeds if samples is None or seeds.half_width >= Spread(samples).half_width else Spread(samples)
+        if samples is None and (std := self.std(f"metrics.{metric}")) is not None:
+            return Spread(std / math.sqrt(len(self.results)), len(self.results) - 1)
+        return None if samples is None else Spread(samples)
+
+
+@cache
+def _deviations(path: Path) -> dict[str, np.ndarray]:
+    return load_deviations(path)
