@@ -11,7 +11,7 @@ samples; `update` adds scored batches on any rank, `compute` returns an estimate
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class SampleMetric(Metric, ABC):
     is_differentiable = False
     full_state_update = False
 
-    needs: ClassVar[frozenset[Need]]
+    needs: frozenset[Need]
     """What the metric needs; `update` and `prepare` receive it."""
 
     num_samples: int
@@ -95,7 +95,9 @@ class SampleMetric(Metric, ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of the constructor, which are part of the protocol of each score."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+        return {
+            name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
+        }
 
     def prepare(self, real: RealImages, num_samples: int) -> Self:
         """Return a copy that is ready to be updated.
@@ -154,10 +156,12 @@ class StoredMetric(SampleMetric):
         return min(self.num_samples, self.max_images)
 
     def update(self, batch: ScoredBatch) -> None:
-        if (kept := batch.index < self.num_stored).any():
-            chosen = batch.take(kept)
-            for name in ("index", *self.stored()):
-                getattr(self, name).append(getattr(chosen, name))
+        chosen = batch.take(batch.index < self.num_stored)
+        for name in (
+            "index",
+            *self.stored(),
+        ):  # also of no samples: a rank must hold tensors of the right type and shape
+            getattr(self, name).append(getattr(chosen, name))
 
     def samples(self) -> ScoredBatch:
         """Return the stored samples of this rank, or of all ranks while the metric is synced, in order of their index.

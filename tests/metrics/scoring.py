@@ -1,0 +1,31 @@
+"""Scores of samples that are given as tensors."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lit_gen.metrics.base import Estimate, SampleMetric, ScoredBatch
+from lit_gen.metrics.real import RealImages
+
+
+def estimates(metric: SampleMetric, real: RealImages, batch_size: int = 37, **parts: Tensor) -> dict[str, Estimate]:
+    """Return the estimates of a metric of samples with these features, logits, labels or images."""
+    n = len(next(iter(parts.values())))
+    metric = metric.prepare(real, n)
+    for rows in torch.arange(n).split(batch_size):
+        metric.update(ScoredBatch(rows, **{name: part[rows] for name, part in parts.items()}))
+    found = metric.compute()
+    assert found.keys() == metric.directions(real).keys()
+    return found
+
+
+def value(metric: SampleMetric, real: RealImages, **parts: Tensor) -> float:
+    (estimate,) = estimates(metric, real, **parts).values()
+    assert math.isfinite(estimate.value)
+    return estimate.value
+
+
+def standard_error(estimate: Estimate) -> float:
+    assert estimate.deviations is not None
+    return float(estimate.deviations.std())
