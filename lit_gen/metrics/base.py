@@ -160,7 +160,7 @@ class StoredMetric(SampleMetric):
         for name in (
             "index",
             *self.stored(),
-        ):  # also of no samples: a rank must hold tensors of the right type and shape
+        ):  # also if it is none, so that ranks agree on types and shapes
             getattr(self, name).append(getattr(chosen, name))
 
     def samples(self) -> ScoredBatch:

@@ -1,6 +1,7 @@
 """Scores of samples that are given as tensors."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,12 +10,18 @@ from lit_gen.metrics.base import Estimate, SampleMetric, ScoredBatch
 from lit_gen.metrics.real import RealImages
 
 
-def estimates(metric: SampleMetric, real: RealImages, batch_size: int = 37, **parts: Tensor) -> dict[str, Estimate]:
+def scored(rows: Tensor, **parts: Tensor) -> ScoredBatch:
+    """Return a batch of the samples with these indices."""
+    batch = ScoredBatch(rows)
+    return replace(batch, **{name: part[rows] for name, part in parts.items()})
+
+
+def estimates(metric: SampleMetric, real: RealImages, **parts: Tensor) -> dict[str, Estimate]:
     """Return the estimates of a metric of samples with these features, logits, labels or images."""
     n = len(next(iter(parts.values())))
     metric = metric.prepare(real, n)
-    for rows in torch.arange(n).split(batch_size):
-        metric.update(ScoredBatch(rows, **{name: part[rows] for name, part in parts.items()}))
+    for rows in torch.arange(n).split(37):
+        metric.update(scored(rows, **parts))
     found = metric.compute()
     assert found.keys() == metric.directions(real).keys()
     return found
