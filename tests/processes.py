@@ -1,4 +1,4 @@
-"""Two processes of one command, as torchrun starts them.
+"""Several processes of one command, as torchrun starts them.
 
 They are forked from a process that has imported what they need: importing is most of what a short command takes.
 """
@@ -25,16 +25,22 @@ multiprocessing.set_forkserver_preload(
 
 
 def in_two_processes(work: Callable[[int, Path], object], folder: Path, **environment: str) -> None:
-    """Calls `work(rank, folder)` in two processes.
+    """Calls `work(rank, folder)` in two processes, see `in_processes`."""
+    in_processes(2, work, folder, **environment)
+
+
+def in_processes(count: int, work: Callable[[int, Path], object], folder: Path, **environment: str) -> None:
+    """Calls `work(rank, folder)` in so many processes.
 
     Raises:
         ProcessRaisedException: it raised in one of them.
         ProcessExitedException: one of them was killed.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
-    torchrun = {"TORCHELASTIC_RUN_ID": "tests", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    size = str(count)
+    torchrun = {"TORCHELASTIC_RUN_ID": "tests", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": "0"}
     everywhere = address | torchrun | environment
-    start_processes(_begin, (work, folder, everywhere), nprocs=2, start_method="forkserver")
+    start_processes(_begin, (work, folder, everywhere), nprocs=count, start_method="forkserver")
 
 
 def lit_gen_in_two_processes(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -7,8 +7,12 @@ from lit_gen.core.errors import UserError
 from lit_gen.evaluation.real_images import DataImages
 from lit_gen.evaluation.result_file import ResultRecord, score_protocol
 from lit_gen.metrics import (
+    CopyRate,
+    DensityCoverage,
     FrechetDistance,
     InceptionScore,
+    KernelDistance,
+    PrecisionRecall,
     WassersteinDistance,
 )
 from lit_gen.metrics.base import Need, SampleMetric
@@ -31,6 +35,11 @@ def default_metrics(real: DataImages, inception_splits: int, num_samples: int) -
         metrics.append(FrechetDistance(against="held out"))
     if real.num_classes:
         metrics.append(InceptionScore(splits=inception_splits))
+    metrics.append(KernelDistance())
+    num_real = len(real.data.images(real.split("reference")))
+    if min(num_samples, num_real) >= LEAST_NEIGHBOURS:
+        metrics += [PrecisionRecall(), DensityCoverage()]
+        metrics += [CopyRate()] if real.has("held out") else []
     return metrics
 
 

@@ -18,7 +18,7 @@
 | `duplicates` | the rate of duplicates |
 | `memorisation` | measures of copying, and the rule that marks a copier |
 | `nearest` | nearest neighbours with exact distances |
-| `neighbours` | distances between many points, and nearest neighbours |
+| `pairwise` | distances between many points, block by block |
 | `feature_nets` | fixed networks that give features and logits |
 | `train_feature_net` | the command that trains the classifiers of the package |
 | `weights` | their weights |

@@ -166,10 +166,12 @@ class StoredMetric(SampleMetric):
         return min(self.num_samples, self.max_images)
 
     def update(self, batch: ScoredBatch) -> None:
-        if (kept := batch.index < self.num_stored).any():
-            chosen = batch.take(kept)
-            for name in ("index", *self.stored()):
-                getattr(self, name).append(getattr(chosen, name))
+        chosen = batch.take(batch.index < self.num_stored)
+        for name in (
+            "index",
+            *self.stored(),
+        ):  # also if it is none, so that ranks agree on types and shapes
+            getattr(self, name).append(getattr(chosen, name))
 
     def samples(self) -> ScoredBatch:
         """Return the stored samples of this rank, or of all ranks while the metric is synced, in order of their index.

@@ -121,9 +121,9 @@ class FrechetDistance(SampleMetric):
         self.count += len(centred)
         self.total += centred.sum(0)
         self.outer += centred.T @ centred
-        if (kept := batch.index < self.max_images).any():
-            self.index.append(batch.index[kept])
-            self.stored.append(batch.features[kept])
+        kept = batch.index < self.max_images
+        self.index.append(batch.index[kept])  # also if it is none, so that ranks agree on types and shapes
+        self.stored.append(batch.features[kept])
 
     def moments(self) -> Moments:
         """Return the moments of the features of this rank, or of all ranks while the metric is synced."""

@@ -39,17 +39,17 @@ def deviations(score: Callable[[Tensor], float], n: int, num_halves: int = NUM_H
         num_halves: Number of halves.
     """
     values = torch.tensor([score(half) for half in half_samples(n, num_halves)], dtype=torch.float64)
-    return _to_whole(values, n)
+    return from_halves(values, n)
 
 
 def mean_deviations(values: Tensor, num_halves: int = NUM_HALVES) -> Tensor:
     """Return the `deviations` of a mean of values (n,), or of a score on which samples have these influences."""
     n = len(values)
     halves = half_samples(n, num_halves).to(values.device)
-    return _to_whole((halves.double() @ values.double() / (n // 2)).cpu(), n)
+    return from_halves((halves.double() @ values.double() / (n // 2)).cpu(), n)
 
 
-def _to_whole(values: Tensor, n: int) -> Tensor:
-    """Return deviations with the variance of a score of n samples, given the scores of halves (R,)."""
+def from_halves(values: Tensor, n: int) -> Tensor:
+    """Return the `deviations` of a score of n samples, given its values (R,) on their `half_samples`."""
     half = n // 2  # the variance of the mean of a half of n values is s^2 (n - half) / (n half), that of all s^2 / n
     return (values - values.mean()) * math.sqrt(half / (n - half))

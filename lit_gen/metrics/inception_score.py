@@ -77,9 +77,9 @@ class InceptionScore(SampleMetric):
         self.count.index_add_(0, split, torch.ones_like(split))
         self.probability.index_add_(0, split, p)
         self.negentropy.index_add_(0, split, (p * log_p).sum(1))
-        if (kept := batch.index < MAX_STORED).any():
-            self.index.append(batch.index[kept])
-            self.log_p.append(log_p[kept].float())
+        kept = batch.index < MAX_STORED
+        self.index.append(batch.index[kept])  # also if it is none, so that ranks agree on types and shapes
+        self.log_p.append(log_p[kept].float())
 
     def compute(self) -> dict[str, Estimate]:
         seen = int(self.count.sum())

@@ -2,12 +2,12 @@
 
 | the two rows | standard error of the difference |
 | --- | --- |
-| one training run each | standard deviation of the differences of their deviations, half of the samples by half; common noise cancels |
+| one training run each | that of the deviations' differences, half of the samples by half; common noise cancels |
 | the same training seeds | standard error of the mean of the differences, seed by seed |
 | other numbers of training runs | Welch's, from the standard errors of both |
 
-Where several apply, the largest half-width counts. Each comparison has the confidence level of `rows.LEVEL` alone: among
-many pairs, some are told apart by chance.
+If several apply, the largest half-width counts. Each comparison alone has the confidence level `rows.LEVEL`: among many
+pairs, some are told apart by chance.
 """
 
 import math
@@ -57,10 +57,8 @@ def compare(a: Row, b: Row, metric: str) -> Comparison:
     difference = a.mean(key) - b.mean(key)
     if (paired := _paired(a, b, metric)) is not None:
         return Comparison(difference, paired, True)
-    one, other = a.spread(metric), b.spread(metric)
-    if (one := one or other) is None or (other := other or one) is None:
-        return Comparison(difference, None, False)
-    return Comparison(difference, _welch(one, other), False)
+    known = [spread for row in (a, b) if (spread := row.spread(metric)) is not None]
+    return Comparison(difference, _welch(known[0], known[-1]) if known else None, False)
 
 
 def _paired(a: Row, b: Row, metric: str) -> Spread | None:

@@ -24,7 +24,7 @@ from lit_gen.evaluation import drawn_classes
 from lit_gen.evaluation.result_file import score_protocol
 from lit_gen.report.comparison import compare
 from lit_gen.report.results import Result, select
-from lit_gen.report.rows import Row
+from lit_gen.report.rows import LEVEL, Row
 
 LIKELIHOODS = ("bits_per_dim", "nll_nats")
 """Metrics of the likelihood, which has a separate protocol."""
@@ -71,6 +71,18 @@ class Leaderboard:
         """The protocol in one line of text."""
         line = describe_protocol(self.protocol)
         return line if self.likelihood is None else f"{line}; bits_per_dim {describe_likelihood(self.likelihood)}"
+
+    @property
+    def noise_line(self) -> str:
+        """What intervals and ranks mean, and which scores are left out, in one line of text."""
+        line = f"± half of a {LEVEL:.0%} interval; the rank of a row is 1 + the number of rows that beat it outside the noise"
+        if any(len(row.by_training) == 1 for row in self.rows):
+            line += "; intervals of one training seed cover the noise of sampling alone"
+        if any(row.spread(self.by) is None for row in self.rows):
+            line += "; rows without an interval are ranked by their values"
+        if self.left_out:
+            line += f"; left out, since protocols differ: {', '.join(self.left_out)}"
+        return line
 
 
 @dataclass(frozen=True)
@@ -252,18 +264,18 @@ def refuse_unlike(results: Sequence[Result], part: str = "protocol", leave_out: 
         fields.pop("data", None)
     differences = []
     remedy = ""
-    for field in fields:
+    for name in fields:
         groups: dict[str, list[Result]] = defaultdict(list)
         for result, protocol in zip(results, protocols, strict=True):
-            groups[_compact(protocol.get(field))].append(result)
+            groups[_compact(protocol.get(name))].append(result)
         if len(groups) > 1:
-            of_classes = field == "drawn_classes"  # the rule of today comes first
+            of_classes = name == "drawn_classes"  # the rule of today comes first
             preferred = drawn_classes.RULE if of_classes else None
             ordered = sorted(groups.items(), key=lambda item: (item[0] != preferred, -len(item[1])))
             values = " and ".join(f"{value} ({_rows(group)})" for value, group in ordered)
-            differences.append(f"{part}.{field} is {values}")
+            differences.append(f"{part}.{name} is {values}")
             instead = ", or evaluate the older runs again" if of_classes else ""
-            remedy = remedy or f"--where {part}.{field}={ordered[0][0]}{instead}"
+            remedy = remedy or f"--where {part}.{name}={ordered[0][0]}{instead}"
     if differences:
         raise UserError(
             f"results with unlike protocols cannot be ranked: {'; '.join(differences)}. Select some, e.g. {remedy}"

@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,7 +18,11 @@ from rich.text import Text
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_csv, for_markdown, printable
-from lit_gen.report.leaderboard import LIKELIHOODS, Leaderboard, Row, better
+from lit_gen.report.leaderboard import LIKELIHOODS, Floor, Leaderboard
+from lit_gen.report.rows import Row, Spread
+
+COPIES = " (copies)"
+"""Mark of a model whose samples copy training images."""
 
 _ALWAYS_SHOWN = {"#", "model", "sampler", "NFE"}
 
@@ -38,7 +43,8 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
         width: Width of the terminal in characters; a caption names the columns that do not fit.
     """
     columns = _columns(board)
-    cells = [[Text(printable(column.text(row))) for row in board.rows] for column in columns]
+    lines = _lines(board)
+    cells = [[Text(printable(column.text(line))) for line in lines] for column in columns]
     needed = [max(len(column.name), *map(len, texts)) + 2 for column, texts in zip(columns, cells, strict=True)]
     left_out: list[str] = []
     for index in reversed(range(len(columns))):
@@ -46,11 +52,12 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
         if sum(needed) - 2 > width and name not in _ALWAYS_SHOWN and not name.startswith(board.by):
             left_out.insert(0, name)
             del columns[index], cells[index], needed[index]
-    caption = f"left out of this width: {', '.join(left_out)} (show all with --markdown)" if left_out else None
+    caption = board.noise_line
+    caption += f"; left out of this width: {', '.join(left_out)} (show all with --markdown)" if left_out else ""
     shown = min(width, max(sum(needed) - 2, 80))
     table = Table(
         title=Text(printable(board.protocol_line)),
-        caption=caption and Text(printable(caption)),
+        caption=Text(printable(caption)),
         title_justify="left",
         caption_justify="left",
         box=None,
@@ -91,10 +98,27 @@ def to_cells(board: Leaderboard) -> Cells:
     """Return all columns of all rows."""
     columns = _columns(board)
     headers = [Header(printable(column.name), column.align, column.numeric) for column in columns]
-    return Cells(headers, [[_cell(column, row) for column in columns] for row in board.rows])
+    return Cells(headers, [[_cell(column, line) for column in columns] for line in _lines(board)])
 
 
-def _cell(column: "_Column", row: Row) -> Cell:
+def _lines(board: Leaderboard) -> list[Row | Floor]:
+    """Return the rows, and the scores of real images at the places of their values."""
+    lines: list[Row | Floor] = list(board.rows)
+    sign = -1.0 if board.better[board.by] == "higher" else 1.0
+    for floor in board.floors:
+        if (score := floor.scores.get(board.by)) is not None:
+            worse = (place for place, line in enumerate(lines) if sign * _score(line, board.by) > sign * score)
+            lines.insert(next(worse, len(lines)), floor)
+        else:
+            lines.append(floor)
+    return lines
+
+
+def _score(line: Row | Floor, metric: str) -> float:
+    return line.mean(f"metrics.{metric}") if isinstance(line, Row) else line.scores.get(metric, math.nan)
+
+
+def _cell(column: "_Column", row: Row | Floor) -> Cell:
     text, value = printable(column.text(row)), column.value(row)
     missing = not value if isinstance(value, str) else value is None or math.isnan(value)
     return Cell(text, None if missing else value)
@@ -113,7 +137,7 @@ def _markdown_table(
     """Return a Markdown table with the protocol above it; the cells of the rows are Markdown already."""
     marks = ["---:" if align == "right" else ":---" for align in aligns]
     lines = [f"| {' | '.join(cells)} |" for cells in (list(map(for_markdown, headers)), marks, *rows)]
-    return "\n".join([for_markdown(board.protocol_line), "", *lines]) + "\n"
+    return "\n".join([for_markdown(board.protocol_line), "", *lines, "", for_markdown(board.noise_line)]) + "\n"
 
 
 def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
@@ -168,7 +192,7 @@ class _Line(NamedTuple):
 def _budget_cell(row: Row | None, metric: str, best: int) -> str:
     if row is None:
         return "-"
-    text = _with_spread(row, metric, count=False)
+    text = _with_interval(row, metric)
     return f"**{text}**" if row.rank == best else text
 
 
@@ -197,7 +221,8 @@ def to_json(board: Leaderboard) -> str:
         | {"sampler_settings": row.first.data.get("sampler"), "results": [str(result.path) for result in row.results]}
         for row in board.rows
     ]
-    content = {"by": board.by, "better": better(board.by), "protocol": board.protocol, "rows": rows}
+    content = {"by": board.by, "better": board.better[board.by], "protocol": board.protocol, "rows": rows}
+    content["floors"] = [asdict(floor) for floor in board.floors]
     return json.dumps(_finite(content), indent=2) + "\n"
 
 
@@ -207,43 +232,52 @@ class _Column(NamedTuple):
     name: str
     align: Any
     numeric: bool
-    text: Callable[[Row], str]
-    value: Callable[[Row], float | str | None]
+    text: Callable[[Row | Floor], str]
+    value: Callable[[Row | Floor], float | str | None]
 
 
-def _names(name: str, value: Callable[[Row], str]) -> _Column:
+def _names(name: str, value: Callable[[Row], str], floor: Callable[[Floor], str] = lambda floor: "") -> _Column:
     """Return a column of names; a dash stands for an empty name."""
-    return _Column(name, "left", False, lambda row: value(row) or "-", value)
+
+    def of(line: Row | Floor) -> str:
+        return value(line) if isinstance(line, Row) else floor(line)
+
+    return _Column(name, "left", False, lambda line: of(line) or "-", of)
 
 
 def _numbers(name: str, value: Callable[[Row], float | None], text: Callable[[float], str]) -> _Column:
-    """Return a column of numbers; a dash stands for None."""
+    """Return a column of numbers; a dash stands for None, and in the rows of real images."""
 
-    def cell(row: Row) -> str:
-        return "-" if (number := value(row)) is None else text(number)
+    def of(line: Row | Floor) -> float | None:
+        return value(line) if isinstance(line, Row) else None
 
-    return _Column(name, "right", True, cell, value)
+    return _Column(name, "right", True, lambda line: "-" if (number := of(line)) is None else text(number), of)
+
+
+def _scores(board: Leaderboard, metric: str) -> _Column:
+    """Return the column of a score."""
+    unlike = metric in LIKELIHOODS and board.likelihood is None
+    num_images = unlike and _unlike(board, "likelihood.protocol.num_images")
+
+    def text(line: Row | Floor) -> str:
+        if isinstance(line, Floor):
+            return _of_real_images(line, metric)
+        return _with_its_kind(line, metric, num_images) if unlike else _with_interval(line, metric)
+
+    arrow = "↑" if board.better[metric] == "higher" else "↓"
+    return _Column(f"{metric} {arrow}", "right", True, text, functools.partial(_score, metric=metric))
 
 
 def _columns(board: Leaderboard) -> list[_Column]:
     """Return all columns of the leaderboard."""
     columns = [
         _numbers("#", lambda row: row.rank, "{:g}".format),
-        _names("model", lambda row: row.first.model),
+        _names("model", _titled, lambda floor: f"{floor.num_images} {floor.title}"),
         _names("sampler", lambda row: row.first.sampler),
         _names("grid", lambda row: row.first.grid),
         _numbers("NFE", lambda row: row.mean("nfe"), "{:g}".format),
-    ]
-    for name in board.metrics:
-        arrow = "↑" if better(name) == "higher" else "↓"
-        cell = functools.partial(_with_spread, metric=name)
-        if name in LIKELIHOODS and board.likelihood is None:
-            num_images = _unlike(board, "likelihood.protocol.num_images")
-            cell = functools.partial(_with_its_kind, metric=name, num_images=num_images)
-        columns.append(
-            _Column(f"{name} {arrow}", "right", True, cell, functools.partial(Row.mean, key=f"metrics.{name}"))
-        )
-    columns += [
+        *(_scores(board, name) for name in board.metrics),
+        _names("seeds", lambda row: row.seeds),
         _numbers("images/s", lambda row: row.mean("timing.images_per_second"), lambda value: _significant(value, 3)),
         _numbers("parameters", lambda row: row.mean("num_parameters"), _count),
         _numbers("images seen", lambda row: row.mean("images_seen"), _count),
@@ -255,28 +289,44 @@ def _columns(board: Leaderboard) -> list[_Column]:
     return [*columns, _names("run", lambda row: row.run)]
 
 
+def _titled(row: Row) -> str:
+    """Return the model of a row, with a mark if its samples copy training images."""
+    return row.first.model + (COPIES if row.copies else "")
+
+
 def _unlike(board: Leaderboard, key: str) -> bool:
     return len({row.first.get(key) for row in board.rows} - {None}) > 1
 
 
 def _with_its_kind(row: Row, metric: str, num_images: bool) -> str:
     """Return a likelihood with its kind, for a column of several protocols."""
-    text = _with_spread(row, metric)
+    text = _with_interval(row, metric)
     if text == "-":
         return text
     protocol = row.first.get("likelihood.protocol") or {}
     return f"{text} {protocol.get('kind')}" + (f" of {protocol.get('num_images')} images" if num_images else "")
 
 
-def _with_spread(row: Row, metric: str, count: bool = True) -> str:
+def _with_interval(row: Row, metric: str) -> str:
+    """Return the mean of a score with half of its interval, or a dash if a result lacks it."""
     if any(metric not in result.metrics for result in row.results):
         return "-"
-    mean, std = row.mean(f"metrics.{metric}"), row.std(f"metrics.{metric}")
-    if std is None:
-        return _significant(mean)
-    decimals = min(6, max(0, 1 - math.floor(math.log10(std)))) if std else 3
-    of = f" ({len(row.results)})" if count else ""
-    return f"{mean:.{decimals}f} ± {std:.{decimals}f}{of}"
+    return _number_with(row.mean(f"metrics.{metric}"), row.spread(metric))
+
+
+def _of_real_images(floor: Floor, metric: str) -> str:
+    if metric not in floor.scores:
+        return "-"
+    error = floor.errors.get(metric)
+    return _number_with(floor.scores[metric], None if error is None else Spread(error))
+
+
+def _number_with(value: float, spread: Spread | None) -> str:
+    if spread is None or not math.isfinite(value):
+        return _significant(value)
+    width = spread.half_width
+    decimals = min(6, max(0, 1 - math.floor(math.log10(width)))) if width else 3
+    return f"{value:.{decimals}f} ± {width:.{decimals}f}"
 
 
 def _significant(value: float, digits: int = 4) -> str:
@@ -309,12 +359,15 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
     }
     for name in board.metrics:
         record[name] = row.mean(f"metrics.{name}")
+        spread = row.spread(name)
+        record[f"{name}_half_width"] = None if spread is None else spread.half_width
         record[f"{name}_std_over_seeds"] = row.std(f"metrics.{name}")
     if likelihood := first.get("likelihood.protocol"):
         record["likelihood"] = likelihood
     if other_data := first.get("other_data"):
         record["other_data"] = other_data
     record |= {
+        "copies": row.copies,
         "num_seeds": len(row.results),
         "images_per_second": row.mean("timing.images_per_second"),
         "num_parameters": first.data["num_parameters"],

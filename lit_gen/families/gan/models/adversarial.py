@@ -20,8 +20,8 @@ from lit_gen.families.gan.truncation import Truncation
 from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import Sampler
 from lit_gen.families.two_networks import TwoNetworks
-from lit_gen.metrics.diversity import density_and_coverage
 from lit_gen.metrics.duplicates import duplicate_rate
+from lit_gen.metrics.manifold import density_and_coverage
 
 GeneratorFactory = Callable[[tuple[int, int, int], int, int], nn.Module]
 CriticFactory = Callable[[tuple[int, int, int], int], nn.Module]

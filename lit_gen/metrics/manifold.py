@@ -1,0 +1,163 @@
+r"""Fidelity and variety apart: which samples lie among the real images, and which real images among the samples.
+
+Let x_i be features of n real images, y_j features of m samples, and B_k(p) the closed ball around a point p that
+reaches the k-th nearest other point of its own set. The balls of a set stand for its manifold.
+
+    precision = 1/m sum_j [y_j in some B_k(x_i)]          share of samples that look real
+    recall    = 1/n sum_i [x_i in some B_k(y_j)]          share of real images that the samples surround
+    density   = 1/(k m) sum_ij [y_j in B_k(x_i)]          1 for the real distribution; may exceed 1
+    coverage  = 1/n sum_i [some y_j in B_k(x_i)]          share of real images with a sample in their ball
+
+For m samples of the real distribution, the expected coverage is that of a ball with n - 1 other real images, of which k
+are inside: 1 - (n - 1)! (m + n - k - 1)! / ((m + n - 1)! (n - k - 1)!), or about 1 - 2^-k if m = n. All four depend on
+m, n and k, so scores are comparable only if these are equal.
+
+Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", 2019,
+https://arxiv.org/abs/1904.06991; Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", 2020,
+https://arxiv.org/abs/2002.09797.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric
+from lit_gen.metrics.halves import from_halves, half_samples, mean_deviations
+from lit_gen.metrics.pairwise import CLOSED, Points, check_points
+from lit_gen.metrics.real import RealImages
+
+
+def precision_and_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+    """Return precision and recall of generated features (m, d) with respect to real ones (n, d)."""
+    precise, recalled = (
+        torch.cat([inside.any(1) for _, inside in _in_balls(centres, others, k)])
+        for centres, others in ((real, fake), (fake, real))
+    )
+    return float(precise.double().mean()), float(recalled.double().mean())
+
+
+def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
+    """Return density and coverage of generated features (m, d) with respect to real ones (n, d)."""
+    num_balls, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for _, inside in _in_balls(real, fake, k):
+        num_balls += int(inside.sum())
+        covered |= inside.any(0)
+    return num_balls / (k * len(fake)), float(covered.double().mean())
+
+
+class PrecisionRecall(StoredMetric):
+    """Precision and recall of at most `max_images` samples and as many evenly spaced real images.
+
+    Args:
+        k: Number of neighbours that a ball reaches.
+        max_images: Largest number of samples and of real images.
+    """
+
+    needs = frozenset({"features"})
+
+    def __init__(self, k: int = 3, max_images: int = 10_000) -> None:
+        super().__init__()
+        self.k, self.max_images = k, max_images
+
+    def directions(self, real: RealImages) -> dict[str, Direction]:
+        return {"precision": "higher", "recall": "higher"}
+
+    def begin(self) -> None:
+        super().begin()
+        self.real_features = _evenly(self.real.features("reference"), self.max_images)
+        check_points(self.real_features, self.k + 1, f"precision with {self.k} neighbours", "real images")
+
+    def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
+        fake = samples.features
+        assert fake is not None
+        check_points(fake, self.k + 1, f"recall with {self.k} neighbours", "samples")
+        precise = torch.cat([inside.any(1) for _, inside in _in_balls(self.real_features, fake, self.k)]).double()
+        return {
+            "precision": Estimate(float(precise.mean()), mean_deviations(precise)),
+            "recall": self._recall(fake),
+        }
+
+    def _recall(self, fake: Tensor) -> Estimate:
+        """Return the recall: its halves need all distances again, with the balls that samples of a half have."""
+        n, balls = len(fake), Points(fake)
+        squares, others = balls.nearest(min(n - 1, 8 * self.k + 32))  # enough for k of them to be in a half
+        radii = squares[:, self.k - 1] * CLOSED
+        half_radii = self._half_radii(squares, others) if n // 2 > self.k else []
+        recalled, half_recalled = 0, torch.zeros(len(half_radii), dtype=torch.float64)
+        for _, distances in balls.squared_distances(self.real_features):
+            recalled += int((distances <= radii).any(1).sum())
+            for half, each in enumerate(half_radii):
+                half_recalled[half] += (distances <= each).any(1).sum().cpu()
+        num_real = len(self.real_features)
+        spread = from_halves(half_recalled / num_real, n) if len(half_radii) else None
+        return Estimate(recalled / num_real, spread)
+
+    def _half_radii(self, squares: Tensor, others: Tensor) -> list[Tensor]:
+        """Return for each half the squared radii of its samples within it, and -1 for all other samples (n,).
+
+        Args:
+            squares: Squared distances to the nearest other samples, (n, K), in order.
+            others: Indices of these, (n, K).
+        """
+        radii = []
+        for half in half_samples(len(squares)).to(others.device):
+            rank = (half[others].cumsum(1) < self.k).sum(1).clamp(max=others.shape[1] - 1)
+            radius = squares.gather(1, rank[:, None])[:, 0] * CLOSED
+            radii.append(radius.masked_fill(~half, -1))
+        return radii
+
+
+class DensityCoverage(StoredMetric):
+    """Density and coverage, of at most `max_images` samples and as many evenly spaced real images.
+
+    Args:
+        k: Number of neighbours that a ball reaches.
+        max_images: Largest number of samples and of real images.
+    """
+
+    needs = frozenset({"features"})
+
+    def __init__(self, k: int = 5, max_images: int = 10_000) -> None:
+        super().__init__()
+        self.k, self.max_images = k, max_images
+
+    def directions(self, real: RealImages) -> dict[str, Direction]:
+        return {"density": "higher", "coverage": "higher"}
+
+    def begin(self) -> None:
+        super().begin()
+        self.real_features = _evenly(self.real.features("reference"), self.max_images)
+        check_points(self.real_features, self.k + 1, f"coverage with {self.k} neighbours", "real images")
+
+    def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
+        fake = samples.features
+        assert fake is not None
+        check_points(fake, 2, "coverage", "samples")
+        halves = half_samples(len(fake)).float().to(fake.device)
+        num_balls = torch.zeros(len(fake), dtype=torch.float64, device=fake.device)
+        found = torch.zeros(len(self.real_features), len(halves) + 1, dtype=torch.bool, device=fake.device)
+        for rows, inside in _in_balls(self.real_features, fake, self.k):
+            num_balls[rows] = inside.sum(1).double()
+            found[:, 0] |= inside.any(0)
+            found[:, 1:] |= inside.T.float() @ halves[:, rows].T > 0
+        density = num_balls / self.k
+        coverage = found.double().mean(0).cpu()
+        return {
+            "density": Estimate(float(density.mean()), mean_deviations(density)),
+            "coverage": Estimate(float(coverage[0]), from_halves(coverage[1:], len(fake))),
+        }
+
+
+def _in_balls(centres: Tensor, others: Tensor, k: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the rows of a block of other points (m, d), and which of n balls they are in, (block, n)."""
+    balls = Points(centres)
+    radii = balls.nearest(k)[0][:, -1] * CLOSED
+    for rows, distances in balls.squared_distances(others):
+        yield rows, distances <= radii
+
+
+def _evenly(points: Tensor, most: int) -> Tensor:
+    """Return at most so many evenly spaced ones of points (n, d)."""
+    n = len(points)
+    return points if n <= most else points[torch.arange(most, device=points.device) * n // most]
