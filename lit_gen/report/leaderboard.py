@@ -75,7 +75,7 @@ class Leaderboard:
     @property
     def noise_line(self) -> str:
         """What intervals and ranks mean, and which scores are left out, in one line of text."""
-        line = f"± half of a {LEVEL:.0%} interval; the rank of a row is 1 + the number of rows that beat it outside the noise"
+        line = f"± half of a {LEVEL:.0%} interval; rank: 1 + the number of rows that beat this one outside the noise"
         if any(len(row.by_training) == 1 for row in self.rows):
             line += "; intervals of one training seed cover the noise of sampling alone"
         if any(row.spread(self.by) is None for row in self.rows):
