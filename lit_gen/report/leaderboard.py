@@ -193,7 +193,7 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
         metrics=names,
         protocol=chosen[0].protocol,
         rows=rows,
-        floors=_floors(chosen),
+        floors=floors(chosen),
         better={name: better(chosen, name) for name in names},
         likelihood=shared,
         left_out=left_out,
@@ -215,7 +215,7 @@ def _ranked(results: Sequence[Result], by: str, best: str) -> list[Row]:
     return rows + [row for row in groups if row not in finite]
 
 
-def _floors(results: Sequence[Result]) -> list[Floor]:
+def floors(results: Sequence[Result]) -> list[Floor]:
     """Return the scores of real images, which results of one protocol have in common."""
     rows: dict[str, Floor] = {}
     for result in results:

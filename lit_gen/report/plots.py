@@ -13,8 +13,9 @@ import numpy as np
 from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_figure
 from lit_gen.pictures.figures import new_figure, save_figure
-from lit_gen.report.leaderboard import Row, describe_protocol, distance_metric, group_seeds, refuse_unlike
+from lit_gen.report.leaderboard import describe_protocol, distance_metric, floors, group_seeds, refuse_unlike
 from lit_gen.report.results import Result
+from lit_gen.report.rows import Row
 from lit_gen.report.samples import read_samples
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
     """Plot the Frechet distance against NFE: one color per training, one marker and line style per sampler.
 
     A family without samplers is a star at its NFE, with a dotted line at its distance. Evaluations that differ only in
-    their seeds are one point with an error bar of one standard deviation. If several models have more than
+    their seeds are one point. Error bars are the intervals of the leaderboard; the scores of real images are grey lines. If several models have more than
     `MOST_SAMPLERS` samplers, each model has its own panel and each sampler its own color.
 
     Args:
@@ -73,6 +74,7 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
     for axes, (title, keys) in zip(grid, panels.items(), strict=False):
         for key in keys:
             _draw_curve(axes, curves[key], metric, colours[key], key[1] and _style(samplers.index(key[1])))
+        _draw_floors(axes, results, metric)
         axes.set_title(textwrap.fill(title, 36), size=10)
     _format_axes(list(grid[: len(panels)]), columns, [row for curve in curves.values() for row in curve], metric)
     protocol = for_figure(describe_protocol(results[0].protocol), 1000)
@@ -170,7 +172,7 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
 def _check_comparable(results: Sequence[Result]) -> None:
     if not results:
         raise UserError("there are no results to plot; give evaluations of one protocol")
-    refuse_unlike(results)
+    refuse_unlike(results, leave_out=("inception_splits",))
 
 
 def _curves(results: Sequence[Result]) -> Curves:
@@ -184,7 +186,7 @@ def _draw_curve(axes: "Axes", curve: list[Row], metric: str, colour: str, style:
     """Draw one model under one sampler, or stars if the style is empty: a family without samplers."""
     x = [row.mean("nfe") for row in curve]
     y = [row.mean(f"metrics.{metric}") for row in curve]
-    error = [row.std(f"metrics.{metric}") or 0.0 for row in curve]
+    error = [0.0 if (spread := row.spread(metric)) is None else spread.half_width for row in curve]
     bars = error if any(error) else None
     if isinstance(style, dict):
         axes.errorbar(x, y, bars, color=colour, capsize=2, linewidth=1.2, **style)
@@ -192,6 +194,17 @@ def _draw_curve(axes: "Axes", curve: list[Row], metric: str, colour: str, style:
     axes.errorbar(x, y, bars, color=colour, fmt="*", markersize=11, capsize=2)
     for value in y:
         axes.axhline(value, color=colour, linestyle=(0, (1, 3)), linewidth=1)
+
+
+def _draw_floors(axes: "Axes", results: Sequence[Result], metric: str) -> None:
+    """Draw a line with its title at each score of real images."""
+    for floor in floors(results):
+        if (score := floor.scores.get(metric)) is not None and math.isfinite(score):
+            axes.axhline(score, color="0.6", linewidth=1, zorder=0)
+            title = for_figure(f"{floor.num_images} {floor.title}", 60)
+            axes.annotate(
+                title, (1, score), (-2, 2), ("axes fraction", "data"), "offset points", ha="right", size=7, color="0.45"
+            )
 
 
 def _format_axes(panels: Sequence["Axes"], columns: int, rows: Sequence[Row], metric: str) -> None:

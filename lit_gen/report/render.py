@@ -18,6 +18,7 @@ from rich.text import Text
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_csv, for_markdown, printable
+from lit_gen.report.comparison import compare
 from lit_gen.report.leaderboard import LIKELIHOODS, Floor, Leaderboard
 from lit_gen.report.rows import Row, Spread
 
@@ -144,7 +145,8 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     """Return a Markdown table with one row per model and sampler and one column per budget of network evaluations.
 
     A cell holds the evaluation with the largest NFE that is within its budget and above the budget before it. The
-    models are in the order of their best cells. The best cells of each column are bold.
+    models are in the order of their best cells. The best cell of each column is bold, with those that it does not beat
+    outside the noise. The last lines hold the scores of real images.
 
     Raises:
         UserError: If the budgets are not positive and increasing, or leave nothing to show.
@@ -167,14 +169,21 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     shown = {"model": True, "run": len({line.run for line in lines}) > len(models), "sampler": True}
     shown["grid"] = len({line.grid for line in lines if line.grid}) > 1
     names = [name for name in _Line._fields if shown[name]]
-    best = [
-        min((cells[column].rank or 0 for cells in table.values() if column in cells), default=0)
-        for column in range(len(budgets))
-    ]
+    columns = [[cells[column] for cells in table.values() if column in cells] for column in range(len(budgets))]
+    best = [_best(column, board) if column else [] for column in columns]
     rows = [
         [for_markdown(getattr(line, name) or "-") for name in names]
         + [_budget_cell(table[line].get(column), board.by, best[column]) for column in range(len(budgets))]
         for line in lines
+    ]
+    rows += [
+        [
+            f"{floor.num_images} {floor.title}",
+            *["-"] * (len(names) - 1),
+            *[_of_real_images(floor, board.by)] * len(budgets),
+        ]
+        for floor in board.floors
+        if board.by in floor.scores
     ]
     aligns = ["left"] * len(names) + ["right"] * len(budgets)
     return _markdown_table(board, [*names, *map(str, budgets)], aligns, rows)
@@ -189,11 +198,18 @@ class _Line(NamedTuple):
     grid: str
 
 
-def _budget_cell(row: Row | None, metric: str, best: int) -> str:
+def _best(rows: Sequence[Row], board: Leaderboard) -> list[Row]:
+    """Return the best row of a column, and those that it does not beat outside the noise."""
+    sign = -1.0 if board.better[board.by] == "higher" else 1.0
+    first = min(rows, key=lambda row: sign * _score(row, board.by))
+    return [row for row in rows if row is first or not compare(first, row, board.by).distinct]
+
+
+def _budget_cell(row: Row | None, metric: str, best: Sequence[Row]) -> str:
     if row is None:
         return "-"
     text = _with_interval(row, metric)
-    return f"**{text}**" if row.rank == best else text
+    return f"**{text}**" if any(row is each for each in best) else text
 
 
 def to_csv(board: Leaderboard) -> str:

@@ -98,8 +98,10 @@ def test_unlike_protocols_are_refused_with_field_rows_and_remedy():
     assert [row.first.model for row in rank(found, where=[remedy]).rows] == ["A", "B"]
     assert [row.first.model for row in rank(found, where=["protocol.num_samples=500"]).rows] == ["C"]
     extra = results(content("A"), content("B", protocol=PROTOCOL | {"inception_splits": 1}))
+    assert rank(extra).metrics == ["fd_digits"] and rank(extra).left_out == ["inception_score"]
+    assert "left out, since protocols differ: inception_score" in to_markdown(rank(extra))
     with pytest.raises(UserError, match=r"protocol.inception_splits is null .* and 1 "):
-        rank(extra)
+        rank(extra, by="inception_score")
 
 
 def test_the_same_data_under_two_names_are_the_same_data():
@@ -150,7 +152,7 @@ def test_a_model_of_other_data_is_marked_and_no_seed_of_others():
     found += results(content("EDM", 3.0, **run, seed=2, other_data=None))
     board = rank(found)
     name = "EDM (trained on 63bac8b2)"
-    assert [(row.rank, row.first.model, len(row.results)) for row in board.rows] == [(1, name, 1), (2, "EDM", 2)]
+    assert [(row.rank, row.first.model, len(row.results)) for row in board.rows] == [(1, name, 1), (1, "EDM", 2)]
     file = io.StringIO()
     print_table(board, Console(file=file, width=300))
     for text in (file.getvalue(), to_markdown(board), to_csv(board), to_json(board), to_budget_table(board, [20])):
@@ -225,14 +227,18 @@ def test_seeds_are_one_row_of_mean_and_deviation():
     assert board.rows[0].std("metrics.fd_digits") == pytest.approx(5 / math.sqrt(2))
     assert board.rows[2].run == "digits_B-0 (+1)"
     markdown = to_markdown(board)
-    assert "| 3.5 ± 3.5 (2) |" in markdown and "| 4.0 ± 1.4 (2) |" in markdown
+    # Student's t with one degree of freedom: 12.7 standard errors
+    assert "| 3.5 ± 31.8 | 9" not in markdown and "| 4 ± 13 |" in markdown
+    assert "| 1 (2 evaluations) |" in markdown and "| 2 |" in markdown
     assert "weights" in markdown.splitlines()[2] and "DDIM(eta=1)" in markdown
 
 
 def test_what_cannot_be_ranked_is_said():
     with pytest.raises(UserError, match="no results"):
         rank([])
-    with pytest.raises(UserError, match=r"e0/result.json: no metric kid; it has fd_digits, inception_score"):
+    with pytest.raises(
+        UserError, match=r"--by: kid is not a metric of these results; choose one of fd_digits, inception_score$"
+    ):
         rank(results(content()), by="kid")
     with pytest.raises(UserError, match="no distance; rank --by one of kid"):
         rank(results(content(metrics={"kid": 1.0})))
@@ -287,7 +293,13 @@ def test_likelihoods_of_one_protocol_are_a_column_and_rank():
     how = "bits_per_dim of 359 test images: estimate by ProbabilityFlow, dequantisation uniform"
     assert board.protocol_line.endswith(how)
     lines = to_markdown(board).splitlines()
-    assert [line.split(" | ")[7] for line in lines[2:]] == ["bits_per_dim ↓", "---:", "3.500", "3.250", "-"]
+    assert [line.split(" | ")[7] for line in lines[2:7]] == [
+        "bits_per_dim ↓",
+        "---:",
+        "3.500 ± 0.020",
+        "3.250 ± 0.020",
+        "-",
+    ]
     records = json.loads(to_json(board))["rows"]
     assert records[0]["likelihood"]["num_images"] == 359 and "likelihood" not in records[2]
     ranked = rank(found[:2], by="bits_per_dim")
@@ -321,16 +333,16 @@ def test_unlike_likelihoods_are_shown_but_not_ranked():
     )
     board = rank(found)
     assert board.likelihood is None and "bits_per_dim" not in board.protocol_line
-    cells = [line.split(" | ")[7] for line in to_markdown(board).splitlines()[4:]]
-    assert cells == ["3.500 estimate", "3.250 bound", "-"]
+    cells = [line.split(" | ")[7] for line in to_markdown(board).splitlines()[4:7]]
+    assert cells == ["3.500 ± 0.020 estimate", "3.250 ± 0.020 bound", "-"]
     with pytest.raises(UserError) as error:
         rank(found[:2], by="bits_per_dim")
     text = str(error.value)
     assert "likelihood.protocol.kind is estimate (1 row: digits_A-0/e0) and bound (1 row: digits_B-0/e1)" in text
     assert [row.first.model for row in rank(found, "bits_per_dim", [text.rpartition("--where ")[2]]).rows] == ["A"]
     fewer = results(with_likelihood(content("A"), 3.5), with_likelihood(content("B", 2.0), 3.25, num_images=64))
-    cells = [line.split(" | ")[7] for line in to_markdown(rank(fewer)).splitlines()[4:]]
-    assert cells == ["3.500 estimate of 359 images", "3.250 estimate of 64 images"]
+    cells = [line.split(" | ")[7] for line in to_markdown(rank(fewer)).splitlines()[4:6]]
+    assert cells == ["3.500 ± 0.020 estimate of 359 images", "3.250 ± 0.020 estimate of 64 images"]
     with pytest.raises(UserError, match=r"likelihood.protocol.num_images is 359 .* and 64 "):
         rank(fewer, by="bits_per_dim")
 
@@ -343,7 +355,7 @@ def test_every_form_carries_the_protocol_and_the_numbers():
     )
     markdown = to_markdown(board).splitlines()
     assert markdown[0] == line
-    assert markdown[4] == "| 1 | C | - | - | 1 | 0.5000 | 8.500 | 1000 | 1.1 M | 90 k | 60.0 | 1500 | digits_C-0 |"
+    assert markdown[4] == "| 1 | C | - | - | 1 | 0.5000 | 8.500 | 1 | 1000 | 1.1 M | 90 k | 60.0 | 1500 | digits_C-0 |"
     assert markdown[5].startswith("| 2 | A\\|B | DDIM | Karras | 10 | 1.235 | 7.765 |")
     rows = list(csv.DictReader(io.StringIO(to_csv(board))))
     assert [row["fd_digits"] for row in rows] == ["0.5", "1.23456"]
@@ -429,12 +441,12 @@ def test_a_budget_holds_the_evaluations_that_spent_most_of_it_and_the_best_of_ea
     board = rank(results(*found))
     lines = to_budget_table(board, [5, 10, 20]).splitlines()
     assert lines[0] == board.protocol_line
-    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]] == [
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:8]] == [
         ["model", "sampler", "5", "10", "20"],
         [":---", ":---", "---:", "---:", "---:"],
-        ["A", "DDIM", "4.000", "3.000", "**2.000**"],
+        ["A", "DDIM", "4.000", "**3.000**", "**2.000**"],
         ["A", "RK45", "7.000", "-", "-"],
-        ["B", "Heun(eta=0)", "-", "**2.80 ± 0.42**", "2.200"],
+        ["B", "Heun(eta=0)", "-", "**2.8 ± 3.8**", "2.200"],
         ["C", "-", "**2.600**", "-", "-"],
     ]
     for budgets, message in (([], "rising"), ([5, 5], "rising"), ([0, 5], "rising")):
