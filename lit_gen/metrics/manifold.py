@@ -106,6 +106,8 @@ class PrecisionRecall(StoredMetric):
 class DensityCoverage(StoredMetric):
     """Density and coverage, of at most `max_images` samples and as many evenly spaced real images.
 
+    Coverage is not close to a mean over samples, so its spread, which comes from halves, is somewhat too large.
+
     Args:
         k: Number of neighbours that a ball reaches.
         max_images: Largest number of samples and of real images.

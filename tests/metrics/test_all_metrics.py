@@ -263,8 +263,9 @@ def deviations(estimate: Estimate) -> Tensor:
 
 
 def generated(n: int, seed: int, better: bool) -> dict[str, Tensor]:
-    """Samples of one of two generators, with common noise."""
-    noise, other = normal(n, 3, seed), normal(n, 4, seed + 500_000)
+    """Samples of one of two generators, with common noise; bounded, as the kernel has sixth moments of the features."""
+    noise = 3 * torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) - 1.5
+    other = normal(n, 4, seed + 500_000)
     if better:
         return {"features": 1.1 * noise + 0.2, "logits": 3 * other}
     return {"features": 1.3 * noise + 0.5, "logits": 2 * other + 0.3 * normal(n, 4, seed + 900_000)}
@@ -272,28 +273,26 @@ def generated(n: int, seed: int, better: bool) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "make, names",
+    "make, n, names",
     [
-        (KernelDistance, ["kd_features"]),
-        (PrecisionRecall, ["precision", "recall"]),
-        (DensityCoverage, ["density", "coverage"]),
-        (partial(InceptionScore, splits=1), ["inception_score"]),
-        (FrechetDistance, ["fd_features"]),
-        (partial(SlicedWasserstein, num_projections=32), ["sw_features"]),
+        (KernelDistance, 500, ["kd_features"]),
+        (PrecisionRecall, 200, ["precision", "recall"]),
+        (DensityCoverage, 200, ["density", "coverage"]),
+        (partial(InceptionScore, splits=1), 500, ["inception_score"]),
+        (FrechetDistance, 500, ["fd_features"]),
+        (partial(SlicedWasserstein, num_projections=32), 500, ["sw_features"]),
     ],
 )
-def test_intervals_of_differences_hold_the_expected_difference(make, names):
+def test_intervals_of_differences_hold_the_expected_difference(make, n, names):
     real = RealFeatures(normal(150, 3, 7), num_classes=4)
     rows = []
     for repeat in range(400):
-        first, second = (estimates(make(), real, **generated(200, 1000 + repeat, better)) for better in (True, False))
+        first, second = (estimates(make(), real, **generated(n, 1000 + repeat, better)) for better in (True, False))
         for name in names:
             spread = deviations(second[name]) - deviations(first[name])
             rows.append((second[name].value - first[name].value, float(spread.std())))
     for name, (change, error) in zip(names, np.array(rows).reshape(400, -1, 2).transpose(1, 2, 0), strict=True):
         held = np.mean(abs(change - change.mean()) <= 1.96 * error)
         print(f"\n{name}: {held:.4f} of the intervals, {error.mean() / change.std():.3f} of the spread")
-        if name not in ("recall", "coverage"):
-            assert 0.93 <= held <= 0.97, name
-        else:  # no means over samples: a half has neighbours that are farther away
-            assert held >= 0.8
+        # recall and coverage are not means over samples, so their spread may be too large
+        assert 0.93 <= held <= (0.99 if name in ("recall", "coverage") else 0.97), name
