@@ -166,11 +166,10 @@ class StoredMetric(SampleMetric):
         return min(self.num_samples, self.max_images)
 
     def update(self, batch: ScoredBatch) -> None:
-        chosen = batch.take(batch.index < self.num_stored)
-        for name in (
-            "index",
-            *self.stored(),
-        ):  # also if it is none, so that ranks agree on types and shapes
+        chosen = batch.take(
+            batch.index < self.num_stored
+        )  # also if it is none, so that ranks agree on types and shapes
+        for name in ("index", *self.stored()):
             getattr(self, name).append(getattr(chosen, name))
 
     def samples(self) -> ScoredBatch:

@@ -79,37 +79,34 @@ class PrecisionRecall(StoredMetric):
         }
 
     def _recall(self, fake: Tensor) -> Estimate:
-        """Return the recall: its halves need all distances again, with the balls that samples of a half have."""
         n, balls = len(fake), Points(fake)
-        squares, others = balls.nearest(min(n - 1, 8 * self.k + 32))  # enough for k of them to be in a half
-        radii = squares[:, self.k - 1] * CLOSED
-        half_radii = self._half_radii(squares, others) if n // 2 > self.k else []
-        recalled, half_recalled = 0, torch.zeros(len(half_radii), dtype=torch.float64)
+        radii = self._radii(*balls.nearest(min(n - 1, 8 * self.k + 32)))  # enough for k of them to be in a half
+        counts = torch.zeros(radii.shape[1], dtype=torch.int64, device=fake.device)
         for _, distances in balls.squared_distances(self.real_features):
-            recalled += int((distances <= radii).any(1).sum())
-            for half, each in enumerate(half_radii):
-                half_recalled[half] += (distances <= each).any(1).sum().cpu()
-        num_real = len(self.real_features)
-        spread = from_halves(half_recalled / num_real, n) if len(half_radii) else None
-        return Estimate(recalled / num_real, spread)
+            counts += _in_some(distances, radii).sum(0)
+        recall = counts.double().cpu() / len(self.real_features)
+        return Estimate(float(recall[0]), from_halves(recall[1:], n) if len(recall) > 1 else None)
 
-    def _half_radii(self, squares: Tensor, others: Tensor) -> list[Tensor]:
-        """Return for each half the squared radii of its samples within it, and -1 for all other samples (n,).
+    def _radii(self, squares: Tensor, others: Tensor) -> Tensor:
+        """Return the squared radii of the samples, among all in column 0 and in each half, -1 outside it, (n, 1 + R).
 
         Args:
             squares: Squared distances to the nearest other samples, (n, K), in order.
             others: Indices of these, (n, K).
         """
-        radii = []
-        for half in half_samples(len(squares)).to(others.device):
-            rank = (half[others].cumsum(1) < self.k).sum(1).clamp(max=others.shape[1] - 1)
-            radius = squares.gather(1, rank[:, None])[:, 0] * CLOSED
-            radii.append(radius.masked_fill(~half, -1))
-        return radii
+        radii = [squares[:, self.k - 1] * CLOSED]
+        if len(squares) // 2 > self.k:
+            for half in half_samples(len(squares)).to(others.device):
+                rank = (half[others].cumsum(1) < self.k).sum(1).clamp(max=others.shape[1] - 1)
+                radius = squares.gather(1, rank[:, None])[:, 0] * CLOSED
+                radii.append(radius.masked_fill(~half, -1))
+        return torch.stack(radii, 1)
 
 
 class DensityCoverage(StoredMetric):
     """Density and coverage, of at most `max_images` samples and as many evenly spaced real images.
+
+    Coverage is not close to a mean over samples, so its spread, which comes from halves, is somewhat too large.
 
     Args:
         k: Number of neighbours that a ball reaches.
@@ -155,6 +152,25 @@ def _in_balls(centres: Tensor, others: Tensor, k: int) -> Iterator[tuple[slice, 
     radii = balls.nearest(k)[0][:, -1] * CLOSED
     for rows, distances in balls.squared_distances(others):
         yield rows, distances <= radii
+
+
+def _in_some(distances: Tensor, radii: Tensor) -> Tensor:
+    """Return whether points are in some ball of each set of balls, bool (block, S).
+
+    Args:
+        distances: Squared distances to the centres, (block, n).
+        radii: Squared radii (n, S), or -1 if the set lacks the ball; those of column 0 are the least.
+    """
+    found = (distances <= radii[:, 0]).float() @ (radii >= 0).float() > 0
+    rest = (~found).any(1).nonzero()[:, 0]  # few points: most are in several of the least balls
+    for rows in rest.split(16):
+        near = distances[rows]
+        point, ball = (near <= radii.amax(1)).nonzero(as_tuple=True)
+        for pairs in torch.arange(len(point), device=near.device).split(2**15):
+            inside = near[point[pairs], ball[pairs], None] <= radii[ball[pairs]]
+            hits = torch.zeros(len(rows), radii.shape[1], device=near.device)
+            found[rows] |= hits.index_add_(0, point[pairs], inside.float()) > 0
+    return found
 
 
 def _evenly(points: Tensor, most: int) -> Tensor:

@@ -63,19 +63,23 @@ def _information(features: Tensor) -> Tensor:
     n, x = len(features), _unit(features)
     if n <= x.shape[1]:
         values, vectors = torch.linalg.eigh(x @ x.T / n)
-        squares = n * vectors.square() * values.clamp(min=0)
+        squares = vectors.square_().mul_(n * values.clamp(min=0))
     else:
         values, vectors = torch.linalg.eigh(x.T @ x / n)
-        squares = (x @ vectors).square()
+        squares = (x @ vectors).square_()
     positive = values > len(values) * torch.finfo(values.dtype).eps
-    information: Tensor = (squares[:, positive] * -values[positive].log()).sum(1)
+    information: Tensor = squares.mv(-values.where(positive, 1).log())
     return information
 
 
 def _unit(features: Tensor) -> Tensor:
     """Return features (n, d) scaled to unit length, with an additional feature that is 1 for those that are 0."""
-    features = features.double()
-    largest = features.abs().amax(1, keepdim=True)
-    scaled = features / largest.where(largest > 0, 1)  # so that no square underflows
-    length = scaled.norm(dim=1, keepdim=True)
-    return torch.cat([scaled / length.where(length > 0, 1), (largest == 0).double()], 1)
+    n, d = features.shape
+    unit = torch.zeros(n, d + 1, dtype=torch.float64, device=features.device)
+    vectors = unit[:, :d].copy_(features)
+    largest = torch.maximum(vectors.amax(1), -vectors.amin(1))[:, None]
+    vectors /= largest.where(largest > 0, 1)  # so that no square underflows
+    length = vectors.norm(dim=1, keepdim=True)
+    vectors /= length.where(length > 0, 1)
+    unit[:, d:] = largest == 0
+    return unit

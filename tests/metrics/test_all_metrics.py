@@ -28,7 +28,7 @@ from lit_gen.metrics import (
     SlicedWasserstein,
     VendiScore,
 )
-from lit_gen.metrics.base import SampleMetric, StoredMetric
+from lit_gen.metrics.base import Estimate, SampleMetric, StoredMetric
 from lit_gen.metrics.real import RealFeatures
 from tests.metrics.scoring import estimates, scored
 from tests.processes import in_processes
@@ -257,45 +257,42 @@ def test_blur_lowers_precision_and_recall(digits):
         assert smooth[name] < 0.7 * whole[name], name
 
 
+def deviations(estimate: Estimate) -> Tensor:
+    assert estimate.deviations is not None
+    return estimate.deviations
+
+
 def generated(n: int, seed: int, better: bool) -> dict[str, Tensor]:
-    """Samples of one of two generators, with common noise."""
-    noise, other = normal(n, 3, seed), normal(n, 4, seed + 500_000)
+    """Samples of one of two generators, with common noise; bounded, as the kernel has sixth moments of the features."""
+    noise = 3 * torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) - 1.5
+    other = normal(n, 4, seed + 500_000)
     if better:
         return {"features": 1.1 * noise + 0.2, "logits": 3 * other}
     return {"features": 1.3 * noise + 0.5, "logits": 2 * other + 0.3 * normal(n, 4, seed + 900_000)}
 
 
-def differences(metric: SampleMetric, real: RealFeatures, name: str, n: int, repeats: int) -> tuple[Tensor, Tensor]:
-    """Return differences between the generators and their standard errors, of repeated comparisons."""
-    rows = []
-    for repeat in range(repeats):
-        first, second = (
-            estimates(metric, real, **generated(n, 1000 + repeat, better))[name] for better in (True, False)
-        )
-        assert first.deviations is not None and second.deviations is not None
-        rows.append((second.value - first.value, float((second.deviations - first.deviations).std())))
-    found = torch.tensor(rows, dtype=torch.float64)
-    return found[:, 0], found[:, 1]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, make",
+    "make, n, names",
     [
-        ("kd_features", KernelDistance),
-        ("precision", PrecisionRecall),
-        ("density", DensityCoverage),
-        ("inception_score", partial(InceptionScore, splits=1)),
-        ("fd_features", FrechetDistance),
-        ("sw_features", partial(SlicedWasserstein, num_projections=32)),
-        ("recall", PrecisionRecall),
-        ("coverage", DensityCoverage),
+        (KernelDistance, 500, ["kd_features"]),
+        (PrecisionRecall, 200, ["precision", "recall"]),
+        (DensityCoverage, 200, ["density", "coverage"]),
+        (partial(InceptionScore, splits=1), 500, ["inception_score"]),
+        (FrechetDistance, 500, ["fd_features"]),
+        (partial(SlicedWasserstein, num_projections=32), 500, ["sw_features"]),
     ],
 )
-def test_intervals_of_differences_hold_the_expected_difference(name, make):
+def test_intervals_of_differences_hold_the_expected_difference(make, n, names):
     real = RealFeatures(normal(150, 3, 7), num_classes=4)
-    change, error = differences(make(), real, name, 300, 400)
-    held = (change - change.mean()).abs() <= 1.96 * error
-    print(f"\n{name}: {float(held.double().mean()):.4f}, {float(error.mean() / change.std()):.3f}")
-    assert np.isfinite(float(change.mean()))
-    assert 0.93 <= float(held.double().mean()) <= 0.97
+    rows = []
+    for repeat in range(400):
+        first, second = (estimates(make(), real, **generated(n, 1000 + repeat, better)) for better in (True, False))
+        for name in names:
+            spread = deviations(second[name]) - deviations(first[name])
+            rows.append((second[name].value - first[name].value, float(spread.std())))
+    for name, (change, error) in zip(names, np.array(rows).reshape(400, -1, 2).transpose(1, 2, 0), strict=True):
+        held = np.mean(abs(change - change.mean()) <= 1.96 * error)
+        print(f"\n{name}: {held:.4f} of the intervals, {error.mean() / change.std():.3f} of the spread")
+        # recall and coverage are not means over samples, so their spread may be too large
+        assert 0.93 <= held <= (0.99 if name in ("recall", "coverage") else 0.97), name
