@@ -19,12 +19,21 @@ SMALLEST_TILE = 32
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     """Save uint8 images (N, C, H, W) as a grid in one PNG; small images are enlarged by whole factors."""
-    factor = max(1, SMALLEST_TILE // images.shape[-1])
-    images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    images = enlarge(images, max(1, SMALLEST_TILE // images.shape[-1]))
     columns = columns or math.ceil(math.sqrt(len(images)))
     grid = make_grid(images, nrow=columns, padding=2, pad_value=128)
+    return save_png(Image.fromarray(grid.permute(1, 2, 0).numpy()), path)
+
+
+def enlarge(images: Tensor, factor: int) -> Tensor:
+    """Return images (..., H, W) with every pixel repeated `factor` times in both directions."""
+    return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def save_png(picture: Image.Image, path: Path) -> Path:
+    """Save a picture as a PNG, whole or not at all."""
     with replacing(path) as temporary:
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="png")
+        picture.save(temporary, format="png")
     return path
 
 

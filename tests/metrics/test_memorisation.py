@@ -189,6 +189,19 @@ def test_c_t_has_cells() -> None:
         CTest(cells=-1)
 
 
+@pytest.mark.parametrize("num_samples, num_held_out, cells", [(40, 300, 1), (260, 130, 2), (310, 400, 6)])
+def test_the_default_number_of_cells(num_samples: int, num_held_out: int, cells: int) -> None:
+    parts = normal(num_samples, 3, 0), normal(500, 3, 1), normal(num_held_out, 3, 2)
+    default = compute(CTest(), *parts)["c_t"].value
+    assert (
+        default
+        == compute(CTest(cells=cells), *parts)["c_t"].value
+        != compute(CTest(cells=cells + 1), *parts)["c_t"].value
+    )
+    if cells > 1:
+        assert default != compute(CTest(seed=5), *parts)["c_t"].value
+
+
 # --- limits ---
 
 
