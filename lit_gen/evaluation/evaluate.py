@@ -38,6 +38,7 @@ from lit_gen.evaluation.sampling import Samples, Sampling
 from lit_gen.evaluation.scoring import Scoring, load_kept, save_kept
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
+from lit_gen.metrics import is_copy
 from lit_gen.metrics.base import Estimate, SampleMetric
 from lit_gen.pictures.grids import save_picture
 from lit_gen.runs.directory import Run
@@ -118,7 +119,8 @@ def score_samples(evaluation: Evaluation, subject: Subject, cache: Path) -> tupl
         if samples is not None:
             write_arrays(place / "samples.npz", images=samples.kept.numpy())
             save_picture(samples.kept, data.source, place / "samples.png")
-        save_deviations(path, {name: each.deviations for name, each in scores.items() if each.deviations is not None})
+        known = {name: each.deviations for name, each in scores.items() if each.deviations is not None}
+        save_deviations(path, {name: deviations.numpy() for name, deviations in known.items()})
         _replace_result(path, result)
     _wait_for_all()
     return result, path, True
@@ -179,6 +181,7 @@ def _with_scores(
         score_protocols=result.score_protocols | {name: protocols[name] for name in scores},
         standard_errors=result.standard_errors | errors,
         floors=before | rows,
+        copies=is_copy(values["copy_z"]) if "copy_z" in values else result.copies,
     )
 
 

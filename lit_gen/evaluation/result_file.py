@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import MEBIBYTE, read_arrays, write_arrays, write_atomically
@@ -37,7 +36,6 @@ from lit_gen.core.records import (
     values_of,
 )
 from lit_gen.evaluation import drawn_classes
-from lit_gen.metrics.halves import NUM_HALVES
 
 SCHEMA = 1
 REMEDY = "delete it and evaluate the run again"
@@ -340,6 +338,7 @@ class ResultRecord(Record):
         score_protocols: What two results must share for a score to be compared, by its name: metric, settings, and
             which values are better.
         floors: Scores of real images in place of samples; see `evaluation.floors`.
+        copies: Whether the samples copy training images, by the rule `metrics.is_copy`, if it was tested.
         timing: Speed of sampling.
         created: Time of the evaluation.
         likelihood: How the likelihood of test images was computed, if it was.
@@ -373,6 +372,7 @@ class ResultRecord(Record):
     standard_errors: dict[str, float] = _scores(SCORE)
     score_protocols: dict[str, dict[str, Any]] = _scores(_PROTOCOL_OF_SCORE)
     floors: dict[str, dict[str, Any]] = _scores(_FLOOR)
+    copies: bool | Absent = _maybe(FLAG)
     timing: Timing = _key(RECORD, record=Timing)
     created: str | Absent = _maybe(TEXT)
     likelihood: LikelihoodRecord | None | Absent = _maybe(optional(RECORD), record=LikelihoodRecord)
@@ -413,10 +413,10 @@ def score_protocol(result: Mapping[str, Any], name: str) -> dict[str, Any] | Non
     return None
 
 
-def save_deviations(path: Path, deviations: dict[str, Tensor]) -> None:
+def save_deviations(path: Path, deviations: dict[str, np.ndarray]) -> None:
     """Add the deviations of scores to deviations.npz next to a result.json, from which two results are compared."""
     file = path.with_name("deviations.npz")
-    write_arrays(file, **(load_deviations(path) | {name: each.float().numpy() for name, each in deviations.items()}))
+    write_arrays(file, **(load_deviations(path) | {name: each.astype(np.float32) for name, each in deviations.items()}))
 
 
 def load_deviations(path: Path) -> dict[str, np.ndarray]:
@@ -428,7 +428,7 @@ def load_deviations(path: Path) -> dict[str, np.ndarray]:
     return {
         name: array
         for name, array in arrays.items()
-        if array.dtype == np.float32 and array.shape == (NUM_HALVES,) and np.isfinite(array).all()
+        if array.dtype == np.float32 and array.ndim == 1 and len(array) > 1 and np.isfinite(array).all()
     }
 
 

@@ -14,9 +14,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from scipy import stats
-
-from lit_gen.report.rows import LEVEL, Row, Spread
+from lit_gen.report.rows import LEVEL, Row, Spread, tail
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Comparison:
             return None
         if self.spread.error == 0:
             return float(self.difference == 0)
-        return float(2 * stats.t.sf(abs(self.difference) / self.spread.error, self.spread.freedom))
+        return tail(self.difference / self.spread.error, self.spread.freedom)
 
 
 def compare(a: Row, b: Row, metric: str) -> Comparison:
@@ -65,7 +63,7 @@ def _paired(a: Row, b: Row, metric: str) -> Spread | None:
     """Return the noise of the difference of paired rows; None if they cannot be paired."""
     spreads = []
     ours, theirs = a.deviations(metric), b.deviations(metric)
-    if ours is not None and theirs is not None:
+    if ours is not None and theirs is not None and len(ours) == len(theirs):
         spreads.append(Spread(float((ours - theirs).std(ddof=1))))
     means, others = a.training_means(metric), b.training_means(metric)
     if means.keys() == others.keys() and len(means) > 1:

@@ -38,8 +38,9 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
     """Plot the Frechet distance against NFE: one color per training, one marker and line style per sampler.
 
     A family without samplers is a star at its NFE, with a dotted line at its distance. Evaluations that differ only in
-    their seeds are one point. Error bars are the intervals of the leaderboard; the scores of real images are grey lines. If several models have more than
-    `MOST_SAMPLERS` samplers, each model has its own panel and each sampler its own color.
+    their seeds are one point. Error bars are the intervals of the leaderboard, grey lines the scores of real images.
+    If several models have more than `MOST_SAMPLERS` samplers, each model has its own panel and each sampler its own
+    color.
 
     Args:
         results: Evaluations of one protocol.
@@ -202,9 +203,12 @@ def _draw_floors(axes: "Axes", results: Sequence[Result], metric: str) -> None:
         if (score := floor.scores.get(metric)) is not None and math.isfinite(score):
             axes.axhline(score, color="0.6", linewidth=1, zorder=0)
             title = for_figure(f"{floor.num_images} {floor.title}", 60)
-            axes.annotate(
-                title, (1, score), (-2, 2), ("axes fraction", "data"), "offset points", ha="right", size=7, color="0.45"
-            )
+            place: dict[str, Any] = {
+                "xycoords": ("axes fraction", "data"),
+                "textcoords": "offset points",
+                "ha": "right",
+            }
+            axes.annotate(title, (1, score), (-2, 2), size=7, color="0.45", **place)
 
 
 def _format_axes(panels: Sequence["Axes"], columns: int, rows: Sequence[Row], metric: str) -> None:

@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lit_gen.evaluation.result_file import load_deviations
-from lit_gen.metrics import is_copy
 from lit_gen.report.results import Result
 
 LEVEL = 0.95
@@ -50,7 +48,20 @@ class Spread(NamedTuple):
 @cache
 def quantile(freedom: float) -> float:
     """Return the two-sided quantile of Student's t at the confidence level."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    if math.isinf(freedom):
+        return statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+    from scipy.special import stdtrit  # imported late: it takes as long as all the rest of a leaderboard
+
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+
+
+def tail(ratio: float, freedom: float) -> float:
+    """Return the probability that a deviation in standard errors is larger in magnitude."""
+    if math.isinf(freedom):
+        return 2 * statistics.NormalDist().cdf(-abs(ratio))
+    from scipy.special import stdtr  # imported late, as above
+
+    return 2 * float(stdtr(freedom, -abs(ratio)))
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class Row:
     @property
     def copies(self) -> bool:
         """Whether the samples of an evaluation copy training images, outside the noise."""
-        return any(is_copy(z) for result in self.results if math.isfinite(z := result.number("metrics.copy_z")))
+        return any(result.get("copies") for result in self.results)
 
     def mean(self, key: str) -> float:
         """Return the mean of a number over the evaluations; NaN if one of them lacks it."""

@@ -1,4 +1,5 @@
 import warnings
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from torch import Tensor
 from lit_gen.core.errors import UserError
 from lit_gen.metrics import FrechetDistance, Moments, RealFeatures, frechet_distance
 from lit_gen.metrics.frechet import frechet_influence
-from lit_gen.metrics.real import Part
 from tests.metrics.real import RealMoments, batch, frechet, value
 
 
@@ -208,7 +208,7 @@ def test_the_distance_to_held_out_images_has_its_own_name_and_settings():
     real = RealFeatures(torch.randn(50, 3), held_out=torch.randn(40, 3) + 1, net_name="inception")
     x = torch.randn(30, 3)
     scores: dict[str, float] = {}
-    parts: tuple[Part, Part] = ("reference", "held out")
+    parts: tuple[Literal["reference", "held out"], ...] = ("reference", "held out")
     for against in parts:
         metric = FrechetDistance(against).prepare(real, 30)
         metric.update(batch(x))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
-from lit_gen.metrics import DensityCoverage, PrecisionRecall, density_and_coverage, neighbours, precision_and_recall
+from lit_gen.metrics import DensityCoverage, PrecisionRecall, density_and_coverage, pairwise, precision_and_recall
 from lit_gen.metrics.halves import half_samples
 from lit_gen.metrics.real import RealFeatures
 from tests.metrics.scoring import estimates, standard_error
@@ -48,7 +48,7 @@ def scores(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
 @pytest.mark.parametrize("k", [1, 3, 7])
 @pytest.mark.parametrize("block", [1, 7, 512])
 def test_equals_the_definition_in_blocks_of_any_size(n, m, d, k, block, monkeypatch):
-    monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setattr(pairwise, "BLOCK", block)
     real, fake = normal(n, d, 0), 0.7 * normal(m, d, 1) + 0.2
     expected = definition(real, fake, k)
     assert scores(real, fake, k) == pytest.approx(expected, abs=1e-12)
@@ -76,16 +76,16 @@ def test_equals_prdc_and_torch_fidelity(k):
 @pytest.mark.parametrize("offset, scale", [(0.0, 1.0), (1000.0, 1.0), (0.0, 1e-20), (-5.0, 1e15)])
 def test_equal_points_have_distance_zero_and_ties_are_inside(dtype, offset, scale):
     points = (normal(60, 500, 0) * scale + offset * scale).to(dtype)
-    balls = neighbours.Points(points)
+    balls = pairwise.Points(points)
     distances = torch.cat([block for _, block in balls.squared_distances(points)])
     assert torch.equal(distances == 0, torch.eye(60, dtype=torch.bool))
     # each sample is a real image: it lies on the edges of the balls that reach to it
     assert scores(points, points, 3) == scores(points, points.flip(0), 3)
     assert scores(points, points, 3)["recall"] == scores(points, points, 3)["precision"] == 1
-    # 4 of the balls' points: the centre and three neighbours
+    # 4 of the balls' points: the centre and three pairwise
     assert scores(points, points, 3)["density"] == pytest.approx(4 / 3, abs=1e-12)
     twice = points[:30].repeat(2, 1)
-    nearest = neighbours.Points(twice).nearest(2)[0]
+    nearest = pairwise.Points(twice).nearest(2)[0]
     assert (nearest[:, 0] == 0).all() and (nearest[:, 1] > 0).all()
     # the balls of k = 1 are the points themselves, which only copies are in
     assert scores(twice, points, 1)["precision"] == 0.5
