@@ -16,17 +16,30 @@
 """
 
 from lit_gen.metrics.diversity import density_and_coverage, duplicate_rate
-from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception, Points
+from lit_gen.metrics.feature_nets import (
+    CLIP,
+    DigitsFeatures,
+    DINOv2,
+    EfficientNetLite0,
+    FashionFeatures,
+    FeatureNet,
+    Inception,
+    Points,
+    default_feature_net,
+)
 from lit_gen.metrics.frechet import FrechetDistance, frechet_distance
-from lit_gen.metrics.moments import Moments
 from lit_gen.metrics.inception_score import InceptionScore
+from lit_gen.metrics.moments import Moments
 from lit_gen.metrics.reconstruction import psnr, reconstructed_split, reconstruction_scores, ssim
 from lit_gen.metrics.reference import reference_moments
 from lit_gen.metrics.scores import ImageScores, PointScores, Scores
 from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein
 
 __all__ = [
+    "CLIP",
+    "DINOv2",
     "DigitsFeatures",
+    "EfficientNetLite0",
     "FashionFeatures",
     "FeatureNet",
     "FrechetDistance",
@@ -38,6 +51,7 @@ __all__ = [
     "Points",
     "Scores",
     "WassersteinDistance",
+    "default_feature_net",
     "density_and_coverage",
     "duplicate_rate",
     "frechet_distance",
