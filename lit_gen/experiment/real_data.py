@@ -83,5 +83,5 @@ def keys_without_evaluation() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).removeprefix("feature_net: ")  # of the key whose class raised it
+        text = str(error).replace("feature_net: evaluation.", "evaluation.")  # `build` puts the key before it
         raise type(error)(text.replace("evaluation.feature_net", "feature_net")) from None
