@@ -7,6 +7,8 @@
 | `train_feature_net` | the command that trains the classifiers of the package |
 | `weights` | their weights |
 | `reference` | cached feature moments of the real images |
+| `reference_files` | their files |
+| `npz_statistics` | moments in the .npz files of other software |
 | `frechet` | the Frechet distance between features |
 | `inception_score` | the inception score |
 | `wasserstein` | the exact Wasserstein distance between sets of points |

@@ -14,7 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
-from lit_gen.metrics import CLIP, DigitsFeatures, DINOv2, EfficientNetLite0, FeatureNet, default_feature_net
+from lit_gen.metrics import (
+    CLIP,
+    DigitsFeatures,
+    DINOv2,
+    EfficientNetLite0,
+    FeatureNet,
+    Moments,
+    default_feature_net,
+    frechet_distance,
+)
 from lit_gen.metrics.feature_nets import NoWeightsError, default, dinov2
 from lit_gen.metrics.feature_nets.base import REQUIRED
 from lit_gen.metrics.feature_nets.dinov2 import Block, DINOv2Network
@@ -97,6 +106,23 @@ def test_efficientnet_is_given_images_as_in_its_training() -> None:
     grey = torch.full((1, 1, 9, 7), 255, dtype=torch.uint8)
     net(grey)
     assert seen[0].shape == (1, 3, 224, 224) and seen[0].unique().tolist() == [1.0]
+
+
+@needs_weights
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the covariance of 1280 features")
+def test_efficientnet_distance_orders_pictures_by_their_quality() -> None:
+    from sklearn.datasets import load_sample_image
+
+    net, generator = EfficientNetLite0(), torch.Generator().manual_seed(0)
+    picture = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)
+    corners = torch.stack([torch.randint(0, size - 64, (80,), generator=generator) for size in (427, 640)], 1).tolist()
+    crops = torch.stack([picture[:, row : row + 64, column : column + 64] for row, column in corners])
+    noise = torch.randn(40, 3, 64, 64, generator=generator)
+    noisy = [(crops[:40] + strength * noise).clamp(0, 255).to(torch.uint8) for strength in (0, 15, 45)]
+    moments = [Moments.of(net(each)[0]) for each in (crops[40:], *noisy)]
+    distances = [frechet_distance(moments[0], each) for each in moments[1:]]
+    assert 0 < 1.2 * distances[0] < distances[1] and 1.2 * distances[1] < distances[2]
 
 
 def test_padding_is_that_of_tensorflow() -> None:
