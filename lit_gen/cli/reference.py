@@ -108,7 +108,9 @@ def _export(options: argparse.Namespace, keys: list[str]) -> None:
 def _import(options: argparse.Namespace, keys: list[str]) -> None:
     real = parse_real_data(keys, "reference import", help.reference_parser("import").names)
     if real.feature_net is None:
-        raise UserError("feature_net: import needs the net that the statistics were made with; add --feature_net Inception")
+        raise UserError(
+            "feature_net: import needs the net of the statistics; add, for example, --feature_net Inception"
+        )
     net = real.net()
     moments, digest = read_npz_moments(options.file, net.width, len(real.data.images(options.split)))
     facts = ReferenceFacts.of(real.data, options.split, net, imported=digest)

@@ -218,7 +218,7 @@ def test_files_that_are_not_statistics_are_refused(capsys: pytest.CaptureFixture
         (["compute", *DIGITS, "--feature_net.weights=no"], "feature_net: no: does not hold the weights of the digits "),
         (["compute", *DIGITS[:2], "--feature_net=DINOv2"], "feature_net.weights: DINOv2 needs its weights file, and "),
         (["compute", *DIGITS[:2], "--feature_net=os.system"], "feature_net: os.system is of the standard library or "),
-        (["import", "x.npz", *DIGITS[:2]], "feature_net: import needs the net that the statistics were made with; add"),
+        (["import", "x.npz", *DIGITS[:2]], "feature_net: import needs the net of the statistics; add, for example, "),
         (["list", ".", "--jsn"], "--jsn: lit-gen reference list has no such option; lit-gen reference --help lists "),
         (["verify"], "the following arguments are required: FILE; lit-gen reference verify --help lists the options"),
         (["export", "x"], "the following arguments are required: --out; lit-gen reference export --help lists the "),
