@@ -156,7 +156,71 @@ def _reflow() -> str:
     return parser.format_help()
 
 
-OF_A_RUN: dict[str, Callable[[], str]] = {"evaluate": _evaluate, "sample": _sample, "reflow": _reflow}
+REAL_DATA = (
+    ("--data.source CLASS", None, "the images, such as Digits, Npz or Folder, and its keys"),
+    ("--data.num_val N", 0, "training images held out for validation"),
+    ("--feature_net CLASS", None, "the features, and its keys (none: Inception)"),
+)
+
+
+REFERENCE = {
+    "compute": ("--data.source CLASS [OPTIONS]", "compute the statistics of a split, unless the folder has them"),
+    "list": ("[FOLDER]", "list the files of a folder"),
+    "verify": ("FILE [--data.source CLASS ...]", "check a file; with data, compute it again and compare"),
+    "export": ("FILE --out NPZ", "write an .npz file that pytorch-fid, EDM and ADM read"),
+    "import": ("NPZ --data.source CLASS [OPTIONS]", "make a file from theirs, which evaluations then use"),
+}
+"""Usage and purpose of each action of `lit-gen reference`."""
+
+
+def reference_parser(action: str) -> Parser:
+    """Return the parser of the options of an action of `lit-gen reference`; it leaves the keys of data and net over."""
+    usage, does = REFERENCE[action]
+    parser = Parser(
+        prog=f"lit-gen reference {action}",
+        usage=f"lit-gen reference {action} {usage}",
+        description=does,
+        formatter_class=Formatter,
+        add_help=False,
+    )
+    folder = Path("runs/.reference")
+    if action in ("verify", "export"):
+        parser.add_argument("file", type=Path, metavar="FILE", help="a file of reference statistics")
+    if action == "import":
+        parser.add_argument("file", type=Path, metavar="NPZ", help="mu and sigma of pytorch-fid, EDM or ADM")
+    if action == "list":
+        parser.add_argument("folder", type=Path, nargs="?", default=folder, help="(default: %(default)s)")
+    if action == "export":
+        parser.add_argument("--out", type=Path, required=True, metavar="NPZ", help="file for mu, sigma and n")
+    if action in ("compute", "import"):
+        splits = ("train", "val", "test")
+        parser.add_argument("--split", choices=splits, default="train", help="split (default: %(default)s)")
+        parser.add_argument("--folder", type=Path, default=folder, help="folder of the file (default: %(default)s)")
+    if action == "import":
+        parser.add_argument("--replace", action="store_true", help="replace a file of the same data and features")
+    return parser
+
+
+def _reference() -> str:
+    parser = Parser(
+        prog="lit-gen reference",
+        usage=f"lit-gen reference {'|'.join(REFERENCE)} ...",
+        description="Keep the mean and covariance of the features of real images, which evaluations compare with.\n\n"
+        "  lit-gen reference compute --data.source Digits --feature_net DigitsFeatures\n"
+        "  lit-gen reference list",
+        formatter_class=Formatter,
+        add_help=False,
+    )
+    _add_keys(parser, "data and features of compute, verify and import", REAL_DATA)
+    return "\n".join([parser.format_help(), *(reference_parser(action).format_help() for action in REFERENCE)])
+
+
+OF_A_RUN: dict[str, Callable[[], str]] = {
+    "evaluate": _evaluate,
+    "sample": _sample,
+    "reflow": _reflow,
+    "reference": _reference,
+}
 
 
 def own_options(verb: str) -> list[str]:

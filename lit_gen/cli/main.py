@@ -27,6 +27,7 @@ VERBS = {
     "sweep": "run every trial of W&B sweep files on this machine, with no account",
     "leaderboard": "rank the evaluations under a folder",
     "report": "write one HTML page of all evaluations under a folder, with pictures and curves",
+    "reference": "compute, list, verify, export and import the statistics of real images",
 }
 DESCRIPTION = f"""\
 Train, sample, score and compare generative image models on the same data, budget and protocol.
@@ -80,6 +81,11 @@ def _dispatch(words: list[str]) -> int:
     verb, rest = (words[0], words[1:]) if words else ("", [])
     if verb in help.OF_A_RUN and {"-h", "--help"} & set(rest):
         print(help.OF_A_RUN[verb](), end="")
+        return 0
+    if verb == "reference":
+        from lit_gen.cli.reference import reference
+
+        reference(rest)
         return 0
     if verb in VERBS_WITH_A_CONFIGURATION:
         from lit_gen.cli import commands

@@ -23,13 +23,24 @@
 | `train_feature_net` | the command that trains the classifiers of the package |
 | `weights` | their weights |
 | `reference` | cached feature moments of the real images |
+| `reference_files` | their files |
 | `reconstruction` | PSNR, SSIM, and the Frechet distance of reconstructions |
 | `perceptual` | perceptual losses: LPIPS, or features of a classifier |
 """
 
 from lit_gen.metrics.base import Estimate, SampleMetric, ScoredBatch, StoredMetric
 from lit_gen.metrics.duplicates import Duplicates, duplicate_rate
-from lit_gen.metrics.feature_nets import DigitsFeatures, FashionFeatures, FeatureNet, Inception, Points
+from lit_gen.metrics.feature_nets import (
+    CLIP,
+    DigitsFeatures,
+    DINOv2,
+    EfficientNetLite0,
+    FashionFeatures,
+    FeatureNet,
+    Inception,
+    Points,
+    default_feature_net,
+)
 from lit_gen.metrics.frechet import FrechetDistance, frechet_distance
 from lit_gen.metrics.frechet_infinity import FrechetInfinity
 from lit_gen.metrics.inception_score import InceptionScore
@@ -48,12 +59,15 @@ from lit_gen.metrics.wasserstein import WassersteinDistance, wasserstein
 
 __all__ = [
     "AuthPct",
+    "CLIP",
     "CTest",
     "ConditionalAccuracy",
     "CopyRate",
+    "DINOv2",
     "DensityCoverage",
     "DigitsFeatures",
     "Duplicates",
+    "EfficientNetLite0",
     "Estimate",
     "FashionFeatures",
     "FeatureNet",
@@ -74,6 +88,7 @@ __all__ = [
     "StoredMetric",
     "VendiScore",
     "WassersteinDistance",
+    "default_feature_net",
     "density_and_coverage",
     "duplicate_rate",
     "frechet_distance",

@@ -1,20 +1,18 @@
 """Moments of the features of real images, computed once per data set, split and feature net, and then cached."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
-from lit_gen.core.files import write_atomically
+from lit_gen.core.errors import UserError
 from lit_gen.data.module import ImageDataModule
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.metrics.moments import Moments
+from lit_gen.metrics.reference_files import ReferenceFacts, ReferenceFile, read_reference, write_reference
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ def reference_moments(
 
     They are cached in a file named by the fingerprint of the data, the split, the resolution, and the name and version
     of the feature net. The file is written atomically, so that several processes may call this at once. An unreadable
-    file is replaced.
+    file is replaced. Imported moments are used in place of computed ones, with a warning.
 
     Args:
         data: The data set.
@@ -44,31 +42,45 @@ def reference_moments(
     Raises:
         UserError: If the split has fewer than two images, or the feature net does not support them.
     """
-    key = {
-        "fingerprint": data.fingerprint(split),
-        "split": split,
-        "image_shape": list(data.image_shape),
-        "feature_net": feature_net.name,
-        "version": feature_net.version,
-        "resize": feature_net.resize,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = Path(cache_dir) / f"{data.name}-{split}-{feature_net.name}-{digest}.safetensors"
-    if path.exists():
-        try:
-            return _read(path, feature_net.width)
-        except Exception as error:  # a broken file raises many kinds of exception
-            reason = str(error).split("\n")[0]
-            log.warning("%s: not readable (%s); computing the reference statistics again", path, reason)
-    moments = _compute(data.images(split), feature_net, batch_size, progress)
-    _write(path, moments)
+    if (found := find_reference(data, split, feature_net, cache_dir)) is not None:
+        if found.facts is not None and found.facts.imported is not None:
+            log.warning("%s: imported from a file with the SHA-256 %s", found.path, found.facts.imported)
+        return found.moments
+    moments = compute_moments(data.images(split), feature_net, batch_size, progress)
+    facts = ReferenceFacts.of(data, split, feature_net)
+    write_reference(facts.path(cache_dir), moments, facts)
     return moments
 
 
-def _compute(
-    images: np.ndarray, feature_net: FeatureNet, batch_size: int, progress: Callable[[int], object] | None
+def find_reference(
+    data: ImageDataModule, split: str, feature_net: FeatureNet, cache_dir: str | Path
+) -> ReferenceFile | None:
+    """Return the cached statistics, computed or imported; None if there are none, or with a warning if unreadable."""
+    facts = ReferenceFacts.of(data, split, feature_net)
+    path = facts.path(cache_dir)
+    if not path.exists():
+        return None
+    try:
+        found = read_reference(path)
+        if len(found.moments.mean) != feature_net.width:
+            raise UserError(f"{path}: holds {len(found.moments.mean)} features, not {feature_net.width}")
+        if found.facts is not None and found.facts.path(cache_dir) != path:
+            raise UserError(f"{path}: its name is not that of its content")
+    except UserError as error:
+        log.warning("%s; computing the reference statistics again", str(error).partition("; compute")[0])
+        return None
+    return found
+
+
+def compute_moments(
+    images: np.ndarray,
+    feature_net: FeatureNet,
+    batch_size: int = 256,
+    progress: Callable[[int], object] | None = None,
 ) -> Moments:
-    device = next(feature_net.parameters()).device
+    """Return the moments of the features of images; raises as `reference_moments` does."""
+    tensors = chain(feature_net.parameters(), feature_net.buffers())
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     width = feature_net.width
     origin = total = torch.zeros(width, dtype=torch.float64, device=device)
     outer = torch.zeros(width, width, dtype=torch.float64, device=device)
@@ -83,31 +95,3 @@ def _compute(
         if progress is not None:
             progress(len(batch))
     return Moments.from_sums(len(images), total.cpu(), outer.cpu(), origin.cpu())
-
-
-def _read(path: Path, width: int) -> Moments:
-    if not path.is_file():
-        raise ValueError("it is not a regular file")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        moments = Moments(int(metadata["n"]), file.get_tensor("mean"), file.get_tensor("cov"))
-    if moments.mean.shape != (width,) or moments.cov.shape != (width, width):
-        raise ValueError(f"mean and covariance have shapes {tuple(moments.mean.shape)} and {tuple(moments.cov.shape)}")
-    if metadata != _metadata(moments) and set(metadata) != {"n"}:  # files of earlier versions have no checksum
-        raise ValueError("its checksum is wrong")
-    if moments.n < 2 or not (moments.mean.isfinite().all() and moments.cov.isfinite().all()):
-        raise ValueError("its numbers are not valid statistics")
-    return moments
-
-
-def _metadata(moments: Moments) -> dict[str, str]:
-    """Return the number of images, and a checksum of the number and the moments."""
-    digest = hashlib.sha256(f"{moments.n} {moments.mean.dtype} {moments.cov.dtype}".encode())
-    for array in (moments.mean, moments.cov):
-        digest.update(array.contiguous().numpy().tobytes())
-    return {"n": str(moments.n), "sha256": digest.hexdigest()}
-
-
-def _write(path: Path, moments: Moments) -> None:
-    tensors = {"mean": moments.mean, "cov": moments.cov}
-    write_atomically(path, save(tensors, metadata=_metadata(moments)))

@@ -19,9 +19,10 @@ import yaml
 from matplotlib.axes import Axes
 from PIL import Image
 
-from lit_gen.cli import commands
+from lit_gen.cli import commands, help
 from lit_gen.core.noise import Noise
 from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.experiment.real_data import parse_real_data
 from lit_gen.report import theory
 from lit_gen.sweeps import load_sweep
 from tests.conftest import ROOT
@@ -109,6 +110,9 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
             config = next(c for c in (ROOT / "conf/experiment").glob("*.yaml") if default_name(c) == made)
             given = [word for word in words[3:] if word != "--distill"]
             ExperimentCLI([f"--config={config}", *given])
+        case "reference":  # tests/cli/test_reference.py runs them
+            options, keys = help.reference_parser(words[2]).parse_known_args(words[3:])
+            assert not keys or parse_real_data(keys, "reference").feature_net is not None
         case verb:
             pytest.fail(f"no check of lit-gen {verb}")
 

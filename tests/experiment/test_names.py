@@ -44,3 +44,11 @@ def test_older_names_are_read_on_the_command_line_and_within_values() -> None:
     assert config["sampler"]["class_path"] == "lit_gen.families.diffusion.samplers.DDIM"
     assert config["sampler"]["init_args"]["grid"]["class_path"] == "lit_gen.families.diffusion.Karras"
     assert config["sampler"]["init_args"]["grid"]["init_args"]["rho"] == 5
+
+
+@pytest.mark.parametrize("name", ["Inception", "DigitsFeatures", "Points", "EfficientNetLite0"])
+@pytest.mark.parametrize("package", ["", "lit_gen.metrics.", "lit_gen.metrics.feature_nets."])
+def test_a_feature_net_has_one_name_in_files(package: str, name: str) -> None:
+    words = ["--model=EDM", "--model.network=UNet", "--data.source=Digits", f"--evaluation.feature_net={package}{name}"]
+    named = ExperimentCLI(words).resolved()["evaluation"]["feature_net"]
+    assert named == f"lit_gen.metrics.{name}" or named["class_path"] == f"lit_gen.metrics.{name}"
