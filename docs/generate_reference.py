@@ -37,6 +37,7 @@ PAGES_OF_CLASSES: dict[str, tuple[str, list[str]]] = {
             *("model.bijection", "model.coupling", "model.bijection.partition"),
         ],
     ),
+    "metrics": ("Metrics", ["evaluation.metrics"]),
     "data": (
         "Data, feature nets, likelihood methods",
         ["data.source", "evaluation.feature_net", "evaluation.likelihood_method"],

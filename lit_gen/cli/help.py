@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from lit_gen.core.errors import UserError
 
 EVALUATION = (
-    ("--evaluation.feature_net CLASS", "Inception", "features that images are compared by"),
+    ("--evaluation.feature_net CLASS", None, "features that images are compared by (none: Inception)"),
+    ("--evaluation.metrics LIST", None, "metrics of the samples, such as [FrechetDistance] (none: all that apply)"),
     ("--evaluation.num_samples N", 10_000, "images drawn"),
     ("--evaluation.split SPLIT", "train", "images of the data to compare with: train, val or test"),
     ("--evaluation.seed N", 0, "seed of the noise"),

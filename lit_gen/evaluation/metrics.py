@@ -90,6 +90,8 @@ def _protocol(metric: SampleMetric, real: DataImages, better: str) -> dict[str, 
     kind = type(metric)
     own = kind.__module__.partition(".")[0] == "lit_gen"
     protocol = {"metric": kind.__name__ if own else f"{kind.__module__}.{kind.__name__}", "better": better}
+    if "features" in metric.needs and (imported := real.imported("reference")) is not None:
+        protocol["imported_reference"] = imported
     for need, part in PARTS.items():
         if need in metric.needs:
             split = real.split(part)

@@ -30,7 +30,7 @@ from lit_gen.evaluation.result_file import (
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.base import SampleMetric
-from lit_gen.metrics.feature_nets import FeatureNet, Inception, Points
+from lit_gen.metrics.feature_nets import FeatureNet, Points, default_feature_net
 from lit_gen.runs.directory import Run
 from lit_gen.runs.weights import parse_weights
 
@@ -41,7 +41,8 @@ class Evaluation:
     """The protocol of an evaluation.
 
     Args:
-        feature_net: Feature net of the metrics.
+        feature_net: Feature net of the metrics; null: Inception, or EfficientNetLite0 for colour images if Inception's
+            weights cannot be had.
         metrics: Metrics of the samples; null: those that data and feature net permit. A metric that an existing result
             lacks is added to it.
         num_samples: Number of samples, exactly, whatever the batch size.
@@ -61,7 +62,7 @@ class Evaluation:
 
     def __init__(
         self,
-        feature_net: FeatureNetFactory = Inception,
+        feature_net: FeatureNetFactory | None = None,
         metrics: list[SampleMetric] | None = None,
         num_samples: int = 10_000,
         split: Literal["train", "val", "test"] = "train",
@@ -119,7 +120,7 @@ class Evaluation:
         Raises:
             UserError: If it takes images and the data are points, or the reverse.
         """
-        net = self.feature_net()
+        net = default_feature_net(data.image_shape) if self.feature_net is None else self.feature_net()
         if (net.dtype == torch.uint8) != data.source.quantised:
             kind, remedy = ("images", "DigitsFeatures or Inception") if data.source.quantised else ("points", "Points")
             raise UserError(

@@ -17,7 +17,7 @@ from lit_gen.data.module import ImageDataModule
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.metrics.moments import Moments
 from lit_gen.metrics.real import Part, RealImages
-from lit_gen.metrics.reference import reference_moments
+from lit_gen.metrics.reference import find_reference, reference_moments
 
 BATCH_SIZE = 256
 
@@ -94,6 +94,11 @@ class DataImages(RealImages):
         with image_progress(what, num_images, show=ranks()[0] == 0, at_once=False) as progress:
             add = progress.add if progress else None
             return reference_moments(self.data, split, self.net, self.cache, progress=add)
+
+    def imported(self, part: Part) -> str | None:
+        """Return the hash of the file that the moments of a part were imported from; None if they are computed."""
+        found = find_reference(self.data, self.split(part), self.net, self.cache)
+        return None if found is None or found.facts is None else found.facts.imported
 
     def outputs(self, part: Part) -> np.ndarray:
         """Return features and logits of all images of a part, float32 (n, d + K), mapped from a file of the cache."""

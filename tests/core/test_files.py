@@ -20,7 +20,8 @@ from lit_gen.core.files import append, remove_temporaries, replacing, temporary_
 from lit_gen.data import TwoMoons, files
 from lit_gen.data.encoded import save_values
 from lit_gen.data.pairs import Pairs
-from lit_gen.metrics import Moments, reference
+from lit_gen.metrics import Moments
+from lit_gen.metrics.reference_files import ReferenceFacts, write_reference
 from lit_gen.pictures import grids as images
 from lit_gen.report import page, plots, theory
 from lit_gen.runs import weights as averages
@@ -58,6 +59,9 @@ def checkpoint(path: Path) -> None:
     saved.save(trainer, Namespace(parameters=lambda: [], images_seen=1))  # type: ignore[arg-type]
 
 
+MOMENTS = Moments(9, torch.zeros(64), torch.eye(64))
+FACTS = ReferenceFacts("digits", "ab", "train", [1, 8, 8], "digits", "cd", "none")
+
 WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "text": ("page.html", lambda path: write_atomically(path, "ü" * 20_000)),
     "arrays": ("samples.npz", lambda path: write_arrays(path, images=NOISE.numpy())),
@@ -65,7 +69,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "points": ("p.png", lambda path: images.save_picture(torch.randn(99, 2, 1, 1), TwoMoons(), path)),
     "images": ("out.npz", lambda path: images.save_images(NOISE, None, Namespace(quantised=True), path)),  # type: ignore[arg-type]
     "weights": ("ema.safetensors", lambda path: averages._save(path, WEIGHTS, {"std": "0.1"})),
-    "moments": ("m.safetensors", lambda path: reference._write(path, Moments(9, torch.zeros(64), torch.eye(64)))),
+    "moments": ("m.safetensors", lambda path: write_reference(path, MOMENTS, FACTS)),
     "figure": ("figure.png", figure(plots.save_figure)),
     "theory": ("theory.png", figure(theory._save)),
     "codes": ("codes.npz", lambda path: save_values(NOISE.numpy(), path)),

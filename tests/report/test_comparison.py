@@ -41,8 +41,8 @@ def test_differences_lie_in_their_intervals_and_common_noise_cancels(tmp_path: P
     for index in range(repeats):
         common = 3 * torch.randn(120, generator=generator, dtype=torch.float64) if noise == "common" else 0.0
         one, other = samples(generator, 10.2, common), samples(generator, 10.0, common)
-        rows = [Row(None, [evaluation(tmp_path / str(index), name, each)]) for name, each in (("A", one), ("B", other))]
-        found = compare(*rows, "fd_digits")
+        a, b = (Row(None, [evaluation(tmp_path / str(index), name, each)]) for name, each in (("A", one), ("B", other)))
+        found = compare(a, b, "fd_digits")
         assert found.paired and found.spread is not None
         assert found.difference == pytest.approx(float(one.mean() - other.mean()))
         held += abs(found.difference - 0.2) <= found.spread.half_width
