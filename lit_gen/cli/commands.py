@@ -3,6 +3,7 @@
 Data flows one way: config -> data -> model -> samples -> metrics -> result file.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lit_gen.experiment.fit import fit_run
 from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.report.leaderboard import describe_likelihood
+from lit_gen.report.rows import quantile
 from lit_gen.runs import tracking
 from lit_gen.runs.directory import Run
 from lit_gen.runs.power_averages import gamma_of
@@ -99,11 +101,15 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
 
 def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
     protocol, sampler = result["protocol"], result["sampler"]
+    errors = result.get("standard_errors", {})
     shown = {name: value for name, value in result["metrics"].items() if not name.endswith(("_std", "_stderr"))}
     how = sampler["name"] if sampler is not None else "its own way"
     if sampler is not None and "grid" in sampler:
         how += f", {sampler['grid']['name']} grid"
-    values = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    values = ", ".join(
+        f"{name} {value:.4g}" + (f" ± {quantile(math.inf) * errors[name]:.2g}" if name in errors else "")
+        for name, value in shown.items()
+    )
     likelihood, reconstruction = result.get("likelihood"), result.get("reconstruction")
     protocols = "" if likelihood is None else f"  likelihood {describe_likelihood(likelihood['protocol'])}\n"
     if reconstruction is not None:
@@ -115,6 +121,7 @@ def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
         f"  {protocol['num_samples']} samples against {protocol['num_real']} images of {protocol['data']}/"
         f"{protocol['split']}, {protocol['feature_net']} features\n"
         f"{protocols}"
+        f"{'  the samples copy training images: see neighbours.png' + chr(10) if result.get('copies') else ''}"
         f"  {path}{'' if computed else ' (computed before)'}",
         flush=True,
     )

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
-from lit_gen.core.files import write_arrays
+from lit_gen.core.files import MEBIBYTE, write_arrays
 from lit_gen.core.processes import from_first, ranks
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation import drawn_classes
@@ -41,7 +42,12 @@ from lit_gen.families.settings import Sampler
 from lit_gen.metrics import is_copy
 from lit_gen.metrics.base import Estimate, SampleMetric
 from lit_gen.pictures.grids import save_picture
+from lit_gen.pictures.neighbours import find_neighbours, save_neighbours
 from lit_gen.runs.directory import Run
+
+NUM_WITH_NEIGHBOURS = 8
+"""Number of samples that are shown beside their nearest training images."""
+MOST_BYTES_OF_NEIGHBOURS = 256 * MEBIBYTE
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ def score_samples(evaluation: Evaluation, subject: Subject, cache: Path) -> tupl
         if samples is not None:
             write_arrays(place / "samples.npz", images=samples.kept.numpy())
             save_picture(samples.kept, data.source, place / "samples.png")
+            if any("training images" in metric.needs for metric in metrics):
+                _save_neighbours(samples.kept[:NUM_WITH_NEIGHBOURS], real, place / "neighbours.png")
         known = {name: each.deviations for name, each in scores.items() if each.deviations is not None}
         save_deviations(path, {name: deviations.numpy() for name, deviations in known.items()})
         _replace_result(path, result)
@@ -159,6 +167,16 @@ def _score(
     if ranks()[0] == 0:
         save_kept(place / "features.npz", kept)
     return estimates, samples
+
+
+def _save_neighbours(samples: Tensor, real: DataImages, path: Path) -> None:
+    """Save a picture of samples beside their nearest training images, unless those take too much memory."""
+    images = real.data.images("train")
+    if images.nbytes <= MOST_BYTES_OF_NEIGHBOURS:
+        train = torch.from_numpy(np.array(images))
+        features = real.net(samples.to(real.device))[0].cpu()
+        by_features, by_pixels = find_neighbours(samples, train, features, real.features("train").cpu())
+        save_neighbours(samples, train, by_features, by_pixels, path)
 
 
 def _with_scores(

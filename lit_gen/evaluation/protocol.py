@@ -18,11 +18,11 @@ from lit_gen.core.errors import UserError
 from lit_gen.data.class_order import are_balanced
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation import drawn_classes
+from lit_gen.evaluation.file_objects import ABSENT
 from lit_gen.evaluation.likelihood import likelihood_protocol
 from lit_gen.evaluation.metrics import check_needs
 from lit_gen.evaluation.real_images import DataImages
 from lit_gen.evaluation.result_file import (
-    ABSENT,
     LikelihoodProtocol,
     OtherData,
     Protocol,

@@ -1,16 +1,13 @@
 """The schema of result.json, and of the likelihood-*.json in the same run: written and read here alone.
 
-A dataclass names the keys of each object of a file, in their order, with the kind of each value. `ABSENT` stands for a
-key that a file does not have: files of older versions lack some, and the protocol of points has no inception splits.
+The protocol of points has no inception splits, and files of older versions lack some keys.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,114 +33,10 @@ from lit_gen.core.records import (
     values_of,
 )
 from lit_gen.evaluation import drawn_classes
+from lit_gen.evaluation.file_objects import ANYTHING, Absent, Record, Schema, key, maybe, scores
 
 SCHEMA = 1
 REMEDY = "delete it and evaluate the run again"
-
-
-class Absent(Enum):
-    """The value of a key that a file does not have."""
-
-    ABSENT = "absent"
-
-
-ABSENT = Absent.ABSENT
-ANYTHING = Kind("any value", lambda value: True)
-
-
-class _Schema(NamedTuple):
-    """The schema of a key.
-
-    Attributes:
-        kind: The kind of its value.
-        required: Whether every object has it.
-        record: The class of a value whose keys are fields.
-        keys: The kinds of the keys of any other object, by dotted key.
-        needed: The keys among them that every such object has.
-        sparse: Whether an empty value is not written.
-    """
-
-    kind: Kind
-    required: bool = True
-    record: "type[Record] | None" = None
-    keys: Mapping[str, Kind] = MappingProxyType({})
-    needed: Collection[str] = ()
-    sparse: bool = False
-
-
-def _key(kind: Kind, **schema: Any) -> Any:
-    """Return the field of a key that every file has."""
-    return field(metadata={"schema": _Schema(kind, **schema)})
-
-
-def _maybe(kind: Kind, **schema: Any) -> Any:
-    """Return the field of a key that a file may lack."""
-    return field(default=ABSENT, metadata={"schema": _Schema(kind, required=False, **schema)})
-
-
-def _scores(kind: Kind) -> Any:
-    """Return the field of an object with a value for each of some scores; it is not written if it is empty."""
-    schema = _Schema(values_of(kind), required=False, sparse=True)
-    return field(default_factory=dict, metadata={"schema": schema})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """An object of a file.
-
-    Attributes:
-        further: Values of keys that are not fields.
-        order: Keys in the order of the file that the record was read from; empty for a new record.
-    """
-
-    FURTHER: ClassVar[Mapping[str, _Schema]] = MappingProxyType({})
-    """Schemas of keys that are not fields."""
-    FURTHER_BEFORE: ClassVar[str] = ""
-    """Field before which a new record writes the keys that are not fields; empty for the end."""
-
-    further: dict[str, Any] = field(default_factory=dict)
-    order: tuple[str, ...] = field(default=(), compare=False, repr=False)
-
-    @classmethod
-    def schemas(cls) -> dict[str, _Schema]:
-        """Return the schema of each field."""
-        return {each.name: each.metadata["schema"] for each in fields(cls) if "schema" in each.metadata}
-
-    @classmethod
-    def kinds(cls) -> Iterator[tuple[str, Kind, bool]]:
-        """Yield each dotted key with the kind of its value and whether the object that holds it always has it."""
-        for key, schema in {**cls.schemas(), **cls.FURTHER}.items():
-            yield key, schema.kind, schema.required
-            inner = schema.record.kinds() if schema.record is not None else ()
-            for name, kind, required in inner:
-                yield f"{key}.{name}", kind, required
-            for name, kind in schema.keys.items():
-                yield f"{key}.{name}", kind, name in schema.needed
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the record of an object that has been checked."""
-        schemas = cls.schemas()
-        values = {key: value for key, value in data.items() if key in schemas}
-        for key, value in values.items():
-            if (record := schemas[key].record) is not None and value is not None:
-                values[key] = record.from_dict(value)
-        further = {key: value for key, value in data.items() if key not in schemas}
-        return cls(**values, further=further, order=tuple(data))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the object as a file holds it."""
-        order = list(self.order)
-        for key in self.schemas():
-            order += [*self.further, key] if key == self.FURTHER_BEFORE else [key]
-        schemas = self.schemas()
-        values = {key: getattr(self, key) for key in schemas} | self.further
-        values = {key: value for key, value in values.items() if value or key not in schemas or not schemas[key].sparse}
-        return {
-            key: values[key].to_dict() if isinstance(values[key], Record) else values[key]
-            for key in dict.fromkeys([*order, *self.further])
-            if values.get(key, ABSENT) is not ABSENT
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +51,11 @@ class RunFacts(Record):
         directory: Name of its directory.
     """
 
-    name: str = _key(TEXT)
-    identity: str = _key(TEXT)
-    recipe: str | None | Absent = _maybe(optional(TEXT))
-    finished: bool | Absent = _maybe(FLAG)
-    directory: Any = _maybe(ANYTHING)
+    name: str = key(TEXT)
+    identity: str = key(TEXT)
+    recipe: str | None | Absent = maybe(optional(TEXT))
+    finished: bool | Absent = maybe(FLAG)
+    directory: Any = maybe(ANYTHING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,19 +78,19 @@ class Protocol(Record):
         inception_splits: Splits of the samples for the inception score, if there is one.
     """
 
-    data: str = _key(TEXT)
-    data_fingerprint: str | None | Absent = _maybe(optional(TEXT))
-    split: str | Absent = _maybe(Kind("train, val or test", lambda value: value in ("train", "val", "test")))
-    image_shape: list[int] | Absent = _maybe(list_of(COUNT, 3, 3))
-    num_real: int | Absent = _maybe(COUNT)
-    num_samples: int | Absent = _maybe(COUNT)
-    feature_net: str | Absent = _maybe(TEXT)
-    feature_net_version: str | Absent = _maybe(TEXT)
-    feature_width: int | Absent = _maybe(COUNT)
-    resize: str | Absent = _maybe(TEXT)
-    quantisation: str | Absent = _maybe(Kind("uint8 or none", lambda value: value in ("uint8", "none")))
-    drawn_classes: Any = _maybe(ANYTHING)
-    inception_splits: int | Absent = _maybe(COUNT)
+    data: str = key(TEXT)
+    data_fingerprint: str | None | Absent = maybe(optional(TEXT))
+    split: str | Absent = maybe(Kind("train, val or test", lambda value: value in ("train", "val", "test")))
+    image_shape: list[int] | Absent = maybe(list_of(COUNT, 3, 3))
+    num_real: int | Absent = maybe(COUNT)
+    num_samples: int | Absent = maybe(COUNT)
+    feature_net: str | Absent = maybe(TEXT)
+    feature_net_version: str | Absent = maybe(TEXT)
+    feature_width: int | Absent = maybe(COUNT)
+    resize: str | Absent = maybe(TEXT)
+    quantisation: str | Absent = maybe(Kind("uint8 or none", lambda value: value in ("uint8", "none")))
+    drawn_classes: Any = maybe(ANYTHING)
+    inception_splits: int | Absent = maybe(COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +102,8 @@ class OtherData(Record):
         given: Fingerprint of the images of the evaluation.
     """
 
-    trained_on: str = _key(TEXT)
-    given: str = _key(TEXT)
+    trained_on: str = key(TEXT)
+    given: str = key(TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,13 +120,13 @@ class LikelihoodProtocol(Record):
         method: Settings of the method; None for the one way of a family that has no other.
     """
 
-    kind: str | Absent = _maybe(TEXT)
-    split: Any = _maybe(ANYTHING)
-    data_fingerprint: Any = _maybe(ANYTHING)
-    num_images: int | Absent = _maybe(COUNT)
-    conditional: Any = _maybe(ANYTHING)
-    dequantisation: Any = _maybe(ANYTHING)
-    method: dict[str, Any] | None | Absent = _maybe(optional(RECORD), keys={"name": TEXT}, needed=("name",))
+    kind: str | Absent = maybe(TEXT)
+    split: Any = maybe(ANYTHING)
+    data_fingerprint: Any = maybe(ANYTHING)
+    num_images: int | Absent = maybe(COUNT)
+    conditional: Any = maybe(ANYTHING)
+    dequantisation: Any = maybe(ANYTHING)
+    method: dict[str, Any] | None | Absent = maybe(optional(RECORD), keys={"name": TEXT}, needed=("name",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,11 +141,11 @@ class LikelihoodRecord(Record):
         device: Name of the device.
     """
 
-    protocol: LikelihoodProtocol = _key(RECORD, record=LikelihoodProtocol)
-    nfe: Any = _maybe(ANYTHING)
-    seed: Any = _maybe(ANYTHING)
-    seconds: Any = _maybe(ANYTHING)
-    device: Any = _maybe(ANYTHING)
+    protocol: LikelihoodProtocol = key(RECORD, record=LikelihoodProtocol)
+    nfe: Any = maybe(ANYTHING)
+    seed: Any = maybe(ANYTHING)
+    seconds: Any = maybe(ANYTHING)
+    device: Any = maybe(ANYTHING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +157,8 @@ class LikelihoodScores(Record):
         likelihood: How it was computed.
     """
 
-    metrics: dict[str, float] = _key(values_of(SCORE))
-    likelihood: LikelihoodRecord = _key(RECORD, record=LikelihoodRecord)
+    metrics: dict[str, float] = key(values_of(SCORE))
+    likelihood: LikelihoodRecord = key(RECORD, record=LikelihoodRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,9 +171,9 @@ class Timing(Record):
         device: Name of the device.
     """
 
-    sampling_seconds: Any = _maybe(ANYTHING)
-    images_per_second: float = _key(POSITIVE)
-    device: Any = _maybe(ANYTHING)
+    sampling_seconds: Any = maybe(ANYTHING)
+    images_per_second: float = key(POSITIVE)
+    device: Any = maybe(ANYTHING)
 
 
 _SAMPLER = {
@@ -344,38 +237,38 @@ class ResultRecord(Record):
         likelihood: How the likelihood of test images was computed, if it was.
     """
 
-    FURTHER: ClassVar[Mapping[str, _Schema]] = {
-        "reconstruction": _Schema(optional(RECORD), False, keys={"protocol": RECORD}, needed=("protocol",))
+    FURTHER: ClassVar[Mapping[str, Schema]] = {
+        "reconstruction": Schema(optional(RECORD), False, keys={"protocol": RECORD}, needed=("protocol",))
     }
     FURTHER_BEFORE: ClassVar[str] = "timing"
 
-    schema: int = field(default=SCHEMA, metadata={"schema": _Schema(Kind(str(SCHEMA), lambda value: value == SCHEMA))})
-    run: RunFacts = _key(RECORD, record=RunFacts)
-    model: str = _key(TEXT)
-    num_parameters: int = _key(COUNT)
-    first_stage: dict[str, Any] | None | Absent = _maybe(optional(RECORD))
-    images_seen: int = _key(COUNT)
-    training_seconds: float | None | Absent = _maybe(optional(AMOUNT))
-    earlier_seconds: float | None | Absent = _maybe(optional(AMOUNT))
-    training_seed: int = _key(either(COUNT, FLAG))
-    sampler: dict[str, Any] | None = _key(
+    schema: int = field(default=SCHEMA, metadata={"schema": Schema(Kind(str(SCHEMA), lambda value: value == SCHEMA))})
+    run: RunFacts = key(RECORD, record=RunFacts)
+    model: str = key(TEXT)
+    num_parameters: int = key(COUNT)
+    first_stage: dict[str, Any] | None | Absent = maybe(optional(RECORD))
+    images_seen: int = key(COUNT)
+    training_seconds: float | None | Absent = maybe(optional(AMOUNT))
+    earlier_seconds: float | None | Absent = maybe(optional(AMOUNT))
+    training_seed: int = key(either(COUNT, FLAG))
+    sampler: dict[str, Any] | None = key(
         optional(RECORD),
         keys=_SAMPLER,
         needed=("name", "grid.name", "schedule.name", "guidance.weight", "guidance.interval"),
     )
-    nfe: float = _key(POSITIVE)
-    weights: str = _key(TEXT)
-    seed: int = _key(COUNT)
-    protocol: Protocol = _key(RECORD, record=Protocol)
-    other_data: OtherData | None | Absent = _maybe(optional(RECORD), record=OtherData)
-    metrics: dict[str, float] = _key(values_of(SCORE))
-    standard_errors: dict[str, float] = _scores(SCORE)
-    score_protocols: dict[str, dict[str, Any]] = _scores(_PROTOCOL_OF_SCORE)
-    floors: dict[str, dict[str, Any]] = _scores(_FLOOR)
-    copies: bool | Absent = _maybe(FLAG)
-    timing: Timing = _key(RECORD, record=Timing)
-    created: str | Absent = _maybe(TEXT)
-    likelihood: LikelihoodRecord | None | Absent = _maybe(optional(RECORD), record=LikelihoodRecord)
+    nfe: float = key(POSITIVE)
+    weights: str = key(TEXT)
+    seed: int = key(COUNT)
+    protocol: Protocol = key(RECORD, record=Protocol)
+    other_data: OtherData | None | Absent = maybe(optional(RECORD), record=OtherData)
+    metrics: dict[str, float] = key(values_of(SCORE))
+    standard_errors: dict[str, float] = scores(SCORE)
+    score_protocols: dict[str, dict[str, Any]] = scores(_PROTOCOL_OF_SCORE)
+    floors: dict[str, dict[str, Any]] = scores(_FLOOR)
+    copies: bool | Absent = maybe(FLAG)
+    timing: Timing = key(RECORD, record=Timing)
+    created: str | Absent = maybe(TEXT)
+    likelihood: LikelihoodRecord | None | Absent = maybe(optional(RECORD), record=LikelihoodRecord)
 
 
 def load_result(path: Path) -> ResultRecord:

@@ -45,16 +45,20 @@ class Comparison:
     Args:
         data: Name of the data set.
         protocol: The protocol in one line.
+        noise: What intervals and ranks mean.
         table: The leaderboard.
         distances: Distance against network evaluations, a data URI.
         samples: Samples side by side, a data URI; None if some samples were deleted.
+        neighbours: Samples beside their nearest training images, data URIs by model.
     """
 
     data: str
     protocol: str
+    noise: str
     table: Cells
     distances: str
     samples: str | None
+    neighbours: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,19 @@ def _comparison(results: list[Result], scratch: Path) -> Comparison:
     distances = _embedded(plots.distance_vs_nfe(results, scratch / "distances.png"))
     samples = _unless_damaged(_side_by_side, None, "the samples side by side", results, scratch / "samples.png")
     data, protocol = printable(board.protocol["data"]), printable(board.protocol_line)
-    return Comparison(data, protocol, to_cells(board), distances, samples)
+    noise = printable(board.noise_line)
+    return Comparison(data, protocol, noise, to_cells(board), distances, samples, _neighbours(results))
+
+
+def _neighbours(results: Sequence[Result]) -> dict[str, str]:
+    """Return the pictures of samples beside their nearest training images, one per model."""
+    found: dict[str, str] = {}
+    for result in results:
+        path = result.path.with_name("neighbours.png")
+        if result.model not in found and path.is_file():
+            picture = _unless_damaged(_embedded, "", "the nearest training images", path)
+            found |= {printable(result.model): picture} if picture else {}
+    return found
 
 
 def _side_by_side(results: Sequence[Result], path: Path) -> str | None:

@@ -20,6 +20,8 @@ from lit_gen.core.files import append, read_text, write_atomically
 from lit_gen.runs.directory import Run
 from lit_gen.runs.metrics_file import read_metrics
 
+PICTURES = ("samples", "neighbours")
+"""Pictures of an evaluation that W&B shows, by the names of their files."""
 # Under `wandb agent` these name the trial's run and its sweep. They belong to the evaluation, never to a training run
 # that the trial starts. WANDB_PROJECT and WANDB_ENTITY name the place of both.
 AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME")
@@ -173,10 +175,15 @@ def log_evaluation(
     # a parameter of an agent's sweep has its value under its own name, which may be that of a block such as `sampler`
     if hidden := {key: value for key, value in ours.items() if experiment.config.get(key) != value}:
         experiment.config.update({"settings": hidden})
-    facts = {**result["metrics"], "nfe": result["nfe"], **result["timing"]}
+    errors = {f"{name}_standard_error": error for name, error in result.get("standard_errors", {}).items()}
+    floors = {
+        f"{name}_of_{row}_images": score
+        for row, floor in result.get("floors", {}).items()
+        for name, score in floor["scores"].items()
+    }
+    facts = {**result["metrics"], **errors, **floors, "nfe": result["nfe"], **result["timing"]}
     numbers = {name: value for name, value in facts.items() if not isinstance(value, str)}
-    picture = folder / "samples.png"
-    pictures = {"samples": wandb.Image(str(picture))} if picture.is_file() else {}
+    pictures = {name: wandb.Image(str(path)) for name in PICTURES if (path := folder / f"{name}.png").is_file()}
     experiment.log({**numbers, **pictures})  # the charts and the search of a sweep read the history
     experiment.summary.update(facts)
     experiment.finish()

@@ -16,8 +16,8 @@ from lit_gen.data import Digits, ImageDataModule, Npz
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.pairs import Pairs
 from lit_gen.evaluation.evaluate import Subject, evaluate
+from lit_gen.evaluation.file_objects import ABSENT
 from lit_gen.evaluation.protocol import Evaluation
-from lit_gen.evaluation.result_file import ABSENT
 from lit_gen.experiment.reflow import Reflow
 from lit_gen.families.base import GenerativeModel
 from lit_gen.metrics import DigitsFeatures
