@@ -35,7 +35,7 @@ def update(folder: Path, page: Path, pictures: Path) -> None:
     assert MARKED.search(text), f"{page}: no <!-- leaderboard --> and <!-- end -->"
     samples, distances = (pictures / name for name in PICTURES)
     plots.side_by_side(results, samples)
-    plots.distance_vs_nfe(results, distances)
+    plots.distance_vs_cost(results, distances)
     board = rank(results)
     headers, rows = to_cells(board)
     places = [index for index, header in enumerate(headers) if header.name in COLUMNS]

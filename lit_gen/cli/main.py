@@ -161,6 +161,23 @@ def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
     leaderboard.add_argument(
         "--figure", type=Path, metavar="PNG", help="draw the metric against the network evaluations as well"
     )
+    leaderboard.add_argument(
+        "--paired",
+        nargs=2,
+        metavar=("A", "B"),
+        help="say whether row A beats row B; each is KEY=VALUE[,KEY=VALUE...], such as model=EDM,nfe=35",
+    )
+    leaderboard.add_argument(
+        "--pareto",
+        action="store_true",
+        help="keep only the rows that no row of equal or smaller cost beats outside the noise",
+    )
+    leaderboard.add_argument(
+        "--against",
+        choices=("nfe", "flops", "seconds"),
+        default="nfe",
+        help="the cost per image of --pareto and --figure (default: nfe)",
+    )
     leaderboard.set_defaults(command=_leaderboard)
 
     report = verbs.add_parser("report", usage="lit-gen report [FOLDER] [OPTIONS]", description=VERBS["report"])
@@ -221,7 +238,7 @@ def _report(paths: list[Path], folder: Path) -> None:
         data = re.sub(r"[^\w.=-]+", "_", results[0].protocol["data"])[:80]
         ending = "" if len(groups) == 1 else f"_{number}_{data}"
         distances, samples = folder / f"distance_vs_nfe{ending}.png", folder / f"samples{ending}.png"
-        plots.distance_vs_nfe(results, distances)
+        plots.distance_vs_cost(results, distances)
         plots.side_by_side(results, samples)
         files += [distances, samples]
     write_atomically(files[0], "\n".join(tables))
@@ -237,8 +254,13 @@ def _leaderboard(options: argparse.Namespace) -> int:
         raise UserError(f"--figure: {options.figure} does not end in .png; give a name that does")
     board = leaderboard.rank(load_results(options.folder), by=options.by, where=options.where)
     if options.figure is not None:
-        plots.distance_vs_nfe([result for row in board.rows for result in row.results], options.figure, board.by)
-    if options.budgets:
+        results = [result for row in board.rows for result in row.results]
+        plots.distance_vs_cost(results, options.figure, board.by, options.against)
+    if options.pareto:
+        board = leaderboard.pareto(board, options.against)
+    if options.paired:
+        print(printable(leaderboard.paired(board, *options.paired)))
+    elif options.budgets:
         print(render.to_budget_table(board, options.budgets).rstrip())
     elif options.format == "table":
         render.print_table(board)

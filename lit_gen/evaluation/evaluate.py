@@ -16,6 +16,7 @@ from lit_gen.core.files import MEBIBYTE, write_arrays
 from lit_gen.core.processes import from_first, ranks
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation import drawn_classes
+from lit_gen.evaluation.cost import flops_per_image
 from lit_gen.evaluation.device import device_name
 from lit_gen.evaluation.floors import floors
 from lit_gen.evaluation.likelihood import compute_likelihood
@@ -162,7 +163,8 @@ def _score(
             if kept is not None:
                 scoring.add(replace(kept, labels=sampling.labels(kept.index)).to(subject.model.device))
             return scoring.compute(), None
-    samples = sampling.score(scoring, f"evaluating {place.name}")
+    flops = flops_per_image(sampling)
+    samples = replace(sampling.score(scoring, f"evaluating {place.name}"), flops_per_image=flops)
     estimates, kept = scoring.compute(), scoring.kept()
     if ranks()[0] == 0:
         save_kept(place / "features.npz", kept)
@@ -226,6 +228,7 @@ def _result(
         training_seed=metadata["seed"],
         sampler=None if subject.sampler is None else subject.sampler.to_dict(),
         nfe=samples.nfe,
+        flops_per_image=samples.flops_per_image,
         weights=evaluation.weights,
         seed=evaluation.seed,
         protocol=protocol,

@@ -222,6 +222,7 @@ class ResultRecord(Record):
         training_seed: Seed of the training run.
         sampler: Settings of the sampler; None for the one way of a family that has no other.
         nfe: Mean number of network evaluations per sample.
+        flops_per_image: Floating-point operations of one sample, see `evaluation.cost`.
         weights: Which weights were evaluated, such as ema or raw.
         seed: Seed of the noise.
         protocol: The protocol.
@@ -257,6 +258,7 @@ class ResultRecord(Record):
         needed=("name", "grid.name", "schedule.name", "guidance.weight", "guidance.interval"),
     )
     nfe: float = key(POSITIVE)
+    flops_per_image: int | Absent = maybe(COUNT)
     weights: str = key(TEXT)
     seed: int = key(COUNT)
     protocol: Protocol = key(RECORD, record=Protocol)

@@ -98,7 +98,8 @@ def describe(comparison: Comparison, one: str, other: str, metric: str, better: 
     if comparison.spread is None:
         return f"{metric}: {winner} is ahead of {loser} by {abs(comparison.difference):.4g}; the noise is unknown"
     facts = f"{abs(comparison.difference):.4g} ± {comparison.spread.half_width:.2g} ({how}, {LEVEL:.0%} interval"
-    facts += f", p = {comparison.p_value:.2g})"
+    assert comparison.p_value is not None
+    facts += f", p = {comparison.p_value:.2g})" if comparison.p_value > 1e-12 else ", p < 1e-12)"
     if comparison.distinct:
         return f"{metric}: {winner} beats {loser} by {facts}"
     return f"{metric}: {one} and {other} cannot be told apart; {winner} is ahead by {facts}"

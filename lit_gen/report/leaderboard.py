@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from lit_gen.core.errors import UserError
 from lit_gen.evaluation import drawn_classes
 from lit_gen.evaluation.result_file import score_protocol
-from lit_gen.report.comparison import compare
+from lit_gen.report.comparison import compare, describe
 from lit_gen.report.results import Result, select
 from lit_gen.report.rows import LEVEL, Row
 
@@ -245,6 +245,67 @@ def _refuse_unlike_scores(results: Sequence[Result], by: str) -> None:
 def _protocols_differ(results: Sequence[Result], metric: str) -> bool:
     """Return whether the results that have a score have it by unlike protocols."""
     return len({_compact(score_protocol(result.data, metric)) for result in results if metric in result.metrics}) > 1
+
+
+def pareto(board: Leaderboard, against: str) -> Leaderboard:
+    """Return the rows that no row of equal or smaller cost beats outside the noise.
+
+    Args:
+        board: The leaderboard.
+        against: The cost of an image: `nfe`, `flops` or `seconds`.
+
+    Raises:
+        UserError: If no row has a known cost.
+    """
+    known = [row for row in board.rows if row.rank is not None and math.isfinite(row.cost(against))]
+    if not known:
+        raise UserError(f"--against: no result has the {against} of an image; evaluate the runs again, or use nfe")
+    sign = -1.0 if board.better[board.by] == "higher" else 1.0
+    key = f"metrics.{board.by}"
+
+    def beaten(row: Row) -> bool:
+        others = (other for other in known if other is not row and other.cost(against) <= row.cost(against))
+        return any(
+            sign * other.mean(key) < sign * row.mean(key) and compare(other, row, board.by).distinct for other in others
+        )
+
+    return replace(board, rows=[row for row in known if not beaten(row)])
+
+
+def paired(board: Leaderboard, one: str, other: str) -> str:
+    """Return one line that says which of two rows beats the other, and how sure that is.
+
+    Args:
+        board: The leaderboard.
+        one: Conditions `key=value[,key=value...]` that select the first row.
+        other: Those of the second.
+
+    Raises:
+        UserError: If the conditions do not select one row each, or both the same.
+    """
+    rows = [_row_of(board, each) for each in (one, other)]
+    if rows[0] is rows[1]:
+        raise UserError(f"--paired: {one} and {other} select the same row; give conditions that differ")
+    names = [_name_of(row) for row in rows]
+    if names[0] == names[1]:
+        names = [one, other]
+    return describe(compare(rows[0], rows[1], board.by), names[0], names[1], board.by, board.better[board.by])
+
+
+def _row_of(board: Leaderboard, conditions: str) -> Row:
+    """Return the row whose results fulfil the conditions."""
+    results = [result for row in board.rows for result in row.results]
+    chosen = select(results, conditions.split(","), "--paired")
+    rows = [row for row in board.rows if any(result in row.results for result in chosen)]
+    if len(rows) > 1:
+        names = ", ".join(_name_of(row) for row in rows[:4]) + (", ..." if len(rows) > 4 else "")
+        raise UserError(f"--paired: {conditions} selects {len(rows)} rows ({names}); add conditions")
+    return rows[0]
+
+
+def _name_of(row: Row) -> str:
+    """Return the model of a row with its sampler and evaluations."""
+    return " ".join(each for each in (row.first.model, row.first.sampler, f"nfe {row.mean('nfe'):g}") if each)
 
 
 def refuse_unlike(results: Sequence[Result], part: str = "protocol", leave_out: Sequence[str] = ()) -> None:

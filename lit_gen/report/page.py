@@ -133,7 +133,7 @@ def _unless_damaged(read: Callable[..., Kept], otherwise: Kept, what: str, *argu
 
 def _comparison(results: list[Result], scratch: Path) -> Comparison:
     board = rank(results)
-    distances = _embedded(plots.distance_vs_nfe(results, scratch / "distances.png"))
+    distances = _embedded(plots.distance_vs_cost(results, scratch / "distances.png"))
     samples = _unless_damaged(_side_by_side, None, "the samples side by side", results, scratch / "samples.png")
     data, protocol = printable(board.protocol["data"]), printable(board.protocol_line)
     noise = printable(board.noise_line)

@@ -30,12 +30,17 @@ MOST_SAMPLERS = 6
 MOST_PIXELS = 60_000
 """Largest width and height in pixels of samples side by side; matplotlib draws 2^16, labels included."""
 
+AXES = {"nfe": "NFE (network evaluations per image)", "flops": "FLOPs per image", "seconds": "seconds per image"}
+"""Titles of the axis of cost."""
+
 Curves = dict[tuple[str, str], list[Row]]
-"""Rows in the order of their NFE, by model and sampler; the sampler is empty for a family without samplers."""
+"""Rows in the order of their cost, by model and sampler; the sampler is empty for a family without samplers."""
 
 
-def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | None = None) -> Path:
-    """Plot the Frechet distance against NFE: one color per training, one marker and line style per sampler.
+def distance_vs_cost(
+    results: Sequence[Result], path: Path | str, metric: str | None = None, against: str = "nfe"
+) -> Path:
+    """Plot the Frechet distance against the cost of an image: one color per run, one marker and line per sampler.
 
     A family without samplers is a star at its NFE, with a dotted line at its distance. Evaluations that differ only in
     their seeds are one point. Error bars are the intervals of the leaderboard, grey lines the scores of real images.
@@ -46,13 +51,16 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
         results: Evaluations of one protocol.
         path: The PNG to write.
         metric: Metric to plot instead of the distance.
+        against: The cost of an image: `nfe`, its network evaluations, `flops` or `seconds`.
 
     Raises:
-        UserError: If there are no results or their protocols differ.
+        UserError: If there are no results, their protocols differ, or none has the cost.
     """
     _check_comparable(results)
     metric = metric or distance_metric(results)
-    curves = _curves(results)
+    curves = _curves(results, against)
+    if not curves:
+        raise UserError(f"--against: no result has the {against} of an image; evaluate the runs again, or use nfe")
     families = list(dict.fromkeys(family for family, _ in curves))
     samplers = list(dict.fromkeys(sampler for _, sampler in curves if sampler))
     sampled = [family for family in families if any((family, sampler) in curves for sampler in samplers)]
@@ -67,21 +75,22 @@ def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | N
         of_models = {family: f"C{index % 10}" for index, family in enumerate(families)}
         colours = {key: of_models[key[0]] for key in curves}
     columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = new_figure(*((6.6, 5.3) if len(panels) == 1 else (3.4 * columns, 3.1 * rows + 0.4)))
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    lines = math.ceil(len(panels) / columns)
+    figure = new_figure(*((6.6, 5.3) if len(panels) == 1 else (3.4 * columns, 3.1 * lines + 0.4)))
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes, (title, keys) in zip(grid, panels.items(), strict=False):
         for key in keys:
-            _draw_curve(axes, curves[key], metric, colours[key], key[1] and _style(samplers.index(key[1])))
+            _draw_curve(axes, curves[key], metric, against, colours[key], key[1] and _style(samplers.index(key[1])))
         _draw_floors(axes, results, metric)
         axes.set_title(textwrap.fill(title, 36), size=10)
-    _format_axes(list(grid[: len(panels)]), columns, [row for curve in curves.values() for row in curve], metric)
+    rows = [row for curve in curves.values() for row in curve]
+    _format_axes(list(grid[: len(panels)]), columns, rows, metric, against)
     protocol = for_figure(describe_protocol(results[0].protocol), 1000)
     figure.supxlabel(textwrap.fill(protocol, 95), x=0.01, ha="left", size=7.5, color="0.35")
     _add_legends(figure, of_models, of_samplers, sampled)
-    return save_figure(figure, path, [_shown(row, metric) for curve in curves.values() for row in curve])
+    return save_figure(figure, path, [_shown(row, metric) for row in rows])
 
 
 def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path | str) -> Path:
@@ -176,16 +185,21 @@ def _check_comparable(results: Sequence[Result]) -> None:
     refuse_unlike(results, leave_out=("inception_splits",))
 
 
-def _curves(results: Sequence[Result]) -> Curves:
+def _curves(results: Sequence[Result], against: str) -> Curves:
+    """Return the rows whose cost is known, by model and sampler, in the order of their cost."""
     curves: Curves = defaultdict(list)
     for group in group_seeds(results):
-        curves[_family(group[0], results), _sampler(group[0], results)].append(Row(None, group))
-    return {key: sorted(curve, key=lambda row: row.mean("nfe")) for key, curve in curves.items()}
+        row = Row(None, group)
+        if math.isfinite(row.cost(against)):
+            curves[_family(row.first, results), _sampler(row.first, results)].append(row)
+    return {key: sorted(curve, key=lambda row: row.cost(against)) for key, curve in curves.items()}
 
 
-def _draw_curve(axes: "Axes", curve: list[Row], metric: str, colour: str, style: dict[str, Any] | str) -> None:
+def _draw_curve(
+    axes: "Axes", curve: list[Row], metric: str, against: str, colour: str, style: dict[str, Any] | str
+) -> None:
     """Draw one model under one sampler, or stars if the style is empty: a family without samplers."""
-    x = [row.mean("nfe") for row in curve]
+    x = [row.cost(against) for row in curve]
     y = [row.mean(f"metrics.{metric}") for row in curve]
     error = [0.0 if (spread := row.spread(metric)) is None else spread.half_width for row in curve]
     bars = error if any(error) else None
@@ -211,7 +225,7 @@ def _draw_floors(axes: "Axes", results: Sequence[Result], metric: str) -> None:
             axes.annotate(title, (1, score), (-2, 2), size=7, color="0.45", **place)
 
 
-def _format_axes(panels: Sequence["Axes"], columns: int, rows: Sequence[Row], metric: str) -> None:
+def _format_axes(panels: Sequence["Axes"], columns: int, rows: Sequence[Row], metric: str, against: str) -> None:
     """Set scales, ticks and labels of the panels, which share both axes.
 
     Args:
@@ -219,9 +233,10 @@ def _format_axes(panels: Sequence["Axes"], columns: int, rows: Sequence[Row], me
         columns: Number of panels in a row.
         rows: The rows of all curves.
         metric: The metric on the y axis.
+        against: The cost on the x axis.
     """
     values = [value for row in rows if math.isfinite(value := row.mean(f"metrics.{metric}"))]
-    ticks = _ticks([row.mean("nfe") for row in rows], room=0.05 if len(panels) == 1 else 0.1)
+    ticks = _ticks([row.cost(against) for row in rows], room=0.05 if len(panels) == 1 else 0.1)
     for axes in panels:
         axes.set_xscale("log")
         if values and min(values) > 0 and max(values) > 5 * min(values):
@@ -236,7 +251,7 @@ def _format_axes(panels: Sequence["Axes"], columns: int, rows: Sequence[Row], me
         axes.label_outer()
     for axes in panels[-columns:]:  # the lowest of each column
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel("network evaluations per image (NFE)" if len(panels) == 1 else "NFE")
+        axes.set_xlabel(AXES[against] if len(panels) == 1 else AXES[against].partition(" ")[0])
 
 
 def _add_legends(

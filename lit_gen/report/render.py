@@ -294,6 +294,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
         _numbers("NFE", lambda row: row.mean("nfe"), "{:g}".format),
         *(_scores(board, name) for name in board.metrics),
         _names("seeds", lambda row: row.seeds),
+        _numbers("FLOPs/image", lambda row: row.cost("flops"), _known_count),
         _numbers("images/s", lambda row: row.mean("timing.images_per_second"), lambda value: _significant(value, 3)),
         _numbers("parameters", lambda row: row.mean("num_parameters"), _count),
         _numbers("images seen", lambda row: row.mean("images_seen"), _count),
@@ -357,8 +358,12 @@ def _known(value: float) -> str:
     return _significant(value, 3) if math.isfinite(value) else "-"
 
 
+def _known_count(value: float) -> str:
+    return _count(value) if math.isfinite(value) and value > 0 else "-"
+
+
 def _count(value: float) -> str:
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {suffix}"
     return f"{value:g}"
@@ -385,6 +390,7 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
     record |= {
         "copies": row.copies,
         "num_seeds": len(row.results),
+        "flops_per_image": row.cost("flops"),
         "images_per_second": row.mean("timing.images_per_second"),
         "num_parameters": first.data["num_parameters"],
         "images_seen": first.data["images_seen"],

@@ -164,12 +164,13 @@ def load_results(folder: Path | str) -> list[Result]:
     return results
 
 
-def select(results: list[Result], where: Iterable[str]) -> list[Result]:
+def select(results: list[Result], where: Iterable[str], option: str = "--where") -> list[Result]:
     """Return the results that fulfil every condition.
 
     Args:
         results: The results to select from.
         where: Conditions `key=value` with a dotted key, for example `protocol.num_samples=1000` or `model=EDM`.
+        option: Option that gave the conditions, for messages.
 
     Raises:
         UserError: If a condition has no `=`, names an unknown key, or leaves nothing.
@@ -177,13 +178,17 @@ def select(results: list[Result], where: Iterable[str]) -> list[Result]:
     for condition in where:
         key, equals, value = condition.partition("=")
         if not equals:
-            raise UserError(f"--where {condition}: expected KEY=VALUE, for example protocol.num_samples=1000")
+            raise UserError(f"{option} {condition}: expected KEY=VALUE; give for example protocol.num_samples=1000")
         present = sorted({str(result.get(key)) for result in results if result.get(key) is not None})
         if not present:
-            raise UserError(f"--where {condition}: no result has the key {key}")
+            raise UserError(
+                f"{option} {condition}: no result has the key {key}; give one such as model or protocol.num_samples"
+            )
         results = [result for result in results if _matches(result.get(key), value)]
         if not results:
-            raise UserError(f"--where {condition}: no result fits; values of {key}: {', '.join(present)}")
+            raise UserError(
+                f"{option} {condition}: no result fits; choose one of the values of {key}: {', '.join(present)}"
+            )
     return results
 
 

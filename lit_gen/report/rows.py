@@ -28,6 +28,10 @@ LEVEL = 0.95
 """Confidence level of intervals and comparisons."""
 
 
+COSTS = {"nfe": "nfe", "flops": "flops_per_image"}
+"""Keys of the costs of an image in a result."""
+
+
 class Spread(NamedTuple):
     """Noise of the mean of a row.
 
@@ -99,6 +103,12 @@ class Row:
         """The number of training seeds, and of evaluations if there are more: `3`, or `1 (3 evaluations)`."""
         trained, evaluated = len(self.by_training), len(self.results)
         return f"{trained}" + (f" ({evaluated} evaluations)" if evaluated > trained else "")
+
+    def cost(self, against: str) -> float:
+        """Return the cost of an image: its network evaluations `nfe`, `flops`, or `seconds`; NaN if unknown."""
+        if against == "seconds":
+            return statistics.fmean(1 / result.number("timing.images_per_second") for result in self.results)
+        return self.mean(COSTS[against])
 
     @property
     def copies(self) -> bool:

@@ -110,7 +110,7 @@ def test_pictures(trained: Run, result: dict, tmp_path: Path) -> None:
     results = load_results(trained.directory)
     same = [result for result in results if result.protocol["num_samples"] == 500]
     assert Image.open(plots.side_by_side(same, tmp_path / "side.png")).width > 200
-    assert Image.open(plots.distance_vs_nfe(same, tmp_path / "nfe.png")).width > 200
+    assert Image.open(plots.distance_vs_cost(same, tmp_path / "nfe.png")).width > 200
 
 
 def test_sample_draws_points_and_their_paths(trained: Run, tmp_path: Path, capsys) -> None:

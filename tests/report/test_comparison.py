@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from lit_gen.core.errors import UserError
 from lit_gen.evaluation.result_file import save_deviations
 from lit_gen.metrics.halves import mean_deviations
 from lit_gen.report.comparison import compare, describe
-from lit_gen.report.leaderboard import rank
+from lit_gen.report.leaderboard import paired, pareto, rank
 from lit_gen.report.results import Result
-from lit_gen.report.rows import Row
+from lit_gen.report.rows import Row, quantile, tail
 from tests.report.test_leaderboard import content
 
 
@@ -128,7 +129,7 @@ def test_the_sentence_names_the_winner_its_lead_and_how_sure_it_is(tmp_path: Pat
     ]
     a_b = compare(rows[0], rows[1], "fd_digits")
     text = describe(a_b, "A", "B", "fd_digits", "lower")
-    assert text.startswith("fd_digits: A beats B by ") and "(paired, 95% interval, p = " in text
+    assert text.startswith("fd_digits: A beats B by ") and "(paired, 95% interval, p < 1e-12)" in text
     assert describe(a_b, "A", "B", "fd_digits", "higher").startswith("fd_digits: B beats A by ")
     b_c = compare(rows[1], rows[2], "fd_digits")
     assert "B and C cannot be told apart" in describe(b_c, "B", "C", "fd_digits", "lower")
@@ -141,3 +142,52 @@ def test_damaged_deviations_are_as_none(tmp_path: Path) -> None:
     one.path.with_name("deviations.npz").write_bytes(b"PK not an archive")
     row = Row(None, [one])
     assert row.deviations("fd_digits") is None and row.spread("fd_digits") is not None
+
+
+def test_a_row_survives_unless_a_row_of_no_more_cost_beats_it(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(11)
+    results = []
+    facts = (
+        ("cheap", 9.0, 5, 7),
+        ("level", 9.02, 6, 5),
+        ("worse", 12.0, 6, 6),
+        ("best", 3.0, 20, 9),
+        ("slow", 3.9, 40, 2),
+    )
+    for name, mean, nfe, flops in facts:
+        result = evaluation(tmp_path, name, samples(generator, mean, n=400))
+        result.data.update(nfe=float(nfe), flops_per_image=flops)
+        results.append(result)
+    kept = {against: {row.first.model for row in pareto(rank(results), against).rows} for against in ("nfe", "flops")}
+    assert kept["nfe"] == {"cheap", "level", "best"}, "what is level within the noise is not beaten"
+    assert kept["flops"] == {"cheap", "level", "best", "slow"}
+    del results[0].data["flops_per_image"]
+    assert "cheap" not in {row.first.model for row in pareto(rank(results), "flops").rows}
+    for result in results:
+        result.data.pop("flops_per_image", None)
+    with pytest.raises(UserError, match="--against: no result has the flops of an image"):
+        pareto(rank(results), "flops")
+
+
+def test_rows_are_chosen_for_a_comparison_by_conditions(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(4)
+    results = [evaluation(tmp_path, name, samples(generator, mean, n=400)) for name, mean in (("A", 3.0), ("B", 5.0))]
+    board = rank(results)
+    assert paired(board, "model=B", "model=A").startswith("fd_digits: A DDIM nfe 10 beats B DDIM nfe 10 by ")
+    refused = {
+        ("model=A", "model=A,nfe=10"): "--paired: model=A and model=A,nfe=10 select the same row",
+        ("nfe=10", "model=A"): "--paired: nfe=10 selects 2 rows",
+        ("model=X", "model=A"): "--paired model=X: no result fits; choose one of the values of model: A, B",
+        ("model", "model=A"): "--paired model: expected KEY=VALUE",
+    }
+    for (one, other), message in refused.items():
+        with pytest.raises(UserError) as error:
+            paired(board, one, other)
+        assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("freedom", [1, 4, 30])
+def test_quantiles_and_tails_are_those_of_student(freedom: int) -> None:
+    assert tail(quantile(freedom), freedom) == pytest.approx(0.05, rel=1e-9)
+    assert quantile(1) == pytest.approx(math.tan(math.pi * 0.475), rel=1e-9)
+    assert quantile(math.inf) == pytest.approx(1.959964, rel=1e-6) and tail(quantile(math.inf), math.inf) < 0.0500001

@@ -42,7 +42,7 @@ def test_curves_go_through_the_means_in_the_order_of_nfe(tmp_path, monkeypatch):
         write(tmp_path, content("EDM", distance, sampler=DDIM | {"steps": nfe}, nfe=nfe), f"e{index}")
     write(tmp_path, content("EDM", 3.0, sampler=DDIM | {"steps": 50}, nfe=50, seed=1), "e3")
     write(tmp_path, content("WGAN", 2.5, sampler=None))
-    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    figure = draw_figure(monkeypatch, plots.distance_vs_cost, load_results(tmp_path), "p.png")
     (axes,) = figure.axes
     curve, _, bars = axes.containers[0]
     assert curve.get_xdata().tolist() == [10, 20, 50] and curve.get_ydata().tolist() == [4, 2, 2]
@@ -59,7 +59,7 @@ def test_curves_go_through_the_means_in_the_order_of_nfe(tmp_path, monkeypatch):
 def test_grids_are_told_apart_if_there_are_several(tmp_path, monkeypatch):
     write(tmp_path, content("EDM", 1.0), "e0")
     write(tmp_path, content("EDM", 1.0, sampler=DDIM | {"grid": {"name": "Uniform"}}), "e1")
-    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    figure = draw_figure(monkeypatch, plots.distance_vs_cost, load_results(tmp_path), "p.png")
     assert legend(figure, "sampler") == ["DDIM Karras", "DDIM Uniform"]
 
 
@@ -70,7 +70,7 @@ def test_models_of_other_data_are_marked(tmp_path, monkeypatch):
     for number, name in enumerate(("first", "second")):
         run: dict[str, Any] = {"run__name": name, "run__identity": name}
         write(tmp_path, content("GAN", 3.0 + number, **run, other_data=other))
-    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    figure = draw_figure(monkeypatch, plots.distance_vs_cost, load_results(tmp_path), "p.png")
     mark = " (trained on 63bac8b2)"
     assert sorted(legend(figure, "model")) == sorted(["VAE", f"EDM{mark}", f"first{mark}", f"second{mark}"])
 
@@ -93,7 +93,7 @@ def test_two_trainings_of_a_model_are_two_curves(tmp_path, monkeypatch):
         for nfe in (10, 20):
             changes = {"run__name": f"run-{run}", "run__identity": run, "weights": weights, "nfe": nfe}
             write(tmp_path, content("EDM", 1.0, sampler=DDIM | {"steps": nfe}, **changes), f"{weights}-{nfe}")
-    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    figure = draw_figure(monkeypatch, plots.distance_vs_cost, load_results(tmp_path), "p.png")
     (axes,) = figure.axes
     assert [container[0].get_xdata().tolist() for container in axes.containers] == [[10, 20]] * 3
     assert len({container[0].get_color() for container in axes.containers}) == 3
@@ -104,9 +104,9 @@ def test_unlike_protocols_are_not_drawn_together(tmp_path):
     write(tmp_path, content("A"))
     write(tmp_path, content("B", protocol__num_samples=3))
     with pytest.raises(UserError, match=r"protocol.num_samples"):
-        plots.distance_vs_nfe(load_results(tmp_path), tmp_path / "p.png")
+        plots.distance_vs_cost(load_results(tmp_path), tmp_path / "p.png")
     with pytest.raises(UserError, match="no results"):
-        plots.distance_vs_nfe([], tmp_path / "p.png")
+        plots.distance_vs_cost([], tmp_path / "p.png")
 
 
 def test_each_sample_stands_in_its_row_and_column_enlarged_by_whole_pixels(tmp_path):
@@ -145,10 +145,10 @@ def test_both_pictures_are_written_and_nothing_else(tmp_path):
     path = write(tmp_path, content())
     np.savez(path.with_name("samples.npz"), images=np.zeros((2, 1, 8, 8), np.uint8))
     found = load_results(tmp_path)
-    for function in (plots.distance_vs_nfe, plots.side_by_side):
+    for function in (plots.distance_vs_cost, plots.side_by_side):
         written = function(found, tmp_path / "out" / f"{function.__name__}.png")
         assert Image.open(written).size[0] > 300
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"distance_vs_nfe.png", "side_by_side.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"distance_vs_cost.png", "side_by_side.png"}
 
 
 def test_reports_import_neither_torch_nor_matplotlib_until_they_draw():
@@ -168,7 +168,7 @@ def test_many_samplers_on_several_models_have_a_panel_for_each_model(tmp_path, m
                 changes: dict[str, Any] = {"sampler": sampler, "nfe": nfe, "run__name": model, "run__identity": model}
                 write(tmp_path, content(model, nfe + place, **changes), f"{name}-{nfe}")
     write(tmp_path, content("WGAN", 3.0, sampler=None))
-    figure = draw_figure(monkeypatch, plots.distance_vs_nfe, load_results(tmp_path), "p.png")
+    figure = draw_figure(monkeypatch, plots.distance_vs_cost, load_results(tmp_path), "p.png")
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == ["A", "B"]
     for axes in panels:
@@ -180,7 +180,7 @@ def test_many_samplers_on_several_models_have_a_panel_for_each_model(tmp_path, m
     assert sorted(label.removesuffix("(eta=0)") for label in legend(figure, "sampler")) == sorted(names)
     assert legend(figure, "model") == ["WGAN (no sampler)"]
     few = [result for result in load_results(tmp_path) if result.sampler in ("", "DDIM")]
-    assert len(draw_figure(monkeypatch, plots.distance_vs_nfe, few, "p.png").axes) == 1
+    assert len(draw_figure(monkeypatch, plots.distance_vs_cost, few, "p.png").axes) == 1
 
 
 MODELS = ["EDM", "A model of a long name (trained on 63bac8b2)", "VAE", *(f"Model{number}" for number in range(6))]
@@ -238,7 +238,7 @@ def test_no_label_overlaps_another_or_is_cut_off(tmp_path, monkeypatch, drawn, n
 
     savefig = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", keep)
-    plots.distance_vs_nfe(found, tmp_path / "p.png")
+    plots.distance_vs_cost(found, tmp_path / "p.png")
     labels = {text.get_text() for text in drawn}
     assert {f"{name}Sampler(eta=0)" for name in "ABCDEFGHI"[:num_samplers]} <= labels
     assert all(figures[-1].bbox.x0 <= box.x0 and box.x1 <= figures[-1].bbox.x1 for box in drawn.values())

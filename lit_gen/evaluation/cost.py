@@ -1,0 +1,18 @@
+"""The cost of a sample in floating-point operations.
+
+They are counted with torch's FlopCounterMode while one image is sampled: two operations for each multiplication and
+addition of matrix products, convolutions and attention. Elementwise operations are not counted. Counting reads shapes
+alone, so the number does not depend on the device.
+"""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_gen.evaluation.sampling import Sampling
+
+
+def flops_per_image(sampling: Sampling) -> int:
+    """Return the floating-point operations of the first sample, which is sampled once more for the count."""
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        sampling.batch(range(1))
+    return int(counter.get_total_flops())
