@@ -196,11 +196,7 @@ MARKS = {"trajectories": [pytest.mark.slow], "convergence": [pytest.mark.slow, p
 
 @pytest.mark.parametrize(
     "words",
-    [
-        pytest.param(words, marks=MARKS.get(words[0], ()), id=words[0])
-        for words in FIGURES
-        if words[0] != "learned"
-    ],
+    [pytest.param(words, marks=MARKS.get(words[0], ()), id=words[0]) for words in FIGURES if words[0] != "learned"],
 )
 def test_figures_are_those_of_the_page(words: list[str], tmp_path: Path) -> None:
     place = words.index("--out") + 1
