@@ -49,7 +49,7 @@ def lowest(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Measure the coverage of the fast tests."""
     install(session, "test")
-    session.run("pytest", "--cov", "--cov-report=term", "--cov-report=html", *session.posargs)
+    session.run("python", "-m", "slipcover", "-m", "pytest", *session.posargs)
 
 
 @nox.session

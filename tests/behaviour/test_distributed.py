@@ -101,7 +101,8 @@ def test_processes_that_are_started_alike_agree_what_is_done(tmp_path: Path, tor
     assert "computed before" in log.read_text()
 
     result.unlink()
-    alone = torchrun("evaluate", str(directory), "--trainer.devices=1")
-    assert alone.wait(300) != 0 and "devices" in log.read_text()
-    assert torchrun("evaluate", str(directory)).wait(300) == 0, log.read_text()
+    alone = lit_gen_in_two_processes(tmp_path, "evaluate", str(directory), "--trainer.devices=1")
+    assert alone.returncode != 0 and "devices" in alone.stderr
+    both = lit_gen_in_two_processes(tmp_path, "evaluate", str(directory))
+    assert both.returncode == 0, both.stderr
     assert "2 x" in json.loads(result.read_text())["timing"]["device"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 from difflib import SequenceMatcher
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from PIL import Image
 
 from lit_gen.cli import commands, help
 from lit_gen.core.noise import Noise
+from lit_gen.data import TwoMoons
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.experiment.real_data import parse_real_data
 from lit_gen.report import theory
@@ -194,13 +195,12 @@ def differing(one: Path, other: Path) -> float:
     return float((np.abs(pixels[0] - pixels[1]).max(-1) > 25).mean())
 
 
+MARKS = {"trajectories": [pytest.mark.slow], "convergence": [pytest.mark.slow, pytest.mark.exhaustive]}
+
+
 @pytest.mark.parametrize(
     "words",
-    [
-        pytest.param(words, marks=pytest.mark.slow if words[0] in ("trajectories", "convergence") else (), id=words[0])
-        for words in FIGURES
-        if words[0] != "learned"
-    ],
+    [pytest.param(words, marks=MARKS.get(words[0], ()), id=words[0]) for words in FIGURES if words[0] != "learned"],
 )
 def test_figures_are_those_of_the_page(words: list[str], tmp_path: Path) -> None:
     place = words.index("--out") + 1
@@ -216,6 +216,25 @@ def test_a_figure_of_other_points_would_be_seen(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+def test_the_curves_of_convergence_have_their_slopes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few points: errors of 255 evaluations by the order of each solver, and distances that end at the floor."""
+    figure = theory.new_figure(10.0, 4.2, theory.DOTS)
+    monkeypatch.setattr(theory, "new_figure", lambda *_: figure)
+    theory.convergence(TwoMoons(), tmp_path / "figure.png", num_points=100)
+    curves = [{str(line.get_label()): np.array(line.get_ydata()) for line in axes.lines} for axes in figure.axes]
+    to_flow, to_data = curves
+    slopes = {name: np.log(errors[-1] / errors[-3]) / np.log(255 / 127) for name, errors in to_flow.items()}
+    assert slopes["DDIM = Euler"] == pytest.approx(-1, abs=0.3)
+    for name in ("Heun", "DPMSolver (2M)"):
+        assert slopes[name] == pytest.approx(-2, abs=0.4)
+    assert slopes["UniPC (order 3)"] < -2.5
+    (floor,) = (distances[0] for name, distances in to_data.items() if name.startswith("two sets of data"))
+    assert len(to_data) == 7 and all(distances[-1] < 2 * floor for distances in to_data.values())
+    with Image.open(tmp_path / "figure.png") as drawn, Image.open(DOCS / "images/diffusion_convergence.png") as shown:
+        assert drawn.size == shown.size
+
+
+@pytest.mark.slow
 def test_the_figure_of_what_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row for each run, under the name that it has in the tables."""
     titles = []
@@ -225,6 +244,7 @@ def test_the_figure_of_what_was_learned(tmp_path: Path, monkeypatch: pytest.Monk
     source = yaml.safe_load((ROOT / "sweeps/points.yaml").read_text())["parameters"]["data.source"]["value"]
     config = ROOT / "conf/experiment/points_ot_flow_matching.yaml"
     run = commands.fit([f"--config={config}", f"--data.source={source}", *small])
+    monkeypatch.setattr(theory, "learned", partial(theory.learned, num_points=300, resolution=20))
     assert theory.main(["learned", str(run.directory), "--out", str(tmp_path / "figure.png")]) == 0
     assert titles == ["two_moons", "OT-FlowMatching", "density of the model"]
     with Image.open(tmp_path / "figure.png") as drawn, Image.open(ROOT / words[words.index("--out") + 1]) as shown:

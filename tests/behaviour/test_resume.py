@@ -2,10 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from torch.multiprocessing import ProcessExitedException
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.runs.directory import Run
-from tests.conftest import ROOT, arguments
+from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
-from tests.processes import lit_gen_in_two_processes
+from tests.processes import in_one_process, lit_gen_in_two_processes
 
 pytestmark = pytest.mark.slow
 """End-to-end runs; the gate runs them."""
@@ -88,34 +87,30 @@ def test_resumed_training_ends_with_the_same_bits(model: str, tmp_path: Path, mo
     assert_equal_bits(whole, parts)
 
 
-DIES_BEFORE_THE_THIRD_RENAMING = """
-import os, signal, sys
-from lit_gen.cli import commands
+def fit(words: list[str], how: str) -> None:
+    """Trains, and dies as `how` says."""
+    os.environ[KILL_AT] = how
+    commands.fit(words)
 
-replace, renamed = os.replace, []
 
-def replace_or_die(source, target):
-    if str(target).endswith("last.ckpt"):
-        renamed.append(target)
-        if len(renamed) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
+def fit_and_die_before_the_third_renaming(words: list[str]) -> None:
+    replace, renamed = os.replace, []
 
-os.replace = replace_or_die
-commands.fit(sys.argv[1:])
-"""
+    def replace_or_die(source: Any, target: Any) -> None:
+        if str(target).endswith("last.ckpt"):
+            renamed.append(target)
+            if len(renamed) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replace_or_die  # type: ignore[assignment]
+    commands.fit(words)
 
 
 def test_a_kill_between_writing_a_checkpoint_and_renaming_it_spoils_nothing(tmp_path: Path) -> None:
     commands.fit(training("VAE", tmp_path / "whole"))
     words = training("VAE", tmp_path / "parts")
-    killed = subprocess.run(
-        [sys.executable, "-c", DIES_BEFORE_THE_THIRD_RENAMING, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert in_one_process(fit_and_die_before_the_third_renaming, words) == -signal.SIGKILL
     (path,) = (tmp_path / "parts").glob("*/checkpoints/last.ckpt")
     (temporary,) = path.parent.glob(".last.*.tmp.ckpt")
     written = torch.load(temporary, weights_only=True)
@@ -161,12 +156,11 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigkill_then_resume_with_workers(tmp_path: Path, lit_gen, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sigkill_then_resume_with_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     commands.fit(training("DDPM", tmp_path / "whole"))
     for workers, batch in ((0, 16), (2, 30)):
         words = training("DDPM", tmp_path / "parts", f"--data.num_workers={workers}")
-        killed = lit_gen("fit", *words, **{KILL_AT: f"kill:{batch}"})
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert in_one_process(fit, words, f"kill:{batch}") == -signal.SIGKILL
     commands.fit(training("DDPM", tmp_path / "parts", "--data.num_workers=2"))
     assert "resuming after" in capfd.readouterr().out
     assert_equal_bits(contents(tmp_path / "whole"), contents(tmp_path / "parts"))

@@ -106,6 +106,12 @@ def shrunk(path: Path, root: Path, data_root: Path) -> list[str]:
         words.append("--model.network.channels=8")
     if network and not path.name.startswith(("digits", "binary_digits")):
         words += SMALL.get(network.class_path.rsplit(".")[-1], [])
+    if not path.name.startswith("digits"):
+        for part in ("generator", "critic", "discriminator"):
+            if "channels" in (cli.config.model.init_args.get(part) or {}).get("init_args", {}):
+                words.append(f"--model.{part}.channels=8")
+        if cli.config.model.class_path.endswith(".Glow"):
+            words.append("--model.num_steps=2")
     if "reflow" in config:
         teacher = ROOT / config["reflow"]["teacher"]
         run = commands.fit([f"--config={teacher}", *shrunk(teacher, root, data_root)])
@@ -142,8 +148,27 @@ def test_experiment_is_built(name: str, data_root: Path) -> None:
     objects.model.rehearse(objects.sampler)
 
 
+def kind(name: str) -> tuple[Any, ...]:
+    """What of an experiment its training goes through: classes, precision and the stages before it."""
+    config = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    settings = config["model"].get("init_args", {}) if isinstance(config["model"], dict) else {}
+    parts = [config["model"], *(settings.get(key) for key in ("network", "encoder", "generator"))]
+    classes = [part["class_path"] if isinstance(part, dict) else part for part in parts]
+    return (*classes, config.get("trainer", {}).get("precision"), "first_stage" in config, "reflow" in config)
+
+
+def one_of_each_kind() -> list[Any]:
+    """The experiments, the small ones on digits first; the further ones of a kind are marked exhaustive."""
+    names, seen = sorted(files("conf/experiment"), key=lambda name: ("digits" not in name, name)), set()
+    params = []
+    for name in names:
+        params.append(pytest.param(name, marks=[pytest.mark.exhaustive] if kind(name) in seen else []))
+        seen.add(kind(name))
+    return params
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", files("conf/experiment"))
+@pytest.mark.parametrize("name", one_of_each_kind())
 def test_experiment_trains(name: str, tmp_path: Path, data_root: Path) -> None:
     path = CONF / "experiment" / f"{name}.yaml"
     run = commands.fit([f"--config={path}", *shrunk(path, tmp_path, data_root)])
