@@ -54,7 +54,7 @@ def reflow(arguments: list[str]) -> Run:
     run, rest = one_run(arguments, "reflow")
     if "--distill" in rest:
         words = (word for word in rest if word != "--distill")
-        rest = ["--model.density", "noise", "--evaluation.likelihood", "0", *words]
+        rest = ["--model.density", "noise", "--model.stratified", "false", "--evaluation.likelihood", "0", *words]
     teacher = ["--reflow.teacher", str(run.directory), "--reflow.teacher_overrides", "null"]
     cli = ExperimentCLI(["--config", str(run.config), *teacher, *rest], "reflow", help.own_options("reflow"))
     return fit_run(cli, cli.objects())
