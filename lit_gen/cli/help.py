@@ -61,6 +61,11 @@ class Parser(argparse.ArgumentParser):
         return [name for action in self._actions for name in action.option_strings]
 
     def error(self, message: str) -> NoReturn:
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            name = missing.partition(",")[0]
+            action = next(action for action in self._actions if name in (action.metavar, *action.option_strings))
+            raise UserError(f"{name}: missing; give {action.help}")
         raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help lists the options")
 
 

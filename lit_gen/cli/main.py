@@ -115,12 +115,14 @@ def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
         description=VERBS["ema"],
     )
     ema.add_argument("run", nargs="+", metavar="RUN", help="a run that was trained with --ema.stds")
-    ema.add_argument("--std", type=float, required=True, help="its relative standard deviation, for example 0.1")
+    ema.add_argument(
+        "--std", type=float, required=True, help="the relative standard deviation of the average, such as 0.1"
+    )
     ema.add_argument("--at", type=int, default=None, metavar="IMAGES", help="images seen by then (default: all)")
     ema.set_defaults(command=_ema)
 
     sweep = verbs.add_parser("sweep", usage="lit-gen sweep SWEEP.yaml ... [OPTIONS]", description=VERBS["sweep"])
-    sweep.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml", help="W&B sweep files")
+    sweep.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml", help="one W&B sweep file or more")
     sweep.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     sweep.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
     sweep.add_argument("--seed", type=int, default=0, help="seed of a random search (default: 0)")
@@ -186,7 +188,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     check_seed(options.seed, "--seed")
     if options.jobs < 1:
-        raise UserError(f"--jobs: {options.jobs} is not a positive number of trials at a time")
+        raise UserError(f"--jobs: {options.jobs} is not a positive number of trials; give 1 or more")
     common = {"seed": options.seed, "count": options.count, "name": options.name}
     if options.dry_run:
         sweeps.dry_run(options.files, options.root, **common)

@@ -1,6 +1,6 @@
 """The data module: batches of any image source in a reproducible order."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -68,6 +68,13 @@ class ImageDataModule(LightningDataModule):
         self._trained_on: dict[str, Pairs] | dict[str, Encoded] = {}
         self._parts: dict[str, ImageSet] = {}
         self._fingerprints: dict[str, str] = {}
+
+    @classmethod
+    def recorded(cls, facts: DataFacts | None, **settings: Any) -> Self:
+        """Return a data module with the facts that a run recorded about its data, if there are any."""
+        data = cls(**settings)
+        data.facts = facts
+        return data
 
     @property
     def name(self) -> str:  # type: ignore[override]

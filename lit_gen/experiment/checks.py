@@ -16,6 +16,8 @@ from lit_gen.core.errors import UserError
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.loading import load_weaker
 from lit_gen.families.base import GenerativeModel
+from lit_gen.families.diffusion.samplers.base import DiffusionSampler
+from lit_gen.families.settings import Sampler
 from lit_gen.runs import tracking
 from lit_gen.runs.weights import parse_weights
 from lit_gen.training import processes
@@ -29,7 +31,7 @@ def check_evaluation(experiment: Experiment) -> None:
     """Raise a UserError if the model that is to be trained cannot be evaluated as the configuration asks."""
     model, evaluation = experiment.model, experiment.evaluation
     check_scored(experiment, processes.device(experiment.trainer))
-    if parse_weights(evaluation.weights, "evaluation.weights") and not experiment.ema.gammas:
+    if parse_weights(evaluation.weights, "evaluation.weights") and not experiment.ema.stds:
         raise UserError(
             f"evaluation.weights: {evaluation.weights} needs power-function averages, and none is kept; add "
             "--ema.stds '[0.05, 0.1]'"
@@ -40,20 +42,30 @@ def check_evaluation(experiment: Experiment) -> None:
     evaluation.check(experiment.data)
 
 
-def check_scored(experiment: Experiment, device: torch.device) -> None:
-    """Raise a UserError unless the sampler suits the model, and its samples and the likelihood can be scored."""
-    check_sampler(experiment, device)
+def check_scored(experiment: Experiment, device: torch.device) -> Sampler | None:
+    """Return the sampler, as `check_sampler` does.
+
+    Raises:
+        UserError: Unless it suits the model, and its samples and the likelihood can be scored.
+    """
+    sampler = check_sampler(experiment, device)
     if experiment.evaluation.likelihood:
         experiment.evaluation.likelihood_protocol(experiment.model, experiment.data)
-    experiment.model.check_scored(experiment.sampler, experiment.data)
+    experiment.model.check_scored(sampler, experiment.data)
+    return sampler
 
 
-def check_sampler(experiment: Experiment, device: torch.device) -> None:
-    """Raise a UserError unless the sampler suits the model; load the weaker model of an autoguidance."""
-    experiment.model.rehearse(experiment.sampler)
-    guidance = getattr(experiment.sampler, "guidance", None)
-    if guidance is not None and guidance.run is not None:
-        load_weaker(guidance, experiment.model, device)
+def check_sampler(experiment: Experiment, device: torch.device) -> Sampler | None:
+    """Return the sampler, with the weaker model of an autoguidance.
+
+    Raises:
+        UserError: Unless it suits the model.
+    """
+    sampler = experiment.sampler
+    experiment.model.rehearse(sampler)
+    if not isinstance(sampler, DiffusionSampler) or sampler.guidance is None or sampler.guidance.run is None:
+        return sampler
+    return sampler.guided(load_weaker(sampler.guidance, experiment.model, device))
 
 
 def check_training(experiment: Experiment) -> None:
@@ -116,7 +128,8 @@ def _check_times(settings: Namespace) -> None:
     try:
         left = Timer(settings.max_time).time_remaining()
     except (MisconfigurationException, TypeError) as error:
-        raise UserError(f"trainer.max_time: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer.max_time: {reason}; give DD:HH:MM:SS, such as 00:01:30:00") from None
     if left is not None and left <= 0:
         raise UserError(
             f"trainer.max_time: {settings.max_time} trains on nothing; give more, or remove it and set "

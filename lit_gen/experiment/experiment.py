@@ -12,10 +12,10 @@ from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
 from lit_gen.runs.directory import RunSettings
 from lit_gen.runs.tracking import WandbSettings
-from lit_gen.training.callbacks.budget import Budget
-from lit_gen.training.callbacks.checkpoint import Checkpoint
-from lit_gen.training.callbacks.ema import EMA
-from lit_gen.training.callbacks.sample_grid import SampleGrid
+from lit_gen.training.callbacks.budget import BudgetSettings
+from lit_gen.training.callbacks.checkpoint import CheckpointSettings
+from lit_gen.training.callbacks.ema import EMASettings
+from lit_gen.training.callbacks.sample_grid import SampleGridSettings
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Experiment:
     first_stage: FirstStage
     reflow: Reflow
     model: GenerativeModel
-    budget: Budget
-    checkpoint: Checkpoint
-    ema: EMA
-    grid: SampleGrid
+    budget: BudgetSettings
+    checkpoint: CheckpointSettings
+    ema: EMASettings
+    grid: SampleGridSettings
     sampler: Sampler | None
     evaluation: Evaluation
     run: RunSettings

@@ -42,7 +42,7 @@ from lit_gen.families.base import GenerativeModel
 from lit_gen.families.vq.models.vqgan import VQVAE
 from lit_gen.runs.directory import Run, read_metadata
 from lit_gen.runs.weights import parse_weights
-from lit_gen.training.callbacks.ema import EMA, load_weights, named_weights
+from lit_gen.training.callbacks.ema import EMASettings, load_weights, named_weights
 
 FOLDER = "first_stage"
 WEIGHTS = "weights.safetensors"
@@ -63,7 +63,7 @@ class FirstStageExperiment(Protocol):
         """Training, validation and test images."""
 
     @property
-    def ema(self) -> EMA:
+    def ema(self) -> EMASettings:
         """Averages of the weights that are kept."""
 
 
@@ -90,7 +90,9 @@ class FirstStageSettings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UserError(f"first_stage.batch_size: {self.batch_size} is not a positive number of images")
+            raise UserError(
+                f"first_stage.batch_size: {self.batch_size} is not a positive number of images; give 1 or more"
+            )
         parse_weights(self.weights, "first_stage.weights")
 
 
@@ -121,15 +123,17 @@ class FirstStage:
         path = Path(self.run)
         config = path / "config.yaml" if path.is_dir() else path
         if not config.is_file():
-            raise UserError(f"first_stage.run: {self.run} is neither a run directory nor the file of an experiment")
+            raise UserError(
+                f"first_stage.run: {self.run} is neither a run directory nor the file of an experiment; check the path"
+            )
         # the second's weights are drawn as if there were no first
         with isolate_rng(), opening(config, "first_stage.run"), belonging_to("first_stage.run"):
             facts = DataFacts.recorded(self.metadata) if path.is_dir() else None
             experiment = self._build(["--config", str(config), *as_arguments(self.run_overrides)], facts)
         if not isinstance(experiment.model, VQVAE):
             raise UserError(
-                f"first_stage.run: {self.run} holds a {type(experiment.model).__name__}, which has no codes; name a "
-                "VQVAE or VQGAN"
+                f"first_stage.run: {self.run} holds the model {type(experiment.model).__name__}, which has no "
+                "codes; name a VQVAE or VQGAN"
             )
         return experiment
 
@@ -158,13 +162,13 @@ class FirstStage:
             raise UserError("data.flip: what is encoded cannot be flipped; set it to false, or flip in the first stage")
         other: ImageDataModule = self._experiment.data
         to_be_trained = Path(str(self.run)).is_file()
-        if to_be_trained and parse_weights(self.weights, "first_stage.weights") and not self._experiment.ema.gammas:
+        if to_be_trained and parse_weights(self.weights, "first_stage.weights") and not self._experiment.ema.stds:
             raise UserError(
                 f"first_stage.weights: {self.weights} is made of power-function averages; add "
                 "--first_stage.run.ema.stds '[0.05, 0.1]' to keep them"
             )
         if to_be_trained and "data.num_val" not in self.run_overrides:
-            other.num_val = data.num_val  # with which it will be trained
+            other = ImageDataModule(other.source, num_val=data.num_val)  # with which it will be trained
         recorded = None if to_be_trained else Run(Path(str(self.run))).images_fingerprint
         if (recorded or other.fingerprint("train")) != data.fingerprint("train"):
             of = f"{other.name} of {'x'.join(map(str, other.image_shape))} with data.num_val {other.num_val}"

@@ -146,8 +146,8 @@ def load_first_stage(stage: FirstStage, directory: Path) -> None:
     stage.load(directory, load_run)
 
 
-def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> None:
-    """Load the model of the run that an autoguidance names, with averaged weights, as its weaker denoiser.
+def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> Guidance:
+    """Return an autoguidance with the model of the run that it names, with averaged weights, as its weaker denoiser.
 
     Raises:
         UserError: If it is not a run, or its images or classes are not those of the model.
@@ -158,7 +158,8 @@ def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device
     if not isinstance(weaker, Diffusion):
         name = type(weaker).__name__
         raise UserError(
-            f"sampler.guidance.run: {run.directory} holds a {name}, which is not a diffusion model; name the run of one"
+            f"sampler.guidance.run: {run.directory} holds the model {name}, which is not a "
+            "diffusion model; name the run of one"
         )
     if (weaker.image_shape, weaker.num_classes) != (model.image_shape, model.num_classes):
         ours, theirs = (
@@ -174,8 +175,7 @@ def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device
             f"sampler.guidance.run: the latents of {run.directory} are not those of the model to be guided; name a run "
             "with the same first stage"
         )
-    guidance.weaker = weaker.denoiser
-    guidance.run = run.directory.resolve().name  # its name says what it is wherever it lies
+    return guidance.by(weaker.denoiser, run.directory.resolve().name)  # results name it wherever it lies
 
 
 def _first_stage(model: GenerativeModel) -> str | None:

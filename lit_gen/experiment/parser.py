@@ -43,10 +43,10 @@ from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
 from lit_gen.runs.directory import TRAINED_FIRST, RunSettings
 from lit_gen.runs.tracking import WandbSettings
-from lit_gen.training.callbacks.budget import Budget
-from lit_gen.training.callbacks.checkpoint import Checkpoint
-from lit_gen.training.callbacks.ema import EMA
-from lit_gen.training.callbacks.sample_grid import SampleGrid
+from lit_gen.training.callbacks.budget import BudgetSettings
+from lit_gen.training.callbacks.checkpoint import CheckpointSettings
+from lit_gen.training.callbacks.ema import EMASettings
+from lit_gen.training.callbacks.sample_grid import SampleGridSettings
 
 # Some callbacks of Lightning have a member of an enumeration for a default; a file holds its value.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
@@ -60,10 +60,10 @@ GROUPS: dict[type, str] = {
     FirstStageSettings: "first_stage",
     RunSettings: "run",
     WandbSettings: "wandb",
-    Budget: "budget",
-    Checkpoint: "checkpoint",
-    EMA: "ema",
-    SampleGrid: "grid",
+    BudgetSettings: "budget",
+    CheckpointSettings: "checkpoint",
+    EMASettings: "ema",
+    SampleGridSettings: "grid",
 }
 """Classes whose arguments are the keys of a group."""
 SET_BY_THE_MODEL = {"out_channels": None, "augment_dim": 0}
@@ -116,10 +116,9 @@ class ExperimentCLI(LightningCLI):
             enable_path=True,
             help="How a diffusion model draws images; null: its own.",
         )
-        for group in (Evaluation, Reflow, FirstStageSettings, RunSettings, WandbSettings):
-            parser.add_class_arguments(group, GROUPS[group])
-        for callback in (Budget, Checkpoint, EMA, SampleGrid):
-            parser.add_lightning_class_args(callback, GROUPS[callback])
+        for group, key in GROUPS.items():
+            if group is not ImageDataModule:  # added by LightningCLI
+                parser.add_class_arguments(group, key)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments(
             ("data.image_shape", "first_stage"),
@@ -147,7 +146,7 @@ class ExperimentCLI(LightningCLI):
             with contextlib.redirect_stderr(io.StringIO()), keys_alone():
                 self.config = parser.parse_args(own)
         except ArgumentError as error:
-            raise UserError(one_line(error, parser, self.options)) from None
+            raise UserError(one_line(error, parser, self.options, self.verb)) from None
         except RecursionError:
             raise UserError("--config: classes within each other are nested too deeply; write fewer levels") from None
         check_parsed(parser, self.config, {f"model.{key}" for key in LINKED})
@@ -252,9 +251,7 @@ def prefer_int(parser: LightningArgumentParser) -> None:
 
 def _with_facts(facts: DataFacts | None, data_module: type[ImageDataModule], **settings: Any) -> ImageDataModule:
     """Build the data module; the model's shape and classes are then those of the facts."""
-    data = data_module(**settings)
-    data.facts = facts
-    return data
+    return data_module.recorded(facts, **settings)
 
 
 def _first_stage(settings: type[FirstStageSettings], **values: Any) -> FirstStage:

@@ -63,7 +63,7 @@ class Reflow:
     ) -> None:
         for name, value in {"num_pairs": num_pairs, "batch_size": batch_size}.items():
             if value < 1:
-                raise UserError(f"reflow.{name}: {value} is not a positive number of pairs")
+                raise UserError(f"reflow.{name}: {value} is not a positive number of pairs; give 1 or more")
         self.teacher = teacher
         self.teacher_overrides = teacher_overrides
         self.num_pairs = num_pairs
@@ -72,6 +72,12 @@ class Reflow:
         self.weights = weights
         self.start = start
         self.batch_size = batch_size
+
+    def sampled_by(self, sampler: DiffusionSampler) -> "Reflow":
+        """Return these settings with another sampler."""
+        other = copy.copy(self)
+        other.sampler = sampler
+        return other
 
     def draw(self, run: Run, model: Diffusion, quantised: bool) -> Pairs:
         """Return the pairs of a teacher, which are sampled once and kept in its run.
@@ -98,9 +104,9 @@ class Reflow:
 
         It must not draw more noise on its way, nor start at a level where images are still visible.
         """
-        unguided, noise = copy.copy(self.sampler), Noise(0, range(1))
-        unguided.guidance = None
-        unguided.sample(GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1)), schedule, noise, (1,))
+        noise = Noise(0, range(1))
+        exact = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1))
+        self.sampler.guided(None).sample(exact, schedule, noise, (1,))
         name = type(self.sampler).__name__
         if noise.draws != 1:
             raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from lit_gen.core.errors import UserError
 from lit_gen.experiment.checks import COUNTED_IN_BATCHES
@@ -47,7 +47,7 @@ def make_trainer(settings: Namespace, model: GenerativeModel, instantiate: Calla
         trainer = instantiate(logger=False, enable_progress_bar=False, accelerator=accelerator, **steps)
         use_network_precision(trainer, model)
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+        raise UserError(f"trainer: {' '.join(str(error).split())}; correct its settings") from None
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise UserError(
             "trainer.callbacks: GradientAccumulationScheduler would change the number of micro-batches; remove it and "
@@ -82,12 +82,12 @@ def _split_steps(model: GenerativeModel, settings: Namespace) -> dict[str, Any]:
     return {key: settings[key] * parts for key in COUNTED_IN_BATCHES if isinstance(settings[key], int)}
 
 
-def order_callbacks(trainer: Trainer, added: list[Any]) -> None:
-    """Add callbacks to a Trainer and put all of them in order.
+def order_callbacks(trainer: Trainer, first: list[Callback], last: list[Callback]) -> None:
+    """Add callbacks before and after those of a Trainer, and put all of them in order.
 
     The average is updated before a grid or a checkpoint reads it, and numbers are checked before they are saved. The
     checkpoint comes last: at the end of the run it records that the last grid was saved.
     """
-    callbacks = added + trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = first + trainer.callbacks + last  # type: ignore[attr-defined]
     kinds = (Checkpoint, SampleGrid)
     trainer.callbacks = sorted(callbacks, key=lambda callback: [isinstance(callback, kind) for kind in kinds])  # type: ignore[attr-defined]

@@ -85,7 +85,9 @@ class Distribution:
             case "q_uniform":
                 steps = (f["max"] - f["min"]) / f["q"]
                 if not math.isfinite(steps):
-                    raise UserError(f"{self.where}.q: {f['q']} is too small a step from {f['min']} to {f['max']}")
+                    raise UserError(
+                        f"{self.where}.q: {f['q']} is too small a step from {f['min']} to {f['max']}; give more"
+                    )
                 return max(1, math.ceil(steps))
         raise UserError(
             f"{self.where}: method grid cannot enumerate {self.name}; give `values`, or set `method: random`"

@@ -98,7 +98,7 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
         UserError: If a file cannot be read or does not follow the format; the message names file and key.
     """
     if not files:
-        raise UserError("give at least one sweep file, for example sweeps/quickstart.yaml")
+        raise UserError("SWEEP.yaml: missing; give at least one sweep file, such as sweeps/quickstart.yaml")
     if count is not None and count < 1:
         raise UserError(f"--count: {count} is not a positive number; give 1 or more")
     paths = [Path(file) for file in files]
@@ -168,9 +168,9 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def _folder_name(name: str) -> str:
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
     if len(cleaned) > 100:
-        raise UserError(f"the sweep's name {cleaned:.20}... has {len(cleaned)} letters; give one of at most 100")
+        raise UserError(f"--name: {cleaned:.20}... has {len(cleaned)} letters; give one of at most 100")
     if not cleaned:
-        raise UserError(f"the sweep's name {name!r:.200} holds no letter or digit to name its folder with")
+        raise UserError(f"--name: {name!r:.200} holds no letter or digit to name a folder with; give one that does")
     return cleaned
 
 

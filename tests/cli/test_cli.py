@@ -188,7 +188,7 @@ def test_sample_draws_trajectories(trained: Run, tmp_path: Path, capsys, sampler
     [
         ([*FIT, "--sampler=DDIM", "--sampler.steps=2", "--sampler.nfe=3"], "not both"),
         (["evaluate", "nowhere"], "nowhere: not a run directory"),
-        (["sample"], "usage: lit-gen sample RUN"),
+        (["sample"], "RUN: missing; give a run directory"),
         (["leaderboard", "nowhere"], "nowhere"),
         (["sweep", "nowhere.yaml"], "nowhere.yaml"),
         ([*FIT, "--budget.num_images=0"], "budget.num_images"),

@@ -365,7 +365,10 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
     cases = {
         "first_stage.run: TokenPrior learns the codes": [*token, "--first_stage.run=null"],
         "neither a run directory nor the file": [*token, "--first_stage.run=nowhere"],
-        "holds a EDM, which has no codes": [*token, f"--first_stage.run={ROOT}/conf/experiment/digits_edm.yaml"],
+        "holds the model EDM, which has no codes": [
+            *token,
+            f"--first_stage.run={ROOT}/conf/experiment/digits_edm.yaml",
+        ],
         "follows no first stage": arguments("VAE", root, 64, val, stage),
         "ImprovedDDPM learns images": arguments("ImprovedDDPM", root, 64, val, stage),
         "has other training images": [*token, stage, "--data.num_val=50"],

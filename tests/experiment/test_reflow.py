@@ -299,7 +299,7 @@ def test_the_second_flow_of_points_is_straighter_and_nearer_in_one_step(tmp_path
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--model=EDM"], "reflow: EDM cannot learn from pairs; use --model RectifiedFlow"),
+        (["--model=EDM"], "model: EDM cannot learn from pairs; use --model RectifiedFlow"),
         (["--data.flip=true"], "data.flip: a flipped image does not match its noise"),
         (["--model.network.channels=8"], "reflow.start: the network of .* is not that of the model"),
         (["--reflow.teacher=nowhere"], "reflow.teacher: nowhere is neither a run directory nor the file"),

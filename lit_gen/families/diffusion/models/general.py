@@ -5,7 +5,6 @@ the parameterization of the network, the density and weight of the training time
 Any sampler therefore works with any of them.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -248,9 +247,7 @@ class Diffusion(GenerativeModel):
     def rehearse(self, sampler: Sampler | None) -> None:
         super().rehearse(sampler)
         if isinstance(sampler, DiffusionSampler):
-            unguided = copy.copy(sampler)
-            unguided.guidance = None
-            unguided.sample(_Rehearsal(self.learns_variance), self.schedule, Noise(0, range(1)), (1,))
+            sampler.guided(None).sample(_Rehearsal(self.learns_variance), self.schedule, Noise(0, range(1)), (1,))
             self.check_guidance(sampler.guidance)
 
     def check_guidance(self, guidance: Guidance | None) -> None:
