@@ -182,7 +182,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise UserError(f"{path}: cannot read the sweep file: {error}") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: a sweep file is a mapping with the keys `method` and `parameters`")
+        raise UserError(f"{path}: not a mapping; give one with the keys `method` and `parameters`")
     _check_keys(config, path)
     _check_values(config, path)
     _check_metric(config, path)
@@ -305,7 +305,7 @@ def _space(entries: Any, where: str) -> Space:
     space: Space = {}
     for key, entry in entries.items():
         if not isinstance(key, str) or not _PARAMETER_NAME.fullmatch(key):
-            raise UserError(f"{where}: {key!r:.200} cannot name a parameter (letters, digits, `_`, `.`, `-`)")
+            raise UserError(f"{where}: {key!r:.200} cannot name a parameter; use letters, digits, `_`, `.` and `-`")
         here = f"{where}.{key}"
         if not isinstance(entry, dict):
             raise UserError(f"{here}: expected a mapping such as `values: [...]` or `value: ...`, got {entry!r:.200}")

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot damage."""
+"""Checkpoints that a kill cannot damage, and that are saved first on Ctrl-C and SIGTERM."""
 
 import signal
 import sys
