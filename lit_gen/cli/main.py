@@ -25,8 +25,8 @@ VERBS = {
     "fit": "train a model",
     "run": "fit, unless a finished run of the same training exists, then evaluate",
     "evaluate": "score a run",
-    "sample": "draw images from a run",
-    "reflow": "train a rectified flow again on pairs that a run draws",
+    "sample": "sample images from a run",
+    "reflow": "train a rectified flow again on pairs sampled from a run",
     "ema": "make an average of the weights of a run, of any width",
     "sweep": "run every trial of W&B sweep files on this machine, with no account",
     "leaderboard": "rank the evaluations under a folder",
@@ -210,7 +210,7 @@ def _add_leaderboard(verbs: Verbs) -> None:
         help="a Markdown table of model and sampler against budgets of network evaluations",
     )
     parser.add_argument(
-        "--figure", type=Path, metavar="PNG", help="draw the metric against the network evaluations as well"
+        "--figure", type=Path, metavar="PNG", help="also plot the metric against the network evaluations"
     )
     parser.set_defaults(command=_leaderboard)
 
@@ -225,7 +225,9 @@ def _add_report(verbs: Verbs) -> None:
     )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="as of the leaderboard")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="keep only these, as in the leaderboard"
+    )
     parser.set_defaults(command=_page)
 
 

@@ -59,8 +59,8 @@ def reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
     ]
     if changed:
         raise UserError(
-            f"{', '.join(changed)}: belongs to the training of {run.directory}, which is done; lit-gen {verb} takes "
-            f"{', '.join(KEYS_OF_AN_EVALUATION)} and data.source (use lit-gen run to train with other settings)"
+            f"{', '.join(changed)}: cannot change, since {run.directory} is trained; give lit-gen {verb} only keys of "
+            f"{', '.join(KEYS_OF_AN_EVALUATION)} and data.source, or use lit-gen run to train with other settings"
         )
     return run, cli, saved["data"]["source"] != asked["data"]["source"]
 

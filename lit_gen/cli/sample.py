@@ -1,4 +1,4 @@
-"""`lit-gen sample`: images of a run as a grid, an archive or a folder, and pictures of its model."""
+"""Sample images of a run as a grid, an archive or a folder, and make pictures of its model."""
 
 import argparse
 
@@ -72,7 +72,7 @@ def _check_options(own: argparse.Namespace) -> None:
     if own.trajectory is not None:
         check_path(own.trajectory)
         if own.picture is not None:
-            raise UserError("--trajectory: belongs to sampled images and not to a --picture; give one of the two")
+            raise UserError("--trajectory: needs sampled images and cannot be used with --picture; give one of the two")
     parse_weights(own.weights, "--weights")
 
 

@@ -1,4 +1,4 @@
-"""Everything that an experiment is made of, with its types."""
+"""The objects of an experiment, with their types."""
 
 from dataclasses import dataclass, fields
 
@@ -24,17 +24,17 @@ class Experiment:
 
     Attributes:
         data: Training, validation and test images.
-        first_stage: What encodes them, if the configuration names a first stage.
-        reflow: Pairs in place of the images, if the configuration names a teacher.
+        first_stage: First stage that encodes the images, if the configuration names one.
+        reflow: Settings of the pairs that replace the images, if the configuration names a teacher.
         model: The model, with its initial weights.
         budget: Length of the training run.
-        checkpoint: When a checkpoint is saved.
-        ema: Which averages of the weights are kept.
-        grid: When a grid of samples is saved.
-        sampler: How images are sampled; None for the model's own sampler.
+        checkpoint: Interval between checkpoints.
+        ema: Averages of the weights.
+        grid: Interval between grids of samples, and their size.
+        sampler: The sampler; None for the default sampler of the model.
         evaluation: Protocol of the evaluation.
-        run: Place of the run directory.
-        wandb: What W&B is told.
+        run: Location of the run directory.
+        wandb: Settings of Weights & Biases.
         trainer: Settings of the Trainer.
     """
 
@@ -54,11 +54,11 @@ class Experiment:
 
     @classmethod
     def of(cls, built: Namespace, trainer: Namespace) -> "Experiment":
-        """Return the experiment of the objects that a parser has built by key."""
+        """Return the experiment of the objects that a parser has built."""
         own = {field.name for field in fields(cls)} - {"trainer"}
         return cls(**{name: built[name] for name in own}, trainer=trainer)
 
     @property
     def stage(self) -> FirstStage | None:
-        """The first stage, or None if the model learns images."""
+        """The first stage, or None if the model trains on images."""
         return self.first_stage if self.first_stage.run is not None else None

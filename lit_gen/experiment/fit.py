@@ -1,4 +1,4 @@
-"""Train an experiment: its run directory, what it builds on, the training itself."""
+"""Train an experiment in its run directory, after its teacher or first stage."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -66,17 +66,17 @@ def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
             with threads_restored():
                 _train(trainer, experiment, config, run, spent)
         elif processes.is_first():
-            print(f"{run.directory}: this training is finished", flush=True)
+            print(f"{run.directory}: this run is finished", flush=True)
     return run
 
 
 def _kept(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration that a run keeps, which does not depend on which of its evaluations came first."""
+    """Return the configuration that a run keeps, without the settings of one evaluation."""
     return config | {"sampler": None, "evaluation": config["evaluation"] | {"other_data": False}}
 
 
 def _facts(experiment: Experiment, config: dict[str, Any], flow: int, spent: float) -> dict[str, Any]:
-    """Return what run.json records of a training run when it is created."""
+    """Return the content of run.json for a new run."""
     data, model, stage = experiment.data, experiment.model, experiment.stage
     fingerprint = data.training_fingerprint
     of_recipe = fingerprint if stage is None else stage.key(data, "train", model.capabilities.learns, "recipe")
@@ -115,7 +115,7 @@ def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run
             last = None if resume is None else run.checkpoint
             trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
         if not from_first(model.images_seen > 0 and run.checkpoint.is_file()):
-            raise UserError("trainer: the training ended before its first step; check its callbacks and limits")
+            raise UserError("trainer: the run ended before its first step; check its callbacks and limits")
     if trainer.is_global_zero:
         device = device_name(trainer.strategy.root_device, trainer.world_size)
         run.update(status="finished", images_seen=model.images_seen, device=device)

@@ -87,7 +87,7 @@ def find(parser: ArgumentParser, words: Sequence[str], verb: str) -> str | None:
 
 
 def of_all(parser: ArgumentParser, verb: str) -> str:
-    """Return the help of `fit` or `run`: all keys in groups, ours before those of Lightning's Trainer."""
+    """Return the help of `fit` or `run`: all keys by group, lit_gen's before the Trainer's."""
     does = {"run": "Train a model unless that is done, then score it.", "fit": "Train a model."}
     lines = [
         f"usage: lit-gen {verb} --config FILE [--KEY VALUE ...]",

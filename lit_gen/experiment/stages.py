@@ -1,7 +1,7 @@
-"""Training data in place of images: pairs of a teacher, codes or latents of a first stage.
+"""Training data that replace images: pairs of a teacher, codes or latents of a first stage.
 
-A key that names an experiment in place of a finished run (`reflow.teacher`, `first_stage.run`) has that experiment
-trained first, on the same machine and with the same seed.
+A key that names an experiment in place of a finished run (`reflow.teacher`, `first_stage.run`) trains
+that experiment first, on the same machine and with the same seed.
 """
 
 from collections.abc import Callable

@@ -34,8 +34,8 @@ def make_trainer(settings: Namespace, model: GenerativeModel, instantiate: Calla
 
     Args:
         settings: Settings of the Trainer.
-        model: The model; learns here in how many micro-batches its steps are computed.
-        instantiate: Builds a Trainer from the settings, given those that differ.
+        model: The model, which is given the number of micro-batches.
+        instantiate: Function that builds a Trainer from the settings, with the given changes.
 
     Raises:
         UserError: If the machine or a package does not suit the settings.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_gen.core.accumulation import SumOverParts
+from lit_gen.core.accumulation import SumOverMicroBatches
 from lit_gen.core.errors import UserError
 from lit_gen.core.modes import evaluating
 from lit_gen.core.noise import Noise
@@ -285,8 +285,8 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         """Split each optimizer step into micro-batches."""
         self.accumulate = num_micro_batches
         for module in self.modules():
-            if isinstance(module, SumOverParts):
-                module.num_parts = num_micro_batches
+            if isinstance(module, SumOverMicroBatches):
+                module.num_micro_batches = num_micro_batches
 
     @property
     def images_seen(self) -> int:

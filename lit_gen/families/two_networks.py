@@ -62,7 +62,7 @@ class TwoNetworks(GenerativeModel):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         data.check_batches(data.batch_size, self.accumulate, self.trainer.world_size)
 
-    def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    def micro_batches(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         """Yield the tensors of a batch in `accumulate` equal micro-batches, as views; None stays None.
 
         The clock counts the micro-batches, so that training values are averaged over them.

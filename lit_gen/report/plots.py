@@ -34,7 +34,7 @@ Curves = dict[tuple[str, str], list[Row]]
 
 
 def distance_vs_nfe(results: Sequence[Result], path: Path | str, metric: str | None = None) -> Path:
-    """Plot the Frechet distance against NFE: one color per training, one marker and line style per sampler.
+    """Plot the Frechet distance against NFE: one color per training run, one marker and line style per sampler.
 
     A family without samplers is a star at its NFE, with a dotted line at its distance. Evaluations that differ only in
     their seeds are one point with an error bar of one standard deviation. If several models have more than

@@ -135,7 +135,7 @@ def test_other_weights_are_another_training_of_the_same_recipe(prior: Run, tmp_p
 
 def test_a_first_stage_belongs_to_the_training(prior: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(prior.directory), "--first_stage.weights=raw"]) == 2
-    assert "first_stage.weights: belongs to the training of" in capsys.readouterr().err
+    assert "first_stage.weights: cannot change, since" in capsys.readouterr().err
 
 
 def test_a_damaged_copy_is_one_line_before_anything_is_drawn(
@@ -369,7 +369,7 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
             *token,
             f"--first_stage.run={ROOT}/conf/experiment/digits_edm.yaml",
         ],
-        "follows no first stage": arguments("VAE", root, 64, val, stage),
+        "does not support a first stage": arguments("VAE", root, 64, val, stage),
         "ImprovedDDPM learns images": arguments("ImprovedDDPM", root, 64, val, stage),
         "has other training images": [*token, stage, "--data.num_val=50"],
         f"{first(prior).directory} has other training images": [

@@ -186,7 +186,7 @@ def test_what_comes_from_elsewhere_cannot_be_set(
     words, given = arguments(model, tmp_path), str(value).replace("(", "[").replace(")", "]")
     with pytest.raises(UserError) as error:
         ExperimentCLI([*words, f"--model.{key}={given}"]).objects()
-    assert str(error.value) == f"model.{key}: it comes from {source} and cannot be set to {value}; leave it out"
+    assert str(error.value) == f"model.{key}: it comes from {source} and cannot be set to {value}; remove the key"
     ExperimentCLI(words).objects()
     assert key not in resolved(*words)["model"]["init_args"], "so that a run's own configuration can be read"
 

@@ -92,7 +92,7 @@ def test_a_picture_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     trajectory = ["--trajectory", str(tmp_path / "t.png"), "--out", str(tmp_path / "x.png")]
     assert main(["sample", str(run.directory), "--picture", "halves", *trajectory]) == 2
-    assert "--trajectory: belongs to sampled images and not to a --picture" in capsys.readouterr().err
+    assert "--trajectory: needs sampled images and cannot be used with --picture" in capsys.readouterr().err
     assert not list(tmp_path.glob("?.png"))
 
 

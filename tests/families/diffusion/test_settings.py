@@ -60,7 +60,7 @@ def test_a_learned_variance_can_be_asked_for_by_name(tmp_path: Path, capsys: pyt
 )
 def test_what_the_model_asks_of_its_network_cannot_be_set(experiment: str, word: str) -> None:
     cli = ExperimentCLI([f"--config={ROOT}/conf/experiment/{experiment}.yaml", f"--model.network.{word}"])
-    with pytest.raises(UserError, match=rf"^model\.network\.{word[:-2]}: the model says .*; leave it out$"):
+    with pytest.raises(UserError, match=rf"^model\.network\.{word[:-2]}: the model sets .*; remove the key$"):
         cli.objects()
 
 
