@@ -91,7 +91,11 @@ def ema(directory: Path, std: float, images: int | None = None) -> Path:
 
 
 def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
-    """Score a run with objects built anew: a model that was just trained may keep the precision of its training."""
+    """Score a run with objects built anew, also right after its training.
+
+    Training changes its objects: the weights may have another data type, the data module serves pairs or codes, and
+    the network may be compiled. Scores would then depend on whether `run` or `evaluate` computed them.
+    """
     objects = cli.objects(DataFacts.recorded(run.metadata))
     tracking.check_account(objects.wandb)
     objects.evaluation.compare_data(run, objects.model, objects.data)

@@ -1,8 +1,14 @@
-"""Checks before a run directory is made, in order.
+"""Checks before a run directory is made.
 
-The constructors of model, data, callbacks and evaluation have checked their own values before. `check_evaluation` comes
-first if the command evaluates: a mistake in an evaluation is reported before minutes of training, not after. Then
-`check_training`, and last what only a Trainer can check, when it is built.
+All checks, in order; each needs what the ones before it have established:
+
+1. `parser.ExperimentCLI`: keys, types and classes of the configuration, and keys that other objects set.
+2. The constructors: each class checks its own values.
+3. `check_evaluation`, if the command evaluates, so that a mistake is reported before minutes of training, not after.
+4. `check_training`: the model, the data and the settings of the Trainer suit each other.
+5. `stages`: the teacher or the first stage is finished, and suits the model and the data.
+6. `trainer.make_trainer`: what Lightning checks, and the precision and callbacks of the Trainer.
+7. `fit.fit_run`, under the lock of the run: the time that the budget leaves, and what only training needs.
 """
 
 import math

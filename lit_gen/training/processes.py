@@ -27,6 +27,8 @@ from lit_gen.runs.directory import Run
 
 SECONDS_TO_LEAVE = 10.0
 """Seconds that the first process waits for the others to end before it kills them."""
+BATCHES_BETWEEN_AGREEMENTS = 10
+"""Batches between two decisions that all processes take together, such as to stop: each one takes time."""
 
 
 def is_first() -> bool:

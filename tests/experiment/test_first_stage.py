@@ -370,7 +370,7 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
             f"--first_stage.run={ROOT}/conf/experiment/digits_edm.yaml",
         ],
         "does not support a first stage": arguments("VAE", root, 64, val, stage),
-        "ImprovedDDPM learns images": arguments("ImprovedDDPM", root, 64, val, stage),
+        "ImprovedDDPM trains on images": arguments("ImprovedDDPM", root, 64, val, stage),
         "has other training images": [*token, stage, "--data.num_val=50"],
         f"{first(prior).directory} has other training images": [
             *(word for word in token if "data.source" not in word),
@@ -386,7 +386,7 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
         "sampler.size: images of 1x16x16 are not those of digits, 1x8x8": [
             *(*token, "--sampler=TokenSampling", "--sampler.size=[8,8]")
         ],
-        "first_stage.weights: ema:0.1 is made of power-function averages; add --first_stage.run.ema.stds": [
+        "first_stage.weights: ema:0.1 is a power-function average; add --first_stage.run.ema.stds": [
             *(*token, "--first_stage.weights=ema:0.1")
         ],
         "data.batch_size: 2000 exceeds the 1342 ": [*token, "--data.batch_size=2000"],

@@ -8,8 +8,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_gen.core.errors import UserError
 from lit_gen.families.base import GenerativeModel
-
-BATCHES_BETWEEN_AGREEMENTS = 10
+from lit_gen.training.processes import BATCHES_BETWEEN_AGREEMENTS
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ from lightning.pytorch import Callback, Trainer
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import publish, staged
 from lit_gen.families.base import GenerativeModel
-
-BATCHES_BETWEEN_AGREEMENTS = 10
-SECONDS_TO_LEAVE = 10.0
+from lit_gen.training.processes import BATCHES_BETWEEN_AGREEMENTS, SECONDS_TO_LEAVE
 
 
 @dataclass(frozen=True)
