@@ -99,9 +99,9 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
     objects = cli.objects(DataFacts.recorded(run.metadata))
     tracking.check_account(objects.wandb)
     objects.evaluation.compare_data(run, objects.model, objects.data)
-    device = processes.device(cli.config.trainer)
+    device = processes.device(objects.trainer)
     sampler = check_scored(objects, device)
-    processes.launch(cli.config.trainer)
+    processes.launch(objects.trainer)
     model = load_model(run, objects.model, objects.evaluation.weights).to(device)
     model.follow_classes(objects.data)
     cache = run.directory.parent / ".reference"

@@ -14,11 +14,11 @@ All checks, in order; each needs what the ones before it have established:
 import math
 
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.loading import load_weaker
 from lit_gen.families.base import GenerativeModel
@@ -98,10 +98,10 @@ def check_training(experiment: Experiment) -> None:
     _check_counts(settings, num_images // data.batch_size, -(-data.num_val // data.batch_size))
 
 
-def _check_lengths(settings: Namespace, model: GenerativeModel) -> None:
+def _check_lengths(settings: TrainerSettings, model: GenerativeModel) -> None:
     """Raise a UserError if the settings leave nothing to train on."""
     for key in ("max_epochs", "max_steps", "limit_train_batches"):
-        if settings[key] == 0:
+        if getattr(settings, key) == 0:
             raise UserError(
                 f"trainer.{key}: 0 trains on nothing; remove it and set --budget.num_images, the length of the run"
             )
@@ -117,19 +117,20 @@ def _check_lengths(settings: Namespace, model: GenerativeModel) -> None:
         )
 
 
-def _check_steps(settings: Namespace, model: GenerativeModel) -> None:
+def _check_steps(settings: TrainerSettings, model: GenerativeModel) -> None:
     """Raise a UserError if the settings do not split an optimizer step into whole micro-batches."""
     parts = settings.accumulate_grad_batches
     if parts < 1:
         raise UserError(f"trainer.accumulate_grad_batches: {parts} is not a number of micro-batches; give 1 or more")
     for key in COUNTED_IN_BATCHES if parts > 1 and model.automatic_optimization else ():
-        if not isinstance(settings[key], int) and settings[key] not in (None, 0.0, 1.0):
+        count = getattr(settings, key)
+        if not isinstance(count, int) and count not in (None, 0.0, 1.0):
             raise UserError(
-                f"trainer.{key}: {settings[key]} may end within a step of {parts} micro-batches; give a number of steps"
+                f"trainer.{key}: {count} may end within a step of {parts} micro-batches; give a number of steps"
             )
 
 
-def _check_times(settings: Namespace) -> None:
+def _check_times(settings: TrainerSettings) -> None:
     """Raise a UserError if the settings leave no time to train, or validate after no epochs."""
     try:
         left = Timer(settings.max_time).time_remaining()
@@ -149,10 +150,10 @@ def _check_times(settings: Namespace) -> None:
         )
 
 
-def _check_counts(settings: Namespace, num_batches: int, num_val_batches: int) -> None:
+def _check_counts(settings: TrainerSettings, num_batches: int, num_val_batches: int) -> None:
     """Raise a UserError if a setting leaves no batch, or comes after the last batch of an epoch."""
     for key, number in {"limit_train_batches": num_batches, "limit_val_batches": num_val_batches}.items():
-        share = settings[key]
+        share = getattr(settings, key)
         if isinstance(share, float) and number and 0 < share * number < 1:
             least = math.ceil(1e6 / number) / 1e6
             raise UserError(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from jsonargparse import Namespace
 
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.experiment.first_stage import FirstStage
@@ -35,7 +36,7 @@ class Experiment:
         evaluation: Protocol of the evaluation.
         run: Location of the run directory.
         wandb: Settings of Weights & Biases.
-        trainer: Settings of the Trainer.
+        trainer: Settings of the Trainer that lit_gen reads itself.
     """
 
     data: ImageDataModule
@@ -50,10 +51,10 @@ class Experiment:
     evaluation: Evaluation
     run: RunSettings
     wandb: WandbSettings
-    trainer: Namespace
+    trainer: TrainerSettings
 
     @classmethod
-    def of(cls, built: Namespace, trainer: Namespace) -> "Experiment":
+    def of(cls, built: Namespace, trainer: TrainerSettings) -> "Experiment":
         """Return the experiment of the objects that a parser has built."""
         own = {field.name for field in fields(cls)} - {"trainer"}
         return cls(**{name: built[name] for name in own}, trainer=trainer)

@@ -28,6 +28,7 @@ import lit_gen.families  # noqa: F401  (registers the class names that a configu
 from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.errors import UserError
 from lit_gen.core.seeds import check_seed
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.experiment import key_help
@@ -206,7 +207,7 @@ class ExperimentCLI(LightningCLI):
             raise UserError(one_line(error)) from None
         if first_stage is not None:
             self.config_init.model.follow(self.config_init.first_stage)
-        return Experiment.of(self.config_init, self.config.trainer)
+        return Experiment.of(self.config_init, TrainerSettings.of(vars(self.config.trainer)))
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole configuration, defaults included, as plain YAML types."""

@@ -5,12 +5,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.experiment.checks import COUNTED_IN_BATCHES
 from lit_gen.families.base import GenerativeModel
 from lit_gen.training import processes
@@ -29,7 +29,7 @@ EXPECTED = (
 """Warnings of Lightning about what is done here on purpose."""
 
 
-def make_trainer(settings: Namespace, model: GenerativeModel, instantiate: Callable[..., Trainer]) -> Trainer:
+def make_trainer(settings: TrainerSettings, model: GenerativeModel, instantiate: Callable[..., Trainer]) -> Trainer:
     """Return the Trainer of a model.
 
     Args:
@@ -64,7 +64,7 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _split_steps(model: GenerativeModel, settings: Namespace) -> dict[str, Any]:
+def _split_steps(model: GenerativeModel, settings: TrainerSettings) -> dict[str, Any]:
     """Split each optimizer step into `trainer.accumulate_grad_batches` micro-batches.
 
     A batch of Lightning's is then one micro-batch, so a setting that counts batches is multiplied. A model with manual
@@ -79,7 +79,8 @@ def _split_steps(model: GenerativeModel, settings: Namespace) -> dict[str, Any]:
         return {"accumulate_grad_batches": 1}
     if parts == 1:
         return {}
-    return {key: settings[key] * parts for key in COUNTED_IN_BATCHES if isinstance(settings[key], int)}
+    counts = {key: getattr(settings, key) for key in COUNTED_IN_BATCHES}
+    return {key: count * parts for key, count in counts.items() if isinstance(count, int)}
 
 
 def order_callbacks(trainer: Trainer, first: list[Callback], last: list[Callback]) -> None:

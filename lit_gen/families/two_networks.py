@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.families.base import GenerativeModel
 
 
@@ -46,7 +47,7 @@ class TwoNetworks(GenerativeModel):
         self.gradient_clip = gradient_clip
         self.automatic_optimization = False
 
-    def check_trainer(self, settings: Any) -> None:
+    def check_trainer(self, settings: TrainerSettings) -> None:
         """Raise a UserError if Lightning is to clip gradients or scale losses: with two networks it handles neither."""
         if settings.gradient_clip_val:
             raise UserError(
