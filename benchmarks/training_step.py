@@ -30,7 +30,16 @@ from lit_gen.experiment.trainer import quieten
 from lit_gen.families.diffusion import RectifiedFlow, UNet
 from lit_gen.runs.directory import Run
 from lit_gen.runs.tracking import WandbSettings, training_loggers
-from lit_gen.training.callbacks import EMA, Budget, Checkpoint, Monitor, TrainingProgress
+from lit_gen.training.callbacks import (
+    EMA,
+    Budget,
+    BudgetSettings,
+    Checkpoint,
+    CheckpointSettings,
+    EMASettings,
+    Monitor,
+    TrainingProgress,
+)
 
 LOG_EVERY = 10
 SAVE_EVERY = 60
@@ -88,14 +97,20 @@ def main() -> None:
         model = RectifiedFlow(image_shape=shape, network=network, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
         run = Run(Path(folder) / "run")
         run.create({})
-        checkpoint = Checkpoint(args.batch * SAVE_EVERY)
-        checkpoint.path = run.checkpoint
+        checkpoint = Checkpoint(CheckpointSettings(args.batch * SAVE_EVERY), run.checkpoint)
         alternate = Alternate(network(shape, 0), torch.randn(args.batch, *shape), checkpoint)
         num_images = args.batch * (WARM_UP + args.steps)
         trainer = Trainer(
             accelerator="cpu",
             logger=training_loggers(WandbSettings(mode="offline"), run, {}),
-            callbacks=[Monitor(), TrainingProgress(num_images), EMA(), Budget(num_images), checkpoint, alternate],
+            callbacks=[
+                Monitor(),
+                TrainingProgress(num_images),
+                EMA(EMASettings()),
+                Budget(BudgetSettings(num_images)),
+                checkpoint,
+                alternate,
+            ],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

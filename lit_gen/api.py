@@ -6,7 +6,8 @@
 | a schedule, a parameterization | `Schedule`, `Parameterization` | |
 | a density of times, a loss weight | `TimeDensity`, `LossWeight` | |
 | a model | `GenerativeModel`, `Diffusion` | `Capabilities`, `Batch`, `Noise`, `OptimizerFactory` |
-| a data set | `ImageSource` | `ImageSet` |
+| its data and samplers | `Sampler` | `ImageDataModule`, `Temperature` |
+| a data set | `ImageSource` | `ImageSet`, `Part` |
 | features to compare images by | `FeatureNet` | |
 | a likelihood of a trained model | `LikelihoodMethod` | |
 
@@ -17,7 +18,8 @@ mistake in a setting.
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
-from lit_gen.data.sources import ImageSet, ImageSource
+from lit_gen.data.module import ImageDataModule
+from lit_gen.data.sources import ImageSet, ImageSource, Part
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.diffusion.denoisers import Denoiser, Parameterization
@@ -28,7 +30,7 @@ from lit_gen.families.diffusion.objectives import LossWeight
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler, GridSampler
 from lit_gen.families.diffusion.schedules import Schedule
 from lit_gen.families.optimizers import OptimizerFactory
-from lit_gen.families.settings import LikelihoodMethod, Sampler
+from lit_gen.families.settings import LikelihoodMethod, Sampler, Temperature
 from lit_gen.metrics.feature_nets import FeatureNet
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "GenerativeModel",
     "Grid",
     "GridSampler",
+    "ImageDataModule",
     "ImageSet",
     "ImageSource",
     "LikelihoodMethod",
@@ -48,8 +51,10 @@ __all__ = [
     "Noise",
     "OptimizerFactory",
     "Parameterization",
+    "Part",
     "Sampler",
     "Schedule",
+    "Temperature",
     "TimeDensity",
     "UserError",
 ]

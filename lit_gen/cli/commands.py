@@ -7,10 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from jsonargparse._util import import_object
+
 from lit_gen.cli import help
 from lit_gen.cli.reopen import check_named, one_run, reopen
 from lit_gen.cli.sample import sample
 from lit_gen.core.data_facts import DataFacts
+from lit_gen.core.errors import UserError
 from lit_gen.core.processes import ranks
 from lit_gen.evaluation.evaluate import Subject
 from lit_gen.evaluation.evaluate import evaluate as score
@@ -18,6 +21,7 @@ from lit_gen.experiment.checks import check_evaluation, check_scored
 from lit_gen.experiment.fit import fit_run
 from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.families.diffusion.models.flow_matching import FlowMatching
 from lit_gen.report.leaderboard import describe_likelihood
 from lit_gen.report.rows import quantile
 from lit_gen.runs import tracking
@@ -54,14 +58,26 @@ def evaluate(arguments: list[str]) -> Path:
 
 def reflow(arguments: list[str]) -> Run:
     """Train the model of a run again on pairs that the run samples, and return the new run."""
-    check_named(arguments, "reflow", "RUN [--distill]")
+    check_named(arguments, "reflow")
     run, rest = one_run(arguments, "reflow")
+    if not any(word.partition("=")[0] == "--model" for word in rest):
+        _check_flow(run)
     if "--distill" in rest:
         words = (word for word in rest if word != "--distill")
-        rest = ["--model.density", "noise", "--evaluation.likelihood", "0", *words]
+        rest = ["--model.density", "noise", "--model.stratified", "false", "--evaluation.likelihood", "0", *words]
     teacher = ["--reflow.teacher", str(run.directory), "--reflow.teacher_overrides", "null"]
     cli = ExperimentCLI(["--config", str(run.config), *teacher, *rest], "reflow", help.own_options("reflow"))
     return fit_run(cli, cli.objects())
+
+
+def _check_flow(run: Run) -> None:
+    """Raise a UserError if the model of a run cannot be trained on pairs."""
+    name = ExperimentCLI(["--config", str(run.config)]).config.model.class_path
+    if not issubclass(import_object(name), FlowMatching):
+        raise UserError(
+            f"RUN: {run.directory} holds the model {name.rpartition('.')[2]}, which cannot learn from pairs; name the "
+            "run of a RectifiedFlow, or add --model RectifiedFlow"
+        )
 
 
 def ema(directory: Path, std: float, images: int | None = None) -> Path:
@@ -79,19 +95,23 @@ def ema(directory: Path, std: float, images: int | None = None) -> Path:
 
 
 def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
-    """Score a run with objects built anew: a model that was just trained may keep the precision of its training."""
+    """Score a run with objects built anew, also right after its training.
+
+    Training changes its objects: the weights may have another data type, the data module serves pairs or codes, and
+    the network may be compiled. Scores would then depend on whether `run` or `evaluate` computed them.
+    """
     objects = cli.objects(DataFacts.recorded(run.metadata))
     tracking.check_account(objects.wandb)
     objects.evaluation.compare_data(run, objects.model, objects.data)
-    device = processes.device(cli.config.trainer)
-    check_scored(objects, device)
-    processes.launch(cli.config.trainer)
+    device = processes.device(objects.trainer)
+    sampler = check_scored(objects, device)
+    processes.launch(objects.trainer)
     model = load_model(run, objects.model, objects.evaluation.weights).to(device)
     model.follow_classes(objects.data)
     cache = run.directory.parent / ".reference"
-    model.prepare_sampler(objects.sampler, objects.data)
+    model.prepare_sampler(sampler, objects.data)
     with processes.losses_reported(*ranks()):
-        subject = Subject(run, model, objects.data, objects.sampler)
+        subject = Subject(run, model, objects.data, sampler)
         result, path, computed = score(objects.evaluation, subject, cache)
     if ranks()[0] == 0:
         tracking.log_evaluation(objects.wandb, run, result, path.parent, cli.resolved())

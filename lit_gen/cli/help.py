@@ -13,45 +13,45 @@ from lit_gen.core.errors import UserError
 EVALUATION = (
     ("--evaluation.feature_net CLASS", None, "features that images are compared by (none: Inception)"),
     ("--evaluation.metrics LIST", None, "metrics of the samples, such as [FrechetDistance] (none: all that apply)"),
-    ("--evaluation.num_samples N", 10_000, "images drawn"),
+    ("--evaluation.num_samples N", 10_000, "number of samples"),
     ("--evaluation.split SPLIT", "train", "images of the data to compare with: train, val or test"),
     ("--evaluation.seed N", 0, "seed of the noise"),
     ("--evaluation.weights WEIGHTS", "ema", "ema, raw, or an average of any width such as ema:0.1"),
     ("--evaluation.inception_splits N", 10, "splits of the samples for the inception score"),
-    ("--evaluation.batch_size N", 256, "images drawn at once by one process"),
+    ("--evaluation.batch_size N", 256, "samples per batch of one process"),
     ("--evaluation.num_kept N", 64, "images kept in samples.npz and samples.png"),
     ("--evaluation.likelihood N", 0, "test images whose likelihood is computed: 0, a number, or all"),
-    ("--evaluation.likelihood_method CLASS", None, "how a diffusion model computes it"),
-    ("--evaluation.other_data BOOL", False, "accept images other than those of the training"),
+    ("--evaluation.likelihood_method CLASS", None, "method of a diffusion model"),
+    ("--evaluation.other_data BOOL", False, "accept other images than the training images"),
 )
 SAMPLER = (
-    ("--sampler CLASS", None, "how images are drawn, such as Heun or DDIM"),
+    ("--sampler CLASS", None, "sampler, such as Heun or DDIM"),
     ("--sampler.steps N", None, "steps of a diffusion sampler"),
     ("--sampler.nfe N", None, "network evaluations, in place of steps"),
     ("--sampler.grid CLASS", None, "times of the steps, such as Karras"),
     ("--sampler.help CLASS", None, "print all keys of a sampler and stop; without CLASS: list the samplers"),
 )
 MACHINE = (
-    ("--data.source CLASS", None, "another place of the images of the training (none: where they were)"),
+    ("--data.source CLASS", None, "new location of the training images (default: as recorded)"),
     ("--trainer.accelerator NAME", "auto", "auto, gpu or cpu"),
-    ("--trainer.devices N", "auto", "how many, or which"),
+    ("--trainer.devices N", "auto", "number of devices, or their indices"),
     ("--wandb.mode MODE", "auto", "auto, online, offline or disabled"),
 )
-OF_THE_RUN = "A key that you leave out is as in the config.yaml of the run."
+OF_THE_RUN = "Other keys are as in the config.yaml of the run."
 ALL_KEYS = "lit-gen fit --help lists all keys of data, trainer and wandb."
 REFLOW = (
-    ("--reflow.num_pairs N", 50_000, "pairs that the run draws"),
-    ("--reflow.sampler CLASS", None, "how it draws them (none: Heun in 20 equal steps)"),
+    ("--reflow.num_pairs N", 50_000, "number of pairs"),
+    ("--reflow.sampler CLASS", None, "sampler of the run (default: Heun in 20 equal steps)"),
     ("--reflow.seed N", 1_000_000, "seed of the noise"),
     ("--reflow.weights WEIGHTS", "ema", "ema, raw, or an average of any width such as ema:0.1"),
     ("--reflow.start BOOL", True, "start from the weights of the run"),
-    ("--reflow.batch_size N", 256, "pairs drawn at once"),
-    ("--budget.num_images N", None, "images to train on (none: as many as the run)"),
+    ("--reflow.batch_size N", 256, "pairs per batch"),
+    ("--budget.num_images N", None, "images to train on (default: as many as the run)"),
 )
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no option by the beginning of its name, and says what is wrong in one line."""
+    """Parser without abbreviated options and with one-line errors."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
@@ -62,6 +62,11 @@ class Parser(argparse.ArgumentParser):
         return [name for action in self._actions for name in action.option_strings]
 
     def error(self, message: str) -> NoReturn:
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            name = missing.partition(",")[0]
+            action = next(action for action in self._actions if name in (action.metavar, *action.option_strings))
+            raise UserError(f"{name}: missing; give {action.help}")
         raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help lists the options")
 
 
@@ -87,7 +92,7 @@ def _parser(verb: str, description: str, usage: str) -> Parser:
 def _add_keys(
     parser: Parser, title: str, keys: Iterable[tuple[str, object, str]], more: str = "", defaults: bool = True
 ) -> None:
-    """List keys of the configuration, which another parser reads; without defaults where those of a run hold."""
+    """List keys of the configuration, which another parser reads; without defaults if those of a run apply."""
     group = parser.add_argument_group(title, more or None)
     for option, default, text in keys:
         name, _, metavar = option.partition(" ")
@@ -96,7 +101,7 @@ def _add_keys(
 
 
 def sample_options(parser: Parser) -> None:
-    """Add the options of `lit-gen sample` that are no keys of a configuration."""
+    """Add the options of `lit-gen sample` that are not keys of a configuration."""
     group = parser.add_argument_group("options")
     group.add_argument("-n", type=int, default=64, help="images (default: %(default)s)")
     group.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
@@ -107,12 +112,12 @@ def sample_options(parser: Parser) -> None:
     group.add_argument("--weights", default="ema", help="ema, raw, or any width: ema:0.1 (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=256, metavar="N", help="images at once (default: %(default)s)")
     group.add_argument("--label", metavar="CLASS", help="images of one class, by its name or number")
-    group.add_argument("--trajectory", type=Path, metavar="PNG", help="draw the way from noise to image as well")
+    group.add_argument("--trajectory", type=Path, metavar="PNG", help="also plot the path from noise to image")
     group.add_argument("--picture", metavar="NAME", help="reconstructions, interpolations or another of the model's")
 
 
 def sample_parser() -> Parser:
-    """Return the parser of the options of `lit-gen sample`; it leaves the keys of a configuration over."""
+    """Return the parser of the options of `lit-gen sample`, which ignores the keys of a configuration."""
     parser = Parser(prog="lit-gen sample", add_help=False)
     sample_options(parser)
     return parser
@@ -121,7 +126,7 @@ def sample_parser() -> Parser:
 def _evaluate() -> str:
     parser = _parser(
         "evaluate",
-        "Draw images from a run, compare them with those of the data, and write result.json.\n\n"
+        "Sample images from a run, compare them with those of the data, and write result.json.\n\n"
         "  lit-gen evaluate runs/digits_edm-... --sampler Heun --sampler.steps 18",
         "RUN [--sampler CLASS ...] [--evaluation.KEY VALUE ...]",
     )
@@ -134,7 +139,7 @@ def _evaluate() -> str:
 def _sample() -> str:
     parser = _parser(
         "sample",
-        "Draw images from a run into a grid, an archive or a folder.\n\n"
+        "Sample images of a run into a grid, an archive or a folder.\n\n"
         "  lit-gen sample runs/digits_edm-... -n 16 --out samples.png",
         "RUN [-n N] [--out FILE] [OPTIONS] [--sampler CLASS ...]",
     )
@@ -147,12 +152,12 @@ def _sample() -> str:
 def _reflow() -> str:
     parser = _parser(
         "reflow",
-        "Train the model of a finished run of a RectifiedFlow again, on pairs that the run draws.\n\n"
+        "Train a rectified flow again on pairs of noise and image sampled from a finished run.\n\n"
         "  lit-gen reflow runs/digits_rectifiedflow-... --distill",
         "RUN [--distill] [--reflow.KEY VALUE ...] [--budget.num_images N]",
     )
     group = parser.add_argument_group("options")
-    group.add_argument("--distill", action="store_true", help="learn to draw in one step")
+    group.add_argument("--distill", action="store_true", help="train the model to sample in one step")
     _add_keys(parser, "pairs and training", REFLOW, "lit-gen fit --help lists all keys")
     return parser.format_help()
 
@@ -225,5 +230,5 @@ OF_A_RUN: dict[str, Callable[[], str]] = {
 
 
 def own_options(verb: str) -> list[str]:
-    """Return the options of a verb that are no keys of a configuration."""
+    """Return the options of a verb that are not keys of a configuration."""
     return {"sample": sample_parser().names, "reflow": ["--distill"]}.get(verb, [])

@@ -6,10 +6,14 @@ Imports of torch and Lightning take seconds, so each verb imports what it needs 
 import argparse
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lit_gen import __version__
 from lit_gen.cli import help
@@ -21,8 +25,8 @@ VERBS = {
     "fit": "train a model",
     "run": "fit, unless a finished run of the same training exists, then evaluate",
     "evaluate": "score a run",
-    "sample": "draw images from a run",
-    "reflow": "train a rectified flow again on pairs that a run draws",
+    "sample": "sample images from a run",
+    "reflow": "train a rectified flow again on pairs sampled from a run",
     "ema": "make an average of the weights of a run, of any width",
     "sweep": "run every trial of W&B sweep files on this machine, with no account",
     "leaderboard": "rank the evaluations under a folder",
@@ -39,18 +43,23 @@ Train, sample, score and compare generative image models on the same data, budge
 verbs:
 {chr(10).join(f"  {verb:11}  {does}" for verb, does in VERBS.items())}
 """
+Verbs = argparse._SubParsersAction  # type: ignore[type-arg]
 VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code (0 done, 1 some trials failed, 2 bad input, 130 interrupted)."""
+    """Run one verb and return the exit code.
+
+    0 done, 1 some trials failed, 2 bad input, 130 interrupted, 143 terminated.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if os.getcwd() not in sys.path:  # a class of the user's own is named by its import path; the last, to hide nothing
         sys.path.append(os.getcwd())
     # no place in the code, no source line
     warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(message)}\n"
     try:
-        code = _dispatch(words)
+        with _terminable():
+            code = _dispatch(words)
         sys.stdout.flush()  # else a full disk would be found behind the last line that can be reported
         return code
     except UserError as error:
@@ -65,8 +74,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lit-gen: error: {where}: {printable(explain(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lit-gen: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        print("lit-gen: interrupted; run the same command to resume", file=sys.stderr)
         return 130
+    except _Terminated:
+        print("lit-gen: terminated; run the same command again", file=sys.stderr)
+        return 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM, where nothing saves a checkpoint first; not an Exception, so that nobody takes it for an error."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `_Terminated` on SIGTERM in the block; training and sweeps replace the handler by their own."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: Any) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _give_up_output() -> None:
@@ -115,39 +148,63 @@ def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
     for verb in VERBS_WITH_A_CONFIGURATION:
         verbs.add_parser(verb, add_help=False)
 
-    ema = verbs.add_parser(
+    for add in (_add_ema, _add_sweep, _add_leaderboard, _add_report):
+        add(verbs)
+    return parser, verbs.choices
+
+
+def _add_ema(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
         "ema",
         usage="lit-gen ema RUN --std STD [--at IMAGES]",
-        description=VERBS["ema"],
+        description="Make an average of the weights of a run, of any width, from its snapshots.\n\n"
+        "  lit-gen ema runs/digits_edm-... --std 0.1",
+        formatter_class=help.Formatter,
     )
-    ema.add_argument("run", nargs="+", metavar="RUN", help="a run that was trained with --ema.stds")
-    ema.add_argument("--std", type=float, required=True, help="its relative standard deviation, for example 0.1")
-    ema.add_argument("--at", type=int, default=None, metavar="IMAGES", help="images seen by then (default: all)")
-    ema.set_defaults(command=_ema)
-
-    sweep = verbs.add_parser("sweep", usage="lit-gen sweep SWEEP.yaml ... [OPTIONS]", description=VERBS["sweep"])
-    sweep.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml", help="W&B sweep files")
-    sweep.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    sweep.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
-    sweep.add_argument("--seed", type=int, default=0, help="seed of a random search (default: 0)")
-    sweep.add_argument("--count", type=int, default=None, help="number of trials of a random search")
-    sweep.add_argument("--name", default=None, help="name of the sweep's folder (default: the first file's name)")
-    sweep.add_argument("--dry-run", action="store_true", help="list the trials and stop")
-    sweep.set_defaults(command=_sweep)
-
-    leaderboard = verbs.add_parser(
-        "leaderboard", usage="lit-gen leaderboard [FOLDER] [OPTIONS]", description=VERBS["leaderboard"]
+    parser.add_argument("run", nargs="+", metavar="RUN", help="a run that was trained with --ema.stds")
+    parser.add_argument(
+        "--std", type=float, required=True, help="the relative standard deviation of the average, such as 0.1"
     )
-    leaderboard.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
-    leaderboard.add_argument("--by", default=None, help="metric to rank by (default: the distance)")
-    leaderboard.add_argument(
+    parser.add_argument("--at", type=int, default=None, metavar="IMAGES", help="images seen by then (default: all)")
+    parser.set_defaults(command=_ema)
+
+
+def _add_sweep(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "sweep",
+        usage="lit-gen sweep SWEEP.yaml ... [OPTIONS]",
+        description="Run every trial of W&B sweep files on this machine, with no account.\n\n"
+        "  lit-gen sweep sweeps/quickstart.yaml --jobs 2",
+        formatter_class=help.Formatter,
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml", help="one W&B sweep file or more")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of a random search (default: 0)")
+    parser.add_argument("--count", type=int, default=None, help="number of trials of a random search")
+    parser.add_argument("--name", default=None, help="name of the sweep's folder (default: the first file's name)")
+    parser.add_argument("--dry-run", action="store_true", help="list the trials and stop")
+    parser.set_defaults(command=_sweep)
+
+
+def _add_leaderboard(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "leaderboard",
+        usage="lit-gen leaderboard [FOLDER] [OPTIONS]",
+        description="Rank the evaluations under a folder, one table per protocol.\n\n"
+        "  lit-gen leaderboard runs --where protocol.data=digits",
+        formatter_class=help.Formatter,
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
+    parser.add_argument("--by", default=None, help="metric to rank by (default: the distance)")
+    parser.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="keep only these, for example protocol.num_samples=1000; may be repeated",
     )
-    formats = leaderboard.add_mutually_exclusive_group()
+    formats = parser.add_mutually_exclusive_group()
     for name, title in {"json": "JSON", "csv": "CSV", "markdown": "Markdown"}.items():
         formats.add_argument(
             f"--{name}", dest="format", action="store_const", const=name, default="table", help=f"print {title}"
@@ -158,34 +215,43 @@ def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
         metavar="5,10,20",
         help="a Markdown table of model and sampler against budgets of network evaluations",
     )
-    leaderboard.add_argument(
-        "--figure", type=Path, metavar="PNG", help="draw the metric against the network evaluations as well"
+    parser.add_argument(
+        "--figure", type=Path, metavar="PNG", help="also plot the metric against the network evaluations"
     )
-    leaderboard.add_argument(
+    parser.add_argument(
         "--paired",
         nargs=2,
         metavar=("A", "B"),
         help="say whether row A beats row B; each is KEY=VALUE[,KEY=VALUE...], such as model=EDM,nfe=35",
     )
-    leaderboard.add_argument(
+    parser.add_argument(
         "--pareto",
         action="store_true",
         help="keep only the rows that no row of equal or smaller cost beats outside the noise",
     )
-    leaderboard.add_argument(
+    parser.add_argument(
         "--against",
         choices=("nfe", "flops", "seconds"),
         default="nfe",
         help="the cost per image of --pareto and --figure (default: nfe)",
     )
-    leaderboard.set_defaults(command=_leaderboard)
+    parser.set_defaults(command=_leaderboard)
 
-    report = verbs.add_parser("report", usage="lit-gen report [FOLDER] [OPTIONS]", description=VERBS["report"])
-    report.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
-    report.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    report.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="as of the leaderboard")
-    report.set_defaults(command=_page)
-    return parser, verbs.choices
+
+def _add_report(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "report",
+        usage="lit-gen report [FOLDER] [OPTIONS]",
+        description="Write one HTML page of all evaluations under a folder, with pictures and curves.\n\n"
+        "  lit-gen report runs --out report.html",
+        formatter_class=help.Formatter,
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="keep only these, as in the leaderboard"
+    )
+    parser.set_defaults(command=_page)
 
 
 def _budgets(text: str) -> list[int]:
@@ -209,7 +275,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     check_seed(options.seed, "--seed")
     if options.jobs < 1:
-        raise UserError(f"--jobs: {options.jobs} is not a positive number of trials at a time")
+        raise UserError(f"--jobs: {options.jobs} is not a positive number of trials; give 1 or more")
     common = {"seed": options.seed, "count": options.count, "name": options.name}
     if options.dry_run:
         sweeps.dry_run(options.files, options.root, **common)

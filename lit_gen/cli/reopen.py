@@ -29,12 +29,12 @@ def one_run(arguments: list[str], verb: str) -> tuple[Run, list[str]]:
     return Run.open(names[0]), arguments[1:]
 
 
-def check_named(arguments: list[str], verb: str, usage: str) -> None:
+def check_named(arguments: list[str], verb: str) -> None:
     """Raise a UserError unless a run is named first; print the help of a class (`--sampler.help Heun`), if asked."""
     if any(key_help.asked_for(word) for word in arguments[:1]):
         ExperimentCLI(arguments, verb, help.own_options(verb))
     if not arguments or arguments[0].startswith("-"):
-        raise UserError(f"usage: lit-gen {verb} {usage}; RUN is a run directory")
+        raise UserError(f"RUN: missing; give a run directory, as in lit-gen {verb} runs/digits_edm-...")
 
 
 def reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
@@ -45,7 +45,7 @@ def reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
     Raises:
         UserError: If the run does not exist, or the arguments change a setting of its training.
     """
-    check_named(arguments, verb, "RUN [--sampler Heun --sampler.steps 18 ...]")
+    check_named(arguments, verb)
     run, rest = one_run(arguments, verb)
     own = ["--config", str(run.config)]
     saved = ExperimentCLI(own).resolved()
@@ -59,8 +59,8 @@ def reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
     ]
     if changed:
         raise UserError(
-            f"{', '.join(changed)}: belongs to the training of {run.directory}, which is done; lit-gen {verb} takes "
-            f"{', '.join(KEYS_OF_AN_EVALUATION)} and data.source (use lit-gen run to train with other settings)"
+            f"{', '.join(changed)}: cannot change, since {run.directory} is trained; give lit-gen {verb} only keys of "
+            f"{', '.join(KEYS_OF_AN_EVALUATION)} and data.source, or use lit-gen run to train with other settings"
         )
     return run, cli, saved["data"]["source"] != asked["data"]["source"]
 

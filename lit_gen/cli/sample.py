@@ -1,4 +1,4 @@
-"""`lit-gen sample`: images of a run as a grid, an archive or a folder, and pictures of its model."""
+"""Sample images of a run as a grid, an archive or a folder, and make pictures of its model."""
 
 import argparse
 
@@ -33,15 +33,15 @@ def sample(arguments: list[str]) -> None:
     if other_source or own.picture is not None or _reads_data(objects):
         objects.evaluation.compare_data(run, objects.model, objects.data)
     device = processes.device(objects.trainer)
-    check_sampler(objects, device)
+    asked = check_sampler(objects, device)
     model = load_model(run, objects.model, own.weights).to(device)
     model.follow_classes(objects.data)
     label = None if own.label is None else _class_number(own.label, model, objects.data.class_names)
     if own.picture is not None:
-        _show(model, objects, own)
+        _show(model, objects, asked, own)
         return
-    model.prepare_sampler(objects.sampler, objects.data)
-    sampler, trajectories = objects.sampler or model.default_sampler(), None
+    model.prepare_sampler(asked, objects.data)
+    sampler, trajectories = asked or model.default_sampler(), None
     if own.trajectory is not None:
         trajectories = _watched(model, sampler, objects)
         sampler = trajectories.sampler
@@ -72,7 +72,7 @@ def _check_options(own: argparse.Namespace) -> None:
     if own.trajectory is not None:
         check_path(own.trajectory)
         if own.picture is not None:
-            raise UserError("--trajectory: belongs to sampled images and not to a --picture; give one of the two")
+            raise UserError("--trajectory: needs sampled images and cannot be used with --picture; give one of the two")
     parse_weights(own.weights, "--weights")
 
 
@@ -118,7 +118,7 @@ def _class_number(text: str, model: GenerativeModel, names: tuple[str, ...] | No
         UserError: If the model has no classes, or not this class.
     """
     if not model.num_classes:
-        raise UserError(f"--label: {model.title} was not trained with model.class_conditional=true; leave it out")
+        raise UserError(f"--label: {model.title} was not trained with model.class_conditional=true; remove --label")
     if names is not None and text in names:
         return names.index(text)
     numbered = names is None or not any(name.isdecimal() for name in names)
@@ -129,9 +129,9 @@ def _class_number(text: str, model: GenerativeModel, names: tuple[str, ...] | No
     raise UserError(f"--label: {text} is not a class; choose one of {choices}{more}")
 
 
-def _show(model: GenerativeModel, objects: Experiment, own: argparse.Namespace) -> None:
+def _show(model: GenerativeModel, objects: Experiment, sampler: Sampler | None, own: argparse.Namespace) -> None:
     """Save one of the pictures that a family makes of images of the data."""
     if own.out.suffix != ".png":
-        raise UserError(f"--out: {own.out} must end in .png for --picture")
-    save_tiles(model.show(own.picture, objects.data, own.n, own.seed, objects.sampler), own.out)
+        raise UserError(f"--out: {own.out} does not end in .png; give a name that does, or remove --picture")
+    save_tiles(model.show(own.picture, objects.data, own.n, own.seed, sampler), own.out)
     print(f"{own.picture} of {own.n} images of {objects.data.name} -> {own.out}")

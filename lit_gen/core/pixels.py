@@ -1,4 +1,8 @@
-"""Maps between 8-bit images, u in 0 .. 255, and float images, x = u / 127.5 - 1 in [-1, 1]."""
+"""Maps between 8-bit images, u in 0 .. 255, and float images, x = u / 127.5 - 1 in [-1, 1].
+
+`quantise` is called by `ImageSource.stored` for samples, `metrics.reconstruction` for reconstructions,
+`pictures.grids` for pictures, and `experiment.reflow` for pairs.
+"""
 
 import torch
 from torch import Tensor

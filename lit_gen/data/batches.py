@@ -143,7 +143,7 @@ class BatchSampler(Sampler[BatchKey]):
         num_ranks: Number of processes that share each batch.
         position: Function that returns (epoch, micro-batches of it already done) at the start of an epoch, or None if
             no trainer keeps a position. Then the epoch set by `set_epoch` starts at its first batch.
-        parts: Number of equal, consecutive micro-batches per global batch.
+        num_micro_batches: Number of equal, consecutive micro-batches per global batch.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class BatchSampler(Sampler[BatchKey]):
         rank: int = 0,
         num_ranks: int = 1,
         position: Callable[[], tuple[int, int] | None] | None = None,
-        parts: int = 1,
+        num_micro_batches: int = 1,
     ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
@@ -164,7 +164,7 @@ class BatchSampler(Sampler[BatchKey]):
         self.seed = seed
         self.rank = rank
         self.num_ranks = num_ranks
-        self.parts = parts
+        self.num_micro_batches = num_micro_batches
         self._position = position
         self._epoch = 0
         whole, rest = divmod(num_images, batch_size)
@@ -172,7 +172,7 @@ class BatchSampler(Sampler[BatchKey]):
 
     def __len__(self) -> int:
         """Return the number of micro-batches of a whole epoch: Lightning counts up to it from a restored position."""
-        return self.num_global_batches * self.parts
+        return self.num_global_batches * self.num_micro_batches
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch to use if no trainer keeps the position."""
@@ -197,8 +197,10 @@ class BatchSampler(Sampler[BatchKey]):
     def _batches(self, epoch: int, first: int) -> Iterator[BatchKey]:
         order = self.order(epoch)
         for place in range(first, len(self)):
-            batch, part = divmod(place, self.parts)
-            whole = np.array_split(order[batch * self.batch_size : (batch + 1) * self.batch_size], self.parts)[part]
+            batch, part = divmod(place, self.num_micro_batches)
+            whole = np.array_split(
+                order[batch * self.batch_size : (batch + 1) * self.batch_size], self.num_micro_batches
+            )[part]
             share = np.array_split(whole, self.num_ranks)[self.rank]
             yield BatchKey(epoch, share) if len(share) else BatchKey(epoch, whole[:1], stand_in=True)
 
@@ -221,7 +223,7 @@ class BatchLoader(DataLoader[Batch]):
         """Return the settings that must be unchanged to resume a run."""
         sampler = self._order
         state = {"num_images": sampler.num_images, "batch_size": sampler.batch_size, "seed": sampler.seed}
-        return state | {"accumulate_grad_batches": sampler.parts}
+        return state | {"accumulate_grad_batches": sampler.num_micro_batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Check the settings of a checkpoint, which may have been saved within an epoch.

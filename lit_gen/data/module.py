@@ -1,6 +1,6 @@
 """The data module: batches of any image source in a reproducible order."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -68,6 +68,13 @@ class ImageDataModule(LightningDataModule):
         self._trained_on: dict[str, Pairs] | dict[str, Encoded] = {}
         self._parts: dict[str, ImageSet] = {}
         self._fingerprints: dict[str, str] = {}
+
+    @classmethod
+    def recorded(cls, facts: DataFacts | None, **settings: Any) -> Self:
+        """Return a data module with the facts that a run recorded about its data, if there are any."""
+        data = cls(**settings)
+        data.facts = facts
+        return data
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -194,7 +201,7 @@ class ImageDataModule(LightningDataModule):
             UserError: If the batch size exceeds the data, or is not divisible by the numbers of processes and
                 micro-batches.
         """
-        self.check_batches(len(self._served("train").images), self._num_parts(), self._ranks()[1])
+        self.check_batches(len(self._served("train").images), self._num_micro_batches(), self._ranks()[1])
         return self._loader("train", training=True)
 
     def check_batches(self, num_images: int, parts: int, num_ranks: int) -> None:
@@ -250,7 +257,7 @@ class ImageDataModule(LightningDataModule):
             rank=rank,
             num_ranks=num_ranks,
             position=self._position if training else None,
-            parts=self._num_parts() if training else 1,
+            num_micro_batches=self._num_micro_batches() if training else 1,
         )
         redraw = self.source.redraw if training and not self._trained_on else None
         dataset = BatchDataset(data, self.seed, self.flip and training, redraw)
@@ -281,7 +288,7 @@ class ImageDataModule(LightningDataModule):
             )
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _num_parts(self) -> int:
+    def _num_micro_batches(self) -> int:
         """Return the number of micro-batches per optimizer step."""
         return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 

@@ -1,21 +1,29 @@
-"""Checks before a run directory is made, in order.
+"""Checks before a run directory is made.
 
-The constructors of model, data, callbacks and evaluation have checked their own values before. `check_evaluation` comes
-first if the command evaluates: a mistake in an evaluation is reported before minutes of training, not after. Then
-`check_training`, and last what only a Trainer can check, when it is built.
+All checks, in order; each needs what the ones before it have established:
+
+1. `parser.ExperimentCLI`: keys, types and classes of the configuration, and keys that other objects set.
+2. The constructors: each class checks its own values.
+3. `check_evaluation`, if the command evaluates, so that a mistake is reported before minutes of training, not after.
+4. `check_training`: the model, the data and the settings of the Trainer suit each other.
+5. `stages`: the teacher or the first stage is finished, and suits the model and the data.
+6. `trainer.make_trainer`: what Lightning checks, and the precision and callbacks of the Trainer.
+7. `fit.fit_run`, under the lock of the run: the time that the budget leaves, and what only training needs.
 """
 
 import math
 
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.loading import load_weaker
 from lit_gen.families.base import GenerativeModel
+from lit_gen.families.diffusion.samplers.base import DiffusionSampler
+from lit_gen.families.settings import Sampler
 from lit_gen.runs import tracking
 from lit_gen.runs.weights import parse_weights
 from lit_gen.training import processes
@@ -29,7 +37,7 @@ def check_evaluation(experiment: Experiment) -> None:
     """Raise a UserError if the model that is to be trained cannot be evaluated as the configuration asks."""
     model, evaluation = experiment.model, experiment.evaluation
     check_scored(experiment, processes.device(experiment.trainer))
-    if parse_weights(evaluation.weights, "evaluation.weights") and not experiment.ema.gammas:
+    if parse_weights(evaluation.weights, "evaluation.weights") and not experiment.ema.stds:
         raise UserError(
             f"evaluation.weights: {evaluation.weights} needs power-function averages, and none is kept; add "
             "--ema.stds '[0.05, 0.1]'"
@@ -40,20 +48,30 @@ def check_evaluation(experiment: Experiment) -> None:
     evaluation.check(experiment.data, conditional=model.num_classes > 0)
 
 
-def check_scored(experiment: Experiment, device: torch.device) -> None:
-    """Raise a UserError unless the sampler suits the model, and its samples and the likelihood can be scored."""
-    check_sampler(experiment, device)
+def check_scored(experiment: Experiment, device: torch.device) -> Sampler | None:
+    """Return the sampler, as `check_sampler` does.
+
+    Raises:
+        UserError: Unless it suits the model, and its samples and the likelihood can be scored.
+    """
+    sampler = check_sampler(experiment, device)
     if experiment.evaluation.likelihood:
         experiment.evaluation.likelihood_protocol(experiment.model, experiment.data)
-    experiment.model.check_scored(experiment.sampler, experiment.data)
+    experiment.model.check_scored(sampler, experiment.data)
+    return sampler
 
 
-def check_sampler(experiment: Experiment, device: torch.device) -> None:
-    """Raise a UserError unless the sampler suits the model; load the weaker model of an autoguidance."""
-    experiment.model.rehearse(experiment.sampler)
-    guidance = getattr(experiment.sampler, "guidance", None)
-    if guidance is not None and guidance.run is not None:
-        load_weaker(guidance, experiment.model, device)
+def check_sampler(experiment: Experiment, device: torch.device) -> Sampler | None:
+    """Return the sampler, with the weaker model of an autoguidance.
+
+    Raises:
+        UserError: Unless it suits the model.
+    """
+    sampler = experiment.sampler
+    experiment.model.rehearse(sampler)
+    if not isinstance(sampler, DiffusionSampler) or sampler.guidance is None or sampler.guidance.run is None:
+        return sampler
+    return sampler.guided(load_weaker(sampler.guidance, experiment.model, device))
 
 
 def check_training(experiment: Experiment) -> None:
@@ -80,10 +98,10 @@ def check_training(experiment: Experiment) -> None:
     _check_counts(settings, num_images // data.batch_size, -(-data.num_val // data.batch_size))
 
 
-def _check_lengths(settings: Namespace, model: GenerativeModel) -> None:
+def _check_lengths(settings: TrainerSettings, model: GenerativeModel) -> None:
     """Raise a UserError if the settings leave nothing to train on."""
     for key in ("max_epochs", "max_steps", "limit_train_batches"):
-        if settings[key] == 0:
+        if getattr(settings, key) == 0:
             raise UserError(
                 f"trainer.{key}: 0 trains on nothing; remove it and set --budget.num_images, the length of the run"
             )
@@ -99,24 +117,26 @@ def _check_lengths(settings: Namespace, model: GenerativeModel) -> None:
         )
 
 
-def _check_steps(settings: Namespace, model: GenerativeModel) -> None:
+def _check_steps(settings: TrainerSettings, model: GenerativeModel) -> None:
     """Raise a UserError if the settings do not split an optimizer step into whole micro-batches."""
     parts = settings.accumulate_grad_batches
     if parts < 1:
         raise UserError(f"trainer.accumulate_grad_batches: {parts} is not a number of micro-batches; give 1 or more")
     for key in COUNTED_IN_BATCHES if parts > 1 and model.automatic_optimization else ():
-        if not isinstance(settings[key], int) and settings[key] not in (None, 0.0, 1.0):
+        count = getattr(settings, key)
+        if not isinstance(count, int) and count not in (None, 0.0, 1.0):
             raise UserError(
-                f"trainer.{key}: {settings[key]} may end within a step of {parts} micro-batches; give a number of steps"
+                f"trainer.{key}: {count} may end within a step of {parts} micro-batches; give a number of steps"
             )
 
 
-def _check_times(settings: Namespace) -> None:
+def _check_times(settings: TrainerSettings) -> None:
     """Raise a UserError if the settings leave no time to train, or validate after no epochs."""
     try:
         left = Timer(settings.max_time).time_remaining()
     except (MisconfigurationException, TypeError) as error:
-        raise UserError(f"trainer.max_time: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer.max_time: {reason}; give DD:HH:MM:SS, such as 00:01:30:00") from None
     if left is not None and left <= 0:
         raise UserError(
             f"trainer.max_time: {settings.max_time} trains on nothing; give more, or remove it and set "
@@ -130,10 +150,10 @@ def _check_times(settings: Namespace) -> None:
         )
 
 
-def _check_counts(settings: Namespace, num_batches: int, num_val_batches: int) -> None:
+def _check_counts(settings: TrainerSettings, num_batches: int, num_val_batches: int) -> None:
     """Raise a UserError if a setting leaves no batch, or comes after the last batch of an epoch."""
     for key, number in {"limit_train_batches": num_batches, "limit_val_batches": num_val_batches}.items():
-        share = settings[key]
+        share = getattr(settings, key)
         if isinstance(share, float) and number and 0 < share * number < 1:
             least = math.ceil(1e6 / number) / 1e6
             raise UserError(

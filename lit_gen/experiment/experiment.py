@@ -1,9 +1,10 @@
-"""Everything that an experiment is made of, with its types."""
+"""The objects of an experiment, with their types."""
 
 from dataclasses import dataclass, fields
 
 from jsonargparse import Namespace
 
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.experiment.first_stage import FirstStage
@@ -12,10 +13,10 @@ from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
 from lit_gen.runs.directory import RunSettings
 from lit_gen.runs.tracking import WandbSettings
-from lit_gen.training.callbacks.budget import Budget
-from lit_gen.training.callbacks.checkpoint import Checkpoint
-from lit_gen.training.callbacks.ema import EMA
-from lit_gen.training.callbacks.sample_grid import SampleGrid
+from lit_gen.training.callbacks.budget import BudgetSettings
+from lit_gen.training.callbacks.checkpoint import CheckpointSettings
+from lit_gen.training.callbacks.ema import EMASettings
+from lit_gen.training.callbacks.sample_grid import SampleGridSettings
 
 
 @dataclass(frozen=True)
@@ -24,41 +25,41 @@ class Experiment:
 
     Attributes:
         data: Training, validation and test images.
-        first_stage: What encodes them, if the configuration names a first stage.
-        reflow: Pairs in place of the images, if the configuration names a teacher.
+        first_stage: First stage that encodes the images, if the configuration names one.
+        reflow: Settings of the pairs that replace the images, if the configuration names a teacher.
         model: The model, with its initial weights.
         budget: Length of the training run.
-        checkpoint: When a checkpoint is saved.
-        ema: Which averages of the weights are kept.
-        grid: When a grid of samples is saved.
-        sampler: How images are sampled; None for the model's own sampler.
+        checkpoint: Interval between checkpoints.
+        ema: Averages of the weights.
+        grid: Interval between grids of samples, and their size.
+        sampler: The sampler; None for the default sampler of the model.
         evaluation: Protocol of the evaluation.
-        run: Place of the run directory.
-        wandb: What W&B is told.
-        trainer: Settings of the Trainer.
+        run: Location of the run directory.
+        wandb: Settings of Weights & Biases.
+        trainer: Settings of the Trainer that lit_gen reads itself.
     """
 
     data: ImageDataModule
     first_stage: FirstStage
     reflow: Reflow
     model: GenerativeModel
-    budget: Budget
-    checkpoint: Checkpoint
-    ema: EMA
-    grid: SampleGrid
+    budget: BudgetSettings
+    checkpoint: CheckpointSettings
+    ema: EMASettings
+    grid: SampleGridSettings
     sampler: Sampler | None
     evaluation: Evaluation
     run: RunSettings
     wandb: WandbSettings
-    trainer: Namespace
+    trainer: TrainerSettings
 
     @classmethod
-    def of(cls, built: Namespace, trainer: Namespace) -> "Experiment":
-        """Return the experiment of the objects that a parser has built by key."""
+    def of(cls, built: Namespace, trainer: TrainerSettings) -> "Experiment":
+        """Return the experiment of the objects that a parser has built."""
         own = {field.name for field in fields(cls)} - {"trainer"}
         return cls(**{name: built[name] for name in own}, trainer=trainer)
 
     @property
     def stage(self) -> FirstStage | None:
-        """The first stage, or None if the model learns images."""
+        """The first stage, or None if the model trains on images."""
         return self.first_stage if self.first_stage.run is not None else None

@@ -1,16 +1,15 @@
-"""The first of two stages: it turns images into codes or latents, once, and what the second draws of those into images.
+"""The first of two stages: encodes images as codes or latents once, and decodes the samples of the second stage.
 
-    images -- encode --> codes or latents -- learned by --> the second stage -- drawn --> codes or latents -- decode -->
+    images -- encode --> codes or latents -- train --> second stage -- sample --> codes or latents -- decode --> images
 
-The second stage is trained on what the first, which stays as it is, makes of all training images. Its run keeps a copy
-of the first, and needs no other run to be sampled and scored.
+The second stage is trained on the codes or latents of all training images; the first stage is not changed. The run of
+the second stage keeps a copy of the first, so it can be sampled and scored without the other run.
 
-    RUN OF THE FIRST/encoded/KEY.npz       what it makes of the images of a split
+    RUN OF THE FIRST/encoded/KEY.npz       codes or latents of the images of a split
     RUN OF THE SECOND/first_stage/         config.yaml, run.json, weights.safetensors
 
-Latents are standardised, each channel by its mean and its deviation over the training images, to the mean 0 and the
-standard deviation 1/2, which is about that of images in [-1, 1], and what EDM assumes (as Karras et al. 2024,
-https://arxiv.org/abs/2312.02696).
+Each channel is standardised to mean 0 and standard deviation 1/2 over the training images. That is about the standard
+deviation of images in [-1, 1], which EDM assumes (as Karras et al. 2024, https://arxiv.org/abs/2312.02696).
 """
 
 import hashlib
@@ -42,7 +41,7 @@ from lit_gen.families.base import GenerativeModel
 from lit_gen.families.vq.models.vqgan import VQVAE
 from lit_gen.runs.directory import Run, read_metadata
 from lit_gen.runs.weights import parse_weights
-from lit_gen.training.callbacks.ema import EMA, load_weights, named_weights
+from lit_gen.training.callbacks.ema import EMASettings, load_weights, named_weights
 
 FOLDER = "first_stage"
 WEIGHTS = "weights.safetensors"
@@ -63,20 +62,20 @@ class FirstStageExperiment(Protocol):
         """Training, validation and test images."""
 
     @property
-    def ema(self) -> EMA:
+    def ema(self) -> EMASettings:
         """Averages of the weights that are kept."""
 
 
 Build = Callable[[list[str], DataFacts | None], FirstStageExperiment]
-"""Build an experiment, given its arguments and what a run recorded of its data."""
+"""Build an experiment from its arguments and the facts that a run recorded about its data."""
 
 
 @dataclass(frozen=True)
 class FirstStageSettings:
-    """A trained VQVAE or VQGAN, of whose codes or latents the model learns; without one, the model learns images.
+    """The VQVAE or VQGAN whose codes or latents the model trains on; without one, the model trains on images.
 
     Args:
-        run: Its run, or the file of its experiment, which is then trained first. null: none.
+        run: Its run, or the file of its experiment, which is then trained first. null: no first stage.
         weights: Its weights: ema, raw, or a width such as ema:0.1.
         batch_size: Images encoded at once.
         run_overrides: Settings of its experiment that differ from its file, `{budget.num_images: 1000}`; on the command
@@ -90,7 +89,9 @@ class FirstStageSettings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UserError(f"first_stage.batch_size: {self.batch_size} is not a positive number of images")
+            raise UserError(
+                f"first_stage.batch_size: {self.batch_size} is not a positive number of images; give 1 or more"
+            )
         parse_weights(self.weights, "first_stage.weights")
 
 
@@ -99,7 +100,7 @@ class FirstStage:
 
     Args:
         settings: Run, weights and batch size of the first stage.
-        build: Builds its experiment.
+        build: Function that builds its experiment.
     """
 
     def __init__(self, settings: FirstStageSettings, build: Build) -> None:
@@ -121,15 +122,17 @@ class FirstStage:
         path = Path(self.run)
         config = path / "config.yaml" if path.is_dir() else path
         if not config.is_file():
-            raise UserError(f"first_stage.run: {self.run} is neither a run directory nor the file of an experiment")
-        # the second's weights are drawn as if there were no first
+            raise UserError(
+                f"first_stage.run: {self.run} is neither a run directory nor the file of an experiment; check the path"
+            )
+        # the initial weights of the second stage are those without a first stage
         with isolate_rng(), opening(config, "first_stage.run"), belonging_to("first_stage.run"):
             facts = DataFacts.recorded(self.metadata) if path.is_dir() else None
             experiment = self._build(["--config", str(config), *as_arguments(self.run_overrides)], facts)
         if not isinstance(experiment.model, VQVAE):
             raise UserError(
-                f"first_stage.run: {self.run} holds a {type(experiment.model).__name__}, which has no codes; name a "
-                "VQVAE or VQGAN"
+                f"first_stage.run: {self.run} holds the model {type(experiment.model).__name__}, which has no "
+                "codes; name a VQVAE or VQGAN"
             )
         return experiment
 
@@ -146,7 +149,7 @@ class FirstStage:
         return 0 if self.run is None else self.model.num_codes
 
     def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(C, h, w) of what the second stage learns: latents, or codes, which are (h, w); else images."""
+        """Return the shape of latents (C, h, w) or codes (h, w) on which the second stage trains, or else of images."""
         return image_shape if self.run is None else self.model.latent_shape
 
     def check(self, data: ImageDataModule) -> None:
@@ -155,16 +158,16 @@ class FirstStage:
         It must be trained on the same images, keep the weights that are asked for, and the data must not flip images.
         """
         if data.flip:
-            raise UserError("data.flip: what is encoded cannot be flipped; set it to false, or flip in the first stage")
+            raise UserError("data.flip: encoded images cannot be flipped; set it to false, or flip in the first stage")
         other: ImageDataModule = self._experiment.data
         to_be_trained = Path(str(self.run)).is_file()
-        if to_be_trained and parse_weights(self.weights, "first_stage.weights") and not self._experiment.ema.gammas:
+        if to_be_trained and parse_weights(self.weights, "first_stage.weights") and not self._experiment.ema.stds:
             raise UserError(
-                f"first_stage.weights: {self.weights} is made of power-function averages; add "
+                f"first_stage.weights: {self.weights} is a power-function average; add "
                 "--first_stage.run.ema.stds '[0.05, 0.1]' to keep them"
             )
         if to_be_trained and "data.num_val" not in self.run_overrides:
-            other.num_val = data.num_val  # with which it will be trained
+            other = ImageDataModule(other.source, num_val=data.num_val)  # with which it will be trained
         recorded = None if to_be_trained else Run(Path(str(self.run))).images_fingerprint
         if (recorded or other.fingerprint("train")) != data.fingerprint("train"):
             of = f"{other.name} of {'x'.join(map(str, other.image_shape))} with data.num_val {other.num_val}"
@@ -223,7 +226,7 @@ class FirstStage:
         return self.model.title
 
     def describe(self) -> dict[str, Any]:
-        """Return what a result records of the first stage."""
+        """Return the facts that a result records about the first stage."""
         metadata = self.metadata
         kept = {name: metadata.get(name) for name in ("title", "identity", "images_seen", "training_seconds")}
         return kept | {"weights": self.weights, "num_parameters": self.num_parameters}
@@ -235,7 +238,7 @@ class FirstStage:
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 (hex) of the weights: a training that is repeated on another machine may end with others."""
+        """SHA-256 (hex) of the weights. Repeating the run on another machine may give other weights."""
         digest = hashlib.sha256()
         for name, weight in sorted(named_weights(self.model.generator).items()):
             digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
@@ -307,6 +310,6 @@ class FirstStage:
 
 
 def _moments(latents: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of latents (N, C, h, w), (C, 1, 1)."""
+    """Return the mean and the standard deviation (C, 1, 1) of each channel of latents (N, C, h, w)."""
     mean, std = latents.mean((0, 2, 3), np.float64), latents.std((0, 2, 3), np.float64)
     return tuple(torch.from_numpy(v).float()[:, None, None] for v in (mean, np.maximum(std, 1e-6)))  # type: ignore[return-value]

@@ -1,7 +1,7 @@
-"""Train an experiment: its run directory, what it builds on, the training itself."""
+"""Train an experiment in its run directory, after its teacher or first stage."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -23,9 +23,12 @@ from lit_gen.experiment.trainer import make_trainer, order_callbacks
 from lit_gen.runs import tracking
 from lit_gen.runs.directory import Run
 from lit_gen.training import processes
-from lit_gen.training.callbacks.checkpoint import check_world_size
+from lit_gen.training.callbacks.budget import Budget
+from lit_gen.training.callbacks.checkpoint import Checkpoint, check_world_size, threads_restored
+from lit_gen.training.callbacks.ema import EMA
 from lit_gen.training.callbacks.monitor import Monitor
 from lit_gen.training.callbacks.progress import TrainingProgress
+from lit_gen.training.callbacks.sample_grid import SampleGrid
 
 
 def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
@@ -40,42 +43,40 @@ def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
     config = cli.resolved()
     check_training(experiment)
     model.follow_classes(data)
-    flow = 1
+    flow, spent = 1, 0.0
     if stage is not None:
-        learn_encoded(cli, experiment, fit_run)
+        spent = learn_encoded(cli, experiment, fit_run)
         # the run keeps a copy of the first stage in its own folder
         config["first_stage"] = config["first_stage"] | {"run": FOLDER, "run_overrides": None}
     elif experiment.reflow.teacher is not None:
-        flow = learn_pairs(cli, experiment, fit_run)
+        flow, spent = learn_pairs(cli, experiment, fit_run)
     fingerprint = data.training_fingerprint
     trainer = make_trainer(experiment.trainer, model, cli.instantiate_trainer)
     run = Run.of(experiment.run, f"{data.name}_{model.title.lower()}", training_identity(config, fingerprint))
     with processes.turn(run, trainer) as unfinished:
         if unfinished:  # the last checks that can leave no run behind
-            experiment.budget.setup(trainer, model, "fit")
+            experiment.budget.check_left(spent)
             model.check_training()
         if unfinished and processes.is_first():
-            run.create(_kept(config), **_facts(experiment, config, flow))
+            run.create(_kept(config), **_facts(experiment, config, flow, spent))
             if stage is not None:
                 stage.save(run.directory / FOLDER)
             tracking.announce(experiment.wandb)
         if unfinished:
-            try:
-                _train(trainer, experiment, config, run)
-            finally:
-                experiment.checkpoint.restore_threads()
+            with threads_restored():
+                _train(trainer, experiment, config, run, spent)
         elif processes.is_first():
-            print(f"{run.directory}: this training is finished", flush=True)
+            print(f"{run.directory}: this run is finished", flush=True)
     return run
 
 
 def _kept(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration that a run keeps, which does not depend on which of its evaluations came first."""
+    """Return the configuration that a run keeps, without the settings of one evaluation."""
     return config | {"sampler": None, "evaluation": config["evaluation"] | {"other_data": False}}
 
 
-def _facts(experiment: Experiment, config: dict[str, Any], flow: int) -> dict[str, Any]:
-    """Return what run.json records of a training run when it is created."""
+def _facts(experiment: Experiment, config: dict[str, Any], flow: int, spent: float) -> dict[str, Any]:
+    """Return the content of run.json for a new run."""
     data, model, stage = experiment.data, experiment.model, experiment.stage
     fingerprint = data.training_fingerprint
     of_recipe = fingerprint if stage is None else stage.key(data, "train", model.capabilities.learns, "recipe")
@@ -86,19 +87,15 @@ def _facts(experiment: Experiment, config: dict[str, Any], flow: int) -> dict[st
         "title": f"{model.title}, class-conditional" if model.num_classes else model.title,
         "flow": flow,
         "seed": config["seed_everything"],
-        "earlier_seconds": experiment.budget.spent,
+        "earlier_seconds": spent,
         "data": {"fingerprint": fingerprint} | data.describe().to_dict(),
     }
 
 
-def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run: Run) -> None:
+def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run: Run, spent: float) -> None:
     """Train in a run directory, from its last checkpoint if there is one, and record the end in run.json."""
     data, model = experiment.data, experiment.model
     model.clock.seed = config["seed_everything"]
-    experiment.checkpoint.path = run.checkpoint
-    experiment.grid.folder = run.samples
-    experiment.ema.folder = run.snapshots
-    order_callbacks(trainer, [Monitor(), TrainingProgress(experiment.budget.num_images)])
     if trainer.is_global_zero:
         for folder in (run.directory, run.checkpoint.parent, run.snapshots, run.samples):
             remove_temporaries(folder)
@@ -108,20 +105,34 @@ def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run
     trainer.loggers = tracking.training_loggers(experiment.wandb, run, config)
     if resume is not None:
         _announce_resume(trainer, run, resume)
-    with _recorded(trainer, experiment, run), _explained(trainer):
+    with _recorded(trainer, run) as record_cost, _explained(trainer):
+        checkpoint = Checkpoint(experiment.checkpoint, run.checkpoint, record_cost)
+        _add_callbacks(trainer, experiment, run, checkpoint, spent)
         with (
-            experiment.checkpoint.saved_when_interrupted(trainer),
+            checkpoint.saved_when_interrupted(trainer),
             processes.losses_reported(trainer.global_rank, trainer.world_size),
         ):
-            checkpoint = None if resume is None else run.checkpoint
-            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            last = None if resume is None else run.checkpoint
+            trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
         if not from_first(model.images_seen > 0 and run.checkpoint.is_file()):
-            raise UserError("trainer: the training ended before its first step; check its callbacks and limits")
+            raise UserError("trainer: the run ended before its first step; check its callbacks and limits")
     if trainer.is_global_zero:
         device = device_name(trainer.strategy.root_device, trainer.world_size)
         run.update(status="finished", images_seen=model.images_seen, device=device)
         print(f"{run.directory}: trained on {model.images_seen:,} images", flush=True)
     trainer.strategy.barrier("finished")
+
+
+def _add_callbacks(trainer: Trainer, experiment: Experiment, run: Run, checkpoint: Checkpoint, spent: float) -> None:
+    """Add the callbacks of every training run to those of the user."""
+    first = [Monitor(), TrainingProgress(experiment.budget.num_images)]
+    last = [
+        Budget(experiment.budget, spent),
+        checkpoint,
+        EMA(experiment.ema, run.snapshots),
+        SampleGrid(experiment.grid, run.samples),
+    ]
+    order_callbacks(trainer, first, last)
 
 
 def _images_before(trainer: Trainer, run: Run) -> int | None:
@@ -144,18 +155,17 @@ def _announce_resume(trainer: Trainer, run: Run, images: int) -> None:
 
 
 @contextmanager
-def _recorded(trainer: Trainer, experiment: Experiment, run: Run) -> Iterator[None]:
-    """Record the cost of the training in the block, at each checkpoint and at its end, and close the loggers."""
+def _recorded(trainer: Trainer, run: Run) -> Iterator[Callable[[], None]]:
+    """Record the cost of the training at the end of the block, and close the loggers; yield what records it earlier."""
     begin = time.perf_counter()
     before = run.metadata.get("training_seconds", 0.0)
 
     def record_cost() -> None:
         run.update(training_seconds=before + time.perf_counter() - begin)
 
-    experiment.checkpoint.saved = record_cost
     failed = True
     try:
-        yield
+        yield record_cost
         failed = False
     finally:
         if trainer.is_global_zero:
@@ -177,8 +187,9 @@ def _explained(trainer: Trainer) -> Iterator[None]:
             raise
         raise KeyboardInterrupt from None  # Lightning turns Ctrl-C into an exit
     except MisconfigurationException as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+        raise UserError(f"trainer: {' '.join(str(error).split())}; correct its settings") from None
     except RuntimeError as error:  # of Lightning's EarlyStopping; any other is a fault of the code
         if not str(error).startswith("Early stopping conditioned on metric"):
             raise
-        raise UserError(f"trainer.callbacks: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer.callbacks: {reason}; let EarlyStopping monitor a metric that is logged") from None

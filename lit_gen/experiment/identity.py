@@ -1,4 +1,4 @@
-"""The identity of a training: a hash of everything that changes its weights, and of nothing else."""
+"""The identity of a training run: a hash of everything that changes its weights, and of nothing else."""
 
 import hashlib
 import json
@@ -44,5 +44,5 @@ def _num_devices(trainer: dict[str, Any]) -> int | str:
 
 
 def recipe_identity(config: dict[str, Any], fingerprint: str) -> str:
-    """Return an identity that is the same for every seed: runs that share it repeat one training."""
+    """Return an identity that is the same for every seed: runs that share it repeat one training run."""
     return training_identity(config | {"seed_everything": None}, fingerprint)

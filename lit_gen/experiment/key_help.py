@@ -87,7 +87,7 @@ def find(parser: ArgumentParser, words: Sequence[str], verb: str) -> str | None:
 
 
 def of_all(parser: ArgumentParser, verb: str) -> str:
-    """Return the help of `fit` or `run`: all keys in groups, ours before those of Lightning's Trainer."""
+    """Return the help of `fit` or `run`: all keys by group, lit_gen's before the Trainer's."""
     does = {"run": "Train a model unless that is done, then score it.", "fit": "Train a model."}
     lines = [
         f"usage: lit-gen {verb} --config FILE [--KEY VALUE ...]",
@@ -149,8 +149,22 @@ def of_class(parser: ArgumentParser, verb: str, key: str, name: str) -> str:
     return "\n".join([f"{cls.__name__}: {_summary(cls)}", *(_table(entries) or ["  no keys"])])
 
 
-def of_misspelt(parser: ArgumentParser, key: str) -> str:
-    """Return the advice on a dotted key with a part that does not exist."""
+def of_misspelt(parser: ArgumentParser, key: str, verb: str = "fit", parent: str = "", name_of_parent: str = "") -> str:
+    """Return the advice on a dotted key with a part that does not exist.
+
+    Args:
+        parser: The parser.
+        key: The key.
+        verb: The verb of the command.
+        parent: The key above the misspelt part, if its class is known.
+        name_of_parent: Name of that class.
+    """
+
+    def command(above: str) -> str:
+        if above == parent:
+            return f"lit-gen {verb} --{above}.help {name_of_parent} lists the keys of {name_of_parent}"
+        return f"lit-gen {verb} --{above}.help CLASS lists those of a class"
+
     parts = key.split(".")
     listed = parts[0]
     for end in range(1, len(parts)):
@@ -159,8 +173,8 @@ def of_misspelt(parser: ArgumentParser, key: str) -> str:
             listed = above
             if name not in known:
                 near = closest(name, known, "")
-                return f"{near} lit-gen fit --{above}.help CLASS lists those of a class".strip()
-    return f"lit-gen fit --{listed}.help CLASS lists those of a class"
+                return f"{near} {command(above)}".strip()
+    return command(listed)
 
 
 def names_at(parser: ArgumentParser, key: str) -> list[str]:

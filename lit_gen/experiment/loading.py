@@ -1,4 +1,4 @@
-"""Models out of run directories: the checkpoint, the weights that are asked for, and the weaker model of a guidance."""
+"""Load models from run directories: checkpoints, averaged weights, and the weaker model of an autoguidance."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ REMEDY = "restore it, or delete it and train again"
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Return whether the tensor is an ordinary one in memory without NaN, which no checkpoint of ours holds."""
+    """Return whether the tensor is an ordinary one in memory without NaN, as in every lit-gen checkpoint."""
     ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_complex()
     return ordinary and not (tensor.is_floating_point() and bool(tensor.isnan().any()))
 
@@ -54,7 +54,7 @@ def read_checkpoint(run: Run) -> dict[str, Any]:
             f"{run.checkpoint}: not a readable checkpoint (damaged, or not of lit-gen); delete it and train again"
         ) from None
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{run.checkpoint}: not a checkpoint of lit-gen; {REMEDY}")
+        raise UserError(f"{run.checkpoint}: not a lit-gen checkpoint; {REMEDY}")
     check_fields(checkpoint, _FIELDS, frozenset({"images_seen", "state_dict"}), run.checkpoint, REMEDY)
     return checkpoint
 
@@ -64,14 +64,14 @@ def open_finished(directory: Path, key: str) -> Run:
 
     Args:
         directory: The run.
-        key: Key that names it, for a message.
+        key: Key of the run, for the message.
 
     Raises:
-        UserError: If it is not a run, or its training is not finished.
+        UserError: If it is not a run, or not finished.
     """
     run = Run.open(directory)
     if not run.finished:
-        raise UserError(f"{key}: the training of {run.directory} is not finished; resume it with lit-gen fit")
+        raise UserError(f"{key}: {run.directory} is not finished; resume it with lit-gen fit")
     return run
 
 
@@ -146,8 +146,8 @@ def load_first_stage(stage: FirstStage, directory: Path) -> None:
     stage.load(directory, load_run)
 
 
-def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> None:
-    """Load the model of the run that an autoguidance names, with averaged weights, as its weaker denoiser.
+def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device) -> Guidance:
+    """Return an autoguidance with the model of the run that it names, with averaged weights, as its weaker denoiser.
 
     Raises:
         UserError: If it is not a run, or its images or classes are not those of the model.
@@ -158,14 +158,15 @@ def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device
     if not isinstance(weaker, Diffusion):
         name = type(weaker).__name__
         raise UserError(
-            f"sampler.guidance.run: {run.directory} holds a {name}, which is not a diffusion model; name the run of one"
+            f"sampler.guidance.run: {run.directory} holds the model {name}, which is not a "
+            "diffusion model; name the run of one"
         )
     if (weaker.image_shape, weaker.num_classes) != (model.image_shape, model.num_classes):
         ours, theirs = (
             f"{'x'.join(map(str, of.image_shape))} images of {of.num_classes or 'no'} classes" for of in (model, weaker)
         )
         raise UserError(
-            f"sampler.guidance.run: {run.directory} draws {theirs}, the model to be guided {ours}; name a run on the "
+            f"sampler.guidance.run: {run.directory} samples {theirs}, the model to be guided {ours}; name a run on the "
             "same data with the same model.class_conditional"
         )
     load_model(run, weaker, "ema").to(device)
@@ -174,8 +175,7 @@ def load_weaker(guidance: Guidance, model: GenerativeModel, device: torch.device
             f"sampler.guidance.run: the latents of {run.directory} are not those of the model to be guided; name a run "
             "with the same first stage"
         )
-    guidance.weaker = weaker.denoiser
-    guidance.run = run.directory.resolve().name  # its name says what it is wherever it lies
+    return guidance.by(weaker.denoiser, run.directory.resolve().name)  # results name it wherever it lies
 
 
 def _first_stage(model: GenerativeModel) -> str | None:

@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -37,6 +38,7 @@ class Refusal:
         text: Text of the outermost error, with all the inner ones.
         parser: The parser, for the keys and classes that exist.
         options: Options of the verb that are not keys.
+        verb: The verb, for the command that lists keys.
     """
 
     key: str
@@ -44,10 +46,15 @@ class Refusal:
     text: str
     parser: LightningArgumentParser | None = field(default=None, compare=False, repr=False)
     options: Sequence[str] = field(default=(), compare=False)
+    verb: str = field(default="fit", compare=False)
 
     @classmethod
     def of(
-        cls, error: BaseException, parser: LightningArgumentParser | None = None, options: Sequence[str] = ()
+        cls,
+        error: BaseException,
+        parser: LightningArgumentParser | None = None,
+        options: Sequence[str] = (),
+        verb: str = "fit",
     ) -> "Refusal":
         """Return the refusal that an error and its causes describe."""
         keys: list[str] = []
@@ -57,7 +64,7 @@ class Refusal:
             if (named := re.match(r'Parser key "([^"]+)":', reason)) and reason != outer:
                 keys.append(named[1])
                 outer = reason
-        return cls(".".join(keys), reason, str(error), parser, options)
+        return cls(".".join(keys), reason, str(error), parser, options, verb)
 
     @property
     def given_key(self) -> str:
@@ -99,16 +106,19 @@ class Row(NamedTuple):
     wording: Wording
 
 
-def one_line(error: Exception, parser: LightningArgumentParser | None = None, options: Sequence[str] = ()) -> str:
+def one_line(
+    error: Exception, parser: LightningArgumentParser | None = None, options: Sequence[str] = (), verb: str = "fit"
+) -> str:
     """Return the message of an error of the parser.
 
     Args:
         error: The error.
         parser: The parser, for the keys and classes that exist.
         options: Options of the verb that are not keys.
+        verb: The verb.
     """
     own = next((str(cause) for cause in _causes(error) if isinstance(cause, UserError)), None)
-    return " ".join((own or reword(Refusal.of(error, parser, options))[1]).split())
+    return " ".join((own or reword(Refusal.of(error, parser, options, verb))[1]).split())
 
 
 def reword(refusal: Refusal) -> tuple[str, str]:
@@ -154,11 +164,13 @@ def _unknown_key(match: re.Match[str], refusal: Refusal) -> str:
 
 def _no_such_class(match: re.Match[str], refusal: Refusal) -> str:
     base = _base(refusal)
-    if base is None:
+    names = _networks(refusal) if base is None else _class_names(base)
+    advice = f"choose one of {', '.join(names)}"
+    if not names:
         advice = "give a class of lit_gen or torch by its name, or any by its import path"
-    else:
-        advice = f"choose one of {', '.join(_class_names(base))}"
-    return f"{refusal.key}: unknown class {_shown(match[1])}; {advice}"
+    elif base is None:
+        advice += ", or give the import path of another"
+    return f"{refusal.key}: unknown class {_shown(match[1])}; {closest(match[1], names, advice)}"
 
 
 def _not_a_class(match: re.Match[str], refusal: Refusal) -> str:
@@ -289,7 +301,9 @@ ROWS = (
 def _no_such_key(key: str, refusal: Refusal) -> str:
     group, _, name = key.rpartition(".")
     if refusal.parser is not None and any(key_help.names_at(refusal.parser, above) for above in _prefixes(group)):
-        return f"{key}: no such key; {key_help.of_misspelt(refusal.parser, key)}"
+        found = re.search(r"class_path[ =]'[\w.]*?(\w+)'", refusal.level)
+        named = (refusal.key, found[1]) if found else ("", "")
+        return f"{key}: no such key; {key_help.of_misspelt(refusal.parser, key, refusal.verb, *named)}"
     prefix = f"--{group}." if group else "--"
     known = [option.removeprefix(prefix) for option in _options(refusal) if option.startswith(prefix)]
     return f"{key}: no such key; {closest(name, known, LISTED)}"
@@ -313,6 +327,14 @@ def _base(refusal: Refusal) -> type | None:
     if len(bases) > 1:
         bases = [base for base in bases if f"{base.__module__}.{base.__name__}" in refusal.level]
     return next((base for base in bases if base is not Module and base.__module__.startswith("lit_gen.")), None)
+
+
+def _networks(refusal: Refusal) -> list[str]:
+    """Return the names of the networks of lit_gen if the key takes a network."""
+    with suppress(UserError):
+        if refusal.parser is not None and any(k.base is Module for k in key_help.kinds_at(refusal.parser, refusal.key)):
+            return _class_names(Module)
+    return []
 
 
 def _class_names(base: type) -> list[str]:

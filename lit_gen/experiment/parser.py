@@ -1,9 +1,9 @@
 """The typed parser of an experiment, built on LightningCLI, for every verb that takes a configuration.
 
-The keys are the arguments of the classes: `model`, `data`, `trainer`, and the callbacks `budget`, `checkpoint`, `ema`,
-`grid`; `reflow` puts pairs that another run draws in the place of the training images, `first_stage` what another run
-makes of them. Beside them stand `sampler` and
-`evaluation`, which change no weight, and `run` and `wandb`, which only say where things are written.
+The keys are the arguments of the classes: `model`, `data`, `trainer`, and the settings of the callbacks `budget`,
+`checkpoint`, `ema` and `grid`. `reflow` replaces the images by pairs sampled from another run, `first_stage` by their
+codes or latents. In addition, `sampler` and `evaluation` do not change the weights, and `run` and `wandb` name the
+places of the files.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ import lit_gen.families  # noqa: F401  (registers the class names that a configu
 from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.errors import UserError
 from lit_gen.core.seeds import check_seed
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.experiment import key_help
@@ -43,16 +44,16 @@ from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
 from lit_gen.runs.directory import TRAINED_FIRST, RunSettings
 from lit_gen.runs.tracking import WandbSettings
-from lit_gen.training.callbacks.budget import Budget
-from lit_gen.training.callbacks.checkpoint import Checkpoint
-from lit_gen.training.callbacks.ema import EMA
-from lit_gen.training.callbacks.sample_grid import SampleGrid
+from lit_gen.training.callbacks.budget import BudgetSettings
+from lit_gen.training.callbacks.checkpoint import CheckpointSettings
+from lit_gen.training.callbacks.ema import EMASettings
+from lit_gen.training.callbacks.sample_grid import SampleGridSettings
 
 # Some callbacks of Lightning have a member of an enumeration for a default; a file holds its value.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 LINKED = {"image_shape": "the data, or the first stage,", "num_classes": "the data", "num_codes": "the first stage"}
-"""Arguments of a model that no one sets, and what they come from."""
+"""Arguments of a model that cannot be set, and their sources."""
 GROUPS: dict[type, str] = {
     ImageDataModule: "data",
     Evaluation: "evaluation",
@@ -60,23 +61,23 @@ GROUPS: dict[type, str] = {
     FirstStageSettings: "first_stage",
     RunSettings: "run",
     WandbSettings: "wandb",
-    Budget: "budget",
-    Checkpoint: "checkpoint",
-    EMA: "ema",
-    SampleGrid: "grid",
+    BudgetSettings: "budget",
+    CheckpointSettings: "checkpoint",
+    EMASettings: "ema",
+    SampleGridSettings: "grid",
 }
 """Classes whose arguments are the keys of a group."""
 SET_BY_THE_MODEL = {"out_channels": None, "augment_dim": 0}
-"""Arguments of a network that its model gives, and what they are until then."""
+"""Arguments of a network that its model sets, and their values until then."""
 
 
 class ExperimentCLI(LightningCLI):
-    """Parses one experiment; builds its objects only when asked, since most verbs need no Trainer.
+    """Parser of one experiment; it builds the objects only when asked, since most verbs need no Trainer.
 
     Args:
         arguments: Words of the command line.
-        verb: The verb that they are of, for messages.
-        options: Options of the verb that are no keys of a configuration.
+        verb: The verb, for messages.
+        options: Options of the verb that are not keys of a configuration.
     """
 
     def __init__(self, arguments: Sequence[str], verb: str = "fit", options: Sequence[str] = ()) -> None:
@@ -114,12 +115,11 @@ class ExperimentCLI(LightningCLI):
             type=Sampler | None,
             default=None,
             enable_path=True,
-            help="How a diffusion model draws images; null: its own.",
+            help="The sampler; null: the default sampler of the model.",
         )
-        for group in (Evaluation, Reflow, FirstStageSettings, RunSettings, WandbSettings):
-            parser.add_class_arguments(group, GROUPS[group])
-        for callback in (Budget, Checkpoint, EMA, SampleGrid):
-            parser.add_lightning_class_args(callback, GROUPS[callback])
+        for group, key in GROUPS.items():
+            if group is not ImageDataModule:  # added by LightningCLI
+                parser.add_class_arguments(group, key)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments(
             ("data.image_shape", "first_stage"),
@@ -147,7 +147,7 @@ class ExperimentCLI(LightningCLI):
             with contextlib.redirect_stderr(io.StringIO()), keys_alone():
                 self.config = parser.parse_args(own)
         except ArgumentError as error:
-            raise UserError(one_line(error, parser, self.options)) from None
+            raise UserError(one_line(error, parser, self.options, self.verb)) from None
         except RecursionError:
             raise UserError("--config: classes within each other are nested too deeply; write fewer levels") from None
         check_parsed(parser, self.config, {f"model.{key}" for key in LINKED})
@@ -161,10 +161,10 @@ class ExperimentCLI(LightningCLI):
                 self.config.first_stage.run = str(beside) if beside.is_dir() else self.config.first_stage.run
 
     def _set_seed(self) -> None:
-        """Deferred, as the objects are."""
+        """Leave the seed to `objects`."""
 
     def instantiate_classes(self) -> None:
-        """Deferred: `objects()` and `instantiate_trainer()` build what a verb needs."""
+        """Leave the objects to `objects` and `instantiate_trainer`, which build what a verb needs."""
 
     def objects(self, facts: DataFacts | None = None) -> Experiment:
         """Build everything but the Trainer: data, model, callbacks, sampler, evaluation and settings.
@@ -172,32 +172,32 @@ class ExperimentCLI(LightningCLI):
         The global generators are seeded first, so that the initial weights are those of `seed_everything`.
 
         Args:
-            facts: What a run recorded of its data; with them no image is read.
+            facts: Facts that a run recorded about its data; images are then not read.
         """
         for key in TRAINED_FIRST:
             name, overrides = self.config[key], self.config[f"{key}_overrides"]
             if overrides and (name is None or Path(name).is_dir()):
-                why = "there is none to be trained" if name is None else f"{name} is trained already"
+                why = "no experiment is trained first" if name is None else f"{name} is trained already"
                 raise UserError(
-                    f"{key}.{next(iter(overrides))}: {why}; leave it out, or name the file of an experiment as --{key}"
+                    f"{key}.{next(iter(overrides))}: {why}; remove the key, or name an experiment file as --{key}"
                 )
         network = self.config.get("model.init_args.network")
         if isinstance(network, Namespace) and network.class_path.startswith("lit_gen."):
             for setting, unset in SET_BY_THE_MODEL.items():
                 if network.get(f"init_args.{setting}", unset) != unset:
-                    raise UserError(f"model.network.{setting}: the model says what its network has; leave it out")
+                    raise UserError(f"model.network.{setting}: the model sets this value; remove the key")
         module, _, name = self.config.model.class_path.rpartition(".")
         model: type[GenerativeModel] = getattr(import_module(module), name)
         first_stage = self.config.first_stage.run
         if first_stage is not None and model.capabilities.learns == "images":
             raise UserError(
-                f"first_stage.run: {name} learns images and follows no first stage; leave it out, or use "
-                "TokenPrior or a diffusion model"
+                f"first_stage.run: {name} trains on images and does not support a first stage; remove the key, "
+                "or use TokenPrior or a diffusion model"
             )
         for key, source in LINKED.items():
             given = self.config.model.init_args.get(key)
             if given is not None and given != _default(model, key):
-                raise UserError(f"model.{key}: it comes from {source} and cannot be set to {given}; leave it out")
+                raise UserError(f"model.{key}: it comes from {source} and cannot be set to {given}; remove the key")
         seed_everything(self.config.seed_everything, verbose=False)
         try:
             with_facts = (partial(_with_facts, facts), ImageDataModule, False)
@@ -207,7 +207,7 @@ class ExperimentCLI(LightningCLI):
             raise UserError(one_line(error)) from None
         if first_stage is not None:
             self.config_init.model.follow(self.config_init.first_stage)
-        return Experiment.of(self.config_init, self.config.trainer)
+        return Experiment.of(self.config_init, TrainerSettings.of(vars(self.config.trainer)))
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole configuration, defaults included, as plain YAML types."""
@@ -215,7 +215,7 @@ class ExperimentCLI(LightningCLI):
             text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=True)
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"the configuration cannot be saved as YAML: {' '.join(str(error).split())}; leave the value out"
+                f"--config: cannot be saved as YAML ({' '.join(str(error).split())}); remove the key"
             ) from None
         config: dict[str, Any] = yaml.safe_load(text)
         config.pop("config", None)
@@ -231,7 +231,7 @@ def _check_numbers(value: Any, key: str) -> None:
         for part in value:
             _check_numbers(part, key)
     elif isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{plain_key(key)}: nan is not a number; give one, or leave it out")
+        raise UserError(f"{plain_key(key)}: nan is not a number; give one, or remove the key")
     elif isinstance(value, int) and key.endswith(("seed", "seed_everything")):
         check_seed(value, plain_key(key))
 
@@ -251,10 +251,8 @@ def prefer_int(parser: LightningArgumentParser) -> None:
 
 
 def _with_facts(facts: DataFacts | None, data_module: type[ImageDataModule], **settings: Any) -> ImageDataModule:
-    """Build the data module; the model's shape and classes are then those of the facts."""
-    data = data_module(**settings)
-    data.facts = facts
-    return data
+    """Build the data module, whose shape and classes are those of the facts."""
+    return data_module.recorded(facts, **settings)
 
 
 def _first_stage(settings: type[FirstStageSettings], **values: Any) -> FirstStage:
@@ -263,7 +261,7 @@ def _first_stage(settings: type[FirstStageSettings], **values: Any) -> FirstStag
 
 
 def build_objects(arguments: Sequence[str], facts: DataFacts | None = None) -> Experiment:
-    """Build the objects of an experiment, given its arguments; as `ExperimentCLI.objects`."""
+    """Build the objects of an experiment from its arguments, as `ExperimentCLI.objects` does."""
     return ExperimentCLI(arguments).objects(facts)
 
 

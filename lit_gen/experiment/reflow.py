@@ -1,7 +1,7 @@
-"""Reflow: a flow is trained again on pairs of a noise and the image that the flow before it makes of that noise.
+"""Reflow: a flow is trained again on pairs of noise and the image that the previous flow samples from it.
 
-The second flow has the same marginals, and straighter paths: pairs drawn along paths that do not cross are learned
-without averaging over crossings. Paper: Liu et al. 2022, https://arxiv.org/abs/2209.03003
+The second flow has the same marginals and straighter paths, because the paths of the first flow do not cross.
+Paper: Liu et al. 2022, https://arxiv.org/abs/2209.03003
 """
 
 import copy
@@ -29,23 +29,23 @@ from lit_gen.families.diffusion.schedules import Schedule
 from lit_gen.runs.directory import Run
 
 LEAST_START = 20.0
-"""sigma / alpha from which a sampler may start: at x_t = alpha x_0 + sigma eps it leaves out alpha x_0."""
+"""sigma / alpha from which a sampler may start: at x_t = alpha x_0 + sigma eps it omits alpha x_0."""
 
 
 class Reflow:
     """The pairs that a flow is trained on.
 
     Args:
-        teacher: The flow that draws them: a run, or the file of an experiment, which is then trained first. null: the
+        teacher: The flow that samples them: a run, or the file of an experiment, which is then trained first. null: the
             model is trained on the data.
-        num_pairs: How many. The last `data.num_val` of them are set aside for validation.
-        sampler: How the teacher draws: any sampler that makes an image of one noise. The grids in sigma start at
+        num_pairs: Number of pairs. The last `data.num_val` of them are set aside for validation.
+        sampler: Sampler of the teacher, which must map each noise to one image. The grids in sigma start at
             sigma = 80, with noise alone in place of x_t = (80 eps + x_0) / 81, which is near enough to pure noise.
             Default: Heun on the path of rectified flow from pure noise itself, in 20 equal steps.
-        seed: Seed of the noise; another than those of evaluations.
+        seed: Seed of the noise, other than those of evaluations.
         weights: The teacher's weights: ema, raw, or a width such as ema:0.1.
         start: Start from the teacher's weights rather than from random ones.
-        batch_size: Pairs drawn at once.
+        batch_size: Pairs per batch.
         teacher_overrides: Settings of the teacher's experiment that differ from its file, `{budget.num_images: 1000}`;
             on the command line `--reflow.teacher.budget.num_images 1000`.
     """
@@ -63,7 +63,7 @@ class Reflow:
     ) -> None:
         for name, value in {"num_pairs": num_pairs, "batch_size": batch_size}.items():
             if value < 1:
-                raise UserError(f"reflow.{name}: {value} is not a positive number of pairs")
+                raise UserError(f"reflow.{name}: {value} is not a positive number of pairs; give 1 or more")
         self.teacher = teacher
         self.teacher_overrides = teacher_overrides
         self.num_pairs = num_pairs
@@ -72,6 +72,12 @@ class Reflow:
         self.weights = weights
         self.start = start
         self.batch_size = batch_size
+
+    def sampled_by(self, sampler: DiffusionSampler) -> "Reflow":
+        """Return these settings with another sampler."""
+        other = copy.copy(self)
+        other.sampler = sampler
+        return other
 
     def draw(self, run: Run, model: Diffusion, quantised: bool) -> Pairs:
         """Return the pairs of a teacher, which are sampled once and kept in its run.
@@ -96,16 +102,16 @@ class Reflow:
     def check(self, schedule: Schedule) -> None:
         """Raise a UserError unless the sampler maps one noise to one image on the schedule of the teacher.
 
-        It must not draw more noise on its way, nor start at a level where images are still visible.
+        It must not use more noise, nor start at a level where images are still visible.
         """
-        unguided, noise = copy.copy(self.sampler), Noise(0, range(1))
-        unguided.guidance = None
-        unguided.sample(GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1)), schedule, noise, (1,))
+        noise = Noise(0, range(1))
+        exact = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1))
+        self.sampler.guided(None).sample(exact, schedule, noise, (1,))
         name = type(self.sampler).__name__
         if noise.draws != 1:
             raise UserError(
-                f"reflow.sampler: {name} with these settings draws noise on its way, so that its image belongs to no "
-                "one noise; use one that does not, such as Heun without churn or DDIM with eta 0"
+                f"reflow.sampler: {name} with these settings draws noise on its way, so the image is not a function "
+                "of the initial noise; use one that does not, such as Heun without churn or DDIM with eta 0"
             )
         path = schedule if self.sampler.schedule is None else self.sampler.schedule.with_levels_of(schedule)
         start = float(path.ratio(self.sampler.times(path)[0]))
@@ -113,8 +119,8 @@ class Reflow:
         if start < least:
             raise UserError(
                 f"reflow.sampler: {name} starts at the noise level sigma / alpha = {start:.3g}, where images are still "
-                f"seen; let its grid start at {least:.3g} or above, as --reflow.sampler.grid Karras or TimeShift, or "
-                "leave --reflow.sampler out"
+                f"visible; let its grid start at {least:.3g} or above, as --reflow.sampler.grid Karras or TimeShift, "
+                "or remove --reflow.sampler"
             )
 
     def path(self, run: Run, model: Diffusion) -> Path:
@@ -128,7 +134,7 @@ class Reflow:
     def _draw(self, model: Diffusion, quantised: bool) -> Pairs:
         index = np.arange(self.num_pairs)
         images = []
-        with image_progress("drawing pairs", self.num_pairs) as progress:
+        with image_progress("sampling pairs", self.num_pairs) as progress:
             for rows in np.array_split(index, -(-self.num_pairs // self.batch_size)):
                 noise = Noise(self.seed, rows.tolist(), model.device)
                 drawn = model.sample(noise, sampler=self.sampler)

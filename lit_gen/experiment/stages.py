@@ -1,7 +1,7 @@
-"""Training data in place of images: pairs of a teacher, codes or latents of a first stage.
+"""Training data that replace images: pairs of a teacher, codes or latents of a first stage.
 
-A key that names an experiment in place of a finished run (`reflow.teacher`, `first_stage.run`) has that experiment
-trained first, on the same machine and with the same seed.
+A key that names an experiment in place of a finished run (`reflow.teacher`, `first_stage.run`) trains
+that experiment first, on the same machine and with the same seed.
 """
 
 from collections.abc import Callable
@@ -31,26 +31,27 @@ Fit = Callable[[ExperimentCLI, Experiment], Run]
 """Train an experiment and return its run."""
 
 
-def learn_pairs(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> int:
+def learn_pairs(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> tuple[int, float]:
     """Replace the training images with pairs of `reflow.teacher`, and load its weights into the model.
 
     Returns:
-        Number of the flow that the model becomes: 2 for a teacher that was trained on data. A distilled model keeps the
-        number of its teacher, which it repeats in one step.
+        Number of the flow that the model becomes, and the training time of its teachers in seconds. The number is 2
+        for a teacher that was trained on data. A distilled model keeps the number of its teacher, which it repeats in
+        one step.
 
     Raises:
         UserError: If the teacher or the model is not a flow, they do not fit, or the teacher is itself distilled.
     """
     settings, model, data = experiment.reflow, experiment.model, experiment.data
     if not isinstance(model, FlowMatching):
-        raise UserError(f"reflow: {type(model).__name__} cannot learn from pairs; use --model RectifiedFlow")
+        raise UserError(f"model: {type(model).__name__} cannot learn from pairs; use --model RectifiedFlow")
     assert settings.teacher is not None
     run = _trained(cli, "reflow.teacher", settings.teacher, fit)
     teacher = load_objects(run).model
     if not isinstance(teacher, Diffusion):
         raise UserError(
-            f"reflow.teacher: {run.directory} holds a {type(teacher).__name__}, which has no paths to learn; name the "
-            "run of a flow"
+            f"reflow.teacher: {run.directory} holds the model {type(teacher).__name__}, which has no "
+            "paths to learn; name the run of a flow"
         )
     if isinstance(teacher, FlowMatching) and teacher.distilled:
         raise UserError(
@@ -62,15 +63,15 @@ def learn_pairs(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> int:
     if teacher.num_classes in (0, data.num_classes):
         teacher.follow_classes(data)
     if settings.sampler.guidance is not None and settings.sampler.guidance.run is not None:
-        load_weaker(settings.sampler.guidance, teacher, device)
+        guidance = load_weaker(settings.sampler.guidance, teacher, device)
+        settings = settings.sampled_by(settings.sampler.guided(guidance))
     data.train_on(settings.draw(run, teacher, data.source.quantised))
     if settings.start:
         _start_from(teacher, model, run)
-    experiment.budget.spent = cost(run.metadata)
     number: int = run.metadata.get("flow", 1) + (not model.distilled)
     which, how = f"{number}-" if number > 1 else "", ", distilled" if model.distilled else ""
     model.title = f"{which}{type(model).__name__}{how}"
-    return number
+    return number, cost(run.metadata)
 
 
 def _start_from(teacher: Diffusion, model: Diffusion, run: Run) -> None:
@@ -84,8 +85,11 @@ def _start_from(teacher: Diffusion, model: Diffusion, run: Run) -> None:
         ) from None
 
 
-def learn_encoded(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> None:
-    """Replace the training images with what the first stage makes of them; train the first stage if needed.
+def learn_encoded(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> float:
+    """Replace the training images with their codes or latents; train the first stage if needed.
+
+    Returns:
+        The training time of the first stage in seconds.
 
     Raises:
         UserError: If the first stage is not of this data, or not finished.
@@ -101,7 +105,7 @@ def learn_encoded(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> None:
     form = experiment.model.capabilities.learns
     assert form != "images", "the parser has refused it"
     experiment.data.train_on_encoded(stage.encode(experiment.data, form))
-    experiment.budget.spent = cost(stage.metadata)
+    return cost(stage.metadata)
 
 
 def cost(metadata: dict[str, Any]) -> float:

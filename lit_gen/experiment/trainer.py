@@ -5,12 +5,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.experiment.checks import COUNTED_IN_BATCHES
 from lit_gen.families.base import GenerativeModel
 from lit_gen.training import processes
@@ -29,13 +29,13 @@ EXPECTED = (
 """Warnings of Lightning about what is done here on purpose."""
 
 
-def make_trainer(settings: Namespace, model: GenerativeModel, instantiate: Callable[..., Trainer]) -> Trainer:
+def make_trainer(settings: TrainerSettings, model: GenerativeModel, instantiate: Callable[..., Trainer]) -> Trainer:
     """Return the Trainer of a model.
 
     Args:
         settings: Settings of the Trainer.
-        model: The model; learns here in how many micro-batches its steps are computed.
-        instantiate: Builds a Trainer from the settings, given those that differ.
+        model: The model, which is given the number of micro-batches.
+        instantiate: Function that builds a Trainer from the settings, with the given changes.
 
     Raises:
         UserError: If the machine or a package does not suit the settings.
@@ -47,7 +47,7 @@ def make_trainer(settings: Namespace, model: GenerativeModel, instantiate: Calla
         trainer = instantiate(logger=False, enable_progress_bar=False, accelerator=accelerator, **steps)
         use_network_precision(trainer, model)
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+        raise UserError(f"trainer: {' '.join(str(error).split())}; correct its settings") from None
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise UserError(
             "trainer.callbacks: GradientAccumulationScheduler would change the number of micro-batches; remove it and "
@@ -64,7 +64,7 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _split_steps(model: GenerativeModel, settings: Namespace) -> dict[str, Any]:
+def _split_steps(model: GenerativeModel, settings: TrainerSettings) -> dict[str, Any]:
     """Split each optimizer step into `trainer.accumulate_grad_batches` micro-batches.
 
     A batch of Lightning's is then one micro-batch, so a setting that counts batches is multiplied. A model with manual
@@ -79,15 +79,16 @@ def _split_steps(model: GenerativeModel, settings: Namespace) -> dict[str, Any]:
         return {"accumulate_grad_batches": 1}
     if parts == 1:
         return {}
-    return {key: settings[key] * parts for key in COUNTED_IN_BATCHES if isinstance(settings[key], int)}
+    counts = {key: getattr(settings, key) for key in COUNTED_IN_BATCHES}
+    return {key: count * parts for key, count in counts.items() if isinstance(count, int)}
 
 
-def order_callbacks(trainer: Trainer, added: list[Any]) -> None:
-    """Add callbacks to a Trainer and put all of them in order.
+def order_callbacks(trainer: Trainer, first: list[Callback], last: list[Callback]) -> None:
+    """Add callbacks before and after those of a Trainer, and put all of them in order.
 
     The average is updated before a grid or a checkpoint reads it, and numbers are checked before they are saved. The
     checkpoint comes last: at the end of the run it records that the last grid was saved.
     """
-    callbacks = added + trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = first + trainer.callbacks + last  # type: ignore[attr-defined]
     kinds = (Checkpoint, SampleGrid)
     trainer.callbacks = sorted(callbacks, key=lambda callback: [isinstance(callback, kind) for kind in kinds])  # type: ignore[attr-defined]

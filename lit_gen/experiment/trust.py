@@ -4,12 +4,12 @@ A configuration, or the run directory that it stands in, may come from someone e
 names, calls any function for a key such as `model.network`, builds any class for a value without a type, and lets
 OmegaConf read the environment. Four rules hold instead, for every configuration that is read:
 
-- Nothing is imported of Python's standard library, nor of an installed package but those in `core.imports.ALLOWED`; a
-  function must be of lit_gen or the user's own: torch has some that return a module and execute their arguments.
+- Only packages in `core.imports.ALLOWED`, lit_gen and the user's own modules are imported. A function must come from
+  lit_gen or the user, since torch has functions that return a module and execute their arguments.
 - Before anything is built, `check_parsed` walks the parsed configuration and holds each class and function against
   the type of its key. Where a key has no type of class, nothing is built.
 - `${...}` names another key, and nothing else (`keys_alone`).
-- YAML is read within the limits of `core.yaml`, wherever in a value it stands.
+- YAML is read within the limits of `core.yaml`, at any depth of a value.
 
 The user's own modules, in the current folder and in PYTHONPATH, are imported: these are theirs to trust.
 """

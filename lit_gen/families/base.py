@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_gen.core.accumulation import SumOverParts
+from lit_gen.core.accumulation import SumOverMicroBatches
 from lit_gen.core.errors import UserError
 from lit_gen.core.modes import evaluating
 from lit_gen.core.noise import Noise
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.data.batches import Batch
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.module import ImageDataModule
@@ -141,7 +142,7 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
     def check_data(self, data: ImageDataModule) -> None:
         """Raise a UserError if the family does not model such data; by default never."""
 
-    def check_trainer(self, settings: Any) -> None:
+    def check_trainer(self, settings: TrainerSettings) -> None:
         """Raise a UserError if the family does not train with these settings of the trainer; by default never."""
 
     def check_training(self) -> None:
@@ -285,8 +286,8 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         """Split each optimizer step into micro-batches."""
         self.accumulate = num_micro_batches
         for module in self.modules():
-            if isinstance(module, SumOverParts):
-                module.num_parts = num_micro_batches
+            if isinstance(module, SumOverMicroBatches):
+                module.num_micro_batches = num_micro_batches
 
     @property
     def images_seen(self) -> int:

@@ -42,7 +42,7 @@ class Capabilities:
         if sampler is None or isinstance(sampler, self.samplers):
             return
         if not self.samplers:
-            raise UserError(f"sampler: {family} has a single way to sample and supports no sampler; remove --sampler")
+            raise UserError(f"sampler: {family} does not use a sampler; remove --sampler")
         raise UserError(f"sampler: {family} does not support {type(sampler).__name__}; {_one_of(self.samplers)}")
 
     def check_likelihood_method(self, family: str, method: LikelihoodMethod | None) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.families.base import GenerativeModel
 
 
@@ -46,7 +47,7 @@ class TwoNetworks(GenerativeModel):
         self.gradient_clip = gradient_clip
         self.automatic_optimization = False
 
-    def check_trainer(self, settings: Any) -> None:
+    def check_trainer(self, settings: TrainerSettings) -> None:
         """Raise a UserError if Lightning is to clip gradients or scale losses: with two networks it handles neither."""
         if settings.gradient_clip_val:
             raise UserError(
@@ -62,7 +63,7 @@ class TwoNetworks(GenerativeModel):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         data.check_batches(data.batch_size, self.accumulate, self.trainer.world_size)
 
-    def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    def micro_batches(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         """Yield the tensors of a batch in `accumulate` equal micro-batches, as views; None stays None.
 
         The clock counts the micro-batches, so that training values are averaged over them.

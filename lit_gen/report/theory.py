@@ -178,8 +178,7 @@ def guidance(out: Path, num_points: int = 1500) -> Path:
     )
     settings = [(0.0, (0.0, math.inf)), (1.0, (0.0, math.inf)), (3.0, (0.0, math.inf)), (3.0, (0.1, 0.5))]
     for axes, (weight, interval) in zip(panels, settings, strict=True):
-        guide = Guidance(weight, interval)
-        guide.weaker = MixtureDenoiser(whole)
+        guide = Guidance(weight, interval).by(MixtureDenoiser(whole))
         draw_density(axes, source)
         for label in range(source.num_classes):
             of_class = GaussianMixtureDenoiser(whole.means[label, None], whole.variances[label].sqrt()[None])

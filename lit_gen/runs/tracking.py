@@ -214,7 +214,7 @@ def _init(of_agent: bool, **arguments: Any) -> wandb.Run:
             return wandb.init(settings=settings, reinit="finish_previous", **arguments)
     except wandb.errors.Error as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"wandb: {reason} (wandb login, or --wandb.mode offline)") from None
+        raise UserError(f"wandb: {reason}; run wandb login, or set --wandb.mode offline") from None
     except ValueError as error:  # of W&B's settings, which it also reads from the environment
         raise UserError(
             f"wandb: {' '.join(str(error).split())[:200]}; correct them, also WANDB_... in the environment"

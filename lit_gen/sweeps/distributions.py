@@ -85,7 +85,9 @@ class Distribution:
             case "q_uniform":
                 steps = (f["max"] - f["min"]) / f["q"]
                 if not math.isfinite(steps):
-                    raise UserError(f"{self.where}.q: {f['q']} is too small a step from {f['min']} to {f['max']}")
+                    raise UserError(
+                        f"{self.where}.q: {f['q']} is too small a step from {f['min']} to {f['max']}; give more"
+                    )
                 return max(1, math.ceil(steps))
         raise UserError(
             f"{self.where}: method grid cannot enumerate {self.name}; give `values`, or set `method: random`"
@@ -194,7 +196,7 @@ def parse_distribution(entry: dict[str, Any], where: str) -> Distribution:
     """
     name = entry.get("distribution", _inferred(entry))
     if name is None:
-        raise UserError(f"{where}: give one of `value`, `values`, `min` and `max`, `distribution`, or `parameters`")
+        raise UserError(f"{where}: no values; give `value`, `values`, `min` and `max`, `distribution`, or `parameters`")
     if not isinstance(name, str) or name not in FIELDS:
         raise UserError(f"{where}.distribution: unknown distribution {name!r:.200}; known: {', '.join(FIELDS)}")
     given = {key: value for key, value in entry.items() if key != "distribution"}

@@ -98,7 +98,7 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
         UserError: If a file cannot be read or does not follow the format; the message names file and key.
     """
     if not files:
-        raise UserError("give at least one sweep file, for example sweeps/quickstart.yaml")
+        raise UserError("SWEEP.yaml: missing; give at least one sweep file, such as sweeps/quickstart.yaml")
     if count is not None and count < 1:
         raise UserError(f"--count: {count} is not a positive number; give 1 or more")
     paths = [Path(file) for file in files]
@@ -168,9 +168,9 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def _folder_name(name: str) -> str:
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
     if len(cleaned) > 100:
-        raise UserError(f"the sweep's name {cleaned:.20}... has {len(cleaned)} letters; give one of at most 100")
+        raise UserError(f"--name: {cleaned:.20}... has {len(cleaned)} letters; give one of at most 100")
     if not cleaned:
-        raise UserError(f"the sweep's name {name!r:.200} holds no letter or digit to name its folder with")
+        raise UserError(f"--name: {name!r:.200} holds no letter or digit to name a folder with; give one that does")
     return cleaned
 
 
@@ -182,7 +182,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise UserError(f"{path}: cannot read the sweep file: {error}") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: a sweep file is a mapping with the keys `method` and `parameters`")
+        raise UserError(f"{path}: not a mapping; give one with the keys `method` and `parameters`")
     _check_keys(config, path)
     _check_values(config, path)
     _check_metric(config, path)
@@ -305,7 +305,7 @@ def _space(entries: Any, where: str) -> Space:
     space: Space = {}
     for key, entry in entries.items():
         if not isinstance(key, str) or not _PARAMETER_NAME.fullmatch(key):
-            raise UserError(f"{where}: {key!r:.200} cannot name a parameter (letters, digits, `_`, `.`, `-`)")
+            raise UserError(f"{where}: {key!r:.200} cannot name a parameter; use letters, digits, `_`, `.` and `-`")
         here = f"{where}.{key}"
         if not isinstance(entry, dict):
             raise UserError(f"{here}: expected a mapping such as `values: [...]` or `value: ...`, got {entry!r:.200}")

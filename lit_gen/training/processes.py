@@ -23,10 +23,13 @@ from torch import distributed
 
 from lit_gen.core.errors import LostProcessError, UserError
 from lit_gen.core.processes import from_first, ranks
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.runs.directory import Run
 
 SECONDS_TO_LEAVE = 10.0
 """Seconds that the first process waits for the others to end before it kills them."""
+BATCHES_BETWEEN_AGREEMENTS = 10
+"""Batches between two decisions that all processes take together, such as to stop: each one takes time."""
 
 
 def is_first() -> bool:
@@ -71,12 +74,8 @@ def accelerator(asked: Any) -> Any:
     return "cpu" if mps and asked == "auto" else asked
 
 
-def device(trainer: Any) -> torch.device:
-    """Return the device of this process: the CPU, or the CUDA device of its local rank.
-
-    Args:
-        trainer: The configuration of the trainer.
-    """
+def device(trainer: TrainerSettings) -> torch.device:
+    """Return the device of this process: the CPU, or the CUDA device of its local rank."""
     if accelerator(trainer.accelerator) == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
@@ -100,16 +99,14 @@ def num_devices(devices: Any, accelerator: str) -> Any:
     return devices
 
 
-def number(trainer: Any) -> int:
+def number(trainer: TrainerSettings) -> int:
     """Return the number of training processes.
-
-    Args:
-        trainer: The configuration of the trainer.
 
     Raises:
         UserError: If the number of devices or nodes is below 1 or not a number.
     """
-    started, devices = num_started(), trainer.devices
+    started = num_started()
+    devices: Any = trainer.devices
     if isinstance(devices, str) and "," in devices:
         devices = [index for index in devices.split(",") if index.strip()]
     devices = num_devices(devices, trainer.accelerator)
@@ -184,11 +181,8 @@ def turn(run: Run, trainer: Trainer) -> Iterator[bool]:
             yield not run.finished
 
 
-def launch(trainer: Any) -> None:
+def launch(trainer: TrainerSettings) -> None:
     """Form the process group of a distributed evaluation, one process per device, unless training has formed it.
-
-    Args:
-        trainer: The configuration of the trainer.
 
     Raises:
         UserError: If the processes cannot be started.

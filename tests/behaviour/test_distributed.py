@@ -97,7 +97,7 @@ def test_processes_that_are_started_alike_agree_what_is_done(tmp_path: Path, tor
         time.sleep(2)  # the second one would train by now
         run.update(status="finished")
     assert waiting.wait(60) == 0, log.read_text()
-    assert "this training is finished" in log.read_text() and "trained on" not in log.read_text()
+    assert "this run is finished" in log.read_text() and "trained on" not in log.read_text()
     assert "computed before" in log.read_text()
 
     result.unlink()

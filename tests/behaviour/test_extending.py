@@ -15,12 +15,14 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.distributions.dequantisation import dequantise
+from lit_gen.experiment.checks import check_sampler
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Temperature
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY_UNET
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 FILES = dict(re.findall(r"^\*\*([\w.]+)\*\*\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -109,7 +111,15 @@ def check(board: list[dict]) -> None:
 
 
 def test_the_files_are_as_short_as_it_says() -> None:
-    assert list(FILES) == ["rk2.py", "test_rk2.py", "midpoint.yaml", "mfa.py", "digits_mfa.yaml", "extras.py"]
+    assert list(FILES) == [
+        "rk2.py",
+        "test_rk2.py",
+        "midpoint.yaml",
+        "mfa.py",
+        "digits_mfa.yaml",
+        "consistency.py",
+        "extras.py",
+    ]
     assert len(FILES["rk2.py"].splitlines()) <= 36
     assert not re.search(r"RungeKutta2|MFA|rk2|mfa", "".join(p.read_text() for p in (ROOT / "lit_gen").rglob("*.py")))
 
@@ -183,3 +193,25 @@ def test_what_the_family_draws_has_the_moments_of_its_density(mfa: GenerativeMod
     cold = mfa.sample(Noise(0, range(50)), sampler=Temperature(1e-6)).flatten(1)
     assert float(torch.cdist(cold, mean).amin(1).max()) < 1e-3
     torch.testing.assert_close(mfa.sample(Noise(0, [4, 1])).flatten(1), x[[4, 1]], rtol=0, atol=1e-5)
+
+
+def test_the_one_step_model_learns_the_end_of_each_path(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss vanishes for the exact map of a single image, and only for it; a sample is one evaluation at the end."""
+    monkeypatch.syspath_prepend(lab)
+    monkeypatch.delitem(sys.modules, "consistency", raising=False)
+    words = ["--model=consistency.Consistency", "--data.source=Digits", *TINY_UNET]
+    model: Any = ExperimentCLI(words).objects().model
+    image = torch.rand(1, 1, 8, 8) - 0.5
+    images, t, eps = image.expand(6, -1, -1, -1), torch.rand(6, dtype=torch.float64), torch.randn(6, 1, 8, 8)
+    monkeypatch.setattr(model.denoiser, "denoise", lambda x, alpha, sigma, labels: image + 0 * x)
+    torch.testing.assert_close(model.loss(images, t, eps, None), torch.zeros(6))
+    monkeypatch.setattr(model.denoiser, "denoise", lambda x, alpha, sigma, labels: x)
+    sigma = (80 * t).float()
+    step = sigma - torch.where(0.8 * sigma < 0.02, 0, 0.8 * sigma)
+    expected = (step * (sigma**2 + 0.25).sqrt() / (0.5 * sigma)) ** 2 * eps.square().mean((1, 2, 3))
+    torch.testing.assert_close(model.loss(images, t, eps, None), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(model.sample(Noise(3, [5])), 80 * Noise(3, [5]).normal((1, 8, 8)))
+    assert model.nfe == 1
+    for refused in ("--sampler=Heun", "--model.weight=MinSNR", "--model.uncertainty=true", "--model.ratio=1"):
+        with pytest.raises(UserError, match=rf"^{refused[2:].partition('=')[0]}: "):
+            check_sampler(ExperimentCLI([*words, refused]).objects(), torch.device("cpu"))

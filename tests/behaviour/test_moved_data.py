@@ -129,7 +129,7 @@ def test_the_same_images_elsewhere_are_the_same_data(trained: Run, tmp_path: Pat
     renamed = trained.directory.rename(trained.directory.with_name(f"mine-{trained.metadata['identity'][:10]}"))
     path = commands.run([*SETTINGS, *source, f"--run.root={renamed.parent}"])
     assert path == renamed / "evaluations" / first.parent.name / "result.json"
-    assert f"{renamed}: this training is finished" in capsys.readouterr().out
+    assert f"{renamed}: this run is finished" in capsys.readouterr().out
     assert [entry for entry in renamed.parent.iterdir() if not entry.name.startswith(".")] == [renamed]
 
 

@@ -45,3 +45,9 @@ def test_the_lowest_versions_are_those_promised() -> None:
 
 def test_the_citation_names_this_version() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+
+
+def test_every_path_of_nox_exists() -> None:
+    paths = re.findall(r'"((?:docs|tests|lit_gen|conf)/[\w./-]+)"', (ROOT / "noxfile.py").read_text())
+    assert "docs/update_start.py" in paths
+    assert not [path for path in paths if not (ROOT / path).exists()]

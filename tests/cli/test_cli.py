@@ -1,12 +1,9 @@
 """The verbs as a user meets them: what they print, what they write, and what they say of bad input."""
 
 import json
-import os
 import pickle
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,7 @@ from PIL import Image
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
 from lit_gen.runs.directory import Run
-from tests.conftest import ROOT, arguments
+from tests.conftest import arguments
 from tests.interrupt import KILL_AT
 
 FIT = ["fit", "--model=DDPM", "--data.source=Digits"]
@@ -42,30 +39,6 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert error.startswith("lit-gen: error: ")
     print(error)
     return error
-
-
-def test_python_m_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "lit_gen", "--version"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("lit-gen ")
-
-
-def test_the_current_folder_is_searched_last(tmp_path: Path) -> None:
-    """The command, unlike `python -m`, does not begin with it; a file there must hide no installed module."""
-    (tmp_path / "theirs.py").write_text("")
-    (tmp_path / "yaml.py").write_text("raise SystemExit('hidden')")
-    code = (
-        "import sys; sys.path[:] = [p for p in sys.path if p]; from lit_gen.cli.main import main; main([]); "
-        "import theirs, yaml; print(theirs.__file__, yaml.__version__)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"{tmp_path / 'theirs.py'} {yaml.__version__}"
 
 
 def test_a_run_holds_everything(trained: Run) -> None:
@@ -188,7 +161,7 @@ def test_sample_draws_trajectories(trained: Run, tmp_path: Path, capsys, sampler
     [
         ([*FIT, "--sampler=DDIM", "--sampler.steps=2", "--sampler.nfe=3"], "not both"),
         (["evaluate", "nowhere"], "nowhere: not a run directory"),
-        (["sample"], "usage: lit-gen sample RUN"),
+        (["sample"], "RUN: missing; give a run directory"),
         (["leaderboard", "nowhere"], "nowhere"),
         (["sweep", "nowhere.yaml"], "nowhere.yaml"),
         ([*FIT, "--budget.num_images=0"], "budget.num_images"),

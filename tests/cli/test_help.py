@@ -113,12 +113,20 @@ def test_sample_prints_the_options_that_it_takes(capsys: pytest.CaptureFixture[s
         (["report", "x", "--qqq"], "--qqq: lit-gen report has no such option; lit-gen report --help lists the options"),
         (["--versio"], "--versio: lit-gen has no such option; did you mean --version?"),
         (["ema", "x", "--std=0.1", "--a=3"], "--a=3: lit-gen ema has no such option; did you mean --at?"),
-        (["ema", "x"], "the following arguments are required: --std; lit-gen ema --help lists the options"),
+        (["ema", "x"], "--std: missing; give the relative standard deviation of the average, such as 0.1"),
+        (["ema"], "RUN: missing; give a run that was trained with --ema.stds"),
+        (["sweep"], "SWEEP.yaml: missing; give one W&B sweep file or more"),
         (["sweep", "x.yaml", "--jobs=two"], "--jobs: invalid int value: 'two'; lit-gen sweep --help lists the options"),
         (["sample", "x", "-n", "few"], "-n: invalid int value: 'few'; lit-gen sample --help lists the options"),
-        (["reflow"], "usage: lit-gen reflow RUN [--distill]; RUN is a run directory"),
+        (["reflow"], "RUN: missing; give a run directory, as in lit-gen reflow runs/digits_edm-..."),
         (["fit", "--budgt.num_images=3"], "--budgt.num_images=3: no such key; did you mean --budget.num_images?"),
         (["run", "--evaluation.sed=1"], "--evaluation.sed=1: no such key; did you mean --evaluation.seed?"),
+        (["fit", "--model=EMD"], "model: unknown class EMD; did you mean EDM?"),
+        (
+            ["run", "--model=EDM", "--model.lr=1"],
+            "model.lr: no such key; lit-gen run --model.help EDM lists the keys of EDM",
+        ),
+        (["fit", "--model=EDM", "--model.network=UNett"], "model.network: unknown class UNett; did you mean UNet?"),
         (["fit", "--zzz=1"], "--zzz=1: no such key; lit-gen fit --help lists the keys"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
@@ -240,3 +248,10 @@ def test_a_class_or_key_that_is_not_there(parser: Any) -> None:
 )
 def test_advice_on_a_part_that_is_misspelt(key: str, advice: str, parser: Any) -> None:
     assert key_help.of_misspelt(parser, key).startswith(advice)
+
+
+def test_advice_names_the_verb_and_the_class_if_it_is_known(parser: Any) -> None:
+    advice = key_help.of_misspelt(parser, "model.network.quux", "run", "model.network", "UNet")
+    assert advice == "lit-gen run --model.network.help UNet lists the keys of UNet"
+    advice = key_help.of_misspelt(parser, "model.netwrk.channels", "run", "model.network", "UNet")
+    assert advice == "did you mean network? lit-gen run --model.help CLASS lists those of a class"

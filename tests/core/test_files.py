@@ -28,7 +28,7 @@ from lit_gen.runs import weights as averages
 from lit_gen.runs.directory import Run
 from lit_gen.runs.tracking import MetricsFile
 from lit_gen.sweeps.journal import Journal, read_journal
-from lit_gen.training.callbacks import Checkpoint
+from lit_gen.training.callbacks import Checkpoint, CheckpointSettings
 from lit_gen.training.callbacks.checkpoint import InPlace
 from tests.cli.full_disk import files_of_at_most, filled, small_disk
 
@@ -52,8 +52,7 @@ def figure(save: Callable[[Any, Path], object]) -> Callable[[Path], object]:
 
 
 def checkpoint(path: Path) -> None:
-    saved = Checkpoint()
-    saved.path = path
+    saved = Checkpoint(CheckpointSettings(), path)
     trainer = Namespace(is_global_zero=True, strategy=Namespace(barrier=lambda name: None))
     trainer.save_checkpoint = lambda where: InPlace().save_checkpoint(WEIGHTS, where)
     saved.save(trainer, Namespace(parameters=lambda: [], images_seen=1))  # type: ignore[arg-type]

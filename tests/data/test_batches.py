@@ -103,7 +103,13 @@ def test_parts_and_ranks_together_are_the_batches_in_order(parts: int, num_ranks
     assert len(whole) == 3
     for first in range(3 * parts + 1):
         ranks = [
-            BatchSampler(**settings, rank=rank, num_ranks=num_ranks, position=lambda: (7, first), parts=parts)  # noqa: B023
+            BatchSampler(
+                **settings,
+                rank=rank,
+                num_ranks=num_ranks,
+                position=lambda: (7, first),  # noqa: B023
+                num_micro_batches=parts,
+            )
             for rank in range(num_ranks)
         ]
         assert {len(sampler) for sampler in ranks} == {3 * parts}, "of a whole epoch, wherever it is entered"

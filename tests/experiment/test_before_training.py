@@ -103,7 +103,7 @@ def test_a_mistake_leaves_nothing_behind(
         ({"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "nope"}}, "`nope`"),
         (
             {"class_path": "tests.experiment.test_before_training.Deadline"},
-            "trainer: the training ended before its first step",
+            "trainer: the run ended before its first step",
         ),
     ],
     ids=["no such metric", "no time"],

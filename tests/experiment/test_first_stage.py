@@ -135,7 +135,7 @@ def test_other_weights_are_another_training_of_the_same_recipe(prior: Run, tmp_p
 
 def test_a_first_stage_belongs_to_the_training(prior: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(prior.directory), "--first_stage.weights=raw"]) == 2
-    assert "first_stage.weights: belongs to the training of" in capsys.readouterr().err
+    assert "first_stage.weights: cannot change, since" in capsys.readouterr().err
 
 
 def test_a_damaged_copy_is_one_line_before_anything_is_drawn(
@@ -365,9 +365,12 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
     cases = {
         "first_stage.run: TokenPrior learns the codes": [*token, "--first_stage.run=null"],
         "neither a run directory nor the file": [*token, "--first_stage.run=nowhere"],
-        "holds a EDM, which has no codes": [*token, f"--first_stage.run={ROOT}/conf/experiment/digits_edm.yaml"],
-        "follows no first stage": arguments("VAE", root, 64, val, stage),
-        "ImprovedDDPM learns images": arguments("ImprovedDDPM", root, 64, val, stage),
+        "holds the model EDM, which has no codes": [
+            *token,
+            f"--first_stage.run={ROOT}/conf/experiment/digits_edm.yaml",
+        ],
+        "does not support a first stage": arguments("VAE", root, 64, val, stage),
+        "ImprovedDDPM trains on images": arguments("ImprovedDDPM", root, 64, val, stage),
         "has other training images": [*token, stage, "--data.num_val=50"],
         f"{first(prior).directory} has other training images": [
             *(word for word in token if "data.source" not in word),
@@ -383,7 +386,7 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
         "sampler.size: images of 1x16x16 are not those of digits, 1x8x8": [
             *(*token, "--sampler=TokenSampling", "--sampler.size=[8,8]")
         ],
-        "first_stage.weights: ema:0.1 is made of power-function averages; add --first_stage.run.ema.stds": [
+        "first_stage.weights: ema:0.1 is a power-function average; add --first_stage.run.ema.stds": [
             *(*token, "--first_stage.weights=ema:0.1")
         ],
         "data.batch_size: 2000 exceeds the 1342 ": [*token, "--data.batch_size=2000"],

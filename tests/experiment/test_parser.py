@@ -186,7 +186,7 @@ def test_what_comes_from_elsewhere_cannot_be_set(
     words, given = arguments(model, tmp_path), str(value).replace("(", "[").replace(")", "]")
     with pytest.raises(UserError) as error:
         ExperimentCLI([*words, f"--model.{key}={given}"]).objects()
-    assert str(error.value) == f"model.{key}: it comes from {source} and cannot be set to {value}; leave it out"
+    assert str(error.value) == f"model.{key}: it comes from {source} and cannot be set to {value}; remove the key"
     ExperimentCLI(words).objects()
     assert key not in resolved(*words)["model"]["init_args"], "so that a run's own configuration can be read"
 
@@ -215,18 +215,18 @@ def test_wrong_keys_and_values_are_named_in_one_line(words: list[str], named: st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.network=UNett"], "model.network: unknown class UNett; give a class"),
+        (["--model.network=UNett"], "model.network: unknown class UNett; did you mean UNet?"),
         (["--model.optimizer.lr=abc"], "model.optimizer.lr: abc is not accepted; expected float"),
         (["--model.network.channels=abc"], "model.network.channels: abc is not accepted; expected int"),
         (
             ["--model.optimiser.lr=1"],
-            "model.optimiser.lr: no such key; did you mean optimizer? lit-gen fit --model.help CLASS",
+            "model.optimiser.lr: no such key; did you mean optimizer? lit-gen fit --model.help EDM",
         ),
         (["--model.network.chanels=3"], "model.network.chanels: no such key"),
         (["--sampler=Heun", "--sampler.stepz=3"], "sampler.stepz: no such key; did you mean steps? lit-gen fit --"),
         (
             ["--sampler=Heun", "--sampler.grid=Karrass"],
-            "sampler.grid: unknown class Karrass; choose one of Karras, ",
+            "sampler.grid: unknown class Karrass; did you mean Karras?",
         ),
         (["--sampler.steps=3"], "sampler.steps: name the class with it, --sampler CLASS (one of "),
         (["--data.batch_size=abc"], "data.batch_size: abc is not accepted; expected int"),
@@ -296,8 +296,8 @@ def test_a_class_of_the_users_own_that_is_wrong(
 def test_choices_are_what_users_may_choose() -> None:
     import lit_gen.pictures.trajectories  # noqa: F401  (defines a sampler for its own use)
 
-    with pytest.raises(UserError, match="unknown class Heunn") as error:
-        ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Heunn"])
+    with pytest.raises(UserError, match="unknown class Xyzzy") as error:
+        ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Xyzzy"])
     assert str(error.value).endswith(
         "one of AnnealedLangevin, DDIM, DDPM, DPMSolver, Euler, EulerMaruyama, GaussianMixturePrior, Heun, "
         "PredictorCorrector, RK45, Temperature, TokenSampling, Truncation, UniPC"

@@ -101,7 +101,7 @@ def test_the_second_flow_is_a_run_of_its_own(first: Run, second: Run, capsys: py
     assert second.metadata["title"] == "2-RectifiedFlow" and second.metadata["flow"] == 2
     assert second.directory.name.startswith("digits_2-rectifiedflow-")
     assert commands.reflow([str(first.directory), *QUICK]).directory == second.directory
-    assert "this training is finished" in capsys.readouterr().out
+    assert "this run is finished" in capsys.readouterr().out
     other = commands.reflow([str(first.directory), *QUICK, "--reflow.num_pairs=81"])
     assert other.directory != second.directory
     weights = [torch.load(run.checkpoint, weights_only=True)["state_dict"] for run in (first, second)]
@@ -184,7 +184,7 @@ def test_the_budget_of_a_teacher_has_a_key_of_its_own(
     assert len(list(tmp_path.glob("digits_*"))) == 2
     with pytest.raises(UserError, match=r"reflow\.teacher: .*budget\.nothing=1: no such key"):
         commands.fit([*words, "--reflow.teacher.budget.nothing=1"])
-    with pytest.raises(UserError, match=r"reflow\.teacher\.budget\.num_images: there is none to be trained; leave"):
+    with pytest.raises(UserError, match=r"reflow\.teacher\.budget\.num_images: no experiment is trained first; remove"):
         commands.fit([*arguments("RectifiedFlow", tmp_path), "--reflow.teacher.budget.num_images=1"])
     third = [str(run.directory), *QUICK, "--reflow.teacher.budget.num_images=1"]
     with pytest.raises(UserError, match=r"reflow\.teacher\.budget\.num_images: .*2-rectifiedflow-.* is trained"):
@@ -275,7 +275,7 @@ def test_samplers_that_draw_noise_are_refused(sampler: DiffusionSampler) -> None
     ],
 )
 def test_samplers_that_start_amid_images_are_refused(sampler: DiffusionSampler, level: str) -> None:
-    with pytest.raises(UserError, match=f"reflow.sampler: .* sigma / alpha = {level}, where images are still seen"):
+    with pytest.raises(UserError, match=f"reflow.sampler: .* sigma / alpha = {level}, where images are still visible"):
         Reflow(sampler=sampler).check(RECTIFIED)
 
 
@@ -299,7 +299,7 @@ def test_the_second_flow_of_points_is_straighter_and_nearer_in_one_step(tmp_path
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--model=EDM"], "reflow: EDM cannot learn from pairs; use --model RectifiedFlow"),
+        (["--model=EDM"], "model: EDM cannot learn from pairs; use --model RectifiedFlow"),
         (["--data.flip=true"], "data.flip: a flipped image does not match its noise"),
         (["--model.network.channels=8"], "reflow.start: the network of .* is not that of the model"),
         (["--reflow.teacher=nowhere"], "reflow.teacher: nowhere is neither a run directory nor the file"),

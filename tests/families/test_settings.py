@@ -82,7 +82,7 @@ def test_a_picture_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["sample", str(run.directory), "--picture", "thirds", "--out", str(tmp_path / "x.png")]) == 2
     assert "Halved has no picture thirds; choose one of halves" in capsys.readouterr().err
     assert main(["sample", str(run.directory), "--picture", "halves", "--out", str(tmp_path / "x.npz")]) == 2
-    assert "must end in .png" in capsys.readouterr().err
+    assert "does not end in .png; give a name" in capsys.readouterr().err
     sampler = ["--sampler", "Temperature", "--out", str(tmp_path / "x.png")]
     assert main(["sample", str(run.directory), "--picture", "halves", *sampler]) == 2
     error = capsys.readouterr().err
@@ -92,7 +92,7 @@ def test_a_picture_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     trajectory = ["--trajectory", str(tmp_path / "t.png"), "--out", str(tmp_path / "x.png")]
     assert main(["sample", str(run.directory), "--picture", "halves", *trajectory]) == 2
-    assert "--trajectory: belongs to sampled images and not to a --picture" in capsys.readouterr().err
+    assert "--trajectory: needs sampled images and cannot be used with --picture" in capsys.readouterr().err
     assert not list(tmp_path.glob("?.png"))
 
 

@@ -1,6 +1,5 @@
 """Encoder, decoder, generator and critic: gradients, independence of images, scale at initialisation, errors."""
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from lit_gen.core.errors import UserError
 from lit_gen.families.gan import Critic, Generator
 from lit_gen.families.vae import ConvDecoder, ConvEncoder
-from lit_gen.networks.blocks import ResBlock, halvings
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (2, 12, 16)]
 LATENT = 6
@@ -76,15 +74,6 @@ def test_generator_is_bounded_and_decoder_is_not() -> None:
     assert generator(z).abs().max() <= 1
 
 
-def test_residual_sum_keeps_the_variance() -> None:
-    torch.manual_seed(0)
-    block = ResBlock(8, 8, norm=False)
-    for parameter in block.conv2.parameters():
-        nn.init.zeros_(parameter)
-    x = torch.randn(2, 8, 4, 4)
-    torch.testing.assert_close(block(x), x / math.sqrt(2))
-
-
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 32, 32)])
 def test_critic_starts_with_scores_and_slopes_of_order_one(image_shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
@@ -122,13 +111,6 @@ def test_gradient_penalty_reaches_the_critic() -> None:
     step = 1e-6
     assert slope == pytest.approx((shifted(step) - shifted(-step)) / (2 * step), rel=1e-4)
     assert abs(slope) > 1e-4
-
-
-def test_halvings() -> None:
-    assert halvings((1, 8, 8)) == [(8, 8), (4, 4)]
-    assert halvings((3, 32, 32)) == [(32, 32), (16, 16), (8, 8), (4, 4)]
-    assert halvings((1, 28, 28)) == [(28, 28), (14, 14), (7, 7)]
-    assert halvings((1, 8, 32)) == [(8, 32), (4, 16)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Tests of grids, trajectories and figures."""

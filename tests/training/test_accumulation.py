@@ -21,7 +21,7 @@ from lit_gen.families.diffusion import DDPM
 from lit_gen.families.vq import VQGAN, ConvAutoencoder, PatchDiscriminator
 from lit_gen.families.vq.networks.quantisers import VectorQuantiser
 from lit_gen.runs.directory import Run
-from lit_gen.training.callbacks import EMA, Budget, Checkpoint
+from lit_gen.training.callbacks import EMA, Budget, BudgetSettings, Checkpoint, EMASettings
 from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
@@ -246,7 +246,7 @@ class StopIn(Callback):
 @pytest.mark.parametrize(("part", "steps"), [(9, 3), (11, 3), (12, 3), (13, 4)])
 def test_whoever_stops_a_training_stops_it_after_a_step(part: int, steps: int, tmp_path: Path) -> None:
     stopped, whole = binary_model(), binary_model()
-    for model, callback in ((stopped, StopIn(part)), (whole, Budget(16 * steps))):
+    for model, callback in ((stopped, StopIn(part)), (whole, Budget(BudgetSettings(16 * steps)))):
         fit = trainer(max_epochs=1, accumulate_grad_batches=4, callbacks=[callback])
         fit.fit(model, datamodule=binary_data())
         assert (model.images_seen, fit.global_step, model.clock.batches_seen) == (16 * steps, steps, 4 * steps)
@@ -295,7 +295,7 @@ def flat(model: torch.nn.Module) -> Tensor:
 
 
 def train_binary(parts: int, folder: Path | None = None, **processes: Any) -> tuple[Tensor, Tensor, int, int]:
-    model, ema = binary_model(), EMA(0.9)
+    model, ema = binary_model(), EMA(EMASettings(0.9))
     fit = trainer(max_steps=100, max_epochs=-1, accumulate_grad_batches=parts, callbacks=[ema], **processes)
     fit.fit(model, datamodule=binary_data())
     average = torch.cat([weight.flatten() for weight in ema._average.values()])

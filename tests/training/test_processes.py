@@ -1,7 +1,6 @@
 """Which device a process uses, how many take part, and what the first decides for all."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
+from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.training import processes
 from tests.conftest import arguments
 
@@ -34,13 +34,13 @@ def test_a_list_of_devices_names_their_indices(devices: Any, local_rank: int, in
 
 @pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_LOCALID"])
 def test_the_device_of_a_process(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = SimpleNamespace(accelerator="auto", devices=[3, 1])
+    listed = TrainerSettings(accelerator="auto", devices=[3, 1])
     assert processes.device(listed) == torch.device("cpu") or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert processes.device(listed) == torch.device("cuda", 3)
     monkeypatch.setenv(variable, "1")
     assert processes.device(listed) == torch.device("cuda", 1)
-    assert processes.device(SimpleNamespace(accelerator="cpu", devices=[3, 1])) == torch.device("cpu")
+    assert processes.device(TrainerSettings(accelerator="cpu", devices=[3, 1])) == torch.device("cpu")
 
 
 def test_mps_is_never_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

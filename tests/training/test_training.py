@@ -13,7 +13,7 @@ from lit_gen.cli import commands
 from lit_gen.cli.main import main
 from lit_gen.core.errors import UserError
 from lit_gen.experiment.parser import ExperimentCLI
-from lit_gen.training.callbacks import EMA
+from lit_gen.training.callbacks import EMA, EMASettings
 from tests.conftest import ROOT, arguments
 
 pytestmark = pytest.mark.slow
@@ -136,7 +136,7 @@ def test_the_average_of_bf16_weights_does_not_stand_still(tmp_path: Path) -> Non
     network = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     network.weight.data.fill_(1.0)
     model: Any = SimpleNamespace(generator=network, images_seen=0, whole_step=True)
-    ema = EMA(0.999)
+    ema = EMA(EMASettings(0.999))
     ema.num_updates = 100_000  # past the warm-up
     trainer: Any = SimpleNamespace(is_global_zero=True)
     ema.on_fit_start(trainer, model)
@@ -156,7 +156,7 @@ def test_edm_is_averaged_over_half_a_million_images_after_a_ramp(name: str, imag
     network.weight.data.fill_(1.0)
     model: Any = SimpleNamespace(generator=network, images_seen=images - 512, whole_step=True)
     trainer: Any = SimpleNamespace(is_global_zero=True)
-    ema = EMA(**settings.as_dict())
+    ema = EMA(EMASettings(**settings.as_dict()))
     ema.num_updates = model.images_seen // 512
     ema.on_fit_start(trainer, model)
     network.weight.data.fill_(1001.0)

@@ -12,6 +12,7 @@ velocity is equivalent, because they are affine in D. The guided score is that o
 - Both can be limited to an interval of noise levels (Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724).
 """
 
+import copy
 import math
 
 import torch
@@ -52,7 +53,19 @@ class Guidance:
         self.interval = (low, high)
         self.run = run
         self.weaker: Denoiser | None = None
-        """Denoiser of the weaker model; set by the caller that loads the run."""
+        """Denoiser of the weaker model, for autoguidance; `by` gives it."""
+
+    def by(self, weaker: Denoiser, run: str | None = None) -> "Guidance":
+        """Return this guidance with the denoiser of a weaker model.
+
+        Args:
+            weaker: The denoiser.
+            run: Name of its run in results; this guidance's `run` if not given.
+        """
+        loaded = copy.copy(self)
+        loaded.weaker = weaker
+        loaded.run = self.run if run is None else run
+        return loaded
 
     @property
     def classifier_free(self) -> bool:
@@ -81,7 +94,7 @@ class Guidance:
             weaker = _CountedBy(denoiser, self.weaker).given(labels)
         elif self.run is not None:
             raise UserError(
-                f"sampler.guidance.run: the model of {self.run} is not loaded; set Guidance.weaker to its denoiser"
+                f"sampler.guidance.run: the model of {self.run} is not loaded; use Guidance.by with its denoiser"
             )
         elif labels is not None:
             weaker = denoiser.given(torch.full_like(labels, -1))

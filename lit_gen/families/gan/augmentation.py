@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.core.accumulation import SumOverParts
+from lit_gen.core.accumulation import SumOverMicroBatches
 from lit_gen.core.errors import UserError
 
 
@@ -151,7 +151,7 @@ class AdaptiveAugment(DiffAugment):
         self.every = every
         for name in ("position", "signs", "seen", "steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
-        self.over_parts = SumOverParts()
+        self.over_micro_batches = SumOverMicroBatches()
 
     @property
     def p(self) -> Tensor:
@@ -167,7 +167,7 @@ class AdaptiveAugment(DiffAugment):
     @torch.no_grad()
     def observe(self, scores: Tensor, total: Callable[[Tensor], Tensor]) -> None:
         counts = torch.stack([scores.sign().long().sum(), torch.tensor(len(scores), device=scores.device)])
-        of_step = self.over_parts(counts)
+        of_step = self.over_micro_batches(counts)
         if of_step is None:
             return
         signs, seen = total(of_step)

@@ -1,18 +1,19 @@
 """Length of a training run, in images and in seconds."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
 from lit_gen.core.errors import UserError
 from lit_gen.families.base import GenerativeModel
+from lit_gen.training.processes import BATCHES_BETWEEN_AGREEMENTS
 
-BATCHES_BETWEEN_AGREEMENTS = 10
 
-
-class Budget(Callback):
-    """Callback that stops training after a number of images or a time, whichever comes first.
+@dataclass(frozen=True)
+class BudgetSettings:
+    """End of training, after a number of images or a time, whichever comes first.
 
     Args:
         num_images: Images to train on, over all processes; an image counts each time it is seen.
@@ -21,17 +22,38 @@ class Budget(Callback):
             repeated bit by bit. null: no time limit.
     """
 
-    def __init__(self, num_images: int = 1_000_000, seconds: float | None = None) -> None:
-        if num_images < 1:
-            raise UserError(f"budget.num_images: {num_images} is not a positive number of images; give at least 1")
-        if seconds is not None and not seconds > 0:
+    num_images: int = 1_000_000
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise UserError(f"budget.num_images: {self.num_images} is not a positive number of images; give at least 1")
+        if self.seconds is not None and not self.seconds > 0:
             raise UserError(
-                f"budget.seconds: {seconds:g} is not a positive time; give more than 0, or null for no limit"
+                f"budget.seconds: {self.seconds:g} is not a positive time; give more than 0, or null for no limit"
             )
-        self.num_images = num_images
-        self.seconds = seconds
-        self.spent = 0.0
-        """Training time in seconds of the runs that this one builds on."""
+
+    def check_left(self, spent: float) -> None:
+        """Raise a UserError if the runs that this one builds on took all the time, in seconds."""
+        if self.seconds is not None and spent >= self.seconds:
+            raise UserError(
+                f"budget.seconds: {self.seconds:g} s are less than the {spent:.0f} s that the first stage or teacher "
+                "took; give more"
+            )
+
+
+class Budget(Callback):
+    """Callback that stops training at the end of its budget.
+
+    Args:
+        settings: Number of images and time.
+        spent: Training time in seconds of the runs that this one builds on.
+    """
+
+    def __init__(self, settings: BudgetSettings, spent: float = 0.0) -> None:
+        self.num_images = settings.num_images
+        self.seconds = settings.seconds
+        self.spent = spent
         self._before = 0.0
         self._begin: float | None = None
 
@@ -45,13 +67,6 @@ class Budget(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = float(state_dict["elapsed"])
-
-    def setup(self, trainer: Trainer, pl_module: GenerativeModel, stage: str) -> None:
-        if self.seconds is not None and self.spent >= self.seconds:
-            raise UserError(
-                f"budget.seconds: {self.seconds:g} s are less than the {self.spent:.0f} s that the first stage or "
-                "teacher took; give more"
-            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         self._begin = time.perf_counter()

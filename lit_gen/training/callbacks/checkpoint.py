@@ -1,10 +1,11 @@
-"""Checkpoints that a kill cannot damage."""
+"""Checkpoints that a kill cannot damage, and that are saved first on Ctrl-C and SIGTERM."""
 
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
@@ -17,9 +18,25 @@ from lightning.pytorch import Callback, Trainer
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import publish, staged
 from lit_gen.families.base import GenerativeModel
+from lit_gen.training.processes import BATCHES_BETWEEN_AGREEMENTS, SECONDS_TO_LEAVE
 
-BATCHES_BETWEEN_AGREEMENTS = 10
-SECONDS_TO_LEAVE = 10.0
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """Times at which `checkpoints/last.ckpt` is saved.
+
+    Args:
+        every: Images between two checkpoints; 0 saves only the last one.
+    """
+
+    every: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise UserError(
+                f"checkpoint.every: {self.every} is negative; give a number of images, or 0 for only the last "
+                "checkpoint"
+            )
 
 
 class Checkpoint(Callback):
@@ -34,25 +51,21 @@ class Checkpoint(Callback):
     everything that a kill has lost.
 
     Args:
-        every: Images between two checkpoints; 0 saves only the last one.
+        settings: Images between two checkpoints.
+        path: Path of the checkpoint.
+        saved: Function that the first process calls after each checkpoint.
     """
 
-    def __init__(self, every: int = 100_000) -> None:
-        if every < 0:
-            raise UserError(
-                f"checkpoint.every: {every} is negative; give a number of images, or 0 for only the last checkpoint"
-            )
-        self.every = every
-        self.path: Path | None = None
-        self.saved: Callable[[], object] = lambda: None
-        """Function that the first process calls after each checkpoint."""
+    def __init__(self, settings: CheckpointSettings, path: Path, saved: Callable[[], object] = lambda: None) -> None:
+        self.every = settings.every
+        self.path = path
+        self.saved = saved
         self._saved_at = 0
         self._written: Path | None = None
         self._stop_after = False
         self._training = False
         self._interrupted = False
         self._interrupt: Callable[[int, Any], None] | None = None
-        self._own_threads: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: GenerativeModel, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -93,7 +106,6 @@ class Checkpoint(Callback):
     def _conclude(self, trainer: Trainer) -> None:
         """Rename the written checkpoint to its final name, and stop if the run was interrupted."""
         if self._written is not None:
-            assert self.path is not None
             if trainer.is_global_zero:
                 publish(self._written, self.path)
                 self.saved()
@@ -118,18 +130,11 @@ class Checkpoint(Callback):
         checkpoint["num_threads"] = torch.get_num_threads()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: GenerativeModel, checkpoint: dict[str, Any]) -> None:
-        """Restore the number of CPU threads: a sum over another number of threads rounds differently."""
+        """Use the number of CPU threads of the checkpoint: a sum over another number rounds differently."""
         own = torch.get_num_threads()
         saved = checkpoint.get("num_threads", own)
         if trainer.strategy.root_device.type == "cpu" and saved != own:
-            self._own_threads = own
             torch.set_num_threads(saved)
-
-    def restore_threads(self) -> None:
-        """Restore the number of threads that the process had before a checkpoint was loaded."""
-        if self._own_threads is not None:
-            torch.set_num_threads(self._own_threads)
-            self._own_threads = None
 
     def save(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         """Write the checkpoint and rename it at once."""
@@ -138,8 +143,6 @@ class Checkpoint(Callback):
 
     def _write(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         """Write the checkpoint to a temporary file next to the old one."""
-        if self.path is None:
-            return
         if not all(torch.isfinite(parameter).all() for parameter in pl_module.parameters()):
             raise diverged("the weights are not finite", trainer, pl_module)
         with staged(self.path) as temporary:
@@ -173,6 +176,17 @@ class Checkpoint(Callback):
             signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """Give the process its number of CPU threads back at the end of the block, in which a checkpoint may change it."""
+    own = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != own:
+            torch.set_num_threads(own)
+
+
 class InPlace(TorchCheckpointIO):
     """Writer that creates the checkpoint directly at its path.
 
@@ -202,7 +216,7 @@ def check_world_size(checkpoint: dict[str, Any], trainer: Trainer) -> None:
 def diverged(what: str, trainer: Trainer, pl_module: GenerativeModel) -> UserError:
     """Return the error of a run with non-finite values: which weights are kept, and what may help."""
     paths = [callback.path for callback in trainer.callbacks if isinstance(callback, Checkpoint)]  # type: ignore[attr-defined]
-    saved = [f"{path} keeps the last good weights" for path in paths if path is not None and path.is_file()]
+    saved = [f"{path} keeps the last good weights" for path in paths if path.is_file()]
     kept = saved[0] if saved else "nothing was saved yet (--checkpoint.every)"
     clipping = "set --trainer.gradient_clip_val, " if pl_module.automatic_optimization else ""
     if hasattr(pl_module, "gradient_clip"):

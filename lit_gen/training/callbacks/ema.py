@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,43 @@ from lit_gen.core.errors import UserError
 from lit_gen.families.base import GenerativeModel
 from lit_gen.runs.power_averages import gamma_of, halflife_decay, power_decay
 from lit_gen.runs.weights import save_snapshot
+
+
+@dataclass(frozen=True)
+class EMASettings:
+    """Averages of the generating network's weights over steps.
+
+    Args:
+        decay: beta after the warm-up; 0 makes the average equal to the weights.
+        halflife: Half-life of a weight in images; replaces the decay.
+        ramp: Upper limit of the half-life as a share of the images seen.
+        stds: Relative standard deviations of the power-function averages, for example [0.05, 0.1].
+        every: Images between two snapshots of the power-function averages; the last weights get one too.
+        snapshot_dtype: Data type of the snapshots.
+    """
+
+    decay: float = 0.999
+    halflife: int | None = None
+    ramp: float = 0.05
+    stds: tuple[float, ...] = ()
+    every: int = 50_000
+    snapshot_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise UserError(f"ema.decay: {self.decay} is not in [0, 1); give a number in that range")
+        if self.halflife is not None and self.halflife < 1:
+            raise UserError(
+                f"ema.halflife: {self.halflife} is not a positive number of images; give at least 1, or null"
+            )
+        if not self.ramp > 0:
+            raise UserError(f"ema.ramp: {self.ramp} is not a positive share of the images seen; give more than 0")
+        if self.every < 1:
+            raise UserError(f"ema.every: {self.every} is not a positive number of images; give at least 1")
+        if len(set(self.stds)) < len(self.stds):
+            raise UserError(f"ema.stds: {list(self.stds)} names one width twice; remove the repeated one")
+        for std in self.stds:
+            gamma_of(std, "ema.stds")
 
 
 class EMA(Callback):
@@ -33,41 +71,18 @@ class EMA(Callback):
     Floating-point buffers are averaged too; other buffers are copied.
 
     Args:
-        decay: beta after the warm-up; 0 makes the average equal to the weights.
-        halflife: Half-life of a weight in images; replaces the decay.
-        ramp: Upper limit of the half-life as a share of the images seen.
-        stds: Relative standard deviations of the power-function averages, for example [0.05, 0.1].
-        every: Images between two snapshots of the power-function averages; the last weights get one too.
-        snapshot_dtype: Data type of the snapshots.
+        settings: Decay or half-life, and the widths of the power-function averages.
+        folder: Folder of the snapshots; None keeps none.
     """
 
-    def __init__(
-        self,
-        decay: float = 0.999,
-        halflife: int | None = None,
-        ramp: float = 0.05,
-        stds: tuple[float, ...] = (),
-        every: int = 50_000,
-        snapshot_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    ) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"ema.decay: {decay} is not in [0, 1); give a number in that range")
-        if halflife is not None and halflife < 1:
-            raise UserError(f"ema.halflife: {halflife} is not a positive number of images; give at least 1, or null")
-        if not ramp > 0:
-            raise UserError(f"ema.ramp: {ramp} is not a positive share of the images seen; give more than 0")
-        if every < 1:
-            raise UserError(f"ema.every: {every} is not a positive number of images; give at least 1")
-        if len(set(stds)) < len(stds):
-            raise UserError(f"ema.stds: {list(stds)} names one width twice; remove the repeated one")
-        self.decay = decay
-        self.halflife = halflife
-        self.ramp = ramp
-        self.gammas = {std: gamma_of(std, "ema.stds") for std in stds}
-        self.every = every
-        self.snapshot_dtype = getattr(torch, snapshot_dtype)
-        self.folder: Path | None = None
-        """Folder of the snapshots."""
+    def __init__(self, settings: EMASettings, folder: Path | None = None) -> None:
+        self.decay = settings.decay
+        self.halflife = settings.halflife
+        self.ramp = settings.ramp
+        self.gammas = {std: gamma_of(std, "ema.stds") for std in settings.stds}
+        self.every = settings.every
+        self.snapshot_dtype = getattr(torch, settings.snapshot_dtype)
+        self.folder = folder
         self.num_updates = 0
         self._images = 0
         self._average: dict[str, Tensor] = {}

@@ -1,5 +1,6 @@
 """Sample grids and other plots during training."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,9 @@ NUM_SHOWN = 16
 """Number of images of the data in a plot."""
 
 
-class SampleGrid(Callback):
-    """Callback that saves sample grids, and the `pictures` of the family, at regular numbers of training images.
-
-    Every grid has the same seed and indices, the averaged weights and the model's default sampler, so it does not
-    depend on the settings of an evaluation.
+@dataclass(frozen=True)
+class SampleGridSettings:
+    """Sample grids and pictures at regular numbers of training images.
 
     Args:
         every: Training images between two grids; 0 saves only the last grid.
@@ -29,14 +28,32 @@ class SampleGrid(Callback):
         seed: Seed of the noise.
     """
 
-    def __init__(self, every: int = 200_000, num_samples: int = 64, seed: int = 0) -> None:
-        for name, value in {"every": every, "num_samples": num_samples, "seed": seed}.items():
+    every: int = 200_000
+    num_samples: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in {"every": self.every, "num_samples": self.num_samples, "seed": self.seed}.items():
             if value < 0:
                 raise UserError(f"grid.{name}: {value} is negative; give 0 or more")
-        self.every = every
-        self.num_samples = num_samples
-        self.seed = seed
-        self.folder: Path | None = None
+
+
+class SampleGrid(Callback):
+    """Callback that saves sample grids, and the `pictures` of the family, at regular numbers of training images.
+
+    Every grid has the same seed and indices, the averaged weights and the model's default sampler, so it does not
+    depend on the settings of an evaluation.
+
+    Args:
+        settings: Images between two grids, and their samples.
+        folder: Folder of the grids.
+    """
+
+    def __init__(self, settings: SampleGridSettings, folder: Path) -> None:
+        self.every = settings.every
+        self.num_samples = settings.num_samples
+        self.seed = settings.seed
+        self.folder = folder
         self._drawn_at = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
@@ -56,7 +73,7 @@ class SampleGrid(Callback):
     def draw(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         """Save one grid on the first process; no operation in it is collective."""
         self._drawn_at = pl_module.images_seen
-        if not trainer.is_global_zero or self.folder is None or not self.num_samples:
+        if not trainer.is_global_zero or not self.num_samples:
             return
         source = trainer.datamodule.source  # type: ignore[attr-defined]
         noise = Noise(self.seed, range(self.num_samples), pl_module.device)
@@ -75,7 +92,6 @@ class SampleGrid(Callback):
 
     def _pictures(self, trainer: Trainer, model: GenerativeModel) -> dict[str, Path]:
         """Save the plots of the family, by name, of test images or, without a test part, of training images."""
-        assert self.folder is not None
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         files: dict[str, Path] = {}
         for name in model.capabilities.pictures:

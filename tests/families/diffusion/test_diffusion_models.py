@@ -220,7 +220,8 @@ def test_results_tell_the_variants_of_a_model_apart():
 
 @pytest.mark.parametrize("sde", ["vp", "subvp", "ve"])
 def test_score_matching_with_the_weight_sigma_squared(sde, images):
-    model = ScoreSDE(image_shape=SHAPE, network=network, sde=sde, sigma_min=0.01, sigma_max=10)
+    levels: dict[str, Any] = {"sigma_min": 0.01, "sigma_max": 10} if sde == "ve" else {}
+    model = ScoreSDE(image_shape=SHAPE, network=network, sde=sde, **levels)
     t = torch.linspace(0.05, 1, 12, dtype=torch.float64)
     eps = torch.randn_like(images)
     alpha, sigma = (value.float()[:, None, None, None] for value in model.schedule(t))
@@ -257,7 +258,8 @@ def test_the_weight_changes_the_loss_by_its_ratio(images):
 
 @pytest.mark.parametrize("objective", ["hybrid", "vlb"])
 def test_the_improved_ddpm_learns_a_variance(objective, images):
-    model = ImprovedDDPM(image_shape=SHAPE, network=network, num_timesteps=20, objective=objective, vlb_weight=0.01)
+    weight: dict[str, Any] = {"vlb_weight": 0.01} if objective == "hybrid" else {}
+    model = ImprovedDDPM(image_shape=SHAPE, network=network, num_timesteps=20, objective=objective, **weight)
     assert isinstance(model.schedule, DiscreteVP) and model.schedule.betas == "cosine"
     assert model.network(images, torch.zeros(12)).shape == (12, 2, 8, 8)
     t, eps = torch.arange(1, 13).double() / 20, torch.randn_like(images)

@@ -16,6 +16,7 @@ from lit_gen.cli.main import main
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data import Batch
+from lit_gen.experiment.checks import check_sampler
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.diffusion import Denoiser, EDMSchedule, GaussianMixtureDenoiser, Guidance, Rectified, Schedule
 from lit_gen.families.diffusion.samplers import DDIM, RK45, DiffusionSampler, Heun
@@ -101,8 +102,7 @@ def test_weight_0_is_without_class_and_1_is_the_conditional_one(
 def test_autoguidance_asks_the_weaker_model_for_the_same_class(denoiser: Conditional, weaker: Conditional) -> None:
     x, at = points(), level(0.7, 0.4)
     for labels in (LABELS, None):
-        guidance = Guidance(2.5, run="somewhere")
-        guidance.weaker = weaker
+        guidance = Guidance(2.5, run="somewhere").by(weaker)
         ours, theirs = denoiser(x, *at, labels), weaker(x, *at, labels)
         guided = guidance(denoiser, labels)
         before = denoiser.evaluations
@@ -140,7 +140,7 @@ def test_images_at_times_of_their_own(denoiser: Conditional, weaker: Conditional
     inside = [False, True, True, False, True]
     for weak in (None, weaker):
         guidance = Guidance(2.0, (0.5, 2.0))
-        guidance.weaker = weak
+        guidance = guidance if weak is None else guidance.by(weak)
         guided = guidance(denoiser, LABELS)
         before = denoiser.evaluations
         together = guided(x, alpha, sigma)
@@ -210,8 +210,7 @@ def test_a_budget_counts_both_evaluations() -> None:
 
 def test_settings_are_recorded_if_there_are_any() -> None:
     assert "guidance" not in DDIM(steps=3).to_dict()
-    guidance = Guidance(2.0, run="weak")
-    guidance.weaker = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1))
+    guidance = Guidance(2.0, run="weak").by(GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1)))
     settings = DDIM(steps=3, guidance=guidance).to_dict()["guidance"]
     assert settings == {"name": "Guidance", "weight": 2.0, "interval": [0.0, "inf"], "run": "weak"}
     assert json.loads(json.dumps(settings)) == settings
@@ -319,6 +318,20 @@ def test_guidance_on_the_command_line(trained: Run, less_trained: Run) -> None:
 
 
 @pytest.mark.slow
+def test_a_weaker_model_is_loaded_without_a_change_of_the_settings(trained: Run, less_trained: Run) -> None:
+    words = ["--sampler=Heun", "--sampler.nfe=8", "--sampler.guidance.weight=2"]
+    by_weaker = f"--sampler.guidance.run={less_trained.directory}"
+    experiment = ExperimentCLI([f"--config={trained.config}", *words, by_weaker]).objects()
+    assert isinstance(experiment.sampler, Heun) and experiment.sampler.guidance is not None
+    before = experiment.sampler.to_dict()
+    for _ in range(2):
+        loaded = check_sampler(experiment, torch.device("cpu"))
+        assert isinstance(loaded, Heun) and loaded.guidance is not None and loaded.guidance.weaker is not None
+        assert loaded.to_dict() == before | {"guidance": before["guidance"] | {"run": less_trained.directory.name}}
+        assert experiment.sampler.to_dict() == before and experiment.sampler.guidance.weaker is None
+
+
+@pytest.mark.slow
 def test_what_cannot_guide_is_said_in_one_line(
     trained: Run, less_trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -333,7 +346,10 @@ def test_what_cannot_guide_is_said_in_one_line(
     assert said("run", *arguments("EDM", tmp_path, 64, *guided)) == missing and not list(tmp_path.iterdir())
     vae = commands.fit(arguments("VAE", tmp_path, 64, "--grid.num_samples=0"))
     other = commands.fit(arguments("EDM", tmp_path, 64, "--grid.num_samples=0"))
-    for run, reason in ((vae, "holds a VAE"), (other, "of no classes, the model to be guided 1x8x8 images of 10")):
+    for run, reason in (
+        (vae, "holds the model VAE"),
+        (other, "of no classes, the model to be guided 1x8x8 images of 10"),
+    ):
         line = said("sample", str(trained.directory), *guided, f"--sampler.guidance.run={run.directory}")
         assert line.startswith("sampler.guidance.run: ") and reason in line
     line = said("evaluate", str(trained.directory), *guided, f"--sampler.guidance.run={tmp_path / 'none'}")

@@ -10,9 +10,18 @@ from lit_gen.cli.main import main
 from lit_gen.core.errors import UserError
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.diffusion import (
+    DDPM,
+    EDM,
+    Diffusion,
     EDMPreconditioning,
+    EDMSchedule,
     ErrorOf,
+    FlowMatching,
+    ImprovedDDPM,
+    LognormalSigma,
     MinSNR,
+    RectifiedFlow,
+    ScoreSDE,
     Velocity,
 )
 from lit_gen.families.diffusion.augment import EDMAugmentation
@@ -51,7 +60,7 @@ def test_a_learned_variance_can_be_asked_for_by_name(tmp_path: Path, capsys: pyt
 )
 def test_what_the_model_asks_of_its_network_cannot_be_set(experiment: str, word: str) -> None:
     cli = ExperimentCLI([f"--config={ROOT}/conf/experiment/{experiment}.yaml", f"--model.network.{word}"])
-    with pytest.raises(UserError, match=rf"^model\.network\.{word[:-2]}: the model says .*; leave it out$"):
+    with pytest.raises(UserError, match=rf"^model\.network\.{word[:-2]}: the model sets .*; remove the key$"):
         cli.objects()
 
 
@@ -89,3 +98,49 @@ def test_the_preconditioning_needs_a_width_of_the_data() -> None:
     for sigma_data in (0.0, -1.0, float("nan")):
         with pytest.raises(UserError, match=f"^sigma_data: {sigma_data} is not a standard deviation"):
             EDMPreconditioning(sigma_data)
+
+
+class OwnLoss(Diffusion):
+    """A model that leaves three optional settings of its base class unused."""
+
+    unused = frozenset({"weight", "uncertainty", "clip"})
+
+    def __init__(self, image_shape: tuple[int, int, int], **kwargs: Any) -> None:
+        super().__init__(image_shape, EDMSchedule(), EDMPreconditioning(), LognormalSigma(), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "used", "unused"),
+    [
+        (ScoreSDE, "sigma_min", {"sde": "ve", "sigma_min": 0.5}, {"sde": "vp", "sigma_min": 0.5}),
+        (ScoreSDE, "sigma_max", {"sde": "ve", "sigma_max": 3.0}, {"sde": "subvp", "sigma_max": 3.0}),
+        (ImprovedDDPM, "vlb_weight", {"vlb_weight": 0.5}, {"objective": "vlb", "vlb_weight": 0.5}),
+        (RectifiedFlow, "stratified", {"stratified": True}, {"density": "noise", "stratified": True}),
+        (OwnLoss, "weight", {"weight": None, "stratified": True}, {"weight": MinSNR()}),
+        (OwnLoss, "uncertainty", {"uncertainty": False, "label_drop": 0.0}, {"uncertainty": True}),
+        (OwnLoss, "clip", {"clip": None}, {"clip": 1.0}),
+    ],
+)
+def test_a_setting_that_has_no_effect_is_refused(
+    model: type[Diffusion], key: str, used: dict[str, Any], unused: dict[str, Any]
+) -> None:
+    model(image_shape=(1, 16, 16), **used)
+    with pytest.raises(UserError, match=rf"^model\.{key}: .*use.*; remove"):
+        model(image_shape=(1, 16, 16), **unused)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (EDM, {"clip": 1}),
+        (DDPM, {"density": LognormalSigma()}),
+        (ScoreSDE, {"schedule": EDMSchedule()}),
+        (FlowMatching, {"parameterization": Velocity()}),
+        (RectifiedFlow, {"coupling": "ot"}),
+        (ImprovedDDPM, {"uncertainty": True}),
+    ],
+)
+def test_a_setting_that_the_class_makes_itself_is_refused(model: type[Diffusion], settings: dict[str, Any]) -> None:
+    (key,) = settings
+    with pytest.raises(UserError, match=rf"^model\.{key}: {model.__name__} sets it; remove it, or use Diffusion"):
+        model(image_shape=(1, 16, 16), **settings)

@@ -226,7 +226,7 @@ def test_truncated_latents_are_of_the_truncated_normal() -> None:
 def test_adaptive_augmentation_moves_once_for_all_parts_of_a_step() -> None:
     torch.manual_seed(0)
     whole, parts = (AdaptiveAugment(images=300, every=2) for _ in range(2))
-    parts.over_parts.num_parts = 3
+    parts.over_micro_batches.num_micro_batches = 3
     for _ in range(7):
         scores = torch.randn(12) + 2
         whole.observe(scores, lambda counts: counts)

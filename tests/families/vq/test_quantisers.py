@@ -185,7 +185,7 @@ def test_no_code_is_dead_when_all_are_used_and_a_dead_one_waits_for_its_share_to
 @pytest.mark.parametrize("ema", [True, False])
 def test_averages_move_once_for_all_parts_of_a_step(ema: bool) -> None:
     whole, split, z = quantiser(ema=ema, decay=0.5), quantiser(ema=ema, decay=0.5), latents(num=6)
-    split.over_parts.num_parts = 3
+    split.over_micro_batches.num_micro_batches = 3
     for _ in range(2):
         at_once, before = whole(z).indices, {name: value.clone() for name, value in split.state_dict().items()}
         parts = []

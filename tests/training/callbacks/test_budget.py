@@ -12,7 +12,7 @@ import yaml
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.runs.directory import Run
-from lit_gen.training.callbacks import Budget
+from lit_gen.training.callbacks import BudgetSettings
 from tests.conftest import DIGITS, TINY, TINY_FIRST_STAGE
 
 
@@ -23,7 +23,7 @@ def words(tmp_path: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize(("settings", "key"), [({"num_images": 0}, "num_images"), ({"seconds": 0.0}, "seconds")])
 def test_there_is_no_empty_budget(settings: dict[str, float], key: str) -> None:
     with pytest.raises(UserError, match=rf"budget\.{key}: 0 is not a positive"):
-        Budget(**settings)  # type: ignore[arg-type]
+        BudgetSettings(**settings)  # type: ignore[arg-type]
 
 
 def test_images_end_a_training(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.runs.directory import Run
-from lit_gen.training.callbacks import EMA
+from lit_gen.training.callbacks import EMA, EMASettings
 from lit_gen.training.callbacks.ema import load_weights, named_weights
 from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import arguments
@@ -80,7 +80,7 @@ def assert_is(average: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_average_is_the_closed_form() -> None:
-    walk = Walk(EMA(0.7)).go(40)
+    walk = Walk(EMA(EMASettings(0.7))).go(40)
     expected = walk.expected([min(0.7, (1 + n) / (10 + n)) for n in range(40)])
     with walk.ema.averaged(walk.module.generator):
         assert_is(walk.weights(), expected)
@@ -89,7 +89,7 @@ def test_average_is_the_closed_form() -> None:
 
 
 def test_half_life_counts_images_and_ramps_up() -> None:
-    walk = Walk(EMA(halflife=30, ramp=0.25)).go(60)
+    walk = Walk(EMA(EMASettings(halflife=30, ramp=0.25))).go(60)
     times = walk.times
     decays = [0.5 ** ((now - then) / min(30, 0.25 * now)) for then, now in zip(times[:-1], times[1:], strict=True)]
     assert 0.25 * times[10] < 30 < 0.25 * times[-1]
@@ -97,7 +97,7 @@ def test_half_life_counts_images_and_ramps_up() -> None:
 
 
 def test_power_function_averages_stand_beside_it() -> None:
-    walk = Walk(EMA(0.7, stds=(0.05, 0.1))).go(40)
+    walk = Walk(EMA(EMASettings(0.7, stds=(0.05, 0.1)))).go(40)
     saved = walk.saved()
     assert_is(saved["weights"], walk.expected([min(0.7, (1 + n) / (10 + n)) for n in range(40)]))
     for std, gamma in ((0.05, 16.972198602), (0.1, 6.937203938)):
@@ -111,7 +111,7 @@ def test_power_function_averages_stand_beside_it() -> None:
 
 
 def test_weights_come_back_after_the_block() -> None:
-    walk = Walk(EMA(0.9)).go(5)
+    walk = Walk(EMA(EMASettings(0.9))).go(5)
     with walk.ema.averaged(walk.module.generator):
         assert not torch.equal(walk.module.generator.weight, walk.history[-1]["weight"])
     for name, weight in walk.weights().items():
@@ -120,8 +120,8 @@ def test_weights_come_back_after_the_block() -> None:
 
 @pytest.mark.parametrize("options", [{"halflife": 30}, {"stds": (0.05, 0.2)}])
 def test_it_goes_on_from_a_checkpoint(options: dict[str, Any]) -> None:
-    whole, parts = Walk(EMA(**options)).go(30), Walk(EMA(**options)).go(11)
-    resumed = EMA(**options)
+    whole, parts = Walk(EMA(EMASettings(**options))).go(30), Walk(EMA(EMASettings(**options))).go(11)
+    resumed = EMA(EMASettings(**options))
     resumed.on_load_checkpoint(TRAINER, parts.module, {"ema": parts.saved()})
     resumed.on_fit_start(TRAINER, parts.module)
     parts.ema = resumed
@@ -140,7 +140,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def test_half_precision_weights_are_averaged_in_single() -> None:
-    ema = EMA(0.999, stds=(0.1,))
+    ema = EMA(EMASettings(0.999, stds=(0.1,)))
     module = stand_in(nn.Linear(4, 4).bfloat16())
     ema.on_fit_start(TRAINER, module)
     module.images_seen = 64
@@ -153,8 +153,7 @@ def test_half_precision_weights_are_averaged_in_single() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_snapshots_have_the_type_that_was_asked_for(dtype: Any, tmp_path: Path) -> None:
-    walk = Walk(EMA(stds=(0.1,), every=40, snapshot_dtype=dtype))
-    walk.ema.folder = tmp_path
+    walk = Walk(EMA(EMASettings(stds=(0.1,), every=40, snapshot_dtype=dtype), tmp_path))
     walk.go(30)
     found = {path.name: load_file(path) for path in tmp_path.iterdir()}
     after = [now for then, now in zip(walk.times[:-1], walk.times[1:], strict=True) if now // 40 > then // 40]
@@ -173,7 +172,7 @@ def test_snapshots_have_the_type_that_was_asked_for(dtype: Any, tmp_path: Path) 
 )
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"^ema.{list(options)[0]}: "):
-        EMA(**options)
+        EMASettings(**options)
 
 
 @pytest.mark.slow

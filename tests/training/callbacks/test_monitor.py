@@ -14,7 +14,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.data import Batch, Digits, ImageDataModule
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion import RectifiedFlow
-from lit_gen.training.callbacks import Checkpoint, Monitor
+from lit_gen.training.callbacks import Checkpoint, CheckpointSettings, Monitor
 from tests.conftest import arguments
 from tests.processes import in_two_processes
 from tests.training.test_validation import trainer, two_processes, unet
@@ -65,8 +65,7 @@ class Broken(RectifiedFlow):
 
 
 def fail_in_the_second(rank: int, folder: Path) -> None:
-    checkpoint = Checkpoint(every=16)
-    checkpoint.path = folder / "last.ckpt"
+    checkpoint = Checkpoint(CheckpointSettings(every=16), folder / "last.ckpt")
     model = Broken(image_shape=(1, 8, 8), network=unet)
     fit = trainer(callbacks=[Monitor(), checkpoint], log_every_n_steps=1, max_steps=6, **two_processes())
     with pytest.raises(UserError) as caught:

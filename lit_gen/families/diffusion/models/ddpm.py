@@ -11,7 +11,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.data.batches import Batch
 from lit_gen.families.diffusion.denoisers import Epsilon
 from lit_gen.families.diffusion.densities import ImportanceSampling, UniformSteps
-from lit_gen.families.diffusion.models.general import Diffusion, NetworkFactory
+from lit_gen.families.diffusion.models.general import Diffusion, NetworkFactory, check_not_given
 from lit_gen.families.diffusion.networks.unet import UNet
 from lit_gen.families.diffusion.objectives import hybrid_loss, variational_loss
 from lit_gen.families.diffusion.samplers import ancestral
@@ -19,6 +19,9 @@ from lit_gen.families.diffusion.samplers.ancestral import DDIM
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.schedules import DiscreteVP
 from lit_gen.families.optimizers import OptimizerFactory
+
+VLB_WEIGHT = 1e-3
+"""Default weight of L_vlb in the hybrid loss."""
 
 
 class DDPM(Diffusion):
@@ -42,6 +45,7 @@ class DDPM(Diffusion):
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
         **kwargs: Any,
     ) -> None:
+        check_not_given(self, kwargs, "schedule", "parameterization", "density", "clip")
         super().__init__(
             image_shape=image_shape,
             schedule=DiscreteVP(betas, num_timesteps),
@@ -74,7 +78,7 @@ class ImprovedDDPM(Diffusion):
         optimizer: Optimizer of the network's parameters.
 
     Raises:
-        UserError: If vlb_weight is below 0.
+        UserError: If vlb_weight is below 0, or given for the variational bound alone.
     """
 
     learns_variance = True
@@ -86,14 +90,20 @@ class ImprovedDDPM(Diffusion):
         betas: Literal["linear", "cosine"] = "cosine",
         num_timesteps: int = 1000,
         objective: Literal["hybrid", "vlb"] = "hybrid",
-        vlb_weight: float = 1e-3,
+        vlb_weight: float = VLB_WEIGHT,
         importance_sampling: bool = False,
         network: NetworkFactory = UNet,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-4),
         **kwargs: Any,
     ) -> None:
+        check_not_given(self, kwargs, "schedule", "parameterization", "density", "clip", "weight", "uncertainty")
         if not 0 <= vlb_weight < math.inf:
             raise UserError(f"model.vlb_weight: {vlb_weight} is not the weight of a loss; give 0 or more")
+        if objective == "vlb" and vlb_weight != VLB_WEIGHT:
+            raise UserError(
+                f"model.vlb_weight: {vlb_weight} is not used by the objective vlb; remove the key, or set "
+                "model.objective to hybrid"
+            )
         super().__init__(
             image_shape=image_shape,
             schedule=DiscreteVP(betas, num_timesteps),

@@ -8,7 +8,7 @@ import torch
 from lit_gen.core.errors import UserError
 from lit_gen.families.diffusion.denoisers import EDMPreconditioning
 from lit_gen.families.diffusion.densities import LognormalSigma
-from lit_gen.families.diffusion.models.general import Diffusion
+from lit_gen.families.diffusion.models.general import Diffusion, check_not_given
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.samplers.ode import Heun
 from lit_gen.families.diffusion.schedules import EDMSchedule
@@ -40,6 +40,7 @@ class EDM(Diffusion):
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
         **kwargs: Any,
     ) -> None:
+        check_not_given(self, kwargs, "schedule", "parameterization", "density", "clip")
         for name, std in {"sigma_data": sigma_data, "p_std": p_std}.items():
             if not 0 < std < math.inf:
                 raise UserError(f"model.{name}: {std} is not a standard deviation; give a number above 0")

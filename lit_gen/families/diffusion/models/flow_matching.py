@@ -13,7 +13,7 @@ from lit_gen.families.diffusion.coupling import optimal_transport
 from lit_gen.families.diffusion.denoisers import Velocity
 from lit_gen.families.diffusion.densities import FixedTime, LogitNormal, TimeDensity, UniformTime
 from lit_gen.families.diffusion.grids import Uniform
-from lit_gen.families.diffusion.models.general import Diffusion
+from lit_gen.families.diffusion.models.general import Diffusion, check_not_given
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.samplers.ode import Euler
 from lit_gen.families.diffusion.schedules import Rectified
@@ -43,6 +43,9 @@ class FlowMatching(Diffusion):
         density: Density of the training times. noise is t = 1 alone, which turns pairs into a one-step generator
             (`lit-gen reflow --distill`); its default sampler takes one step from pure noise, the only trained time.
         optimizer: Optimizer of the network's parameters.
+
+    Raises:
+        UserError: If the times are stratified and their density is a single time.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class FlowMatching(Diffusion):
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
         **kwargs: Any,
     ) -> None:
+        check_not_given(self, kwargs, "schedule", "parameterization", "clip")
         super().__init__(
             image_shape=image_shape,
             schedule=Rectified(),
@@ -62,6 +66,10 @@ class FlowMatching(Diffusion):
             clip=None,
             **kwargs,
         )
+        if self.distilled and self.stratified:
+            raise UserError(
+                "model.stratified: true is not used with model.density noise, a single time; remove one of the two keys"
+            )
         self.coupling = coupling
         if coupling == "ot":
             self.title = f"OT-{self.title}"
@@ -130,4 +138,5 @@ class RectifiedFlow(FlowMatching):
     """
 
     def __init__(self, image_shape: tuple[int, int, int], density: Times = "uniform", **kwargs: Any) -> None:
+        check_not_given(self, kwargs, "coupling")
         super().__init__(image_shape=image_shape, coupling="independent", density=density, **kwargs)

@@ -5,8 +5,7 @@ the parameterization of the network, the density and weight of the training time
 Any sampler therefore works with any of them.
 """
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +46,13 @@ class _Rehearsal(GaussianMixtureDenoiser):
         return self.denoise(x, alpha, sigma, labels), torch.zeros_like(x) if self.learned else None
 
 
+def check_not_given(model: GenerativeModel, settings: Mapping[str, Any], *fixed: str) -> None:
+    """Raise a UserError if the settings contain one that the class of the model sets itself."""
+    for name in fixed:
+        if name in settings:
+            raise UserError(f"model.{name}: {type(model).__name__} sets it; remove it, or use Diffusion")
+
+
 class Diffusion(GenerativeModel):
     """Diffusion model with any schedule, parameterization and density of training times.
 
@@ -72,7 +78,7 @@ class Diffusion(GenerativeModel):
             not transformed.
 
     Raises:
-        UserError: If label_drop is not a probability below 1, or there are no labels to drop.
+        UserError: If label_drop is not a probability below 1, there are no labels to drop, or a setting is unused.
     """
 
     capabilities = Capabilities(
@@ -84,6 +90,9 @@ class Diffusion(GenerativeModel):
     )
     learns_variance: ClassVar[bool] = False
     """Whether the network predicts the variance of an ancestral step in addition to the denoised image."""
+
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Optional settings, such as `weight`, that the subclass does not use; any value but their default is refused."""
 
     def __init__(
         self,
@@ -102,6 +111,14 @@ class Diffusion(GenerativeModel):
         **kwargs: Any,
     ) -> None:
         super().__init__(image_shape=image_shape, **kwargs)
+        self._check_used(
+            clip=clip,
+            weight=weight,
+            stratified=stratified,
+            uncertainty=uncertainty,
+            label_drop=label_drop,
+            augment=augment,
+        )
         if not 0 <= label_drop < 1:
             raise UserError(f"model.label_drop: {label_drop} is not a probability below 1; give a number in [0, 1)")
         if label_drop and not self.num_classes:
@@ -116,6 +133,12 @@ class Diffusion(GenerativeModel):
         self.stratified = stratified
         self.uncertainty = Uncertainty() if uncertainty else None
         self.denoiser = NetworkDenoiser(self.network, schedule, parameterization, clip)
+
+    def _check_used(self, **settings: Any) -> None:
+        """Raise a UserError if a setting has another value than its default (None, False or 0) and is unused."""
+        for name, value in settings.items():
+            if name in self.unused and value not in (None, False):
+                raise UserError(f"model.{name}: {type(self).__name__} does not use it; remove the key")
 
     @property
     def generator(self) -> nn.Module:
@@ -224,9 +247,7 @@ class Diffusion(GenerativeModel):
     def rehearse(self, sampler: Sampler | None) -> None:
         super().rehearse(sampler)
         if isinstance(sampler, DiffusionSampler):
-            unguided = copy.copy(sampler)
-            unguided.guidance = None
-            unguided.sample(_Rehearsal(self.learns_variance), self.schedule, Noise(0, range(1)), (1,))
+            sampler.guided(None).sample(_Rehearsal(self.learns_variance), self.schedule, Noise(0, range(1)), (1,))
             self.check_guidance(sampler.guidance)
 
     def check_guidance(self, guidance: Guidance | None) -> None:

@@ -5,13 +5,17 @@ from typing import Any, Literal
 
 import torch
 
+from lit_gen.core.errors import UserError
 from lit_gen.families.diffusion.denoisers import Score
 from lit_gen.families.diffusion.densities import UniformLogSigma, UniformTime
-from lit_gen.families.diffusion.models.general import Diffusion
+from lit_gen.families.diffusion.models.general import Diffusion, check_not_given
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.diffusion.samplers.langevin import PredictorCorrector
 from lit_gen.families.diffusion.schedules import VE, LinearVP, Schedule, SubVP
 from lit_gen.families.optimizers import OptimizerFactory
+
+SIGMA_MIN, SIGMA_MAX = 0.02, 100.0
+"""Default noise levels of the variance-exploding SDE."""
 
 
 class ScoreSDE(Diffusion):
@@ -31,18 +35,27 @@ class ScoreSDE(Diffusion):
             large as sigma_max, and normalisation layers discard its size, which the score of a small image needs to
             within a few per cent.
         optimizer: Optimizer of the network's parameters.
+
+    Raises:
+        UserError: If a noise level is given to an SDE that does not use it.
     """
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         sde: Literal["vp", "subvp", "ve"] = "vp",
-        sigma_min: float = 0.02,
-        sigma_max: float = 100.0,
+        sigma_min: float = SIGMA_MIN,
+        sigma_max: float = SIGMA_MAX,
         scale_input: bool = False,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
         **kwargs: Any,
     ) -> None:
+        check_not_given(self, kwargs, "schedule", "parameterization", "density", "clip")
+        for name, value, default in (("sigma_min", sigma_min, SIGMA_MIN), ("sigma_max", sigma_max, SIGMA_MAX)):
+            if sde != "ve" and value != default:
+                raise UserError(
+                    f"model.{name}: {value} is not used by the SDE {sde}; remove the key, or set model.sde to ve"
+                )
         schedules: dict[str, Schedule] = {"vp": LinearVP(), "subvp": SubVP(), "ve": VE(sigma_min, sigma_max)}
         super().__init__(
             image_shape=image_shape,

@@ -1,10 +1,11 @@
 """Base classes of the samplers: times, the loop over them, and a record of their settings."""
 
+import copy
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -52,6 +53,12 @@ class DiffusionSampler(Sampler):
     def __init__(self, schedule: Schedule | None = None, guidance: Guidance | None = None) -> None:
         self.schedule = schedule
         self.guidance = guidance
+
+    def guided(self, guidance: Guidance | None) -> Self:
+        """Return this sampler with another guidance, and the same number of steps."""
+        other = copy.copy(self)
+        other.guidance = guidance
+        return other
 
     @abstractmethod
     def times(self, schedule: Schedule) -> list[float]:

@@ -159,7 +159,9 @@ class AdversarialModel(TwoNetworks):
 
     def critic_losses(self, batch: Batch) -> Iterator[tuple[Tensor]]:
         """Yield the critic's loss of each micro-batch."""
-        for real, labels, z in self.parts(batch.images, self.conditioning(batch), self.latents(len(batch.images))):
+        for real, labels, z in self.micro_batches(
+            batch.images, self.conditioning(batch), self.latents(len(batch.images))
+        ):
             with statistics_kept(self.generating_network), torch.no_grad():
                 fake = self.generating_network(z, labels)
             # within `cached` a normalised weight is computed once: one step of power iteration per pass
@@ -168,7 +170,7 @@ class AdversarialModel(TwoNetworks):
 
     def generator_losses(self, batch: Batch) -> Iterator[tuple[Tensor]]:
         """Yield the generator's loss of each micro-batch."""
-        for labels, z in self.parts(self.conditioning(batch), self.latents(len(batch.images))):
+        for labels, z in self.micro_batches(self.conditioning(batch), self.latents(len(batch.images))):
             with statistics_kept(self.critic), parametrize.cached():
                 yield (self.generator_loss(self.generating_network(z, labels), labels),)
 

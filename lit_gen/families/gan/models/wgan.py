@@ -1,4 +1,7 @@
-"""Wasserstein GANs: a critic whose slope is bounded (Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875)."""
+"""Wasserstein GANs: a critic whose slope is bounded (Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875).
+
+The training loop, with its critic steps, is in `adversarial.py`.
+"""
 
 from typing import Any, Literal
 

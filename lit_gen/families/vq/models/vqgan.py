@@ -367,7 +367,7 @@ class VQGAN(TwoNetworks, VQVAE):
             adversarial: Also yield the adversarial loss g.
             reconstructed: List to which the reconstructions are appended, for the discriminator.
         """
-        for (images,) in self.parts(batch.images):
+        for (images,) in self.micro_batches(batch.images):
             reconstructions, quantised = self.autoencoder(images)
             nll = self.nll(reconstructions, images)
             reconstructed.append(reconstructions.detach())
@@ -378,7 +378,7 @@ class VQGAN(TwoNetworks, VQVAE):
 
     def discriminator_losses(self, batch: Batch, reconstructed: list[Tensor]) -> Iterator[tuple[Tensor]]:
         """Yield the discriminator's loss of each micro-batch."""
-        for (images,), reconstructions in zip(self.parts(batch.images), reconstructed, strict=True):
+        for (images,), reconstructions in zip(self.micro_batches(batch.images), reconstructed, strict=True):
             real, fake = self.logits(images), self.logits(reconstructions)
             self.log_training(logits_real=real.detach().mean(), logits_fake=fake.detach().mean())
             yield (hinge_discriminator_loss(real, fake) / 2,)

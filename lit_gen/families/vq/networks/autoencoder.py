@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lit_gen.core.accumulation import SumOverParts
+from lit_gen.core.accumulation import SumOverMicroBatches
 from lit_gen.core.errors import UserError
 from lit_gen.core.processes import all_gather_cat
 from lit_gen.families.diffusion.networks.unet import Attention
@@ -97,7 +97,7 @@ class QuantisedAutoencoder(nn.Module):
         self.quantiser = quantiser
         uniform = torch.full((*network.size, quantiser.num_codes), 1 / quantiser.num_codes)
         self.register_buffer("frequencies", uniform)
-        self.over_parts = SumOverParts()
+        self.over_micro_batches = SumOverMicroBatches()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantised]:
         """Return the reconstructions and the output of the quantiser."""
@@ -112,9 +112,9 @@ class QuantisedAutoencoder(nn.Module):
         indices = all_gather_cat(indices).movedim(0, -1)
         counts = torch.zeros_like(self.frequencies)
         counts.scatter_add_(2, indices, torch.ones_like(indices, dtype=counts.dtype))
-        of_step = self.over_parts(counts)
+        of_step = self.over_micro_batches(counts)
         if of_step is not None:
-            self.frequencies.lerp_(of_step / (indices.shape[-1] * self.over_parts.num_parts), 0.01)
+            self.frequencies.lerp_(of_step / (indices.shape[-1] * self.over_micro_batches.num_micro_batches), 0.01)
 
     def latents(self, images: Tensor) -> Tensor:
         """Return the latents (N, code_dim, h, w) of images before quantisation; in float32 under autocast."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lit_gen.core.accumulation import SumOverParts
+from lit_gen.core.accumulation import SumOverMicroBatches
 from lit_gen.core.errors import UserError
 from lit_gen.core.processes import all_gather_cat, all_reduce_sum
 
@@ -133,7 +133,7 @@ class VectorQuantiser(Quantiser):
     """A learned codebook, with the equations at the top of this module.
 
     Averages, and codes that follow them, move once per step, even if the step is split into micro-batches
-    (`over_parts`).
+    (`over_micro_batches`).
 
     A code is dead if its share of the vectors is below `revive_below` times the share 1 / K of equal use. It is then
     moved to a vector of the batch, drawn with a probability proportional to the squared distance to its code, and its
@@ -192,7 +192,7 @@ class VectorQuantiser(Quantiser):
         else:
             self.register_parameter("codes", nn.Parameter(codes))
         self.register_buffer("share", torch.full((num_codes,), 1 / num_codes))
-        self.over_parts = SumOverParts()
+        self.over_micro_batches = SumOverMicroBatches()
 
     def on_sphere(self, x: Tensor) -> Tensor:
         """Return vectors (..., code_dim), normalised to length 1 for the cosine similarity."""
@@ -243,7 +243,7 @@ class VectorQuantiser(Quantiser):
         sums = x.new_zeros(self.num_codes, self.code_dim + 1)
         sums.index_add_(0, indices, torch.cat([x, torch.ones_like(x[:, :1])], 1))
         sums = all_reduce_sum(sums)
-        if (of_step := self.over_parts(sums)) is not None:
+        if (of_step := self.over_micro_batches(sums)) is not None:
             self._follow(of_step / of_step[:, -1].sum())
         return sums[:, -1] / sums[:, -1].sum()
 
