@@ -137,12 +137,14 @@ class DataImages(RealImages):
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     """Map the array of a file that ends in the checksum of its numbers; return None if it is missing or damaged."""
+    if not path.is_file():
+        return None
     try:
         found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         with path.open("rb") as file:
             file.seek(-32, os.SEEK_END)
             checksum = file.read()
-    except (OSError, ValueError):
+    except Exception:  # a damaged file raises any of several
         return None
     if found.shape != shape or found.dtype != np.float32 or hashlib.sha256(found.tobytes()).digest() != checksum:
         return None
