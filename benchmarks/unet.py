@@ -70,7 +70,7 @@ def diffusers(size: int) -> tuple[str, nn.Module, Forward]:
 
 def our_dit(size: int) -> tuple[str, nn.Module, Forward]:
     """Return name, network and forward function of our DiT."""
-    network = DiT((1, size, size), 1, PATCH, WIDTH, DEPTH, HEADS)
+    network = DiT((1, size, size), 1, patch_size=PATCH, width=WIDTH, depth=DEPTH, num_heads=HEADS)
     return "lit_gen DiT", network, lambda x, t: network(x, t, _label(x))
 
 

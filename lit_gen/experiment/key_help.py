@@ -31,9 +31,11 @@ LAST_GROUPS = ("trainer",)
 TITLES = {"trainer": "Lightning's Trainer"}
 TEXTS = {
     "model": "The model; --model.help lists them.",
-    "seed_everything": "Seed of the first weights, of the order of the images and of all noise in training.",
+    "seed_everything": "Seed of the initial weights, the order of the images and all noise in training.",
 }
 """Descriptions that replace those of other packages."""
+VALUES = {"seed_everything": "N"}
+"""Placeholders that replace those of the types of other packages."""
 OF_CLASSES = {
     "model": [
         ("--model.KEY VALUE", "A key of the class; --model.help EDM prints those of EDM."),
@@ -290,7 +292,7 @@ def _entry(action: Action, group: str = "") -> Iterator[tuple[str, str]]:
         text += f" --{action.dest}.help lists the classes."
     default = _default(action.default)
     told = "" if not default or "(default: " in text else f" (default: {default})"
-    yield f"{option} {_value(annotation, kinds)}", text + told
+    yield f"{option} {VALUES.get(action.dest) or _value(annotation, kinds)}", text + told
 
 
 def _value(annotation: Any, kinds: Sequence[Kind]) -> str:

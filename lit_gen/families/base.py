@@ -47,16 +47,6 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
     capabilities: Capabilities = Capabilities()
     """Capabilities of the family; a model that can do less than its class has a record of its own."""
 
-    accumulate: int = 1
-    """Number of micro-batches of each optimizer step. With automatic optimization, a batch is a micro-batch, and
-    Lightning sums the gradients. With manual optimization, a batch is a whole step, and the model splits it."""
-
-    first_stage: Latents | None = None
-    """First stage that decodes what the model samples; it is trained before, and is not a submodule."""
-
-    class_counts: tuple[int, ...] | None = None
-    """Number of training images of each class, whose frequencies samples follow; None: all classes equally."""
-
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -79,6 +69,13 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         """Name of the model in results."""
         self.nfe = 0.0
         """Number of network evaluations per image of the latest call of `sample` or `log_likelihood`."""
+        self.accumulate = 1
+        """Number of micro-batches of each optimizer step. With automatic optimization, a batch is a micro-batch, and
+        Lightning sums the gradients. With manual optimization, a batch is a whole step, and the model splits it."""
+        self.first_stage: Latents | None = None
+        """First stage that decodes the samples of the model; it is trained before, and is not a submodule."""
+        self.class_counts: tuple[int, ...] | None = None
+        """Number of training images of each class, whose frequencies samples follow; None: all classes equally."""
         self.clock = Clock()
         self.training_values: dict[str, Tensor | float] = {}
         """Latest value of each quantity that `log_training` logs."""

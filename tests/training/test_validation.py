@@ -44,7 +44,15 @@ def two_processes() -> dict[str, Any]:
 
 def unet(shape: tuple[int, int, int], num_classes: int = 0) -> UNet:
     """A network with buffers, which the processes send one another at each pass."""
-    return UNet(shape, num_classes, 8, (1, 1), 1, resample_filter=(1, 3, 3, 1), time_embedding="fourier")
+    return UNet(
+        shape,
+        num_classes,
+        channels=8,
+        channel_mult=(1, 1),
+        num_blocks=1,
+        resample_filter=(1, 3, 3, 1),
+        time_embedding="fourier",
+    )
 
 
 def dit(shape: tuple[int, int, int], num_classes: int = 0) -> DiT:

@@ -158,6 +158,7 @@ class VAE(GenerativeModel):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_classes: int = 0,
         class_conditional: bool = False,
         latent_dim: int = 32,

@@ -42,7 +42,7 @@ DIT = [
 
 
 def network(shape: tuple[int, int, int], num_classes: int = 0, **options: Any) -> UNet:
-    return randomise(UNet(shape, num_classes, 8, (1,), 1, **options))
+    return randomise(UNet(shape, num_classes, channels=8, channel_mult=(1,), num_blocks=1, **options))
 
 
 def model_at(step: int, seed: int = 3) -> EDM:

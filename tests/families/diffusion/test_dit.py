@@ -41,7 +41,7 @@ def test_block_against_its_equation() -> None:
 
 
 def test_blocks_begin_as_the_identity() -> None:
-    network = DiT((2, 8, 8), 3, 2, 24, 2, 2)
+    network = DiT((2, 8, 8), 3, patch_size=2, width=24, depth=2, num_heads=2)
     x, emb = torch.randn(2, 16, 24), torch.randn(2, 24)
     for block in network.blocks:
         assert torch.equal(block(x, emb), x)
@@ -117,7 +117,7 @@ def parameters(network_width: int, depth: int, patch_size: int, channels: int, o
 def test_sizes_of_the_networks_of_the_paper(width: int, depth: int, num_heads: int, millions: int) -> None:
     """Peebles and Xie, Table 1: patches of 2 in latents 32x32x4, ImageNet's classes, a mean and a learned variance."""
     with torch.device("meta"):
-        network = DiT((4, 32, 32), 1000, 2, width, depth, num_heads, out_channels=8)
+        network = DiT((4, 32, 32), 1000, patch_size=2, width=width, depth=depth, num_heads=num_heads, out_channels=8)
     count = sum(p.numel() for p in network.parameters())
     assert count == parameters(width, depth, 2, 4, 8, 1000)
     assert count == pytest.approx(millions * 1e6, rel=0.005)

@@ -217,7 +217,7 @@ def test_gradients_of_a_block_with_attention(scale_shift: bool) -> None:
 
 @pytest.mark.parametrize("attention_resolutions", [(), (4,), (8, 4)])
 def test_zero_at_initialisation(attention_resolutions: tuple[int, ...]) -> None:
-    network = UNet((1, 8, 8), 10, 16, (1, 2), attention_resolutions=attention_resolutions)
+    network = UNet((1, 8, 8), 10, channels=16, channel_mult=(1, 2), attention_resolutions=attention_resolutions)
     output = network(torch.randn(3, 1, 8, 8), torch.rand(3), torch.arange(3))
     assert torch.equal(output, torch.zeros(3, 1, 8, 8))
 
@@ -297,7 +297,15 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_size_of_the_cifar10_network_of_ddpm() -> None:
     with torch.device("meta"):
-        network = UNet((3, 32, 32), 0, 128, (1, 2, 2, 2), 2, (16,), dropout=0.1, scale_shift=False)
+        network = UNet(
+            (3, 32, 32),
+            channels=128,
+            channel_mult=(1, 2, 2, 2),
+            num_blocks=2,
+            attention_resolutions=(16,),
+            dropout=0.1,
+            scale_shift=False,
+        )
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(35.7e6, rel=0.03)
 
 

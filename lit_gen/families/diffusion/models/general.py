@@ -100,6 +100,7 @@ class Diffusion(GenerativeModel):
         schedule: Schedule,
         parameterization: Parameterization,
         density: TimeDensity,
+        *,
         network: NetworkFactory = UNet,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=2e-4),
         clip: float | None = None,

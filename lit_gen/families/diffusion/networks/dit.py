@@ -88,6 +88,7 @@ class DiT(ConditionalNetwork):
         self,
         image_shape: tuple[int, int, int],
         num_classes: int = 0,
+        *,
         patch_size: int = 2,
         width: int = 384,
         depth: int = 12,

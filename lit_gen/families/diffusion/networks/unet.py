@@ -189,6 +189,7 @@ class UNet(ConditionalNetwork):
         self,
         image_shape: tuple[int, int, int],
         num_classes: int = 0,
+        *,
         channels: int = 64,
         channel_mult: tuple[int, ...] = (1, 2, 2),
         num_blocks: int = 2,

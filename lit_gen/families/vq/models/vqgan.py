@@ -60,6 +60,7 @@ class VQVAE(GenerativeModel):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_classes: int = 0,
         latent_dim: int = 64,
         network: AutoencoderFactory = ConvAutoencoder,
@@ -266,6 +267,7 @@ class VQGAN(TwoNetworks, VQVAE):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_classes: int = 0,
         latent_dim: int = 64,
         network: AutoencoderFactory = ConvAutoencoder,
