@@ -197,7 +197,7 @@ def reference_parser(action: str) -> Parser:
     if action == "list":
         parser.add_argument("folder", type=Path, nargs="?", default=folder, help="(default: %(default)s)")
     if action == "export":
-        parser.add_argument("--out", type=Path, required=True, metavar="NPZ", help="file for mu, sigma and n")
+        parser.add_argument("--out", type=Path, required=True, metavar="NPZ", help="a file for mu, sigma and n")
     if action in ("compute", "import"):
         splits = ("train", "val", "test")
         parser.add_argument("--split", choices=splits, default="train", help="split (default: %(default)s)")

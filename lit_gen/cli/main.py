@@ -215,25 +215,23 @@ def _add_leaderboard(verbs: Verbs) -> None:
         metavar="5,10,20",
         help="a Markdown table of model and sampler against budgets of network evaluations",
     )
-    parser.add_argument(
-        "--figure", type=Path, metavar="PNG", help="also plot the metric against the network evaluations"
-    )
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="also plot the metric against the cost")
     parser.add_argument(
         "--paired",
         nargs=2,
         metavar=("A", "B"),
-        help="say whether row A beats row B; each is KEY=VALUE[,KEY=VALUE...], such as model=EDM,nfe=35",
+        help="say whether row A beats row B, each given as KEY=VALUE,...",
     )
     parser.add_argument(
         "--pareto",
         action="store_true",
-        help="keep only the rows that no row of equal or smaller cost beats outside the noise",
+        help="keep only rows that no cheaper or equal row beats",
     )
     parser.add_argument(
         "--against",
         choices=("nfe", "flops", "seconds"),
         default="nfe",
-        help="the cost per image of --pareto and --figure (default: nfe)",
+        help="cost per image of --pareto and --figure (default: nfe)",
     )
     parser.set_defaults(command=_leaderboard)
 

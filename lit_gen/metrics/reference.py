@@ -65,7 +65,7 @@ def find_reference(
         if len(found.moments.mean) != feature_net.width:
             raise UserError(f"{path}: holds {len(found.moments.mean)} features, not {feature_net.width}")
         if found.facts is not None and found.facts.path(cache_dir) != path:
-            raise UserError(f"{path}: its name is not that of its content")
+            raise UserError(f"{path}: its name is not that of its content; delete it, or give it back its name")
     except UserError as error:
         log.warning("%s; computing the reference statistics again", str(error).partition("; compute")[0])
         return None

@@ -168,7 +168,7 @@ def rank(results: Sequence[Result], by: str | None = None, where: Sequence[str] 
     """
     chosen = select(list(results), where)
     if not chosen:
-        raise UserError("there are no results to rank")
+        raise UserError("there are no results to rank; evaluate a run first")
     by = by or distance_metric(chosen)
     known = dict.fromkeys(name for result in chosen for name in result.metrics)
     if by not in known:

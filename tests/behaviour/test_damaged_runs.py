@@ -81,7 +81,7 @@ def test_older_checkpoints_are_read(run: Run) -> None:
     assert read_checkpoint(run)["state_dict"]["mask"][1] == -torch.inf
     for other in ([older], "text", torch.ones(1)):
         torch.save(other, run.checkpoint)
-        with pytest.raises(UserError, match="not a checkpoint"):
+        with pytest.raises(UserError, match="not a lit-gen checkpoint"):
             read_checkpoint(run)
 
 

@@ -220,8 +220,8 @@ def test_files_that_are_not_statistics_are_refused(capsys: pytest.CaptureFixture
         (["compute", *DIGITS[:2], "--feature_net=os.system"], "feature_net: os.system is of the standard library or "),
         (["import", "x.npz", *DIGITS[:2]], "feature_net: import needs the net of the statistics; add, for example, "),
         (["list", ".", "--jsn"], "--jsn: lit-gen reference list has no such option; lit-gen reference --help lists "),
-        (["verify"], "the following arguments are required: FILE; lit-gen reference verify --help lists the options"),
-        (["export", "x"], "the following arguments are required: --out; lit-gen reference export --help lists the "),
+        (["verify"], "FILE: missing; give a file of reference statistics"),
+        (["export", "x"], "--out: missing; give a file for mu, sigma and n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -355,7 +355,9 @@ def test_every_form_carries_the_protocol_and_the_numbers():
     )
     markdown = to_markdown(board).splitlines()
     assert markdown[0] == line
-    assert markdown[4] == "| 1 | C | - | - | 1 | 0.5000 | 8.500 | 1 | 1000 | 1.1 M | 90 k | 60.0 | 1500 | digits_C-0 |"
+    assert (
+        markdown[4] == "| 1 | C | - | - | 1 | 0.5000 | 8.500 | 1 | - | 1000 | 1.1 M | 90 k | 60.0 | 1500 | digits_C-0 |"
+    )
     assert markdown[5].startswith("| 2 | A\\|B | DDIM | Karras | 10 | 1.235 | 7.765 |")
     rows = list(csv.DictReader(io.StringIO(to_csv(board))))
     assert [row["fd_digits"] for row in rows] == ["0.5", "1.23456"]
