@@ -17,7 +17,17 @@ from lit_gen.report.render import to_cells
 from lit_gen.report.results import load_results
 
 ROOT = Path(__file__).parent.parent
-COLUMNS = ("#", "model", "sampler", "NFE", "fd_digits ↓", "inception_score ↑", "parameters")
+COLUMNS = (
+    "#",
+    "model",
+    "sampler",
+    "NFE",
+    "fd_digits_held_out ↓",
+    "fd_digits ↓",
+    "recall ↑",
+    "copy_rate ↓",
+    "parameters",
+)
 MARKED = re.compile(r"(?<=<!-- leaderboard -->\n).*?(?=<!-- end -->)", re.DOTALL)
 PICTURES = ("quickstart_samples.png", "quickstart_distance_vs_nfe.png")
 
@@ -51,7 +61,9 @@ def update(folder: Path, page: Path, pictures: Path) -> None:
         "grid": {result.grid for result in results if result.grid},
     }
     what = ", ".join(f"{name} {' and '.join(sorted(values))}" for name, values in shared.items() if values)
-    block = f"{for_markdown(board.protocol_line)}; {for_markdown(what)}.\n\n{table}\n"
+    block = (
+        f"{for_markdown(board.protocol_line)}; {for_markdown(what)}.\n\n{table}\n\n{for_markdown(board.noise_line)}\n"
+    )
     write_atomically(page, MARKED.sub(lambda _: block, text))
 
 
