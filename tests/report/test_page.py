@@ -65,7 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page") / "runs"
     for model in ("VAE", "EDM"):
         sampler = ["--sampler=DDIM", "--sampler.steps=2"] if model == "EDM" else []
-        commands.run(arguments(model, root, 64 * 40, "--data.num_val=64", *sampler))
+        commands.run([*arguments(model, root, 64 * 40, "--data.num_val=64", *sampler), "--evaluation.num_samples=60"])
     return root
 
 
@@ -77,9 +77,13 @@ def test_the_page_holds_tables_pictures_and_settings(runs: Path, tmp_path: Path)
     assert not page.open and not page.outside, "well formed, and nothing is fetched from elsewhere"
     headers, rows = to_cells(rank(load_results(runs)))
     texts = [[cell.text for cell in row] for row in rows]
-    assert page.rows == [[header.name for header in headers], *texts] and len(rows) == 2
+    assert page.rows == [[header.name for header in headers], *texts]
+    titles = " ".join(text[1] for text in texts)
+    assert len(rows) == 4 and "training images, drawn again" in titles and "held-out images" in titles
+    assert rank(load_results(runs)).noise_line in html.unescape(text)
     kinds = [alt for alt, _ in page.pictures]
     assert kinds.count("samples side by side") == 1 and kinds.count("images") == 2
+    assert kinds.count("samples beside their nearest training images") == 2
     assert kinds.count("curves against images seen") == 2
     for _, source in page.pictures:
         data = base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
@@ -184,7 +188,7 @@ def test_cells_say_what_they_are_sorted_by(tmp_path: Path) -> None:
     numeric = ["data-numeric" in cell for cell in re.findall("<th.*?>", header)]
     names = re.findall("<th.*?>(.*?)</th>", header)
     of_text = [name for name, number in zip(names, numeric, strict=True) if not number]
-    assert of_text == ["model", "sampler", "grid", "run"]
+    assert of_text == ["model", "sampler", "grid", "seeds", "run"]
     for name, (values, _) in SORTED.items():
         cells = [re.findall("<td(.*?)>", row)[names.index(name)] for row in rows]
         found = [re.search('data-sort="(.*?)"', cell) for cell in cells]

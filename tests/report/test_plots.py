@@ -252,3 +252,34 @@ def test_no_label_overlaps_another_or_is_cut_off(tmp_path, monkeypatch, drawn, n
     picture = np.asarray(Image.open(written))[..., :3]
     edges = (picture[0], picture[-1], picture[:, 0], picture[:, -1])
     assert all((edge == 255).all() for edge in edges), "a label reaches the edge"
+
+
+def test_scores_of_real_images_are_lines_and_intervals_bars(tmp_path, monkeypatch):
+    floors = {
+        "train": {"num_images": 2000, "scores": {"fd_digits": 0.5, "recall": 0.9}, "standard_errors": {}},
+        "held_out": {"num_images": 300, "scores": {"fd_digits": 3.25}, "standard_errors": {"fd_digits": 0.1}},
+    }
+    for nfe, distance in ((10, 4.0), (20, 2.0)):
+        data = content("EDM", distance, sampler=DDIM | {"steps": nfe}, nfe=nfe) | {"floors": floors}
+        write(tmp_path, data | {"standard_errors": {"fd_digits": distance / 10}}, f"e{nfe}")
+    (axes,) = draw_figure(monkeypatch, plots.distance_vs_cost, load_results(tmp_path), "p.png").axes
+    heights = {line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1}
+    assert {0.5, 3.25} <= heights
+    texts = {text.get_text() for text in axes.texts}
+    assert texts == {"2000 training images, drawn again", "300 held-out images"}
+    bars = axes.containers[0][2][0].get_segments()
+    assert [np.ptp(bar[:, 1]) for bar in bars] == pytest.approx([2 * 1.959964 * 0.4, 2 * 1.959964 * 0.2], rel=1e-6)
+
+
+def test_the_axis_may_be_operations_or_seconds(tmp_path, monkeypatch):
+    for nfe, speed in ((10, 50.0), (20, 200.0)):
+        data = content("EDM", 1.0, sampler=DDIM | {"steps": nfe}, nfe=nfe, timing__images_per_second=speed)
+        write(tmp_path, data | ({"flops_per_image": 7_000_000} if nfe == 10 else {}), f"e{nfe}")
+    found = load_results(tmp_path)
+    expected = {"nfe": [10, 20], "flops": [7e6], "seconds": [0.005, 0.02]}
+    for against, x in expected.items():
+        (axes,) = draw_figure(monkeypatch, plots.distance_vs_cost, found, "p.png", against=against).axes
+        assert axes.containers[0][0].get_xdata().tolist() == pytest.approx(x)
+        assert axes.get_xlabel() == plots.AXES[against]
+    with pytest.raises(UserError, match="--against: no result has the flops of an image"):
+        plots.distance_vs_cost(found[1:], "p.png", against="flops")

@@ -214,9 +214,12 @@ def test_an_evaluation_is_logged_with_the_sampler_it_used(tmp_path: Path) -> Non
     """Of a configuration that names none: the model's own, with its settings."""
     settings = WandbSettings(mode="offline")
     run = Run(tmp_path / "digits_edm-1")
-    score(run, settings, seed=2)
+    floors = {"train": {"num_images": 24, "scores": {"fd_digits": 0.25}, "standard_errors": {}}}
+    score(run, settings, seed=2, standard_errors={"fd_digits": 0.5}, floors=floors)
     (path,) = wandb_runs(tmp_path)
     summary = json.loads(read_back(path, "--summary"))
+    assert summary["summary"]["fd_digits_standard_error"] == 0.5
+    assert summary["summary"]["fd_digits_of_train_images"] == 0.25
     assert summary["config"]["sampler"] == HEUN and "settings" not in summary["config"]
     assert summary["name"] == "digits_edm-1 Heun nfe 35 seed 2"
 
