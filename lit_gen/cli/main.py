@@ -216,11 +216,22 @@ def _add_leaderboard(verbs: Verbs) -> None:
         help="a Markdown table of model and sampler against budgets of network evaluations",
     )
     parser.add_argument("--figure", type=Path, metavar="PNG", help="also plot the metric against the cost")
+    _add_comparisons(parser)
+    parser.set_defaults(command=_leaderboard)
+
+
+def _add_comparisons(parser: help.Parser) -> None:
+    """Add the options that compare rows with each other, with published scores and with their cost."""
     parser.add_argument(
         "--paired",
         nargs=2,
         metavar=("A", "B"),
         help="say whether row A beats row B, each given as KEY=VALUE,...",
+    )
+    parser.add_argument(
+        "--published",
+        metavar="DATA",
+        help="show published FIDs of a data set, such as cifar10, beside the rows",
     )
     parser.add_argument(
         "--pareto",
@@ -233,7 +244,6 @@ def _add_leaderboard(verbs: Verbs) -> None:
         default="nfe",
         help="cost per image of --pareto and --figure (default: nfe)",
     )
-    parser.set_defaults(command=_leaderboard)
 
 
 def _add_report(verbs: Verbs) -> None:
@@ -322,6 +332,8 @@ def _leaderboard(options: argparse.Namespace) -> int:
         plots.distance_vs_cost(results, options.figure, board.by, options.against)
     if options.pareto:
         board = leaderboard.pareto(board, options.against)
+    if options.published is not None:
+        board = leaderboard.with_published(board, options.published)
     if options.paired:
         print(printable(leaderboard.paired(board, *options.paired)))
     elif options.budgets:

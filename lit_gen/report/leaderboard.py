@@ -23,6 +23,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.evaluation import drawn_classes
 from lit_gen.evaluation.result_file import score_protocol
 from lit_gen.report.comparison import compare, describe
+from lit_gen.report.published import Published, published
 from lit_gen.report.results import Result, select
 from lit_gen.report.rows import LEVEL, Row
 
@@ -55,6 +56,8 @@ class Leaderboard:
         better: Which values of each metric are better, `higher` or `lower`.
         likelihood: The protocol of all likelihoods; None if there are none or their protocols differ.
         left_out: Metrics whose protocols differ between rows.
+        published: Published scores to show beside the rows.
+        published_protocol: The protocol that they were measured by.
     """
 
     by: str
@@ -65,6 +68,8 @@ class Leaderboard:
     better: dict[str, str]
     likelihood: dict[str, object] | None = None
     left_out: list[str] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
+    published_protocol: str = ""
 
     @property
     def protocol_line(self) -> str:
@@ -82,6 +87,8 @@ class Leaderboard:
             line += "; rows without an interval are ranked by their values"
         if self.left_out:
             line += f"; left out, since protocols differ: {', '.join(self.left_out)}"
+        if self.published:
+            line += f"; in italics, not ranked: published values ({self.published_protocol})"
         return line
 
 
@@ -245,6 +252,21 @@ def _refuse_unlike_scores(results: Sequence[Result], by: str) -> None:
 def _protocols_differ(results: Sequence[Result], metric: str) -> bool:
     """Return whether the results that have a score have it by unlike protocols."""
     return len({_compact(score_protocol(result.data, metric)) for result in results if metric in result.metrics}) > 1
+
+
+def with_published(board: Leaderboard, data: str) -> Leaderboard:
+    """Return the leaderboard with the published scores of a data set beside its rows.
+
+    Raises:
+        UserError: If there are none, or the leaderboard is of another data set or score.
+    """
+    protocol, scores = published(data)
+    if board.protocol["data"] != data or board.by != "fid":
+        raise UserError(
+            f"--published: the published scores are FIDs of {data}, and this leaderboard ranks {board.by} of "
+            f"{board.protocol['data']}; evaluate with Inception features, or leave the option out"
+        )
+    return replace(board, published=scores, published_protocol=protocol)
 
 
 def pareto(board: Leaderboard, against: str) -> Leaderboard:

@@ -20,6 +20,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_csv, for_markdown, printable
 from lit_gen.report.comparison import compare
 from lit_gen.report.leaderboard import LIKELIHOODS, Floor, Leaderboard
+from lit_gen.report.published import Published
 from lit_gen.report.rows import Row, Spread
 
 COPIES = " (copies)"
@@ -68,8 +69,8 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
     )
     for name, align, *_ in columns:
         table.add_column(Text(printable(name)), justify=align, no_wrap=name not in ("sampler", "grid"))
-    for row in zip(*cells, strict=True):
-        table.add_row(*row)
+    for line, *row in zip(lines, *cells, strict=True):
+        table.add_row(*row, style="italic" if isinstance(line, Published) else None)
     return table
 
 
@@ -102,24 +103,29 @@ def to_cells(board: Leaderboard) -> Cells:
     return Cells(headers, [[_cell(column, line) for column in columns] for line in _lines(board)])
 
 
-def _lines(board: Leaderboard) -> list[Row | Floor]:
-    """Return the rows, and the scores of real images at the places of their values."""
-    lines: list[Row | Floor] = list(board.rows)
+Line = Row | Floor | Published
+"""A line of a table: a row, the scores of real images, or a published score."""
+
+
+def _lines(board: Leaderboard) -> list[Line]:
+    """Return the rows, with the scores of real images and published ones at the places of their values."""
+    lines: list[Line] = list(board.rows)
     sign = -1.0 if board.better[board.by] == "higher" else 1.0
-    for floor in board.floors:
-        if (score := floor.scores.get(board.by)) is not None:
-            worse = (place for place, line in enumerate(lines) if sign * _score(line, board.by) > sign * score)
-            lines.insert(next(worse, len(lines)), floor)
-        else:
-            lines.append(floor)
+    others: list[Floor | Published] = [*board.floors, *board.published]
+    for line in others:
+        score = sign * _score(line, board.by)
+        worse = (place for place, other in enumerate(lines) if sign * _score(other, board.by) > score)
+        lines.insert(next(worse, len(lines)), line)
     return lines
 
 
-def _score(line: Row | Floor, metric: str) -> float:
+def _score(line: Line, metric: str) -> float:
+    if isinstance(line, Published):
+        return line.fid if metric == "fid" else math.nan
     return line.mean(f"metrics.{metric}") if isinstance(line, Row) else line.scores.get(metric, math.nan)
 
 
-def _cell(column: "_Column", row: Row | Floor) -> Cell:
+def _cell(column: "_Column", row: Line) -> Cell:
     text, value = printable(column.text(row)), column.value(row)
     missing = not value if isinstance(value, str) else value is None or math.isnan(value)
     return Cell(text, None if missing else value)
@@ -129,6 +135,9 @@ def to_markdown(board: Leaderboard) -> str:
     """Return the leaderboard as a Markdown table with the protocol above it."""
     headers, rows = to_cells(board)
     texts = [[for_markdown(cell.text) for cell in row] for row in rows]
+    for line, cells in zip(_lines(board), texts, strict=True):
+        if isinstance(line, Published):
+            cells[:] = [cell if cell == "-" else f"*{cell}*" for cell in cells]
     return _markdown_table(board, [header.name for header in headers], [header.align for header in headers], texts)
 
 
@@ -238,6 +247,7 @@ def to_json(board: Leaderboard) -> str:
         for row in board.rows
     ]
     content = {"by": board.by, "better": board.better[board.by], "protocol": board.protocol, "rows": rows}
+    content["published"] = [asdict(score) for score in board.published]
     content["floors"] = [asdict(floor) for floor in board.floors]
     return json.dumps(_finite(content), indent=2) + "\n"
 
@@ -248,23 +258,27 @@ class _Column(NamedTuple):
     name: str
     align: Any
     numeric: bool
-    text: Callable[[Row | Floor], str]
-    value: Callable[[Row | Floor], float | str | None]
+    text: Callable[[Line], str]
+    value: Callable[[Line], float | str | None]
 
 
-def _names(name: str, value: Callable[[Row], str], floor: Callable[[Floor], str] = lambda floor: "") -> _Column:
+def _names(name: str, value: Callable[[Row], str], other: Callable[[Floor | Published], str] | None = None) -> _Column:
     """Return a column of names; a dash stands for an empty name."""
 
-    def of(line: Row | Floor) -> str:
-        return value(line) if isinstance(line, Row) else floor(line)
+    def of(line: Line) -> str:
+        if isinstance(line, Row):
+            return value(line)
+        return "" if other is None else other(line)
 
     return _Column(name, "left", False, lambda line: of(line) or "-", of)
 
 
 def _numbers(name: str, value: Callable[[Row], float | None], text: Callable[[float], str]) -> _Column:
-    """Return a column of numbers; a dash stands for None, and in the rows of real images."""
+    """Return a column of numbers; a dash stands for None, and for what the line does not have."""
 
-    def of(line: Row | Floor) -> float | None:
+    def of(line: Line) -> float | None:
+        if isinstance(line, Published) and name == "NFE":
+            return line.nfe
         return value(line) if isinstance(line, Row) else None
 
     return _Column(name, "right", True, lambda line: "-" if (number := of(line)) is None else text(number), of)
@@ -275,7 +289,9 @@ def _scores(board: Leaderboard, metric: str) -> _Column:
     unlike = metric in LIKELIHOODS and board.likelihood is None
     num_images = unlike and _unlike(board, "likelihood.protocol.num_images")
 
-    def text(line: Row | Floor) -> str:
+    def text(line: Line) -> str:
+        if isinstance(line, Published):
+            return f"{line.fid:g}" if metric == "fid" else "-"
         if isinstance(line, Floor):
             return _of_real_images(line, metric)
         return _with_its_kind(line, metric, num_images) if unlike else _with_interval(line, metric)
@@ -288,7 +304,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
     """Return all columns of the leaderboard."""
     columns = [
         _numbers("#", lambda row: row.rank, "{:g}".format),
-        _names("model", _titled, lambda floor: f"{floor.num_images} {floor.title}"),
+        _names("model", _titled, _title_of),
         _names("sampler", lambda row: row.first.sampler),
         _names("grid", lambda row: row.first.grid),
         _numbers("NFE", lambda row: row.mean("nfe"), "{:g}".format),
@@ -304,6 +320,11 @@ def _columns(board: Leaderboard) -> list[_Column]:
     if len({row.first.data["weights"] for row in board.rows}) > 1:
         columns.append(_names("weights", lambda row: row.first.data["weights"]))
     return [*columns, _names("run", lambda row: row.run)]
+
+
+def _title_of(line: Floor | Published) -> str:
+    """Return the name of a line that is not a row."""
+    return f"{line.num_images} {line.title}" if isinstance(line, Floor) else line.title
 
 
 def _titled(row: Row) -> str:
