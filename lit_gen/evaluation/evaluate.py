@@ -39,7 +39,7 @@ from lit_gen.evaluation.result_file import (
 from lit_gen.evaluation.sampling import Samples, Sampling
 from lit_gen.evaluation.scoring import Scoring, load_kept, save_kept
 from lit_gen.families.base import GenerativeModel
-from lit_gen.families.settings import Sampler
+from lit_gen.families.settings import Sampler, defaults
 from lit_gen.metrics import is_copy
 from lit_gen.metrics.base import Estimate, SampleMetric
 from lit_gen.pictures.grids import save_picture
@@ -227,6 +227,7 @@ def _result(
         earlier_seconds=metadata.get("earlier_seconds", 0.0),
         training_seed=metadata["seed"],
         sampler=None if subject.sampler is None else subject.sampler.to_dict(),
+        defaults={} if subject.sampler is None else defaults(subject.sampler),
         nfe=samples.nfe,
         flops_per_image=samples.flops_per_image,
         weights=evaluation.weights,

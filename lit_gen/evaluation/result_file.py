@@ -221,6 +221,7 @@ class ResultRecord(Record):
         earlier_seconds: Training time of the runs that the run builds on.
         training_seed: Seed of the training run.
         sampler: Settings of the sampler; None for the one way of a family that has no other.
+        defaults: Default settings of the sampler and its parts in this version, by the name of the class.
         nfe: Mean number of network evaluations per sample.
         flops_per_image: Floating-point operations of one sample, see `evaluation.cost`.
         weights: Which weights were evaluated, such as ema or raw.
@@ -257,6 +258,7 @@ class ResultRecord(Record):
         keys=_SAMPLER,
         needed=("name", "grid.name", "schedule.name", "guidance.weight", "guidance.interval"),
     )
+    defaults: dict[str, dict[str, Any]] = scores(RECORD)
     nfe: float = key(POSITIVE)
     flops_per_image: int | Absent = maybe(COUNT)
     weights: str = key(TEXT)

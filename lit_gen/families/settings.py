@@ -17,14 +17,36 @@ def describe(configured: object) -> dict[str, Any]:
 
     Arguments that are None are omitted, and so is `nfe`, which a sampler turns into steps.
     """
+    return {"name": type(configured).__name__} | {name: _plain(value) for name, value in _values(configured).items()}
+
+
+def defaults(configured: object) -> dict[str, dict[str, Any]]:
+    """Return the default arguments of each class that `describe` names, in plain JSON types.
+
+    A result holds them, so that a table can leave out what does not differ, whatever the defaults of later versions.
+    """
+    own = {
+        parameter.name: _plain(parameter.default)
+        for parameter in _parameters(configured)
+        if parameter.default not in (None, inspect.Parameter.empty)
+    }
+    found = {type(configured).__name__: own}
+    for value in _values(configured).values():
+        if not isinstance(value, (bool, int, float, str, list, tuple)):
+            found |= defaults(value)
+    return found
+
+
+def _values(configured: object) -> dict[str, Any]:
+    """Return the arguments that an object keeps, without `nfe` and those that are None."""
+    values = {each.name: getattr(configured, each.name, None) for each in _parameters(configured) if each.name != "nfe"}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _parameters(configured: object) -> list[inspect.Parameter]:
+    """Return the arguments of the constructors of an object's class and its bases."""
     classes = [cls for cls in reversed(type(configured).__mro__) if "__init__" in vars(cls) and cls is not object]
-    parameters = [p for cls in classes for p in list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]]
-    description: dict[str, Any] = {"name": type(configured).__name__}
-    for parameter in parameters:
-        value = None if parameter.name == "nfe" else getattr(configured, parameter.name, None)
-        if value is not None:
-            description[parameter.name] = _plain(value)
-    return description
+    return [p for cls in classes for p in list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]]
 
 
 def _plain(value: Any) -> Any:

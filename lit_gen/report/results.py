@@ -13,8 +13,7 @@ from lit_gen.evaluation.result_file import load_result
 from lit_gen.sweeps.journal import JOURNAL_NAME
 from lit_gen.sweeps.runner import current_results
 
-# Default arguments of samplers, grids and schedules: labels leave them out.
-DEFAULTS: dict[str, dict[str, Any]] = {
+OLDER_DEFAULTS: dict[str, dict[str, Any]] = {
     "DDPM": {"variance": "large"},
     "DDIM": {"eta": 0.0},
     "Euler": {"coordinates": "rectified"},
@@ -37,6 +36,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "VE": {"sigma_min": 0.01, "sigma_max": 50.0},
     "EDMSchedule": {"sigma_min": 0.002, "sigma_max": 80.0},
 }
+"""Default settings of the version before 0.2, whose results do not hold their own; labels leave them out."""
+
 _NOT_IN_LABEL = {"name", "steps", "nfe", "grid"}
 
 
@@ -80,13 +81,17 @@ class Result:
     @property
     def sampler(self) -> str:
         """The sampler with its settings that differ from the defaults, `DDIM(eta=0.5)`; empty without a sampler."""
-        return _label(self.data.get("sampler"))
+        return _label(self.data.get("sampler"), self._defaults)
 
     @property
     def grid(self) -> str:
         """The sampler's time grid with its settings that differ from the defaults; empty without a grid."""
         sampler = self.data.get("sampler")
-        return _label(sampler.get("grid")) if sampler else ""
+        return _label(sampler.get("grid"), self._defaults) if sampler else ""
+
+    @property
+    def _defaults(self) -> dict[str, dict[str, Any]]:
+        return self.data.get("defaults") or OLDER_DEFAULTS
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -97,19 +102,19 @@ class Result:
         return self.data["protocol"]
 
 
-def _label(settings: dict[str, Any] | None) -> str:
+def _label(settings: dict[str, Any] | None, defaults: dict[str, dict[str, Any]]) -> str:
     if not settings:
         return ""
     name = settings["name"]
     special = {
         key: value
         for key, value in settings.items()
-        if key not in _NOT_IN_LABEL and value is not None and value != DEFAULTS.get(name, {}).get(key, ...)
+        if key not in _NOT_IN_LABEL and value is not None and value != defaults.get(name, {}).get(key, ...)
     }
     if settings.get("S_churn") == 0:  # its limits have no effect without churn
         special = {key: value for key, value in special.items() if not key.startswith("S_")}
     if special.get("schedule"):
-        special["schedule"] = _label(special["schedule"])
+        special["schedule"] = _label(special["schedule"], defaults)
     if special.get("guidance"):
         special["guidance"] = _guidance_label(special["guidance"])
     texts = (f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in special.items())

@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 
 from lit_gen.core.errors import UserError
-from lit_gen.families.diffusion import grids, samplers, schedules
-from lit_gen.families.settings import Sampler, Temperature
+from lit_gen.families.diffusion import samplers
+from lit_gen.families.settings import Temperature, defaults
 from lit_gen.families.vq.token_sampling import TokenSampling
 from lit_gen.report.leaderboard import comparable, rank
 from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json, to_markdown, to_table
-from lit_gen.report.results import DEFAULTS, Result, load_results, read_result, select
+from lit_gen.report.results import Result, load_results, read_result, select
 from lit_gen.sweeps.journal import Journal
 
 PROTOCOL = {
@@ -34,6 +34,11 @@ PROTOCOL = {
     "resize": "none",
     "quantisation": "uint8",
 }
+OF_GRIDS = [
+    cls
+    for cls in vars(samplers).values()
+    if inspect.isclass(cls) and not inspect.isabstract(cls) and issubclass(cls, samplers.DiffusionSampler)
+]
 KARRAS = {"name": "Karras", "rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0}
 DDIM = {"name": "DDIM", "steps": 10, "grid": KARRAS, "eta": 0.0}
 
@@ -263,20 +268,20 @@ def test_labels_tell_what_is_not_the_default():
     assert moved.sampler == "DDIM(schedule=VE(sigma_max=20))"
 
 
-def test_the_defaults_are_those_of_the_classes():
-    classes = [getattr(module, name) for module in (samplers, grids, schedules) for name in vars(module)]
-    classes += [Temperature, TokenSampling]
-    ours = {}
-    kinds = Sampler | grids.Grid | schedules.Schedule
-    for cls in classes:
-        if isinstance(cls, type) and issubclass(cls, kinds) and not inspect.isabstract(cls):
-            options = inspect.signature(vars(cls)["__init__"]).parameters if "__init__" in vars(cls) else {}
-            values = {key: option.default for key, option in options.items() if key not in ("self", "kwargs")}
-            values = {key: value for key, value in values.items() if value is not None}  # as results leave them out
-            if values:
-                ours[cls.__name__] = {key: "inf" if value == math.inf else value for key, value in values.items()}
-    assert ours.pop("UniformLogSNR") == DEFAULTS["UniformLogSNR"]
-    assert ours == {name: values for name, values in DEFAULTS.items() if name != "UniformLogSNR"}
+def test_settings_that_equal_the_defaults_of_their_version_are_left_out():
+    heun = {"name": "Heun", "steps": 5, "grid": KARRAS, "S_churn": 0.0, "S_noise": 1.003, "order": 3}
+    older = Result(Path("r"), content(sampler=heun))
+    assert (older.sampler, older.grid) == ("Heun(order=3)", "Karras"), "the table of the version before 0.2"
+    own = {"Heun": {"S_churn": 0.0, "S_noise": 1.0, "order": 3}, "Karras": {"rho": 5.0, "sigma_min": 0.002}}
+    newer = Result(Path("r"), content(sampler=heun) | {"defaults": own})
+    assert (newer.sampler, newer.grid) == ("Heun", "Karras(rho=7, sigma_max=80)")
+
+
+@pytest.mark.parametrize("cls", [*OF_GRIDS, Temperature, TokenSampling], ids=lambda cls: cls.__name__)
+def test_a_sampler_with_its_defaults_has_its_name_alone(cls):
+    sampler = cls(steps=4) if issubclass(cls, samplers.GridSampler) else cls()
+    result = Result(Path("r"), content(sampler=sampler.to_dict()) | {"defaults": defaults(sampler)})
+    assert result.sampler == cls.__name__ and "(" not in result.grid
 
 
 def with_likelihood(data: dict, bits: float, **changes: Any) -> dict:
