@@ -55,6 +55,7 @@ def test_a_signal_ends_a_command_with_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without it
     monkeypatch.setattr(commands, verb, lambda words: os.kill(os.getpid(), number))
     assert main([verb, "somewhere"]) == code
     assert capsys.readouterr().err == line

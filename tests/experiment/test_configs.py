@@ -269,6 +269,20 @@ def test_data_is_accepted(name: str) -> None:
     assert cli.config.data.batch_size == given["batch_size"]
 
 
+@pytest.mark.parametrize("name", files("conf/evaluation"))
+def test_protocols_of_papers_are_accepted(name: str) -> None:
+    given = yaml.safe_load((CONF / "evaluation" / f"{name}.yaml").read_text())
+    words = [f"--evaluation={CONF / 'evaluation' / name}.yaml", "--evaluation.feature_net=DigitsFeatures"]
+    evaluation = ExperimentCLI([*TINY["VAE"], *DIGITS, *words]).objects().evaluation
+    assert (evaluation.num_samples, evaluation.split) == (50_000, "train")
+    assert evaluation.metrics is not None
+    named = [metric if isinstance(metric, str) else metric["class_path"] for metric in given["metrics"]]
+    assert [type(metric).__name__ for metric in evaluation.metrics] == named
+    for metric, entry in zip(evaluation.metrics, given["metrics"], strict=True):
+        settings = {} if isinstance(entry, str) else entry["init_args"]
+        assert metric.settings().items() >= settings.items()
+
+
 @cache
 def trials(name: str) -> Sequence[Trial]:
     return load_sweep([ROOT / "sweeps" / f"{name}.yaml"]).trials
