@@ -19,6 +19,7 @@ from lit_gen.metrics.base import Need, SampleMetric
 from lit_gen.metrics.real import Part
 
 LEAST_NEIGHBOURS = 50
+"""Least number of samples and of real images for the nearest-neighbour metrics of the default."""
 PARTS: dict[Need, Part] = {"training images": "train", "held out": "held out"}
 """Parts of the data that a metric may need in addition to the reference."""
 

@@ -61,7 +61,11 @@ def fashion() -> ImageDataModule:
 
 
 @pytest.mark.parametrize(
-    ("net", "source", "least"), [(DigitsFeatures, "data", 0.98), (FashionFeatures, "fashion", 0.9)]
+    ("net", "source", "least"),
+    [
+        (DigitsFeatures, "data", 0.98),
+        pytest.param(FashionFeatures, "fashion", 0.9, marks=pytest.mark.slow),
+    ],
 )
 def test_weights_are_small_and_their_recorded_accuracy_is_true(net, source, least, request):
     assert net.file.stat().st_size <= 1e6
@@ -89,6 +93,7 @@ def test_fashion_features_see_the_middle_of_padded_images():
             net(torch.zeros(shape, dtype=torch.uint8))
 
 
+@pytest.mark.slow
 def test_fashion_distance_orders_images_by_their_quality(fashion):
     net = FashionFeatures()
     test = torch.tensor(fashion.images("test"))
