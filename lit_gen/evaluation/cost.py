@@ -6,6 +6,7 @@ alone, so the number does not depend on the device.
 """
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_gen.evaluation.sampling import Sampling
@@ -13,6 +14,8 @@ from lit_gen.evaluation.sampling import Sampling
 
 def flops_per_image(sampling: Sampling) -> int:
     """Return the floating-point operations of the first sample, which is sampled once more for the count."""
-    with torch.inference_mode(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+    eager = torch.compiler.set_stance("force_eager")
+    products = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the fused attention of the CPU
+    with torch.inference_mode(), eager, products, FlopCounterMode(display=False) as counter:
         sampling.batch(range(1))
     return int(counter.get_total_flops())

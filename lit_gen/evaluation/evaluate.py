@@ -106,7 +106,9 @@ def score_samples(evaluation: Evaluation, subject: Subject, cache: Path) -> tupl
     if found is not None and evaluation.metrics is None:
         return found, path, False
     real = DataImages(data, evaluation.split, net, cache)
-    metrics = evaluation.metrics or default_metrics(real, evaluation.inception_splits, evaluation.num_samples)
+    metrics = evaluation.metrics or default_metrics(
+        real, evaluation.inception_splits, evaluation.num_samples, other_data is not None
+    )
     check_needs(metrics, real, counts is not None)
     protocols = score_protocols(metrics, real)
     if found is not None:
@@ -114,14 +116,16 @@ def score_samples(evaluation: Evaluation, subject: Subject, cache: Path) -> tupl
         if not metrics:
             return found, path, False
     scores, samples = _score(evaluation, subject, metrics, real, counts, place, again=found is not None)
-    result = found
-    if result is None:
+    real_scores = floors(metrics, protocols, real, evaluation.num_samples)
+    if found is None:
         assert samples is not None
         result = _result(evaluation, subject, protocol, other_data, samples)
         with torch.inference_mode():
             further = model.eval().further_scores(data, net)
-        result = replace(result, metrics=further)
-    result = _with_scores(result, scores, protocols, floors(metrics, protocols, real, evaluation.num_samples))
+        result = _with_scores(result, scores, protocols, real_scores)
+        result = replace(result, metrics=result.metrics | further)
+    else:
+        result = _with_scores(found, scores, protocols, real_scores)
     if ranks()[0] == 0:
         if samples is not None:
             write_arrays(place / "samples.npz", images=samples.kept.numpy())
@@ -165,10 +169,10 @@ def _score(
             return scoring.compute(), None
     flops = flops_per_image(sampling)
     samples = replace(sampling.score(scoring, f"evaluating {place.name}"), flops_per_image=flops)
-    estimates, kept = scoring.compute(), scoring.kept()
+    kept = scoring.kept()
     if ranks()[0] == 0:
         save_kept(place / "features.npz", kept)
-    return estimates, samples
+    return scoring.compute(), samples
 
 
 def _save_neighbours(samples: Tensor, real: DataImages, path: Path) -> None:
@@ -190,6 +194,7 @@ def _with_scores(
     """Return a result with more scores, their protocols, their standard errors and the scores of real images."""
     errors = {name: error for name, each in scores.items() if (error := each.standard_error) is not None}
     values = {name: each.value for name, each in scores.items()}
+    older_errors = {name: error for name, error in result.standard_errors.items() if name not in values}
     before = result.floors
     rows = {
         row: facts | {key: before.get(row, {}).get(key, {}) | facts[key] for key in ("scores", "standard_errors")}
@@ -197,9 +202,9 @@ def _with_scores(
     }
     return replace(
         result,
-        metrics=values | {name: value for name, value in result.metrics.items() if name not in values},
+        metrics=result.metrics | values,
         score_protocols=result.score_protocols | {name: protocols[name] for name in scores},
-        standard_errors=result.standard_errors | errors,
+        standard_errors=older_errors | errors,
         floors=before | rows,
         copies=is_copy(values["copy_z"]) if "copy_z" in values else result.copies,
     )

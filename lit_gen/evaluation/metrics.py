@@ -24,15 +24,29 @@ PARTS: dict[Need, Part] = {"training images": "train", "held out": "held out"}
 """Parts of the data that a metric may need in addition to the reference."""
 
 
-def default_metrics(real: DataImages, inception_splits: int, num_samples: int) -> list[SampleMetric]:
+LEAST_COUNTS = {"k": 1, "max_images": 2, "num_projections": 1}
+"""Least values of settings that metrics have in common."""
+
+
+def default_metrics(
+    real: DataImages, inception_splits: int, num_samples: int, other_data: bool = False
+) -> list[SampleMetric]:
     """Return the metrics of an evaluation that does not name its own: those that the data and the net permit.
 
-    Metrics of nearest neighbours are left out for fewer samples or real images than `LEAST_NEIGHBOURS`.
+    Metrics of nearest neighbours are left out for fewer samples or real images than `LEAST_NEIGHBOURS`, and the
+    distance to held-out images unless there are more of them than features.
+
+    Args:
+        real: The real images.
+        inception_splits: Splits of the inception score.
+        num_samples: Number of samples.
+        other_data: Whether the model was trained on other images: held-out images and copies are then unknown.
     """
     if not real.data.source.quantised:
         return [WassersteinDistance()]
     metrics: list[SampleMetric] = [FrechetDistance()]
-    if real.has("held out") and real.split("held out") != real.split("reference"):
+    num_held_out = len(real.data.images(real.split("held out"))) if real.has("held out") and not other_data else 0
+    if num_held_out > real.net.width and real.split("held out") != real.split("reference"):
         metrics.append(FrechetDistance(against="held out"))
     if real.num_classes:
         metrics.append(InceptionScore(splits=inception_splits))
@@ -40,7 +54,7 @@ def default_metrics(real: DataImages, inception_splits: int, num_samples: int) -
     num_real = len(real.data.images(real.split("reference")))
     if min(num_samples, num_real) >= LEAST_NEIGHBOURS:
         metrics += [PrecisionRecall(), DensityCoverage()]
-        metrics += [CopyRate()] if real.has("held out") else []
+        metrics += [CopyRate()] if num_held_out >= LEAST_NEIGHBOURS else []
     return metrics
 
 
@@ -63,6 +77,9 @@ def check_needs(metrics: Sequence[SampleMetric], real: DataImages, conditional: 
     names: dict[str, SampleMetric] = {}
     for metric in metrics:
         name = type(metric).__name__
+        for setting, least in LEAST_COUNTS.items():
+            if isinstance(value := getattr(metric, setting, None), int) and value < least:
+                raise UserError(f"evaluation.metrics: {name}: {setting} {value} is too few; give at least {least}")
         for need in metric.needs:
             lacks = {
                 "logits": not real.num_classes and f"{real.net_name} features come without logits",
@@ -91,8 +108,8 @@ def _protocol(metric: SampleMetric, real: DataImages, better: str) -> dict[str, 
     kind = type(metric)
     own = kind.__module__.partition(".")[0] == "lit_gen"
     protocol = {"metric": kind.__name__ if own else f"{kind.__module__}.{kind.__name__}", "better": better}
-    if "features" in metric.needs and (imported := real.imported("reference")) is not None:
-        protocol["imported_reference"] = imported
+    if isinstance(metric, FrechetDistance) and (imported := real.imported(metric.against)) is not None:
+        protocol["imported_statistics"] = imported
     for need, part in PARTS.items():
         if need in metric.needs:
             split = real.split(part)

@@ -201,7 +201,7 @@ _FLOOR = Kind(
         isinstance(value, dict)
         and COUNT.fits(value.get("num_images"))
         and values_of(SCORE).fits(value.get("scores"))
-        and values_of(SCORE).fits(value.get("standard_errors", {}))
+        and values_of(AMOUNT).fits(value.get("standard_errors", {}))
     ),
 )
 
@@ -266,7 +266,7 @@ class ResultRecord(Record):
     protocol: Protocol = key(RECORD, record=Protocol)
     other_data: OtherData | None | Absent = maybe(optional(RECORD), record=OtherData)
     metrics: dict[str, float] = key(values_of(SCORE))
-    standard_errors: dict[str, float] = scores(SCORE)
+    standard_errors: dict[str, float] = scores(AMOUNT)
     score_protocols: dict[str, dict[str, Any]] = scores(_PROTOCOL_OF_SCORE)
     floors: dict[str, dict[str, Any]] = scores(_FLOOR)
     copies: bool | Absent = maybe(FLAG)

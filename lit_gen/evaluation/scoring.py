@@ -1,12 +1,14 @@
 """Score the samples of an evaluation with all of its metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import MEBIBYTE, read_arrays, write_arrays
 from lit_gen.core.processes import gather
 from lit_gen.evaluation.real_images import DataImages
@@ -33,7 +35,10 @@ class Scoring:
         self, metrics: Sequence[SampleMetric], real: DataImages, num_samples: int, device: torch.device
     ) -> None:
         self.real = real
-        self.metrics = [metric.prepare(real, num_samples).to(device) for metric in metrics]
+        self.metrics: list[SampleMetric] = []
+        for metric in metrics:
+            with _metrics_named():
+                self.metrics.append(metric.prepare(real, num_samples).to(device))
         outputs = real.net.width + real.net.num_classes
         self.keeps = real.net.dtype == torch.uint8 and 2 * num_samples * outputs <= MOST_KEPT_BYTES
         self._kept: list[ScoredBatch] = []
@@ -52,13 +57,37 @@ class Scoring:
             metric.update(batch)
 
     def compute(self) -> dict[str, Estimate]:
-        """Return the estimates by name; collective: call it on every rank."""
-        return {name: estimate for metric in self.metrics for name, estimate in metric.compute().items()}
+        """Return the estimates by name; collective: call it on every rank.
+
+        Raises:
+            UserError: If a metric gives other names than it says, or a score is not defined for the samples.
+        """
+        found: dict[str, Estimate] = {}
+        for metric in self.metrics:
+            with _metrics_named():
+                estimates, names = metric.compute(), metric.directions(self.real)
+            if estimates.keys() != names.keys():
+                raise UserError(
+                    f"evaluation.metrics: {type(metric).__name__} gives {', '.join(estimates)}, and its directions "
+                    f"name {', '.join(names)}; make them agree"
+                )
+            found |= estimates
+        return found
 
     def kept(self) -> ScoredBatch | None:
         """Return index, features and logits of all samples in float16, in order, or None; collective."""
         batches = [batch for rank in gather(self._kept) for batch in rank]
         return _join(batches) if self.keeps else None
+
+
+@contextmanager
+def _metrics_named() -> Iterator[None]:
+    """Prefix a UserError of a metric with the key, unless it names one."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith("evaluation.") else f"evaluation.metrics: {text}") from None
 
 
 def save_kept(path: Path, kept: ScoredBatch | None) -> None:
@@ -75,6 +104,8 @@ def load_kept(path: Path, num_samples: int, real: DataImages) -> ScoredBatch | N
     except Exception:  # a damaged archive raises any of a dozen, and a missing one has the same remedy
         return None
     shapes = (num_samples, real.net.width), (num_samples, real.net.num_classes)
+    if not (np.isfinite(features).all() and np.isfinite(logits).all()):  # too large for float16
+        return None
     if (features.shape, logits.shape) != shapes or {features.dtype, logits.dtype} != {np.dtype(np.float16)}:
         return None
     return ScoredBatch(torch.arange(num_samples), None, *(torch.from_numpy(x).float() for x in (features, logits)))

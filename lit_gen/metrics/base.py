@@ -20,6 +20,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.processes import gather
 from lit_gen.metrics.real import RealImages
 
@@ -107,7 +108,13 @@ class SampleMetric(Metric, ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of the constructor, which are part of the protocol of each score."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        names = inspect.signature(type(self)).parameters
+        if missing := [name for name in names if not hasattr(self, name)]:
+            raise UserError(
+                f"evaluation.metrics: {type(self).__name__} does not keep its argument {missing[0]}; store it as an "
+                "attribute of that name"
+            )
+        return {name: getattr(self, name) for name in names}
 
     def prepare(self, real: RealImages, num_samples: int) -> Self:
         """Return a copy that is ready to be updated.

@@ -106,7 +106,8 @@ class PrecisionRecall(StoredMetric):
 class DensityCoverage(StoredMetric):
     """Density and coverage, of at most `max_images` samples and as many evenly spaced real images.
 
-    Coverage is not close to a mean over samples, so its spread, which comes from halves, is somewhat too large.
+    Coverage is not close to a mean over samples: its spread, which comes from halves, is too small, by up to a factor
+    of two, while coverage grows with the number of samples, and somewhat too large once it no longer does.
 
     Args:
         k: Number of neighbours that a ball reaches.

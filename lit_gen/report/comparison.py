@@ -4,7 +4,7 @@
 | --- | --- |
 | one training run each | that of the deviations' differences, half of the samples by half; common noise cancels |
 | the same training seeds | standard error of the mean of the differences, seed by seed |
-| other numbers of training runs | Welch's, from the standard errors of both |
+| other numbers of training runs | Welch's; a single run is as uncertain as one of the other row |
 
 If several apply, the largest half-width counts. Each comparison alone has the confidence level `rows.LEVEL`: among many
 pairs, some are told apart by chance.
@@ -54,9 +54,19 @@ def compare(a: Row, b: Row, metric: str) -> Comparison:
     key = f"metrics.{metric}"
     difference = a.mean(key) - b.mean(key)
     if (paired := _paired(a, b, metric)) is not None:
-        return Comparison(difference, paired, True)
-    known = [spread for row in (a, b) if (spread := row.spread(metric)) is not None]
+        seeds = [sorted(result.data["seed"] for result in row.results) for row in (a, b)]
+        return Comparison(difference, paired, len(a.by_training) > 1 or seeds[0] == seeds[1])
+    known = [spread for row, other in ((a, b), (b, a)) if (spread := _spread(row, other, metric)) is not None]
     return Comparison(difference, _welch(known[0], known[-1]) if known else None, False)
+
+
+def _spread(row: Row, other: Row, metric: str) -> Spread | None:
+    """Return the noise of a row; a single training run is as uncertain as one of the runs of the other row."""
+    spread = row.spread(metric)
+    means = list(other.training_means(metric).values())
+    if spread is None or len(row.by_training) > 1 or len(means) < 2 or not all(map(math.isfinite, means)):
+        return spread
+    return Spread(math.hypot(spread.error, statistics.stdev(means)), len(means) - 1)
 
 
 def _paired(a: Row, b: Row, metric: str) -> Spread | None:
@@ -92,6 +102,10 @@ def describe(comparison: Comparison, one: str, other: str, metric: str, better: 
         metric: Name of the score.
         better: `higher` or `lower`.
     """
+    if not math.isfinite(comparison.difference):
+        return f"{metric}: {one} and {other} cannot be compared; a score is not finite"
+    if comparison.difference == 0:
+        return f"{metric}: {one} and {other} are equal"
     wins = (comparison.difference > 0) == (better == "higher")
     winner, loser = (one, other) if wins else (other, one)
     how = "paired" if comparison.paired else "unpaired"

@@ -84,7 +84,7 @@ class Leaderboard:
         if any(len(row.by_training) == 1 for row in self.rows):
             line += "; intervals of one training seed cover the noise of sampling alone"
         if any(row.spread(self.by) is None for row in self.rows):
-            line += "; rows without an interval are ranked by their values"
+            line += "; a row without an interval is given that of the row it is compared with, if there is one"
         if self.left_out:
             line += f"; left out, since protocols differ: {', '.join(self.left_out)}"
         if self.published:
@@ -118,12 +118,19 @@ def distance_metric(results: Sequence[Result]) -> str:
         UserError: If the results have no distance.
     """
     names = dict.fromkeys(name for result in results for name in result.metrics)
-    distances = [name for name in names if name in ("fid", "fid_held_out") or name.startswith(("fd_", "w2_"))]
+    distances = [name for name in names if _is_distance(results, name)]
     distances.sort(key=lambda name: not name.endswith("_held_out"))
     for name in distances:
         if not name.endswith("_held_out") or all(name in result.metrics for result in results):
             return name
     raise UserError(f"the results hold no distance; rank --by one of {', '.join(names) or 'none'}")
+
+
+def _is_distance(results: Sequence[Result], metric: str) -> bool:
+    """Return whether a score is a Frechet or a Wasserstein distance, and not its floor."""
+    protocol = next((score_protocol(result.data, metric) for result in results if metric in result.metrics), None)
+    kind = None if protocol is None else protocol["metric"]
+    return kind in ("FrechetDistance", "WassersteinDistance") and not metric.endswith("_floor")
 
 
 def better(results: Sequence[Result], metric: str) -> str:
@@ -243,10 +250,11 @@ def _refuse_unlike_scores(results: Sequence[Result], by: str) -> None:
     if by.startswith(RECONSTRUCTIONS):
         refuse_unlike([result for result in results if result.get("reconstruction")], "reconstruction.protocol")
     if _protocols_differ(results, by):
-        protocols = dict.fromkeys(_compact(score_protocol(result.data, by)) for result in results)
-        raise UserError(
-            f"--by: {by} has unlike protocols: {' and '.join(protocols)}; evaluate the runs again with one of them"
-        )
+        protocols = [score_protocol(result.data, by) or {} for result in results]
+        names = dict.fromkeys(name for protocol in protocols for name in protocol)
+        values = {name: list(dict.fromkeys(_compact(protocol.get(name)) for protocol in protocols)) for name in names}
+        unlike = "; ".join(f"{name} is {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
+        raise UserError(f"--by: the protocols of {by} differ: {unlike}; evaluate the runs again with one of them")
 
 
 def _protocols_differ(results: Sequence[Result], metric: str) -> bool:
@@ -396,7 +404,8 @@ def _setting(result: Result) -> list[object]:
     # the recipe of a finished training says how long it is, in images or in seconds, in which seeds differ by a few
     images_seen = None if result.get("run.finished") else data["images_seen"]
     facts = [training, data["model"], data.get("sampler"), data["weights"], images_seen, data.get("other_data")]
-    return [*facts, _compared(data["protocol"])]
+    shared = {key: value for key, value in _compared(data["protocol"]).items() if key != "inception_splits"}
+    return [*facts, shared]
 
 
 def _compared(protocol: dict[str, object]) -> dict[str, object]:

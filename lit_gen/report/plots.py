@@ -214,7 +214,7 @@ def _draw_curve(
 def _draw_floors(axes: "Axes", results: Sequence[Result], metric: str) -> None:
     """Draw a line with its title at each score of real images."""
     for floor in floors(results):
-        if (score := floor.scores.get(metric)) is not None and math.isfinite(score):
+        if (score := floor.scores.get(metric)) is not None and 0 < score < math.inf:
             axes.axhline(score, color="0.6", linewidth=1, zorder=0)
             title = for_figure(f"{floor.num_images} {floor.title}", 60)
             place: dict[str, Any] = {

@@ -187,7 +187,7 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     ]
     rows += [
         [
-            f"{floor.num_images} {floor.title}",
+            for_markdown(f"{floor.num_images} {floor.title}"),
             *["-"] * (len(names) - 1),
             *[_of_real_images(floor, board.by)] * len(budgets),
         ]

@@ -108,16 +108,17 @@ class Row:
         """Return the cost of an image: its network evaluations `nfe`, `flops`, or `seconds`; NaN if unknown."""
         if against == "seconds":
             return statistics.fmean(1 / result.number("timing.images_per_second") for result in self.results)
-        return self.mean(COSTS[against])
+        return self.mean(COSTS[against]) or math.nan  # 0: nothing that is counted, which has no place on the axis
 
     @property
     def copies(self) -> bool:
-        """Whether the samples of an evaluation copy training images, outside the noise."""
-        return any(result.get("copies") for result in self.results)
+        """Whether the samples of most evaluations copy training images, outside the noise."""
+        return 2 * sum(bool(result.get("copies")) for result in self.results) > len(self.results)
 
     def mean(self, key: str) -> float:
-        """Return the mean of a number over the evaluations; NaN if one of them lacks it."""
-        return statistics.fmean(result.number(key) for result in self.results)
+        """Return the mean over training runs of a number's mean over evaluations; NaN if one of them lacks it."""
+        runs = self.by_training.values()
+        return statistics.fmean(statistics.fmean(result.number(key) for result in results) for results in runs)
 
     @property
     def images_per_training_second(self) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,21 @@ import torch
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.data import Digits, ImageDataModule
+from lit_gen.evaluation.cost import flops_per_image
+from lit_gen.evaluation.metrics import default_metrics, score_protocols
 from lit_gen.evaluation.real_images import DataImages
-from lit_gen.metrics import DigitsFeatures, Moments, frechet_distance
+from lit_gen.evaluation.sampling import Sampling
+from lit_gen.evaluation.scoring import load_kept, save_kept
+from lit_gen.families.base import GenerativeModel
+from lit_gen.metrics import (
+    DigitsFeatures,
+    FrechetDistance,
+    Moments,
+    PrecisionRecall,
+    ScoredBatch,
+    frechet_distance,
+)
+from lit_gen.metrics.reference_files import ReferenceFacts, write_reference
 from tests.conftest import ROOT, arguments
 
 
@@ -140,3 +154,69 @@ def test_a_damaged_cache_of_features_is_computed_again(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         assert torch.equal(DataImages(data, "train", net, tmp_path).features("train"), exact)
         assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "metrics, message",
+    [
+        ("[{class_path: AuthPct, init_args: {max_images: 0}}]", "AuthPct: max_images 0 is too few; give at least 2"),
+        ("[{class_path: DensityCoverage, init_args: {k: -1}}]", "DensityCoverage: k -1 is too few; give at least 1"),
+        ("[{class_path: VendiScore, init_args: {max_images: 1}}]", "VendiScore: max_images 1 is too few"),
+    ],
+)
+def test_settings_are_checked_before_sampling(result: Path, metrics: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"evaluation.metrics: {message}")):
+        evaluate_again(result, metrics)
+
+
+def test_imported_statistics_are_named_by_the_distances_that_use_them_alone(tmp_path: Path) -> None:
+    data, net = ImageDataModule(Digits()), DigitsFeatures()
+    real = DataImages(data, "train", net, tmp_path)
+    facts = ReferenceFacts.of(data, "test", net, imported="ab" * 32)
+    write_reference(facts.path(tmp_path), Moments.of(real.features("held out")), facts)
+    metrics = [FrechetDistance(), FrechetDistance("held out"), PrecisionRecall()]
+    protocols = score_protocols(metrics, real)
+    assert protocols["fd_digits_held_out"]["imported_statistics"] == "ab" * 32
+    assert not any("imported_statistics" in protocols[name] for name in ("fd_digits", "precision", "recall"))
+
+
+def test_held_out_images_that_are_few_or_not_held_out_are_left_alone(tmp_path: Path) -> None:
+    real = DataImages(ImageDataModule(Digits()), "train", DigitsFeatures(), tmp_path)
+    names = [type(metric).__name__ for metric in default_metrics(real, 1, 1000)]
+    assert names.count("FrechetDistance") == 2 and "CopyRate" in names
+    others = [type(metric).__name__ for metric in default_metrics(real, 1, 1000, other_data=True)]
+    assert others.count("FrechetDistance") == 1 and "CopyRate" not in others
+    real.net.width = 355  # as many held-out images as features: the covariance has no inverse
+    assert [type(metric).__name__ for metric in default_metrics(real, 1, 1000)].count("FrechetDistance") == 1
+
+
+def test_features_too_large_for_half_precision_are_not_used_again(tmp_path: Path) -> None:
+    real = DataImages(ImageDataModule(Digits()), "train", DigitsFeatures(), tmp_path)
+    kept = ScoredBatch(torch.arange(3), None, torch.ones(3, 64).half(), torch.ones(3, 10).half())
+    save_kept(tmp_path / "features.npz", kept)
+    assert load_kept(tmp_path / "features.npz", 3, real) is not None
+    save_kept(tmp_path / "features.npz", replace(kept, features=torch.full((3, 64), 70_000.0).half()))
+    assert load_kept(tmp_path / "features.npz", 3, real) is None
+
+
+def test_operations_of_attention_are_counted() -> None:
+    length, width = 16, 8
+
+    class Attention(GenerativeModel):
+        def draw(self, noise: Any, labels: Any, sampler: Any) -> torch.Tensor:
+            q = torch.ones(1, 1, length, width)
+            torch.nn.functional.scaled_dot_product_attention(q, q, q)
+            self.nfe = 1.0
+            return torch.zeros(1, 1, 2, 2)
+
+        generator = property(lambda self: torch.nn.Identity())  # type: ignore[assignment]
+
+        def configure_optimizers(self) -> Any: ...
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any: ...
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    model = Attention((1, 2, 2), 0)
+    sampling = Sampling(model, None, lambda images: images, 1, 1, 1, 0, None)
+    assert flops_per_image(sampling) == 2 * 2 * length * length * width

@@ -191,3 +191,65 @@ def test_quantiles_and_tails_are_those_of_student(freedom: int) -> None:
     assert tail(quantile(freedom), freedom) == pytest.approx(0.05, rel=1e-9)
     assert quantile(1) == pytest.approx(math.tan(math.pi * 0.475), rel=1e-9)
     assert quantile(math.inf) == pytest.approx(1.959964, rel=1e-6) and tail(quantile(math.inf), math.inf) < 0.0500001
+
+
+def test_training_runs_weigh_the_same_however_often_each_is_evaluated(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(12)
+    rows: list[list[Result]] = [[], []]
+    for training_seed, (one, other) in enumerate(((10.0, 15.0), (20.0, 15.5), (30.0, 15.2))):
+        for seed in range(8 if training_seed == 0 else 1):
+            rows[0].append(evaluation(tmp_path, "A", samples(generator, one, n=900), seed, training_seed))
+        rows[1].append(evaluation(tmp_path, "B", samples(generator, other, n=900), 0, training_seed))
+    a, b = Row(None, rows[0]), Row(None, rows[1])
+    assert a.mean("metrics.fd_digits") == pytest.approx(20, abs=0.1)
+    assert compare(a, b, "fd_digits").difference == pytest.approx(4.8, abs=0.2)
+
+
+def test_a_single_training_run_is_as_uncertain_as_those_of_the_other_row(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(13)
+    false, repeats = 0, 200
+    for index in range(repeats):
+        trained = (10 + torch.randn(6, generator=generator, dtype=torch.float64)).tolist()
+        alone = evaluation(tmp_path / str(index), "A", samples(generator, trained[0], n=100))
+        several = [
+            evaluation(tmp_path / str(index), "B", samples(generator, mean, n=100), training_seed=seed)
+            for seed, mean in enumerate(trained[1:], 1)
+        ]
+        false += compare(Row(None, [alone]), Row(None, several), "fd_digits").distinct
+    assert false / repeats < 0.1, "without the spread of training it is a third"
+
+
+def test_unlike_sampling_seeds_are_not_called_paired_and_equal_rows_not_ahead(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(14)
+    a, b = (
+        Row(None, [evaluation(tmp_path, name, samples(generator, 3.0), seed)]) for name, seed in (("A", 0), ("B", 7))
+    )
+    assert not compare(a, b, "fd_digits").paired and compare(a, a, "fd_digits").paired
+    assert describe(compare(a, a, "fd_digits"), "A", "A2", "fd_digits", "lower") == "fd_digits: A and A2 are equal"
+    b.first.metrics["fd_digits"] = math.nan
+    text = describe(compare(a, b, "fd_digits"), "A", "B", "fd_digits", "lower")
+    assert text == "fd_digits: A and B cannot be compared; a score is not finite"
+
+
+def test_only_a_distance_ranks_by_default(tmp_path: Path) -> None:
+    data = content("A", metrics={"fd_digits_infinity": 0.5, "fd_digits_per_class": 4.0, "fd_digits": 1.0})
+    data["score_protocols"] = {
+        name: {"metric": metric, "better": "lower"}
+        for name, metric in {
+            "fd_digits_infinity": "FrechetInfinity",
+            "fd_digits_per_class": "PerClassFrechet",
+            "fd_digits": "FrechetDistance",
+        }.items()
+    }
+    assert rank([Result(tmp_path / "r", data)]).by == "fd_digits"
+
+
+def test_splits_of_the_inception_score_do_not_make_two_rows_of_one_evaluation(tmp_path: Path) -> None:
+    results = []
+    for splits in (1, 10):
+        data = content("A", created=f"2026-11-28T10:{splits:02}:00")
+        data["protocol"]["inception_splits"] = splits
+        results.append(Result(tmp_path / str(splits), data))
+    assert len(rank(results).rows) == 1
+    with pytest.raises(UserError, match="inception_splits"):
+        rank(results, by="inception_score")
