@@ -79,7 +79,7 @@ def flaw(moments: Moments, cov: Tensor | None = None) -> str | None:
         moments: The moments.
         cov: The covariance as it was written, if not that of the moments.
     """
-    cov = moments.cov if cov is None else cov
+    cov = (moments.cov if cov is None else cov).double()
     if moments.n < 2:
         return f"statistics of {moments.n} images have no covariance"
     if not (moments.mean.isfinite().all() and cov.isfinite().all()):

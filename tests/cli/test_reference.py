@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from lit_gen.cli.main import main
 from lit_gen.data import Digits, ImageDataModule
 from lit_gen.metrics import DigitsFeatures, reference_moments
+from lit_gen.metrics.moments import Moments
+from lit_gen.metrics.npz_statistics import flaw
 from tests.conftest import ROOT
 
 DIGITS = ["--data.source", "Digits", "--feature_net", "DigitsFeatures"]
@@ -252,3 +254,9 @@ def test_the_commands_of_the_page_do_what_it_shows(capsys: pytest.CaptureFixture
     assert main(["reference", "list"]) == 0
     (_, listed) = capsys.readouterr().out.splitlines()
     assert shown is not None and listed.split()[:7] == shown[1].splitlines()[1].split()[:7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_statistics_of_other_types_are_checked_without_a_traceback(dtype: torch.dtype) -> None:
+    assert flaw(Moments(9, torch.zeros(4).to(dtype), torch.eye(4).to(dtype))) is None
+    assert "negative eigenvalue" in str(flaw(Moments(9, torch.zeros(4).to(dtype), (-torch.eye(4)).to(dtype))))
