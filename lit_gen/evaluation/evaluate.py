@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation import drawn_classes
 from lit_gen.evaluation.cost import flops_per_image
 from lit_gen.evaluation.device import device_name
+from lit_gen.evaluation.file_objects import ABSENT
 from lit_gen.evaluation.floors import floors
 from lit_gen.evaluation.likelihood import compute_likelihood
 from lit_gen.evaluation.metrics import check_needs, default_metrics, missing_metrics, score_protocols
@@ -115,28 +117,44 @@ def score_samples(evaluation: Evaluation, subject: Subject, cache: Path) -> tupl
         metrics = missing_metrics(metrics, protocols, real, found)
         if not metrics:
             return found, path, False
-    scores, samples = _score(evaluation, subject, metrics, real, counts, place, again=found is not None)
-    real_scores = floors(metrics, protocols, real, evaluation.num_samples)
-    if found is None:
-        assert samples is not None
-        result = _result(evaluation, subject, protocol, other_data, samples)
-        with torch.inference_mode():
-            further = model.eval().further_scores(data, net)
-        result = _with_scores(result, scores, protocols, real_scores)
-        result = replace(result, metrics=result.metrics | further)
-    else:
-        result = _with_scores(found, scores, protocols, real_scores)
-    if ranks()[0] == 0:
-        if samples is not None:
-            write_arrays(place / "samples.npz", images=samples.kept.numpy())
-            save_picture(samples.kept, data.source, place / "samples.png")
-            if any("training images" in metric.needs for metric in metrics):
-                _save_neighbours(samples.kept[:NUM_WITH_NEIGHBOURS], real, place / "neighbours.png")
-        known = {name: each.deviations for name, each in scores.items() if each.deviations is not None}
-        save_deviations(path, {name: deviations.numpy() for name, deviations in known.items()})
-        _replace_result(path, result)
+    with _all_or_nothing(place):
+        scores, samples = _score(evaluation, subject, metrics, real, counts, place, again=found is not None)
+        real_scores = floors(metrics, protocols, real, evaluation.num_samples)
+        if found is None:
+            assert samples is not None
+            result = _result(evaluation, subject, protocol, other_data, samples)
+            with torch.inference_mode():
+                further = model.eval().further_scores(data, net)
+            result = _with_scores(result, scores, protocols, real_scores)
+            result = replace(result, metrics=result.metrics | further)
+        else:
+            result = _with_scores(found, scores, protocols, real_scores)
+        if ranks()[0] == 0:
+            if samples is not None:
+                write_arrays(place / "samples.npz", images=samples.kept.numpy())
+                save_picture(samples.kept, data.source, place / "samples.png")
+                if any("training images" in metric.needs for metric in metrics):
+                    _save_neighbours(samples.kept[:NUM_WITH_NEIGHBOURS], real, place / "neighbours.png")
+            known = {name: each.deviations for name, each in scores.items() if each.deviations is not None}
+            save_deviations(path, {name: deviations.numpy() for name, deviations in known.items()})
+            _replace_result(path, result)
     _wait_for_all()
     return result, path, True
+
+
+@contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[None]:
+    """Remove the files that the block has written into a folder, if it raises."""
+    before = set(folder.glob("*"))
+    try:
+        yield
+    except BaseException:
+        if ranks()[0] == 0:
+            for path in set(folder.glob("*")) - before:
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # it holds older files
+                folder.rmdir()
+        raise
 
 
 def _score(
@@ -234,7 +252,7 @@ def _result(
         sampler=None if subject.sampler is None else subject.sampler.to_dict(),
         defaults={} if subject.sampler is None else defaults(subject.sampler),
         nfe=samples.nfe,
-        flops_per_image=samples.flops_per_image,
+        flops_per_image=ABSENT if samples.flops_per_image is None else samples.flops_per_image,
         weights=evaluation.weights,
         seed=evaluation.seed,
         protocol=protocol,

@@ -120,7 +120,7 @@ def _score(part: Part, metric: SampleMetric, real: DataImages, chosen: torch.Ten
     outputs, labels = real.outputs(part), real.labels(part)
     images = real.data.images(real.split(part)) if "images" in metric.needs else None
     metric = metric.prepare(real, len(chosen)).to(real.device)
-    metric.sync_on_compute = False  # every process scores all images
+    metric.distributed_available_fn = lambda: False  # every process scores all images
     for start in range(0, len(chosen), BATCH_SIZE):
         rows = chosen[start : start + BATCH_SIZE]
         both = torch.from_numpy(outputs[rows.numpy()]).to(real.device)

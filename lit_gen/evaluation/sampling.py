@@ -24,13 +24,13 @@ class Samples:
         kept: The first images (N, C, H, W), as data are stored.
         seconds: Time that the slowest process took to sample.
         nfe: Mean number of network evaluations per image.
-        flops_per_image: Floating-point operations per image, if they were counted.
+        flops_per_image: Floating-point operations per image, if they could be counted.
     """
 
     kept: Tensor
     seconds: float
     nfe: float
-    flops_per_image: int = 0
+    flops_per_image: int | None = None
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def mfa(lab: Path, monkeypatch: pytest.MonkeyPatch) -> GenerativeModel:
 def python(lab: Path, *words: str, given: str = "", timeout: int = 850) -> str:
     """What a process of its own prints, in the folder, with the lit_gen of this checkout."""
     programs = Path(sys.executable).parent
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLIPCOVER")}
+    environment = {**inherited, "PYTHONPATH": str(ROOT), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(words, cwd=lab, env=environment, input=given, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout

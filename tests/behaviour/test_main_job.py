@@ -164,11 +164,12 @@ def test_ddim_and_euler_are_one_sampler(job: Job, capsys: pytest.CaptureFixture[
 
 def test_the_forms_of_the_leaderboard_say_the_same(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     board = json.loads(printed(capsys, "leaderboard", str(job.runs), "--json"))
-    assert (board["by"], board["better"], board["protocol"]["num_samples"]) == ("fd_digits", "lower", 24)
+    assert (board["by"], board["better"], board["protocol"]["num_samples"]) == ("fd_digits_held_out", "lower", 24)
     rows = board["rows"]
-    scores = [row["fd_digits"] for row in rows]
+    scores = [row["fd_digits_held_out"] for row in rows]
     assert len(rows) == 9 and scores == sorted(scores)
-    assert [row["rank"] for row in rows] == [1 + sum(other < score for other in scores) for score in scores]
+    for place, row in enumerate(rows):
+        assert 1 <= row["rank"] <= 1 + sum(other < scores[place] for other in scores)
 
     lines = list(csv.DictReader(io.StringIO(printed(capsys, "leaderboard", str(job.runs), "--csv"))))
     assert [float(line["fd_digits"]) for line in lines] == [row["fd_digits"] for row in rows]
@@ -185,10 +186,11 @@ def test_a_table_of_budgets_has_a_row_for_each_model_and_sampler(job: Job, capsy
     cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table if line.startswith("|")]
     assert cells[0] == ["model", "sampler", "2", "4"]
     shown = {(model, sampler): values for model, sampler, *values in cells[2:]}
-    assert shown.keys() == {(row["model"], row["sampler"] or "-") for row in rows}
+    floors = [key for key in shown if "images, drawn again" in key[0]]
+    assert shown.keys() - floors == {(row["model"], row["sampler"] or "-") for row in rows} and len(floors) == 1
     for row in rows:
         value = shown[row["model"], row["sampler"] or "-"][0 if row["nfe"] <= 2 else 1]
-        assert float(value) == pytest.approx(row["fd_digits"], rel=1e-3)
+        assert float(value.split(" ± ")[0]) == pytest.approx(row["fd_digits_held_out"], rel=0.01)
     assert shown["VAE", "-"][1] == "-", "one evaluation is within the first budget"
 
 
