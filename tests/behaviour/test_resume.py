@@ -199,7 +199,7 @@ def test_ctrl_c_in_two_processes_saves_after_one_batch_of_all(tmp_path: Path, li
     for start, how, stopped in signals:
         done = start("fit", *words, **{KILL_AT: how})
         assert done.returncode == 130, done.stderr
-        assert "the same command continues" in done.stderr and "Traceback" not in done.stderr
+        assert "run the same command to resume" in done.stderr and "Traceback" not in done.stderr
         assert contents(tmp_path / "parts")["images_seen"] == 64 * stopped
     done = lit_gen_in_two_processes(tmp_path, "fit", *words)
     assert done.returncode == 0, done.stderr
