@@ -55,7 +55,7 @@ MOST_BYTES_OF_NEIGHBOURS = 256 * MEBIBYTE
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated.
+    """The subject of an evaluation: a run and its model, data and sampler.
 
     Attributes:
         run: The run.
@@ -180,10 +180,10 @@ def _score(
         counts,
     )
     if again and not any("images" in metric.needs for metric in metrics):
-        kept = load_kept(place / "features.npz", num_samples, real) if ranks()[0] == 0 else None
-        if from_first(kept is not None):
-            if kept is not None:
-                scoring.add(replace(kept, labels=sampling.labels(kept.index)).to(subject.model.device))
+        known = load_kept(place / "features.npz", num_samples, real) if ranks()[0] == 0 else None
+        if from_first(known is not None):
+            if known is not None:
+                scoring.add(replace(known, labels=sampling.labels(known.index)).to(subject.model.device))
             return scoring.compute(), None
     flops = flops_per_image(sampling)
     samples = replace(sampling.score(scoring, f"evaluating {place.name}"), flops_per_image=flops)

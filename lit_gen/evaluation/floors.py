@@ -5,7 +5,7 @@
 | train | as many training images as samples, drawn with replacement | the score of a model that only copies |
 | held_out | the held-out images, at most as many as samples | the score of images that no model has seen |
 
-A distance depends on the number of images, so the number stands beside the scores of each row.
+A distance depends on the number of images, so each row records its number.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Which metrics an evaluation has, and what two results must share for each of their scores to be compared."""
+"""Choose the metrics of an evaluation, and state the protocol that makes a score of two results comparable."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +22,6 @@ LEAST_NEIGHBOURS = 50
 """Least number of samples and of real images for the nearest-neighbour metrics of the default."""
 PARTS: dict[Need, Part] = {"training images": "train", "held out": "held out"}
 """Parts of the data that a metric may need in addition to the reference."""
-
-
 LEAST_COUNTS = {"k": 1, "max_images": 2, "num_projections": 1}
 """Least values of settings that metrics have in common."""
 

@@ -25,10 +25,10 @@ from lit_gen.core.processes import gather
 from lit_gen.metrics.real import RealImages
 
 Direction = Literal["higher", "lower"]
-"""Which values of a score are better."""
+"""Direction in which a score improves."""
 
 Need = Literal["images", "features", "logits", "labels", "real images", "real labels", "training images", "held out"]
-"""What a metric may need.
+"""An input of a metric.
 
 Of the samples: their images, features, logits, and the classes that they were sampled with. Of the data: images of the
 reference split, their labels, training images, and held-out images.
@@ -94,7 +94,7 @@ class SampleMetric(Metric, ABC):
     full_state_update = False
 
     needs: frozenset[Need]
-    """What the metric needs; `update` and `prepare` receive it."""
+    """Inputs of the metric, which `update` and `prepare` receive."""
 
     num_samples: int
     real: RealImages
@@ -208,3 +208,22 @@ def _gather_rows(part: Tensor, group: Any = None) -> list[Tensor]:
     """
     parts = [other.to(part.device) for other in gather(part.cpu())]
     return [other for other in parts if other.numel()] or parts[:1]
+
+
+def check_points(points: Tensor, least: int, score: str, what: str, kind: str = "features") -> None:
+    """Raise a UserError unless a score has enough points (n, d), all of them finite.
+
+    Args:
+        points: Features of samples or of real images.
+        least: Least number of points.
+        score: Name of the score.
+        what: Name of the points, such as samples.
+        kind: Name of their values.
+    """
+    if len(points) < least:
+        raise UserError(f"{score} needs at least {least} {what}, not {len(points)}; raise their number")
+    if not torch.isfinite(points).all():
+        raise UserError(
+            f"some {kind} of {len(points)} {what} are not finite, so {score} is undefined; run the feature net in "
+            "float32, and check its weights file"
+        )

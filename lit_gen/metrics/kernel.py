@@ -22,9 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric
+from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric, check_points
 from lit_gen.metrics.halves import mean_deviations
-from lit_gen.metrics.pairwise import check_points
 from lit_gen.metrics.real import Part, RealImages
 
 BLOCK = 2048

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric
+from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric, check_points
 from lit_gen.metrics.halves import from_halves, half_samples, mean_deviations
-from lit_gen.metrics.pairwise import CLOSED, Points, check_points
+from lit_gen.metrics.pairwise import CLOSED, PointSet
 from lit_gen.metrics.real import RealImages
 
 
@@ -79,7 +79,7 @@ class PrecisionRecall(StoredMetric):
         }
 
     def _recall(self, fake: Tensor) -> Estimate:
-        n, balls = len(fake), Points(fake)
+        n, balls = len(fake), PointSet(fake)
         radii = self._radii(*balls.nearest(min(n - 1, 8 * self.k + 32)))  # enough for k of them to be in a half
         counts = torch.zeros(radii.shape[1], dtype=torch.int64, device=fake.device)
         for _, distances in balls.squared_distances(self.real_features):
@@ -149,7 +149,7 @@ class DensityCoverage(StoredMetric):
 
 def _in_balls(centres: Tensor, others: Tensor, k: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield the rows of a block of other points (m, d), and which of n balls they are in, (block, n)."""
-    balls = Points(centres)
+    balls = PointSet(centres)
     radii = balls.nearest(k)[0][:, -1] * CLOSED
     for rows, distances in balls.squared_distances(others):
         yield rows, distances <= radii

@@ -5,16 +5,15 @@ which far outliers have no influence:
 
     |x - y|^2 = |x|^2 + |y|^2 - 2 x^T y
 
-Its rounding errors are about 1e-15 (|x|^2 + |y|^2), so they could give equal points a distance. Distances below
-1e-6 (|x|^2 + |y|^2)^(1/2), about the precision of float32 features, are therefore exactly 0.
+The rounding errors are about 1e-15 (|x|^2 + |y|^2), so they could give equal points a distance. Distances below
+1e-6 (|x|^2 + |y|^2)^(1/2), about the precision of float32 features, are therefore exactly 0. `metrics.nearest` gives
+exact distances, but only to a few neighbours.
 """
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-
-from lit_gen.core.errors import UserError
 
 BLOCK = 512
 LEAST_SQUARE = 1e-12
@@ -23,26 +22,7 @@ CLOSED = 1 + 1e-9
 """Factor of a squared radius, so that rounding leaves no point outside on whose distance the radius was set."""
 
 
-def check_points(points: Tensor, least: int, score: str, what: str, kind: str = "features") -> None:
-    """Raise a UserError unless a score has enough points (n, d), all of them finite.
-
-    Args:
-        points: Features of samples or of real images.
-        least: Least number of points.
-        score: Name of the score.
-        what: Name of the points, such as samples.
-        kind: Name of their values.
-    """
-    if len(points) < least:
-        raise UserError(f"{score} needs at least {least} {what}, not {len(points)}; raise their number")
-    if not torch.isfinite(points).all():
-        raise UserError(
-            f"some {kind} of {len(points)} {what} are not finite, so {score} is undefined; run the feature net in "
-            "float32, and check its weights file"
-        )
-
-
-class Points:
+class PointSet:
     """Points that others are compared with.
 
     Args:

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
-from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric
+from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric, check_points
 from lit_gen.metrics.frechet import frechet_distance, frechet_influence
 from lit_gen.metrics.halves import mean_deviations
 from lit_gen.metrics.moments import Moments
-from lit_gen.metrics.pairwise import check_points
 from lit_gen.metrics.real import RealImages
 
 
@@ -110,7 +109,7 @@ class ConditionalAccuracy(StoredMetric):
         if num_classes != self.real.num_classes:
             raise UserError(
                 f"the {what} have {num_classes} classes and {self.real.net_name} features {self.real.num_classes}, so "
-                "there is no conditional accuracy; choose a feature net that classifies the data"
+                "the conditional accuracy is undefined; choose a feature net that classifies the data"
             )
 
 

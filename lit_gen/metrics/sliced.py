@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
-from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric
+from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric, check_points
 from lit_gen.metrics.halves import mean_deviations
-from lit_gen.metrics.pairwise import check_points
 from lit_gen.metrics.real import RealImages
 
 CHUNK = 16

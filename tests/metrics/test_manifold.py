@@ -76,7 +76,7 @@ def test_equals_prdc_and_torch_fidelity(k):
 @pytest.mark.parametrize("offset, scale", [(0.0, 1.0), (1000.0, 1.0), (0.0, 1e-20), (-5.0, 1e15)])
 def test_equal_points_have_distance_zero_and_ties_are_inside(dtype, offset, scale):
     points = (normal(60, 500, 0) * scale + offset * scale).to(dtype)
-    balls = pairwise.Points(points)
+    balls = pairwise.PointSet(points)
     distances = torch.cat([block for _, block in balls.squared_distances(points)])
     assert torch.equal(distances == 0, torch.eye(60, dtype=torch.bool))
     # each sample is a real image: it lies on the edges of the balls that reach to it
@@ -85,7 +85,7 @@ def test_equal_points_have_distance_zero_and_ties_are_inside(dtype, offset, scal
     # 4 of the balls' points: the centre and three pairwise
     assert scores(points, points, 3)["density"] == pytest.approx(4 / 3, abs=1e-12)
     twice = points[:30].repeat(2, 1)
-    nearest = pairwise.Points(twice).nearest(2)[0]
+    nearest = pairwise.PointSet(twice).nearest(2)[0]
     assert (nearest[:, 0] == 0).all() and (nearest[:, 1] > 0).all()
     # the balls of k = 1 are the points themselves, which only copies are in
     assert scores(twice, points, 1)["precision"] == 0.5
