@@ -109,6 +109,13 @@ def test_every_value_of_every_key_is_taken_or_refused_in_one_line(key: str, valu
         ("seed_everything", "-1", "-1 is not a seed; give a whole number from 0 to 4294967295"),
         ("seed_everything", str(2**32), f"{2**32} is not a seed"),
         ("evaluation.seed", str(2**32), f"{2**32} is not a seed"),
+        ("evaluation.num_repeats", "0", "0 is too few; give at least 1"),
+        ("evaluation.num_repeats", "x", "x is not accepted; expected int"),
+        (
+            "evaluation.num_repeats",
+            str(2**32 + 1),
+            f"{2**32 + 1} repeats from seed 0 pass the largest, {2**32 - 1}; give",
+        ),
         ("grid.seed", "-7", "-7 is not a seed"),
         ("model.network.channels", "7", "channels: 7 is not a positive multiple of 8"),
     ],
