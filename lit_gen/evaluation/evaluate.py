@@ -100,6 +100,10 @@ def evaluate(
     """
     real = real or _real_images(evaluation, subject, cache)
     result, path, computed = score_samples(evaluation, subject, real)
+    if evaluation.least_of > 1 and result.least_of != evaluation.least_of:
+        result = replace(result, least_of=evaluation.least_of)
+        if ranks()[0] == 0:
+            save_result(path, result)
     if evaluation.likelihood:
         scores = score_test_images(evaluation, subject)
         if result.likelihood != scores.likelihood:

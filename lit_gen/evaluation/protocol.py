@@ -67,6 +67,8 @@ class Evaluation:
         seed: Seed of the noise; image i of a seed is the same in every evaluation of a run.
         num_repeats: Number of evaluations, with the seeds seed, seed + 1, ...; each has a result of its own, the same
             as if its seed had been given alone.
+        least_of: Number of sampling seeds whose least score tables print beside the mean, for scores of which lower
+            values are better; some papers publish it. 1: none. Results record it, and it makes no rows unlike.
         weights: The averaged weights (ema), those of the last step (raw), or a power-function average of any width:
             ema:0.1, or ema:0.1@51200 after so many images (see `lit-gen ema`).
         inception_splits: Splits of the samples for the mean and standard deviation of the inception score, if `metrics`
@@ -87,6 +89,7 @@ class Evaluation:
         split: Literal["train", "val", "test"] = "train",
         seed: int = 0,
         num_repeats: int = 1,
+        least_of: int = 1,
         weights: str = "ema",
         inception_splits: int = 10,
         batch_size: int = 256,
@@ -96,7 +99,7 @@ class Evaluation:
         other_data: bool = False,
     ) -> None:
         least = {"num_samples": (num_samples, 2), "batch_size": (batch_size, 1), "num_kept": (num_kept, 1)}
-        least |= {"inception_splits": (inception_splits, 1), "num_repeats": (num_repeats, 1)}
+        least |= {"inception_splits": (inception_splits, 1), "num_repeats": (num_repeats, 1), "least_of": (least_of, 1)}
         for name, (value, minimum) in least.items():
             if value < minimum:
                 raise UserError(f"evaluation.{name}: {value} is too few; give at least {minimum}")
@@ -118,6 +121,7 @@ class Evaluation:
         self.split = split
         self.seed = seed
         self.num_repeats = num_repeats
+        self.least_of = least_of
         self.repeat = Repeat()
         self.weights = str(parse_weights(weights, "evaluation.weights") or weights)
         self.inception_splits = inception_splits

@@ -66,7 +66,11 @@ def test_each_repeat_is_the_evaluation_of_its_seed_alone(
     assert f"seeds 1 to 2, mean ± standard deviation over 2 seeds: fd_digits {sum(scores) / 2:.4g} ± " in (
         capsys.readouterr().out
     )
+    commands.evaluate([str(run), *words, "--evaluation.least_of=2"])
+    for name, (data, _) in alone.items():
+        assert content(found[name] / "result.json") == data | {"least_of": 2}, "added to results that exist"
     (row,) = rank(load_results(tmp_path)).rows
+    assert row.least("fd_digits") == min(scores)
     assert row.seeds == "1 (2 evaluations)" and row.mean("metrics.fd_digits") == pytest.approx(sum(scores) / 2)
 
 

@@ -110,6 +110,7 @@ def test_every_value_of_every_key_is_taken_or_refused_in_one_line(key: str, valu
         ("seed_everything", str(2**32), f"{2**32} is not a seed"),
         ("evaluation.seed", str(2**32), f"{2**32} is not a seed"),
         ("evaluation.num_repeats", "0", "0 is too few; give at least 1"),
+        ("evaluation.least_of", "0", "0 is too few; give at least 1"),
         ("evaluation.num_repeats", "x", "x is not accepted; expected int"),
         (
             "evaluation.num_repeats",
