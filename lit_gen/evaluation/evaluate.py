@@ -274,6 +274,8 @@ def _result(
         images_seen=model.images_seen,
         training_seconds=metadata.get("training_seconds"),
         earlier_seconds=metadata.get("earlier_seconds", 0.0),
+        training_flops=metadata.get("training_flops", ABSENT),
+        earlier_flops=metadata.get("earlier_flops", ABSENT),
         training_seed=metadata["seed"],
         sampler=None if subject.sampler is None else subject.sampler.to_dict(),
         defaults={} if subject.sampler is None else defaults(subject.sampler),

@@ -269,6 +269,16 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
 
     # --- training ---
 
+    @property
+    def step_periods(self) -> tuple[int, ...]:
+        """Periods p of extra work: every p-th step costs more than the others. For the count of operations."""
+        return ()
+
+    @property
+    def phase_starts(self) -> tuple[int, ...]:
+        """Numbers of images seen, from 0, after which steps cost more or less. For the count of operations."""
+        return (0,)
+
     def configure_model(self) -> None:
         if self.compiled:
             self.generator.compile()

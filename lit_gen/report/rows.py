@@ -132,6 +132,11 @@ class Row:
         earlier = [result.get("earlier_seconds") or 0.0 for result in self.results]
         return self.mean("training_seconds") + statistics.fmean(earlier)
 
+    @property
+    def training_flops(self) -> float:
+        """The mean number of operations of the training, with a first stage or a teacher; NaN if unknown."""
+        return self.mean("training_flops") + self.mean("earlier_flops")
+
     def std(self, key: str) -> float | None:
         """Return the standard deviation of a number over the evaluations; None for a single evaluation."""
         values = [result.number(key) for result in self.results]

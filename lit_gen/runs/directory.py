@@ -59,6 +59,8 @@ _FIELDS = {
     "training": RECORD,
     "training_seconds": AMOUNT,
     "earlier_seconds": AMOUNT,
+    "training_flops": AMOUNT,
+    "earlier_flops": AMOUNT,
     "data": RECORD,
     "data.fingerprint": TEXT,
     **FACTS,
