@@ -139,7 +139,7 @@ def score_samples(evaluation: Evaluation, subject: Subject, real: DataImages) ->
     check_needs(metrics, real, counts is not None)
     protocols = score_protocols(metrics, real)
     if found is not None:
-        metrics = missing_metrics(metrics, protocols, real, found)
+        metrics = missing_metrics(metrics, protocols, real, found, path)
         if not metrics:
             return found, path, False
     with _all_or_nothing(place):

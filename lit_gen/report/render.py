@@ -22,10 +22,7 @@ from lit_gen.report.comparison import compare
 from lit_gen.report.leaderboard import LIKELIHOODS, Floor, Leaderboard
 from lit_gen.report.numbers import count, finite, known, known_count, significant, with_interval
 from lit_gen.report.published import Published
-from lit_gen.report.rows import Row, Spread
-
-COPIES = " (copies)"
-"""Mark of a model whose samples copy training images."""
+from lit_gen.report.rows import COPIES, Row, Spread
 
 _ALWAYS_SHOWN = {"#", "model", "sampler", "NFE"}
 
@@ -156,7 +153,7 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
 
     A cell holds the evaluation with the largest NFE that is within its budget and above the budget before it. The
     models are in the order of their best cells. The best cell of each column is bold, with those that it does not beat
-    outside the noise. The last lines hold the scores of real images.
+    outside the noise. Cells whose samples copy training images are marked. The last lines hold scores of real images.
 
     Raises:
         UserError: If the budgets are not positive and increasing, or leave nothing to show.
@@ -219,7 +216,8 @@ def _budget_cell(row: Row | None, metric: str, best: Sequence[Row]) -> str:
     if row is None:
         return "-"
     text = _with_interval(row, metric)
-    return f"**{text}**" if any(row is each for each in best) else text
+    mark = COPIES if row.copies else ""
+    return (f"**{text}**" if any(row is each for each in best) else text) + mark
 
 
 def to_csv(board: Leaderboard) -> str:

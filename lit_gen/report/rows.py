@@ -28,6 +28,10 @@ LEVEL = 0.95
 """Confidence level of intervals and comparisons."""
 
 
+COPIES = " (copies)"
+"""Mark of a model whose samples copy training images."""
+
+
 COSTS = {"nfe": "nfe", "flops": "flops_per_image"}
 """Keys of the costs of an image in a result."""
 
