@@ -21,7 +21,12 @@ small H included:
 
     var = |T| |H| / (N (N - 1)) sum_r (c_r - mean c)^2,    N = |T| + |H|,    c_r = number of samples nearest to real r
 
-z has a continuity correction of 1/2. c_t asks whether x is nearer to T than real images are. Samples that are too
+z has a continuity correction of 1/2. The spread of copy_rate comes from the same chance: H is a random part of the N
+real images, so for copies of training images and fresh samples mixed in any proportion
+
+    var(copy_rate) = (N / n)^2 (1 - |H| / N) var_H(c) / |H| + r (1 - r) / n,    n samples, r = copy_rate within [0, 1]
+
+c_t asks whether x is nearer to T than real images are. Samples that are too
 smooth or too typical are nearer as well, and a few copies among many samples of ordinary quality do not lower it.
 
 Papers: Alaa et al. 2022, https://arxiv.org/abs/2102.08921 (authenticity); Meehan et al. 2020,
@@ -61,9 +66,9 @@ def is_copy(copy_z: float) -> bool:
 
 
 def copying(samples: Tensor, train: Tensor, held_out: Tensor, near: float = 0.05) -> tuple[Tensor, float]:
-    """Return whether the real image nearest to each sample is held out, and z of the permutation test of near samples.
+    """Return the number of samples nearest to each held-out image, and z of the permutation test of near samples.
 
-    Equal real images share their samples, so a value may lie between 0 and 1.
+    Equal real images share their samples, so a number may be a fraction.
 
     Args:
         samples: (n, d).
@@ -72,8 +77,8 @@ def copying(samples: Tensor, train: Tensor, held_out: Tensor, near: float = 0.05
         near: Quantile of the distances of real images to their nearest different one, up to which a sample is near.
 
     Returns:
-        Values (n,) in [0, 1], float64, and z: positive if near samples are nearer to training images; 0 if there are no
-        such samples, or all real images are equal.
+        Numbers (h,), float64, and z: positive if near samples are nearer to training images; 0 if there are no such
+        samples, or all real images are equal.
     """
     different, number, repeats = torch.cat([train, held_out]).unique(dim=0, return_inverse=True, return_counts=True)
     share = number[len(train) :].bincount(minlength=len(different)).double() / repeats
@@ -86,7 +91,29 @@ def copying(samples: Tensor, train: Tensor, held_out: Tensor, near: float = 0.05
     excess = len(chosen) * q - float(share[chosen].sum())
     excess -= max(-0.5, min(0.5, excess))
     z = excess / math.sqrt(variance) if variance > 0 else 0.0
-    return share[index[:, 0]], z
+    nearest_to = index.flatten().bincount(minlength=len(different)).double() / repeats
+    return nearest_to[number[len(train) :]], z
+
+
+def copy_rate(nearest_to_held_out: Tensor, num_samples: int, num_train: int) -> Estimate:
+    """Return 1 - p / q with its spread, where p is the share of samples that are nearest to held-out images.
+
+    Deviations are random halves of the held-out images, the same in every call, so two results share that noise.
+
+    Args:
+        nearest_to_held_out: Number of samples nearest to each held-out image, (h,).
+        num_samples: Number of samples n.
+        num_train: Number of training images.
+    """
+    h = len(nearest_to_held_out)
+    rates = 1 - nearest_to_held_out * (num_train + h) / num_samples
+    rate = float(rates.mean())
+    if h < 2:
+        return Estimate(rate)
+    deviations = mean_deviations(rates) * math.sqrt(num_train / (num_train + h))
+    of_split, share = float(deviations.var()), min(max(rate, 0.0), 1.0)
+    of_samples = share * (1 - share) / num_samples
+    return Estimate(rate, deviations * math.sqrt(1 + of_samples / of_split) if of_split > 0 else deviations)
 
 
 def near_limit(different: Tensor, near: float) -> float:
@@ -186,7 +213,8 @@ class CopyRate(StoredMetric):
     """Estimated share of samples that are copies, 0 for fresh images, and z of a test for copies, see `is_copy`.
 
     The share may be negative by noise, of a standard deviation of at least sqrt((1 - q) / (q n)) for n samples and a
-    share q of held-out images among the real ones.
+    share q of held-out images among the real ones. Its spread accounts for the choice of the held-out images. copy_z
+    needs none: its standard deviation is 1 for a model that does not remember its training images.
 
     Args:
         near: Share of real images that are nearer to another real image than a sample that the test counts.
@@ -208,9 +236,8 @@ class CopyRate(StoredMetric):
     def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
         assert samples.features is not None
         train, held_out = self.real.features("train"), self.real.features("held out")
-        in_held_out, z = copying(samples.features, train, held_out, self.near)
-        rates = 1 - in_held_out * (len(train) + len(held_out)) / len(held_out)
-        return {"copy_rate": Estimate(float(rates.mean()), mean_deviations(rates)), "copy_z": Estimate(z)}
+        nearest_to, z = copying(samples.features, train, held_out, self.near)
+        return {"copy_rate": copy_rate(nearest_to, len(samples.features), len(train)), "copy_z": Estimate(z)}
 
 
 class CTest(StoredMetric):
