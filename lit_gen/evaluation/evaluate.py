@@ -224,7 +224,7 @@ def _with_scores(
         score_protocols=result.score_protocols | {name: protocols[name] for name in scores},
         standard_errors=older_errors | errors,
         floors=before | rows,
-        copies=is_copy(values["copy_z"]) if "copy_z" in values else result.copies,
+        copies=is_copy(values["copy_z"], values.get("copy_rate_z", 0.0)) if "copy_z" in values else result.copies,
     )
 
 
