@@ -226,6 +226,7 @@ class ResultRecord(Record):
         flops_per_image: Floating-point operations of one sample, see `evaluation.cost`.
         weights: Which weights were evaluated, such as ema or raw.
         seed: Seed of the noise.
+        least_of: Number of sampling seeds whose least scores tables print beside the mean, if they do.
         protocol: The protocol.
         other_data: Both fingerprints, if other images than those of the run were accepted.
         metrics: Scores by name.
@@ -263,6 +264,7 @@ class ResultRecord(Record):
     flops_per_image: int | Absent = maybe(COUNT)
     weights: str = key(TEXT)
     seed: int = key(COUNT)
+    least_of: int | Absent = maybe(COUNT)
     protocol: Protocol = key(RECORD, record=Protocol)
     other_data: OtherData | None | Absent = maybe(optional(RECORD), record=OtherData)
     metrics: dict[str, float] = key(values_of(SCORE))
