@@ -48,8 +48,9 @@ class Evaluation:
         num_samples: Number of samples, exactly, whatever the batch size.
         split: Split of the data that is the reference, all of it.
         seed: Seed of the noise; image i of a seed is the same in every evaluation of a run.
-        weights: The averaged weights (ema), those of the last step (raw), or a power-function average of any width:
-            ema:0.1, or ema:0.1@51200 after so many images (see `lit-gen ema`).
+        weights: The averaged weights (ema), those of the last step (raw), the averaged weights at the best score of
+            the evaluations during training (best, see `monitor`), or a power-function average of any width: ema:0.1,
+            or ema:0.1@51200 after so many images (see `lit-gen ema`).
         inception_splits: Splits of the samples for the mean and standard deviation of the inception score, if `metrics`
             does not name it.
         batch_size: Images that one process samples at once.

@@ -225,6 +225,7 @@ class ResultRecord(Record):
         nfe: Mean number of network evaluations per sample.
         flops_per_image: Floating-point operations of one sample, see `evaluation.cost`.
         weights: Which weights were evaluated, such as ema or raw.
+        best: How the weights `best` were chosen: score, its value, images seen, number of samples and seed.
         seed: Seed of the noise.
         protocol: The protocol.
         other_data: Both fingerprints, if other images than those of the run were accepted.
@@ -262,6 +263,7 @@ class ResultRecord(Record):
     nfe: float = key(POSITIVE)
     flops_per_image: int | Absent = maybe(COUNT)
     weights: str = key(TEXT)
+    best: dict[str, Any] | Absent = maybe(RECORD)
     seed: int = key(COUNT)
     protocol: Protocol = key(RECORD, record=Protocol)
     other_data: OtherData | None | Absent = maybe(optional(RECORD), record=OtherData)

@@ -78,12 +78,12 @@ class Sampling:
             torch.cuda.synchronize()
         return images, noise.index, labels, time.perf_counter() - begin
 
-    def score(self, scoring: Scoring, description: str) -> Samples:
+    def score(self, scoring: Scoring, description: str | None) -> Samples:
         """Sample all images and score them; collective: every process takes its share of the batches.
 
         Args:
             scoring: Updated with the images of this process.
-            description: Name of the evaluation, for the progress.
+            description: Name of the evaluation, for the progress; None shows no progress.
         """
         kept: dict[int, Tensor] = {}
         seconds = evaluations = 0.0

@@ -14,18 +14,19 @@ from lit_gen.core.progress import ImageProgress, image_progress
 
 
 @contextmanager
-def shared_batches(description: str, num_images: int, batch_size: int) -> Iterator[Iterator[range]]:
+def shared_batches(description: str | None, num_images: int, batch_size: int) -> Iterator[Iterator[range]]:
     """Show the progress of a block that computes the batches of this process.
 
     Args:
-        description: What is computed.
+        description: What is computed; None shows no progress.
         num_images: Images of all processes.
         batch_size: Images per batch.
 
     Yields:
         An iterator over the indices of each batch.
     """
-    with image_progress(description, num_images, show=ranks()[0] == 0) as progress:
+    show = description is not None and ranks()[0] == 0
+    with image_progress(description or "", num_images, show=show) as progress:
         yield _batches(num_images, batch_size, progress)
 
 
