@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lit_gen.cli import commands
+from lit_gen.families.diffusion import UNet
 from lit_gen.runs.directory import Run
 from tests.behaviour.test_kills import fit
 from tests.conftest import arguments
@@ -114,9 +116,24 @@ def test_other_settings_start_a_new_best(monitored: Run, tmp_path: Path) -> None
     assert value == min(late.values()) and run.metadata["best"]["seed"] == 7
 
 
-def test_two_processes_score_the_weights_of_the_first(tmp_path: Path) -> None:
-    """The batch norms of the two processes of a GAN have averaged other batches."""
-    words = words_of("GAN", tmp_path / "runs", *MONITOR, "--evaluation.batch_size=8", num_batches=4)
+class Normed(UNet):
+    """A network of a user whose batch norm has other statistics in each process."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.statistics = nn.BatchNorm2d(1, affine=False)
+
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        out: Tensor = super().forward(x, *more)
+        return out + self.statistics(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("RectifiedFlow", ["--model.network=tests.behaviour.test_monitor.Normed"]), ("GAN", [])],
+)
+def test_two_processes_score_the_weights_of_the_first(model: str, more: list[str], tmp_path: Path) -> None:
+    words = words_of(model, tmp_path / "runs", *more, *MONITOR, "--evaluation.batch_size=8", num_batches=4)
     two = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     done = lit_gen_in_two_processes(tmp_path, "fit", *words, *two)
     assert done.returncode == 0, done.stderr
