@@ -280,6 +280,7 @@ def _result(
         nfe=samples.nfe,
         flops_per_image=ABSENT if samples.flops_per_image is None else samples.flops_per_image,
         weights=evaluation.weights,
+        best=metadata.get("best", ABSENT) if evaluation.weights == "best" else ABSENT,
         seed=evaluation.seed,
         protocol=protocol,
         other_data=other_data,

@@ -69,8 +69,9 @@ class Evaluation:
             as if its seed had been given alone.
         least_of: Number of sampling seeds whose least score tables print beside the mean, for scores of which lower
             values are better; some papers publish it. 1: none. Results record it, and it makes no rows unlike.
-        weights: The averaged weights (ema), those of the last step (raw), or a power-function average of any width:
-            ema:0.1, or ema:0.1@51200 after so many images (see `lit-gen ema`).
+        weights: The averaged weights (ema), those of the last step (raw), the averaged weights at the best score of
+            the evaluations during training (best, see `monitor`), or a power-function average of any width: ema:0.1,
+            or ema:0.1@51200 after so many images (see `lit-gen ema`).
         inception_splits: Splits of the samples for the mean and standard deviation of the inception score, if `metrics`
             does not name it.
         batch_size: Images that one process samples at once.
