@@ -65,8 +65,12 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         self.num_classes = num_classes if class_conditional else 0
         self.warmup = warmup
         self.compiled = compile
+        # The title and the clock are state, not settings: the constructor does not know the run.
         self.title = type(self).__name__
-        """Name of the model in results."""
+        """Name of the model in results. A first stage (`follow`) or a teacher (`learn_pairs`) adds to it, and
+        `load_model` restores it."""
+        self.clock = Clock()
+        """Progress of the run; `fit_run` and `load_model` give it the seed or the images seen."""
         self.nfe = 0.0
         """Number of network evaluations per image of the latest call of `sample` or `log_likelihood`."""
         self.accumulate = 1
@@ -76,7 +80,6 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         """First stage that decodes the samples of the model; it is trained before, and is not a submodule."""
         self.class_counts: tuple[int, ...] | None = None
         """Number of training images of each class, whose frequencies samples follow; None: all classes equally."""
-        self.clock = Clock()
         self.training_values: dict[str, Tensor | float] = {}
         """Latest value of each quantity that `log_training` logs."""
         self._stop_asked = False
