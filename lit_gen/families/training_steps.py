@@ -1,6 +1,6 @@
 """Optimizer steps of every family: their clock, their learning rate, what they log, and what a checkpoint keeps.
 
-An author of a family calls `log_training`, `log_validation`, `warmup_schedule` and `images_seen`. Lightning and the
+An author of a family calls `log_training` and `log_validation`, and sets `optimizer`. Lightning and the
 callbacks call the rest.
 """
 
@@ -29,6 +29,9 @@ class TrainsInSteps(LightningModule, ABC):
     Raises:
         UserError: If the warm-up is negative.
     """
+
+    optimizer: OptimizerFactory
+    """Optimizer of the parameters; the constructor of a family sets it."""
 
     def __init__(self, warmup: int, compile: bool) -> None:
         super().__init__()
@@ -63,6 +66,10 @@ class TrainsInSteps(LightningModule, ABC):
         steps = self.warmup / self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer of all parameters, with its warm-up; a family with several optimizers overrides it."""
+        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def log_training(self, **values: Tensor | float) -> None:
         """Log values of this step under `train/` against images seen, if this is a logging step.
