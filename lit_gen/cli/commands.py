@@ -106,7 +106,7 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> list[Path]:
     """
     objects = cli.objects(DataFacts.recorded(run.metadata))
     tracking.check_account(objects.wandb)
-    objects.evaluation.compare_data(run, objects.model, objects.data)
+    objects = objects.with_accepted_data(run)
     device = processes.device(objects.trainer)
     sampler = check_scored(objects, device)
     processes.launch(objects.trainer)

@@ -60,7 +60,7 @@ def missing_metrics(
     metrics: Sequence[SampleMetric], protocols: dict[str, dict[str, Any]], real: DataImages, result: ResultRecord
 ) -> list[SampleMetric]:
     """Return the metrics with a score that a result lacks, or has with another protocol."""
-    known = {name: score_protocol(result.to_dict(), name) for name in result.metrics}
+    known = {name: score_protocol(result, name) for name in result.metrics}
     return [metric for metric in metrics if any(known.get(each) != protocols[each] for each in metric.directions(real))]
 
 

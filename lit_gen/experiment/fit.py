@@ -21,6 +21,7 @@ from lit_gen.experiment.loading import read_checkpoint
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.experiment.stages import learn_encoded, learn_pairs
 from lit_gen.experiment.trainer import make_trainer, order_callbacks
+from lit_gen.families.clock import Clock
 from lit_gen.runs import tracking
 from lit_gen.runs.directory import REFERENCE, Run
 from lit_gen.training import processes
@@ -96,7 +97,7 @@ def _facts(experiment: Experiment, config: dict[str, Any], flow: int, spent: flo
 def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run: Run, spent: float) -> None:
     """Train in a run directory, from its last checkpoint if there is one, and record the end in run.json."""
     data, model = experiment.data, experiment.model
-    model.clock.seed = config["seed_everything"]
+    model.clock = Clock(config["seed_everything"])
     if trainer.is_global_zero:
         for folder in (run.directory, run.checkpoint.parent, run.snapshots, run.samples):
             remove_temporaries(folder)
