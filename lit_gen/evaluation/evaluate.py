@@ -250,7 +250,7 @@ def _with_scores(
         score_protocols=result.score_protocols | {name: protocols[name] for name in scores},
         standard_errors=older_errors | errors,
         floors=before | rows,
-        copies=is_copy(values["copy_z"]) if "copy_z" in values else result.copies,
+        copies=is_copy(values["copy_z"], values.get("copy_rate_z", 0.0)) if "copy_z" in values else result.copies,
     )
 
 
@@ -282,6 +282,7 @@ def _result(
         nfe=samples.nfe,
         flops_per_image=ABSENT if samples.flops_per_image is None else samples.flops_per_image,
         weights=evaluation.weights,
+        best=metadata.get("best", ABSENT) if evaluation.weights == "best" else ABSENT,
         seed=evaluation.seed,
         protocol=protocol,
         other_data=other_data,

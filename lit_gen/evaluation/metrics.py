@@ -69,9 +69,8 @@ def missing_metrics(
     Raises:
         UserError: If the result has a score of that name by another protocol, which would be lost.
     """
-    data = result.to_dict()
     for name in protocols.keys() & result.metrics.keys():
-        before, now = score_protocol(data, name) or {}, protocols[name]
+        before, now = score_protocol(result, name) or {}, protocols[name]
         for field in {**before, **now}:
             if before.get(field) != now.get(field):
                 raise UserError(

@@ -69,8 +69,9 @@ class Evaluation:
             as if its seed had been given alone.
         least_of: Number of sampling seeds whose least score tables print beside the mean, for scores of which lower
             values are better; some papers publish it. 1: none. Results record it, and it makes no rows unlike.
-        weights: The averaged weights (ema), those of the last step (raw), or a power-function average of any width:
-            ema:0.1, or ema:0.1@51200 after so many images (see `lit-gen ema`).
+        weights: The averaged weights (ema), those of the last step (raw), the averaged weights at the best score of
+            the evaluations during training (best, see `monitor`), or a power-function average of any width: ema:0.1,
+            or ema:0.1@51200 after so many images (see `lit-gen ema`).
         inception_splits: Splits of the samples for the mean and standard deviation of the inception score, if `metrics`
             does not name it.
         batch_size: Images that one process samples at once.
@@ -178,8 +179,6 @@ class Evaluation:
     def compare_data(self, run: Run, model: GenerativeModel, data: ImageDataModule) -> OtherData | None:
         """Compare the training images of the data with those that the run was trained on.
 
-        If others are accepted, the data module forgets the facts of the run.
-
         Returns:
             Both fingerprints if they differ and `other_data` accepts it; None if they are the same, or if a run of an
             older version did not record its own.
@@ -196,16 +195,15 @@ class Evaluation:
                 f"({now[:12]}); restore its images, name their place with --data.source, or accept these with "
                 "--evaluation.other_data true"
             )
-        shape = data.image_shape
-        data.facts = None
-        if data.image_shape != shape:
-            ours, theirs = ("x".join(map(str, each)) for each in (shape, data.image_shape))
+        given = data.with_facts(None)
+        if given.image_shape != data.image_shape:
+            ours, theirs = ("x".join(map(str, each.image_shape)) for each in (data, given))
             raise UserError(
                 f"data.source: its images are {theirs}, but {run.directory} makes {ours}; choose other data"
             )
-        if model.num_classes not in (0, data.num_classes):
+        if model.num_classes not in (0, given.num_classes):
             raise UserError(
-                f"data.source: it has {data.num_classes or 'no'} classes, but {run.directory} makes images of "
+                f"data.source: it has {given.num_classes or 'no'} classes, but {run.directory} makes images of "
                 f"{model.num_classes}; choose other data"
             )
         return OtherData(trained_on=recorded, given=now)

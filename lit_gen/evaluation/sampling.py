@@ -78,12 +78,12 @@ class Sampling:
             torch.cuda.synchronize()
         return images, noise.index, labels, time.perf_counter() - begin
 
-    def score(self, scoring: Scoring, description: str, repeat: tuple[int, int] = (1, 1)) -> Samples:
+    def score(self, scoring: Scoring, description: str | None, repeat: tuple[int, int] = (1, 1)) -> Samples:
         """Sample all images and score them; collective: every process takes its share of the batches.
 
         Args:
             scoring: Updated with the images of this process.
-            description: Name of the evaluation, for the progress.
+            description: Name of the evaluation, for the progress; None shows no progress.
             repeat: Number of the evaluation among repeats, from 1, and their number; the progress is that of all.
         """
         kept: dict[int, Tensor] = {}

@@ -12,6 +12,7 @@ from lit_gen.core.errors import LostProcessError, UserError
 from lit_gen.core.files import remove_temporaries
 from lit_gen.core.processes import from_first
 from lit_gen.evaluation.device import device_name
+from lit_gen.evaluation.monitor import ScoreMonitor
 from lit_gen.experiment.checks import check_training
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER
@@ -20,8 +21,9 @@ from lit_gen.experiment.loading import read_checkpoint
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.experiment.stages import Cost, learn_encoded, learn_pairs
 from lit_gen.experiment.trainer import make_trainer, order_callbacks
+from lit_gen.families.clock import Clock
 from lit_gen.runs import tracking
-from lit_gen.runs.directory import Run
+from lit_gen.runs.directory import REFERENCE, Run
 from lit_gen.training import processes
 from lit_gen.training.callbacks.budget import Budget
 from lit_gen.training.callbacks.checkpoint import Checkpoint, check_world_size, threads_restored
@@ -98,7 +100,7 @@ def _facts(experiment: Experiment, config: dict[str, Any], flow: int, spent: Cos
 def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run: Run, spent: float) -> None:
     """Train in a run directory, from its last checkpoint if there is one, and record the end in run.json."""
     data, model = experiment.data, experiment.model
-    model.clock.seed = config["seed_everything"]
+    model.clock = Clock(config["seed_everything"])
     if trainer.is_global_zero:
         for folder in (run.directory, run.checkpoint.parent, run.snapshots, run.samples):
             remove_temporaries(folder)
@@ -111,7 +113,7 @@ def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run
     cost = TrainingCost()
     with _recorded(trainer, run, lambda: cost.flops(model.images_seen)) as record_cost, _explained(trainer):
         checkpoint = Checkpoint(experiment.checkpoint, run.checkpoint, record_cost)
-        _add_callbacks(trainer, experiment, run, [cost, checkpoint], spent)
+        _add_callbacks(trainer, experiment, run, checkpoint, cost, spent)
         with (
             checkpoint.saved_when_interrupted(trainer),
             processes.losses_reported(trainer.global_rank, trainer.world_size),
@@ -127,15 +129,22 @@ def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run
     trainer.strategy.barrier("finished")
 
 
-def _add_callbacks(trainer: Trainer, experiment: Experiment, run: Run, more: list[Callback], spent: float) -> None:
-    """Add the callbacks of every training run, and more of this one, to those of the user."""
-    first = [Monitor(), TrainingProgress(experiment.budget.num_images)]
-    last = [
+def _add_callbacks(
+    trainer: Trainer, experiment: Experiment, run: Run, checkpoint: Checkpoint, cost: TrainingCost, spent: float
+) -> None:
+    """Add the callbacks of every training run to those of the user."""
+    first: list[Callback] = [Monitor(), TrainingProgress(experiment.budget.num_images)]
+    last: list[Callback] = [
         Budget(experiment.budget, spent),
-        *more,
+        cost,
+        checkpoint,
         EMA(experiment.ema, run.snapshots),
         SampleGrid(experiment.grid, run.samples),
     ]
+    if experiment.monitor.every:
+        cache, path = run.directory.parent / REFERENCE, run.best_checkpoint
+        settings = (experiment.monitor, experiment.evaluation)
+        last.append(ScoreMonitor(*settings, checkpoint, path, cache, saved=lambda best: run.update(best=best)))
     order_callbacks(trainer, first, last)
 
 

@@ -145,7 +145,7 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
         UserError: If there are no results, their protocols differ, there are too many, or none has its samples.
     """
     _check_comparable(results)
-    seed = results[0].data["seed"]
+    seed = results[0].record.seed
     chosen, samples = read_samples(_rows_of_samples(results))
     if any(images.dtype != np.uint8 for images in samples):
         return _scatters(chosen, samples, path)
@@ -305,13 +305,13 @@ def _add_legends(
 
 def _rows_of_samples(results: Sequence[Result]) -> list[Result]:
     """Return one result per group of seeds, of the seed of the first result if it is there, in the order of rows."""
-    seed = results[0].data["seed"]
+    seed = results[0].record.seed
     groups = group_seeds(results)
-    chosen = [min(group, key=lambda result: result.data["seed"] != seed) for group in groups]
+    chosen = [min(group, key=lambda result: result.record.seed != seed) for group in groups]
     families = list(dict.fromkeys(_family(result, chosen) for result in chosen))
     return sorted(
         chosen,
-        key=lambda result: (families.index(_family(result, chosen)), result.sampler, result.grid, result.data["nfe"]),
+        key=lambda result: (families.index(_family(result, chosen)), result.sampler, result.grid, result.record.nfe),
     )
 
 
@@ -343,12 +343,12 @@ def _family(result: Result, results: Sequence[Result]) -> str:
     """Return the name of the model, or of the run if several runs have that model, with its weights if they differ."""
 
     def trainings(of: Sequence[Result]) -> set[str]:
-        return {other.get("run.recipe") or other.get("run.identity") for other in of}
+        return {other.record.run.recipe or other.record.run.identity for other in of}
 
     alike = [other for other in results if other.model == result.model]
-    name = result.model if len(trainings(alike)) == 1 else result.get("run.name") + result.mark
-    several = len({other.get("weights") for other in alike}) > 1
-    return for_figure(f"{name} {result.get('weights')}" if several else name)
+    name = result.model if len(trainings(alike)) == 1 else result.record.run.name + result.mark
+    several = len({other.record.weights for other in alike}) > 1
+    return for_figure(f"{name} {result.record.weights}" if several else name)
 
 
 def _sampler(result: Result, results: Sequence[Result]) -> str:
@@ -359,7 +359,7 @@ def _sampler(result: Result, results: Sequence[Result]) -> str:
 
 def _setting(result: Result, results: Sequence[Result]) -> str:
     """Return the sampler, if there is one, and the NFE of a result."""
-    return ", ".join(filter(None, (_sampler(result, results), f"NFE {result.data['nfe']:g}")))
+    return ", ".join(filter(None, (_sampler(result, results), f"NFE {result.record.nfe:g}")))
 
 
 def _score(result: Result, metric: str) -> str:

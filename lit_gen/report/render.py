@@ -242,7 +242,7 @@ def to_json(board: Leaderboard) -> str:
     """Return `{"by", "better", "protocol", "rows"}` as JSON; each row holds means, standard deviations and its runs."""
     rows = [
         {key: value for key, value in _record(board, row).items() if not key.startswith("protocol.")}
-        | {"sampler_settings": row.first.data.get("sampler"), "results": [str(result.path) for result in row.results]}
+        | {"sampler_settings": row.first.record.sampler, "results": [str(result.path) for result in row.results]}
         for row in board.rows
     ]
     content = {"by": board.by, "better": board.better[board.by], "protocol": board.protocol, "rows": rows}
@@ -318,8 +318,8 @@ def _columns(board: Leaderboard) -> list[_Column]:
     ]
     if any(math.isfinite(row.training_flops) for row in board.rows):
         columns.append(_numbers("training FLOPs", lambda row: row.training_flops, known_count))
-    if len({row.first.data["weights"] for row in board.rows}) > 1:
-        columns.append(_names("weights", lambda row: row.first.data["weights"]))
+    if len({row.first.record.weights for row in board.rows}) > 1:
+        columns.append(_names("weights", lambda row: row.first.record.weights))
     return [*columns, _names("run", lambda row: row.run)]
 
 
@@ -387,13 +387,13 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
         "num_seeds": len(row.results),
         "flops_per_image": row.cost("flops"),
         "images_per_second": row.mean("timing.images_per_second"),
-        "num_parameters": first.data["num_parameters"],
-        "images_seen": first.data["images_seen"],
+        "num_parameters": first.record.num_parameters,
+        "images_seen": first.record.images_seen,
         "training_flops": row.mean("training_flops"),
         "earlier_flops": row.mean("earlier_flops"),
-        "weights": first.data["weights"],
-        "runs": sorted({result.get("run.name") for result in row.results}),
-        "training_seeds": sorted({result.data["training_seed"] for result in row.results}),
-        "seeds": sorted({result.data["seed"] for result in row.results}),
+        "weights": first.record.weights,
+        "runs": sorted({result.record.run.name for result in row.results}),
+        "training_seeds": sorted({result.record.training_seed for result in row.results}),
+        "seeds": sorted({result.record.seed for result in row.results}),
     }
     return record | {f"protocol.{key}": value for key, value in board.protocol.items()}

@@ -4,7 +4,6 @@ import math
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -222,9 +221,6 @@ class VAE(GenerativeModel):
 
     def initialise(self, images: Tensor) -> None:
         self.generator.prior.initialise(images)
-
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     # --- the bounds ---
 

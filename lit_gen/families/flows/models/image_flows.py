@@ -81,6 +81,7 @@ class NormalizingFlow(GenerativeModel, ABC):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         bijection: Bijection,
         base: type[Base] = Normal,
         num_classes: int = 0,
@@ -114,9 +115,6 @@ class NormalizingFlow(GenerativeModel, ABC):
         uniform = Noise(self.clock.seed, range(len(images))).uniform(self.image_shape)
         with torch.no_grad():
             self.network.initialise(images, uniform)
-
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         log_p = self.network(batch.images, torch.rand_like(batch.images), self.conditioning(batch))
@@ -165,6 +163,7 @@ class NICE(NormalizingFlow):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_couplings: int = 4,
         network: NetworkFactory = MLPCoupling,
         alpha: float | None = None,
@@ -175,7 +174,7 @@ class NICE(NormalizingFlow):
             for i in range(_at_least_one(num_couplings, "num_couplings"))
         ]
         bijection = Compose([*parts, DiagonalScaling(image_shape)])
-        super().__init__(image_shape, bijection, Logistic, alpha=alpha, **kwargs)
+        super().__init__(image_shape, bijection=bijection, base=Logistic, alpha=alpha, **kwargs)
 
 
 class RealNVP(NormalizingFlow):
@@ -196,6 +195,7 @@ class RealNVP(NormalizingFlow):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_levels: int = 2,
         num_couplings: int = 3,
         coupling: Transform | None = None,
@@ -221,7 +221,7 @@ class RealNVP(NormalizingFlow):
                     parts += [ActNorm(channels), Coupling(shape, Channels(swap=bool(i % 2)), transform, network)]
                 shape = (channels // 2, height, width)
             levels.append(Compose(parts))
-        super().__init__(image_shape, MultiScale(image_shape, levels), **kwargs)
+        super().__init__(image_shape, bijection=MultiScale(image_shape, levels), **kwargs)
         self.title = _title(self.title, transform)
 
 
@@ -243,6 +243,7 @@ class Glow(NormalizingFlow):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_levels: int = 2,
         num_steps: int = 8,
         coupling: Transform | None = None,
@@ -267,7 +268,7 @@ class Glow(NormalizingFlow):
                 parts.append(Coupling(shape, Channels(), Affine(), _one_convolution))
                 shape = (channels // 2, height, width)
             levels.append(Compose(parts))
-        super().__init__(image_shape, MultiScale(image_shape, levels), alpha=alpha, **kwargs)
+        super().__init__(image_shape, bijection=MultiScale(image_shape, levels), alpha=alpha, **kwargs)
         self.title = _title(self.title, transform)
 
 

@@ -1,7 +1,7 @@
 """Normalizing flows of points in the plane, whose density can be plotted."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class PointFlow(GenerativeModel):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_classes: int = 0,
         class_conditional: bool = False,
         layer: Layer = "planar",
@@ -86,9 +87,6 @@ class PointFlow(GenerativeModel):
 
     def initialise(self, images: Tensor) -> None:
         self.flow.initialise(images)
-
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss: Tensor = -self.flow(batch.images, self.conditioning(batch)).mean()

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +49,7 @@ class TokenPrior(GenerativeModel):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_classes: int = 0,
         num_codes: int = 0,
         class_conditional: bool = False,
@@ -71,9 +71,6 @@ class TokenPrior(GenerativeModel):
     @property
     def generator(self) -> nn.Module:
         return self.network
-
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return -log p, averaged over the codes (N, h, w), in nats per code."""

@@ -130,9 +130,6 @@ class VQVAE(GenerativeModel):
         z = torch.cat([self.autoencoder.network.encoder(part) for part in chosen.split(64)])
         self.autoencoder.quantiser.start(z)
 
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images = batch.images
         reconstructions, quantised = self.autoencoder(images)
