@@ -291,7 +291,7 @@ def _sweep(options: argparse.Namespace) -> int:
     done = sweeps.run_sweep(options.files, options.root, jobs=options.jobs, **common)
     if done.results and not done.interrupted:
         try:
-            _report(sorted(set(done.results.values())), done.folder)
+            _report(sorted({path for results in done.results.values() for path in results}), done.folder)
         except UserError as error:  # a report that cannot be made does not undo the trials
             print(f"no report: {printable(error)}")
             return max(done.exit_status, 1)

@@ -225,7 +225,9 @@ class ResultRecord(Record):
         nfe: Mean number of network evaluations per sample.
         flops_per_image: Floating-point operations of one sample, see `evaluation.cost`.
         weights: Which weights were evaluated, such as ema or raw.
+        best: How the weights `best` were chosen: score, its value, images seen, number of samples and seed.
         seed: Seed of the noise.
+        least_of: Number of sampling seeds whose least scores tables print beside the mean, if they do.
         protocol: The protocol.
         other_data: Both fingerprints, if other images than those of the run were accepted.
         metrics: Scores by name.
@@ -262,7 +264,9 @@ class ResultRecord(Record):
     nfe: float = key(POSITIVE)
     flops_per_image: int | Absent = maybe(COUNT)
     weights: str = key(TEXT)
+    best: dict[str, Any] | Absent = maybe(RECORD)
     seed: int = key(COUNT)
+    least_of: int | Absent = maybe(COUNT)
     protocol: Protocol = key(RECORD, record=Protocol)
     other_data: OtherData | None | Absent = maybe(optional(RECORD), record=OtherData)
     metrics: dict[str, float] = key(values_of(SCORE))

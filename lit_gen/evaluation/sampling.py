@@ -78,16 +78,17 @@ class Sampling:
             torch.cuda.synchronize()
         return images, noise.index, labels, time.perf_counter() - begin
 
-    def score(self, scoring: Scoring, description: str) -> Samples:
+    def score(self, scoring: Scoring, description: str | None, repeat: tuple[int, int] = (1, 1)) -> Samples:
         """Sample all images and score them; collective: every process takes its share of the batches.
 
         Args:
             scoring: Updated with the images of this process.
-            description: Name of the evaluation, for the progress.
+            description: Name of the evaluation, for the progress; None shows no progress.
+            repeat: Number of the evaluation among repeats, from 1, and their number; the progress is that of all.
         """
         kept: dict[int, Tensor] = {}
         seconds = evaluations = 0.0
-        with shared_batches(description, self.num_samples, self.batch_size) as batches:
+        with shared_batches(description, self.num_samples, self.batch_size, repeat) as batches:
             for batch in batches:
                 images, index, labels, took = self.batch(batch)
                 seconds += took

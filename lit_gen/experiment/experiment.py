@@ -6,6 +6,7 @@ from jsonargparse import Namespace
 
 from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.data.module import ImageDataModule
+from lit_gen.evaluation.monitor import MonitorSettings
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.experiment.first_stage import FirstStage
 from lit_gen.experiment.reflow import Reflow
@@ -32,6 +33,7 @@ class Experiment:
         checkpoint: Interval between checkpoints.
         ema: Averages of the weights.
         grid: Interval between grids of samples, and their size.
+        monitor: Evaluations during training.
         sampler: The sampler; None for the default sampler of the model.
         evaluation: Protocol of the evaluation.
         run: Location of the run directory.
@@ -47,6 +49,7 @@ class Experiment:
     checkpoint: CheckpointSettings
     ema: EMASettings
     grid: SampleGridSettings
+    monitor: MonitorSettings
     sampler: Sampler | None
     evaluation: Evaluation
     run: RunSettings

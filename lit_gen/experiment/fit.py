@@ -6,12 +6,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from lit_gen.core.errors import LostProcessError, UserError
 from lit_gen.core.files import remove_temporaries
 from lit_gen.core.processes import from_first
 from lit_gen.evaluation.device import device_name
+from lit_gen.evaluation.monitor import ScoreMonitor
 from lit_gen.experiment.checks import check_training
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER
@@ -22,7 +23,7 @@ from lit_gen.experiment.stages import learn_encoded, learn_pairs
 from lit_gen.experiment.trainer import make_trainer, order_callbacks
 from lit_gen.families.clock import Clock
 from lit_gen.runs import tracking
-from lit_gen.runs.directory import Run
+from lit_gen.runs.directory import REFERENCE, Run
 from lit_gen.training import processes
 from lit_gen.training.callbacks.budget import Budget
 from lit_gen.training.callbacks.checkpoint import Checkpoint, check_world_size, threads_restored
@@ -126,13 +127,17 @@ def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run
 
 def _add_callbacks(trainer: Trainer, experiment: Experiment, run: Run, checkpoint: Checkpoint, spent: float) -> None:
     """Add the callbacks of every training run to those of the user."""
-    first = [Monitor(), TrainingProgress(experiment.budget.num_images)]
-    last = [
+    first: list[Callback] = [Monitor(), TrainingProgress(experiment.budget.num_images)]
+    last: list[Callback] = [
         Budget(experiment.budget, spent),
         checkpoint,
         EMA(experiment.ema, run.snapshots),
         SampleGrid(experiment.grid, run.samples),
     ]
+    if experiment.monitor.every:
+        cache, path = run.directory.parent / REFERENCE, run.best_checkpoint
+        settings = (experiment.monitor, experiment.evaluation)
+        last.append(ScoreMonitor(*settings, checkpoint, path, cache, saved=lambda best: run.update(best=best)))
     order_callbacks(trainer, first, last)
 
 

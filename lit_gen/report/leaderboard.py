@@ -85,6 +85,8 @@ class Leaderboard:
             line += "; intervals of one training seed cover the noise of sampling alone"
         if any(row.spread(self.by) is None for row in self.rows):
             line += "; a row without an interval is given that of the row it is compared with, if there is one"
+        if any(row.least(self.by) is not None for row in self.rows):
+            line += "; least of n: the least over the n lowest sampling seeds, which ranks nothing"
         if self.left_out:
             line += f"; left out, since protocols differ: {', '.join(self.left_out)}"
         if self.published:

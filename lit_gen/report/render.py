@@ -346,10 +346,12 @@ def _with_its_kind(row: Row, metric: str, num_images: bool) -> str:
 
 
 def _with_interval(row: Row, metric: str) -> str:
-    """Return the mean of a score with half of its interval, or a dash if a result lacks it."""
+    """Return the mean of a score with half of its interval and, if asked for, the least; a dash if it is missing."""
     if any(metric not in result.metrics for result in row.results):
         return "-"
-    return _number_with(row.mean(f"metrics.{metric}"), row.spread(metric))
+    least = row.least(metric)
+    beside = "" if least is None else f" (least of {row.least_of}: {_significant(least)})"
+    return _number_with(row.mean(f"metrics.{metric}"), row.spread(metric)) + beside
 
 
 def _of_real_images(floor: Floor, metric: str) -> str:
@@ -404,6 +406,8 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
         spread = row.spread(name)
         record[f"{name}_half_width"] = None if spread is None else spread.half_width
         record[f"{name}_std_over_seeds"] = row.std(f"metrics.{name}")
+        if (least := row.least(name)) is not None:
+            record[f"{name}_least_of_{row.least_of}"] = least
     if likelihood := first.get("likelihood.protocol"):
         record["likelihood"] = likelihood
     if other_data := first.get("other_data"):

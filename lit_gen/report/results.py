@@ -167,7 +167,8 @@ def load_results(folder: Path | str) -> list[Result]:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give the runs folder, a run, or a sweep's folder")
     if (folder / JOURNAL_NAME).exists():
-        paths: Iterable[Path] = current_results(folder.resolve()).values()
+        of_trials = current_results(folder.resolve()).values()
+        paths: Iterable[Path] = (path for results in of_trials for path in results)
     else:
         paths = (path for path in folder.rglob("result.json") if path.absolute().parent.parent.name == "evaluations")
     results = read_results(sorted(set(paths)))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_gen.evaluation.result_file import load_deviations
+from lit_gen.evaluation.result_file import load_deviations, score_protocol
 from lit_gen.report.results import Result
 
 LEVEL = 0.95
@@ -136,6 +136,29 @@ class Row:
         """Return the standard deviation of a number over the evaluations; None for a single evaluation."""
         values = [result.number(key) for result in self.results]
         return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+    @property
+    def least_of(self) -> int | None:
+        """The number of sampling seeds whose least scores stand beside the mean; None if the results ask for none.
+
+        It is None for several training runs, and if there are fewer evaluations.
+        """
+        asked = {result.get("least_of") for result in self.results}
+        number = asked.pop() if len(asked) == 1 else None
+        one = len(self.by_training) == 1
+        return number if one and isinstance(number, int) and 1 < number <= len(self.results) else None
+
+    def least(self, metric: str) -> float | None:
+        """Return the least value of a score over the `least_of` lowest sampling seeds; None if it is not asked for.
+
+        Only scores with a protocol of their own, of which lower values are better, have one.
+        """
+        protocol = score_protocol(self.first.data, metric)
+        if self.least_of is None or protocol is None or protocol["better"] != "lower":
+            return None
+        chosen = sorted(self.results, key=lambda result: result.data["seed"])[: self.least_of]
+        values = [result.number(f"metrics.{metric}") for result in chosen]
+        return min(values) if all(map(math.isfinite, values)) else None
 
     def training_means(self, metric: str) -> dict[object, float]:
         """Return the mean of a score for each training run, by its seed, or by its identity if seeds are equal."""
