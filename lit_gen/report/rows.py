@@ -153,10 +153,10 @@ class Row:
 
         Only scores with a protocol of their own, of which lower values are better, have one.
         """
-        protocol = score_protocol(self.first.data, metric)
+        protocol = score_protocol(self.first.record, metric)
         if self.least_of is None or protocol is None or protocol["better"] != "lower":
             return None
-        chosen = sorted(self.results, key=lambda result: result.data["seed"])[: self.least_of]
+        chosen = sorted(self.results, key=lambda result: result.record.seed)[: self.least_of]
         values = [result.number(f"metrics.{metric}") for result in chosen]
         return min(values) if all(map(math.isfinite, values)) else None
 
