@@ -197,7 +197,7 @@ def _score(
     sampling = Sampling(
         subject.model,
         subject.sampler,
-        subject.data.source.stored,
+        subject.data.source.unchecked,
         num_samples,
         evaluation.batch_size,
         evaluation.num_kept,

@@ -218,8 +218,8 @@ class Evaluation:
         if isinstance(net, Points):
             if num_real < self.num_samples:
                 raise UserError(
-                    f"evaluation.num_samples: a Wasserstein distance needs as many real points, and the {self.split} "
-                    f"split of {data.name} has {num_real}, not {self.num_samples}; give at most {num_real}"
+                    f"evaluation.num_samples: a Wasserstein distance needs as many real points as samples, and the "
+                    f"{self.split} split of {data.name} has {num_real}, not {self.num_samples}; give at most {num_real}"
                 )
             num_real = self.num_samples
         return Protocol(

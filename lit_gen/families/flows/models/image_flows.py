@@ -55,19 +55,15 @@ class NormalizingFlow(GenerativeModel, ABC):
     Images are dequantised (see `dequantisers`), mapped to [0, 1], and by a logit to unbounded values. Training
     minimises the bits per dimension of the bound on log P of the 8-bit image. A density and a sample take one pass
     each. The sampler `Temperature` multiplies the noise of the base by T. Training images set the data-dependent
-    initial values (`ActNorm`) before training starts.
+    initial values (`ActNorm`) before training starts. A class-conditional model gives p(z) a mean per class.
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
         bijection: The map f of the values behind the logit.
         base: Class of p(z).
-        num_classes: Number of classes of the data; comes from the data.
-        class_conditional: Give p(z) a mean per class.
         alpha: Margin of the logit; null for no logit, so that f takes values in [0, 1].
         dequantiser: Factory of q(x | u), called with image_shape; null for uniform dequantisation.
         optimizer: Optimizer of all parameters.
-        warmup: Images over which the learning rate rises linearly from zero.
-        compile: Compile the density with torch.compile.
     """
 
     capabilities = Capabilities(
@@ -84,15 +80,12 @@ class NormalizingFlow(GenerativeModel, ABC):
         *,
         bijection: Bijection,
         base: type[Base] = Normal,
-        num_classes: int = 0,
-        class_conditional: bool = False,
         alpha: float | None = 0.05,
         dequantiser: DequantiserFactory | None = None,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
-        warmup: int = 0,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape, num_classes, class_conditional, warmup, compile)
+        super().__init__(image_shape, **kwargs)
         before = [UnitInterval()] if alpha is None else [UnitInterval(), Logit(alpha)]
         latent = base(bijection.out_shape(self.image_shape), self.num_classes)
         flow = Flow(Compose([*before, bijection]), latent)
