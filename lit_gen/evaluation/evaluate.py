@@ -139,7 +139,7 @@ def score_samples(evaluation: Evaluation, subject: Subject, real: DataImages) ->
     check_needs(metrics, real, counts is not None)
     protocols = score_protocols(metrics, real)
     if found is not None:
-        metrics = missing_metrics(metrics, protocols, real, found)
+        metrics = missing_metrics(metrics, protocols, real, found, path)
         if not metrics:
             return found, path, False
     with _all_or_nothing(place):
@@ -197,7 +197,7 @@ def _score(
     sampling = Sampling(
         subject.model,
         subject.sampler,
-        subject.data.source.stored,
+        subject.data.source.unchecked,
         num_samples,
         evaluation.batch_size,
         evaluation.num_kept,
@@ -274,6 +274,8 @@ def _result(
         images_seen=model.images_seen,
         training_seconds=metadata.get("training_seconds"),
         earlier_seconds=metadata.get("earlier_seconds", 0.0),
+        training_flops=metadata.get("training_flops", ABSENT),
+        earlier_flops=metadata.get("earlier_flops", ABSENT),
         training_seed=metadata["seed"],
         sampler=None if subject.sampler is None else subject.sampler.to_dict(),
         defaults={} if subject.sampler is None else defaults(subject.sampler),

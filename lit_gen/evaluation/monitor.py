@@ -25,6 +25,7 @@ from torch import distributed, nn
 
 from lit_gen.core.errors import UserError, belonging_to
 from lit_gen.core.modes import evaluating
+from lit_gen.core.pixels import NotFiniteError
 from lit_gen.core.processes import from_first, ranks
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation.metrics import check_needs, default_metrics, score_protocols
@@ -167,14 +168,17 @@ class Monitored:
         sampling = Sampling(
             model,
             self.sampler,
-            data.source.stored,
+            data.source.unchecked,
             protocol.num_samples,
             protocol.batch_size,
             protocol.num_kept,
             protocol.seed,
             self.counts,
         )
-        sampling.score(scoring, None)
+        try:
+            sampling.score(scoring, None)
+        except NotFiniteError as error:
+            raise UndefinedScoreError(str(error)) from None
         try:
             found = {name: estimate.value for name, estimate in scoring.compute().items()}
         except UserError as error:

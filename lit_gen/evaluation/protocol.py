@@ -104,6 +104,10 @@ class Evaluation:
         for name, (value, minimum) in least.items():
             if value < minimum:
                 raise UserError(f"evaluation.{name}: {value} is too few; give at least {minimum}")
+        if metrics is not None and not metrics:
+            raise UserError(
+                "evaluation.metrics: the list is empty; name a metric such as FrechetDistance, or remove the key"
+            )
         if seed + num_repeats - 1 > MAX_SEED:
             raise UserError(
                 f"evaluation.num_repeats: {num_repeats} repeats from seed {seed} pass the largest, {MAX_SEED}; give "

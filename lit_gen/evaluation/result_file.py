@@ -219,6 +219,8 @@ class ResultRecord(Record):
         images_seen: Number of images that the model was trained on.
         training_seconds: Training time.
         earlier_seconds: Training time of the runs that the run builds on.
+        training_flops: Floating-point operations of the training, see `training.callbacks.cost`.
+        earlier_flops: Those of the runs that the run builds on.
         training_seed: Seed of the training run.
         sampler: Settings of the sampler; None for the one way of a family that has no other.
         defaults: Default settings of the sampler and its parts in this version, by the name of the class.
@@ -254,6 +256,8 @@ class ResultRecord(Record):
     images_seen: int = key(COUNT)
     training_seconds: float | None | Absent = maybe(optional(AMOUNT))
     earlier_seconds: float | None | Absent = maybe(optional(AMOUNT))
+    training_flops: float | None | Absent = maybe(optional(AMOUNT))
+    earlier_flops: float | None | Absent = maybe(optional(AMOUNT))
     training_seed: int = key(either(COUNT, FLAG))
     sampler: dict[str, Any] | None = key(
         optional(RECORD),

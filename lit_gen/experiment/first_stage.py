@@ -231,6 +231,8 @@ class FirstStage:
         """Return the facts that a result records about the first stage."""
         metadata = self.metadata
         kept = {name: metadata.get(name) for name in ("title", "identity", "images_seen", "training_seconds")}
+        if "training_flops" in metadata:
+            kept["training_flops"] = metadata["training_flops"]
         return kept | {"weights": self.weights, "num_parameters": self.num_parameters}
 
     @property

@@ -167,7 +167,7 @@ class GenerativeModel(TrainsInSteps, MakesPictures, ABC):
         if labels is None:
             labels = self.drawn_classes(noise.index)
         if labels is not None:
-            labels = labels.to(self.device)
+            labels = labels.to(self.device, non_blocking=True)
         with evaluating(self):
             images = self.draw(noise, labels, sampler or self.default_sampler())
         if self.first_stage is not None:

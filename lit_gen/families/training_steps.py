@@ -93,6 +93,16 @@ class TrainsInSteps(LightningModule, ABC):
         """Return the optimizer factories by config key."""
         return {name: value for name, value in vars(self).items() if name.endswith("optimizer")}
 
+    @property
+    def step_periods(self) -> tuple[int, ...]:
+        """Periods p of extra work: every p-th step costs more than the others. For the count of operations."""
+        return ()
+
+    @property
+    def phase_starts(self) -> tuple[int, ...]:
+        """Numbers of images seen, from 0, after which steps cost more or less. For the count of operations."""
+        return (0,)
+
     # --- for Lightning, the callbacks and the experiment ---
 
     @property

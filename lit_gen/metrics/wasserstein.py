@@ -80,7 +80,7 @@ class WassersteinDistance(SampleMetric):
 
     def update(self, batch: ScoredBatch) -> None:
         assert batch.features is not None
-        self.features[batch.index] = batch.features.to(self.features)
+        self.features[batch.index.to(self.features.device, non_blocking=True)] = batch.features.to(self.features)
         self.count += len(batch.features)
 
     def compute(self) -> dict[str, Estimate]:

@@ -24,7 +24,7 @@ from lit_gen.evaluation import drawn_classes
 from lit_gen.evaluation.result_file import score_protocol
 from lit_gen.report.comparison import compare, describe
 from lit_gen.report.published import Published, published
-from lit_gen.report.results import Result, select
+from lit_gen.report.results import Result, select, split_conditions
 from lit_gen.report.rows import LEVEL, Row
 
 LIKELIHOODS = ("bits_per_dim", "nll_nats")
@@ -327,7 +327,7 @@ def paired(board: Leaderboard, one: str, other: str) -> str:
 def _row_of(board: Leaderboard, conditions: str) -> Row:
     """Return the row whose results fulfil the conditions."""
     results = [result for row in board.rows for result in row.results]
-    chosen = select(results, conditions.split(","), "--paired")
+    chosen = select(results, split_conditions(conditions), "--paired")
     rows = [row for row in board.rows if any(result in row.results for result in chosen)]
     if len(rows) > 1:
         names = ", ".join(_name_of(row) for row in rows[:4]) + (", ..." if len(rows) > 4 else "")

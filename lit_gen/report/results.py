@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -213,3 +214,19 @@ def _matches(actual: Any, text: str) -> bool:
         return json.loads(text) == actual
     except ValueError:
         return False
+
+
+def split_conditions(text: str) -> list[str]:
+    """Return the conditions of `key=value,key=value`; a comma in a value, before no key or in brackets, stays."""
+    found: list[str] = []
+    for part in re.split(r",(?=[A-Za-z_][\w.]*=)", text):
+        if found and _is_open(found[-1]):
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def _is_open(text: str) -> bool:
+    """Return whether a text has more brackets that open than that close."""
+    return sum(map(text.count, "([{")) > sum(map(text.count, ")]}"))

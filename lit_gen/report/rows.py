@@ -28,6 +28,10 @@ LEVEL = 0.95
 """Confidence level of intervals and comparisons."""
 
 
+COPIES = " (copies)"
+"""Mark of a model whose samples copy training images."""
+
+
 COSTS = {"nfe": "nfe", "flops": "flops_per_image"}
 """Keys of the costs of an image in a result."""
 
@@ -131,6 +135,11 @@ class Row:
         """The mean training time in seconds, including a first stage or a teacher; NaN if unknown."""
         earlier = [result.record.earlier_seconds or 0.0 for result in self.results]
         return self.mean("training_seconds") + statistics.fmean(earlier)
+
+    @property
+    def training_flops(self) -> float:
+        """The mean number of operations of the training, with a first stage or a teacher; NaN if unknown."""
+        return self.mean("training_flops") + self.mean("earlier_flops")
 
     def std(self, key: str) -> float | None:
         """Return the standard deviation of a number over the evaluations; None for a single evaluation."""

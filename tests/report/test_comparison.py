@@ -1,5 +1,6 @@
 """Intervals and comparisons of rows, against simulated truth."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from lit_gen.evaluation.result_file import save_deviations
 from lit_gen.metrics.halves import mean_deviations
 from lit_gen.report.comparison import compare, describe
 from lit_gen.report.leaderboard import paired, pareto, rank
-from lit_gen.report.results import Result
+from lit_gen.report.results import Result, split_conditions
 from lit_gen.report.rows import Row, quantile, tail
 from tests.report.test_leaderboard import content, result
 
@@ -184,11 +185,22 @@ def test_rows_are_chosen_for_a_comparison_by_conditions(tmp_path: Path) -> None:
         ("nfe=10", "model=A"): "--paired: nfe=10 selects 2 rows",
         ("model=X", "model=A"): "--paired model=X: no result fits; choose one of the values of model: A, B",
         ("model", "model=A"): "--paired model: expected KEY=VALUE",
+        ("model=A,colour=red", "model=B"): "--paired colour=red: no result has the key colour",
     }
     for (one, other), message in refused.items():
         with pytest.raises(UserError) as error:
             paired(board, one, other)
         assert str(error.value).startswith(message)
+
+
+def test_commas_in_the_values_of_conditions(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(4)
+    names = ("EDM, class-conditional", "EDM(a=1,b=2)", "[1, 2]")
+    results = [evaluation(tmp_path, name, samples(generator, 3.0 + n, n=400)) for n, name in enumerate(names)]
+    board = rank(results)
+    for one, other in itertools.permutations(names, 2):
+        assert one in paired(board, f"model={one},nfe=10", f"seed=0,model={other}")
+    assert split_conditions("a=[0.1,x=2],b.c=3, 4,d=") == ["a=[0.1,x=2]", "b.c=3, 4", "d="]
 
 
 @pytest.mark.parametrize("freedom", [1, 4, 30])

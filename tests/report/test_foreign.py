@@ -82,6 +82,8 @@ WRONG: dict[str, list[Any]] = {
     "timing": [{}, {"images_per_second": 0}, []],
     "created": [3, {}],
     "training_seconds": ["60", -1.0, float("nan")],
+    "training_flops": ["60", -1.0, float("nan")],
+    "least_of": ["3", -1],
     "seed": [-1, 1.5, 2**63],
     "schema": [2, True, "1", None, []],
 }

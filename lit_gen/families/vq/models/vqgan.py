@@ -311,6 +311,11 @@ class VQGAN(TwoNetworks, VQVAE):
         schedule = self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))
         return [schedule, {"optimizer": self.discriminator_optimizer(self.discriminator.parameters())}]
 
+    @property
+    def phase_starts(self) -> tuple[int, ...]:
+        starts = {0, self.discriminator_start, self.discriminator_start + self.discriminator_warmup}
+        return tuple(sorted(starts))
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer, discriminator_optimizer = cast(list[Optimizer], self.optimizers())
         discriminator_trains = self.images_seen > self.discriminator_start
