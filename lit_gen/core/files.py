@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -148,6 +149,28 @@ def append(path: str | Path, content: str | bytes) -> None:
                 raise
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def writing_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, which becomes `path` when the block ends; removed if the block raises.
+
+    Raises:
+        UserError: If `path` exists and is not an empty folder, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path}: exists and is not an empty folder; choose another path")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.tmp")
+        temporary.mkdir()
+        try:
+            yield temporary
+            os.rename(temporary, path)  # replaces an empty folder
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 @contextmanager
