@@ -66,6 +66,21 @@ class GenerativeModel(TrainsInSteps, MakesPictures, ABC):
         """First stage that decodes the samples of the model; it is trained before, and is not a submodule."""
         self.class_counts: tuple[int, ...] | None = None
         """Number of training images of each class, whose frequencies samples follow; None: all classes equally."""
+<<<<<<< HEAD
+=======
+        self.clock = Clock()
+        self.training_values: dict[str, Tensor | float] = {}
+        """Latest value of each quantity that `log_training` logs."""
+        self._stop_asked = False
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise a UserError: a checkpoint holds weights only; the settings are in the `config.yaml` of its run."""
+        raise UserError(
+            f"{cls.__name__}.load_from_checkpoint: {checkpoint_path} holds weights and no settings; load its run with "
+            "lit_gen.load(RUN), or sample from it with lit-gen sample RUN"
+        )
+>>>>>>> library
 
     @property
     @abstractmethod
@@ -235,3 +250,93 @@ class GenerativeModel(TrainsInSteps, MakesPictures, ABC):
     def further_protocol(self, data: ImageDataModule) -> dict[str, Any]:
         """Return the protocol of `further_scores`, under keys of its own in a result; by default nothing."""
         return {}
+<<<<<<< HEAD
+=======
+
+    # --- training ---
+
+    def configure_model(self) -> None:
+        if self.compiled:
+            self.generator.compile()
+
+    def warmup_schedule(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the optimizer with its linear learning-rate warm-up, as Lightning expects it.
+
+        Raises:
+            UserError: If there is a warm-up and the Trainer has no data module, which knows the global batch size.
+        """
+        data: ImageDataModule | None = self.trainer.datamodule if self.warmup else None  # type: ignore[attr-defined]
+        if self.warmup and data is None:
+            raise UserError(
+                f"model.warmup: {self.warmup} images cannot be counted in batches of a plain loader; train with an "
+                "ImageDataModule, or set it to 0"
+            )
+        steps = 0.0 if data is None else self.warmup / data.batch_size
+        scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def split_steps(self, num_micro_batches: int) -> None:
+        """Split each optimizer step into micro-batches."""
+        self.accumulate = num_micro_batches
+        for module in self.modules():
+            if isinstance(module, SumOverMicroBatches):
+                module.num_micro_batches = num_micro_batches
+
+    @property
+    def images_seen(self) -> int:
+        """Number of images that all processes together have trained on, the x axis of every curve."""
+        return self.clock.images_seen
+
+    @property
+    def whole_step(self) -> bool:
+        """Whether the latest micro-batch was the last of its optimizer step."""
+        return self.clock.is_whole_step(self.trainer.accumulate_grad_batches)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Reseed the global generators for the micro-batch, and advance the clock."""
+        self.clock.reseed(self.global_rank, self.device)
+        num = self.trainer.accumulate_grad_batches
+        self.clock.start_batch(len(batch.images) * self.trainer.world_size * num, num_micro_batches=num)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the latest training values at logging steps only, since logging takes Lightning a millisecond.
+
+        The hook runs after those of all callbacks. If a callback stops training within a step, the step is completed.
+        """
+        if not self.whole_step:
+            self._stop_asked |= self.trainer.should_stop
+            self.trainer.should_stop = False
+            return
+        self.trainer.should_stop |= self._stop_asked
+        self._stop_asked = False
+        if self.trainer._logger_connector.should_update_logs:
+            self.log_dict({f"train/{name}": value for name, value in self.training_values.items()})
+            self.log("step", float(self.images_seen))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint |= self.clock.state_dict()
+        # a step may set only some of the values; the others are logged as they were
+        checkpoint["training_values"] = {name: float(value) for name, value in self.training_values.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.clock.load_state_dict(checkpoint)
+        self.training_values = dict(checkpoint.get("training_values", {}))  # older checkpoints do not hold them
+
+    def log_training(self, **values: Tensor | float) -> None:
+        """Log values of this step under `train/` against images seen, if this is a logging step.
+
+        Tensors must have no graph. The logged value is the mean over the micro-batches of the step.
+        """
+        self.training_values |= self.clock.mean_over_step(self.training_values, values)
+
+    def log_validation(self, batch: Batch, **means: Tensor) -> None:
+        """Log means over the validation split under `val/`, given the means over a batch; stand-ins do not count.
+
+        All processes call it for the same number of batches, so that none waits for another.
+        """
+        metrics = {f"val/{name}": mean for name, mean in means.items()}
+        # a float, since Lightning averages the number of images over processes and truncates an integer
+        num_images: Any = 0.0 if batch.stand_in else float(len(batch.images))
+        self.log_dict(metrics, batch_size=num_images, sync_dist=True, on_step=False, on_epoch=True)
+        self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")
+>>>>>>> library
