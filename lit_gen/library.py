@@ -91,6 +91,7 @@ def evaluate(
     """
     with _arguments_named():
         model = run if isinstance(run, TrainedModel) else _opened(Run.open(run), weights)
+        Run.open(model.run.directory)  # an exported folder holds no results
         if weights is not None and weights != model.weights:
             raise UserError(f"weights: {weights} are not those of the loaded model; give the run directory instead")
         if device is not None:

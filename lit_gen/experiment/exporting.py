@@ -1,4 +1,4 @@
-"""Export the model of a run to a folder of safetensors and JSON, and read such a folder.
+"""Export the model of a run to a folder of safetensors and JSON.
 
 The folder needs neither the run nor its data: config.json holds the settings by public class names, the facts about the
 data, and the run. Absolute paths of this machine are cut to their last part.
@@ -6,20 +6,17 @@ data, and the run. Absolute paths of this machine are cut to their last part.
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from lit_gen import __version__
 from lit_gen.core.data_facts import DataFacts
-from lit_gen.core.errors import UserError
 from lit_gen.core.files import write_atomically, writing_folder
+from lit_gen.core.version import __version__
 from lit_gen.core.yaml import load_yaml
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER
@@ -113,21 +110,3 @@ def _copy_first_stage(source: Path, folder: Path) -> None:
     config = published(load_yaml(source / "config.yaml"))
     write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     write_atomically(folder / FIRST_STAGE_WEIGHTS, (source / FIRST_STAGE_WEIGHTS).read_bytes())
-
-
-@contextmanager
-def configured(config: dict[str, Any], folder: Path | None = None) -> Iterator[list[str]]:
-    """Yield the arguments of a configuration, which the parser reads from a file that exists for the block.
-
-    Args:
-        config: The configuration.
-        folder: Folder of the first stage, if the configuration names one.
-    """
-    if (config.get("first_stage") or {}).get("run") is not None:
-        if folder is None or not (folder / FOLDER).is_dir():
-            raise UserError(f"{folder}: the folder {FOLDER} is missing; export the model again with lit-gen export")
-        config = config | {"first_stage": config["first_stage"] | {"run": str((folder / FOLDER).resolve())}}
-    with TemporaryDirectory() as temporary:
-        path = Path(temporary) / "config.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-        yield ["--config", str(path)]

@@ -1,9 +1,13 @@
 """Load models from run directories: checkpoints, averaged weights, and the weaker model of an autoguidance."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from lit_gen.core.data_facts import DataFacts
@@ -17,6 +21,7 @@ from lit_gen.families.clock import Clock
 from lit_gen.families.diffusion.guidance import Guidance
 from lit_gen.families.diffusion.models.general import Diffusion
 from lit_gen.runs.directory import Run
+from lit_gen.runs.exported import Exported
 from lit_gen.runs.weights import load_average, parse_weights
 from lit_gen.training.callbacks.ema import load_weights
 
@@ -87,8 +92,33 @@ def open_finished(directory: Path, key: str) -> Run:
     return run
 
 
+@contextmanager
+def configured(config: dict[str, Any], folder: Path | None = None) -> Iterator[list[str]]:
+    """Yield the arguments of a configuration, which the parser reads from a file that exists for the block.
+
+    Args:
+        config: The configuration.
+        folder: Folder that holds the first stage, if the configuration names one.
+
+    Raises:
+        UserError: If the first stage is missing.
+    """
+    if (config.get("first_stage") or {}).get("run") is not None:
+        if folder is None or not (folder / FOLDER).is_dir():
+            raise UserError(f"{folder}: the folder {FOLDER} is missing; export the model again with lit-gen export")
+        config = config | {"first_stage": config["first_stage"] | {"run": str((folder / FOLDER).resolve())}}
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary) / "config.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        yield ["--config", str(path)]
+
+
 def load_objects(run: Run) -> Experiment:
-    """Build the experiment of a run; its data is not read if the run recorded the facts about it."""
+    """Build the experiment of a run, or of an exported folder; its data is not read if facts about it are recorded."""
+    if Exported.is_one(run.directory):
+        exported = Exported.open(run.directory)
+        with configured(exported.facts["config"], exported.folder) as words:
+            return build_objects(words, DataFacts.recorded(exported.facts))
     return build_objects(["--config", str(run.config)], DataFacts.recorded(run.metadata))
 
 
@@ -97,11 +127,13 @@ def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeMode
 
     The weights `best` are the average in the checkpoint with the best score of the evaluations during training.
 
-    If the run has a first stage, its copy is loaded as well.
+    If the run has a first stage, its copy is loaded as well. An exported folder has one set of weights.
 
     Raises:
         UserError: If the checkpoint is damaged or of another network, or the run does not have this average.
     """
+    if Exported.is_one(run.directory):
+        return _load_exported(Exported.open(run.directory), model)
     checkpoint = read_checkpoint(run, best=weights == "best")
     width = parse_weights(weights, "weights")
     average, images = checkpoint.get("ema", {}).get("weights", {}), checkpoint["images_seen"]
@@ -120,6 +152,21 @@ def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeMode
         load_first_stage(model.first_stage, run.directory / FOLDER)
     model.clock = Clock(images_seen=images)
     model.title = run.metadata.get("title", model.title)
+    return model.eval()
+
+
+def _load_exported(exported: Exported, model: GenerativeModel) -> GenerativeModel:
+    """Load the weights of an exported folder into a model, ready to be sampled."""
+    try:
+        load_weights(model.generator, exported.load_weights())
+    except KeyError as error:
+        raise UserError(
+            f"{exported.path}: does not fit the model of config.json ({error.args[0]}); restore both files"
+        ) from None
+    if isinstance(model.first_stage, FirstStage):
+        load_first_stage(model.first_stage, exported.folder / FOLDER)
+    model.clock = Clock(images_seen=exported.facts["images_seen"])
+    model.title = exported.facts["title"]
     return model.eval()
 
 

@@ -23,20 +23,27 @@ from lit_gen.experiment.loading import load_model, load_objects
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.runs.directory import Run
+from lit_gen.runs.exported import Exported
 
 
 def load(run: str | Path, weights: str = "ema") -> "TrainedModel":
-    """Load the model of a run directory, on the CPU.
+    """Load the model of a run directory, or of a folder that `lit-gen export` wrote, on the CPU.
 
     Args:
-        run: The run directory, finished or not.
+        run: The run directory, finished or not, or the exported folder, which has one set of weights.
         weights: The averaged weights (`ema`), those of the last step (`raw`), or a power-function average such as
             `ema:0.1`.
 
     Raises:
         UserError: If it is not a run, its checkpoint is damaged, or it does not have this average.
     """
-    opened = Run.open(run)
+    if Exported.is_one(run):
+        own = Exported.open(run).facts["weights"]
+        if weights not in ("ema", own):
+            raise UserError(f"weights: {weights} are not the exported weights, {own}; load the run instead")
+        opened, weights = Run(Path(run)), own
+    else:
+        opened = Run.open(run)
     return TrainedModel(opened, load_objects(opened), weights)
 
 

@@ -161,5 +161,5 @@ class TrainsInSteps(LightningModule, ABC):
         """Raise a UserError: a checkpoint holds weights only; the settings are in the `config.yaml` of its run."""
         raise UserError(
             f"{cls.__name__}.load_from_checkpoint: {checkpoint_path} holds weights and no settings; load its run with "
-            "lit_gen.experiment.loading.load(RUN), or sample from it with lit-gen sample RUN"
+            "lit_gen.load(RUN), or sample from it with lit-gen sample RUN"
         )

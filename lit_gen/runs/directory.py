@@ -122,6 +122,10 @@ class Run:
             UserError: If the directory is not a run, or the run has not saved a checkpoint yet.
         """
         run = cls(Path(directory))
+        if (run.directory / "model.safetensors").is_file() and not run.metadata_path.is_file():
+            raise UserError(
+                f"{directory}: an exported model and not a run; make a run of it with lit-gen import {directory}"
+            )
         if not run.config.is_file() or not run.metadata_path.is_file():
             raise UserError(
                 f"{directory}: not a run directory (no config.yaml and run.json); make one with lit-gen fit, "
