@@ -44,12 +44,12 @@ class Scoring:
         self._kept: list[ScoredBatch] = []
 
     def update(self, images: Tensor, index: Tensor, labels: Tensor | None = None) -> None:
-        """Add samples (N, C, H, W), as the data are stored, with their indices (N,) and classes (N,)."""
+        """Add samples (N, C, H, W), as the data are stored, with their indices (N,), on the CPU, and classes (N,)."""
         features, logits = self.real.net(images)
-        labels = None if labels is None else labels.to(images.device)
+        labels = None if labels is None else labels.to(images.device, non_blocking=True)
         self.add(ScoredBatch(index, images, features, logits, labels))
-        if self.keeps:
-            self._kept.append(ScoredBatch(index.cpu(), features=features.half().cpu(), logits=logits.half().cpu()))
+        if self.keeps:  # on the device until the end: a copy to the CPU would wait for this batch
+            self._kept.append(ScoredBatch(index, features=features.half(), logits=logits.half()))
 
     def add(self, batch: ScoredBatch) -> None:
         """Add samples whose features and logits are known."""
@@ -76,7 +76,8 @@ class Scoring:
 
     def kept(self) -> ScoredBatch | None:
         """Return index, features and logits of all samples in float16, in order, or None; collective."""
-        batches = [batch for rank in gather(self._kept) for batch in rank]
+        own = [batch.to(torch.device("cpu")) for batch in self._kept]
+        batches = [batch for rank in gather(own) for batch in rank]
         return _join(batches) if self.keeps else None
 
 

@@ -58,7 +58,8 @@ class ScoredBatch:
     """Samples with what a feature net says about them; None for what no metric of the evaluation needs.
 
     Attributes:
-        index: Indices of the samples, (N,) in 0 .. num_samples - 1; each index is added once, on one rank.
+        index: Indices of the samples, (N,) in 0 .. num_samples - 1; each index is added once, on one rank. They stay
+            on the CPU, since a choice by indices on a GPU waits for the GPU.
         images: (N, C, H, W), as the data are stored.
         features: (N, d).
         logits: (N, K).
@@ -72,12 +73,17 @@ class ScoredBatch:
     labels: Tensor | None = None
 
     def take(self, chosen: Tensor) -> "ScoredBatch":
-        """Return the samples that a mask or an index (M,) chooses."""
-        return self._map(lambda part: part[chosen])
+        """Return the samples that an index (M,) chooses."""
+        return self._map(lambda part: part[chosen.to(part.device, non_blocking=True)])
+
+    def first(self, num: int) -> "ScoredBatch":
+        """Return the samples whose index is below a number; the batch itself, without a copy, if that is all."""
+        chosen = self.index < num
+        return self if bool(chosen.all()) else self.take(chosen.nonzero()[:, 0])
 
     def to(self, device: torch.device) -> "ScoredBatch":
-        """Return the batch on a device."""
-        return self._map(lambda part: part.to(device))
+        """Return the batch on a device, except for its indices."""
+        return replace(self._map(lambda part: part.to(device)), index=self.index.cpu())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ScoredBatch":
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -173,9 +179,7 @@ class StoredMetric(SampleMetric):
         return min(self.num_samples, self.max_images)
 
     def update(self, batch: ScoredBatch) -> None:
-        chosen = batch.take(
-            batch.index < self.num_stored
-        )  # also if it is none, so that ranks agree on types and shapes
+        chosen = batch.first(self.num_stored)  # also if it is none, so that ranks agree on types and shapes
         for name in ("index", *self.stored()):
             getattr(self, name).append(getattr(chosen, name))
 

@@ -15,7 +15,7 @@ https://arxiv.org/abs/1706.08500; Dowson and Landau, "The Frechet distance betwe
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -121,9 +121,9 @@ class FrechetDistance(SampleMetric):
         self.count += len(centred)
         self.total += centred.sum(0)
         self.outer += centred.T @ centred
-        kept = batch.index < self.max_images
-        self.index.append(batch.index[kept])  # also if it is none, so that ranks agree on types and shapes
-        self.stored.append(batch.features[kept])
+        kept = batch.first(self.max_images)  # also if it is none, so that ranks agree on types and shapes
+        self.index.append(kept.index)
+        self.stored.append(cast(Tensor, kept.features))
 
     def moments(self) -> Moments:
         """Return the moments of the features of this rank, or of all ranks while the metric is synced."""

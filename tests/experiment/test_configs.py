@@ -288,6 +288,20 @@ def test_data_is_accepted(name: str) -> None:
     assert cli.config.data.batch_size == given["batch_size"]
 
 
+@pytest.mark.parametrize("name", files("conf/monitor"))
+def test_every_monitor_file_is_built(name: str) -> None:
+    given = yaml.safe_load((CONF / "monitor" / f"{name}.yaml").read_text())
+    words = [*TINY["EDM"], *DIGITS]
+    plain, cli = ExperimentCLI(words), ExperimentCLI([*words, f"--monitor={CONF / 'monitor' / name}.yaml"])
+    objects = cli.objects()
+    monitor = objects.monitor
+    assert (monitor.every, monitor.num_samples) == (given["every"], given["num_samples"])
+    assert monitor.sampler is not None and monitor.sampler.to_dict()["name"] == given["sampler"]["class_path"]
+    monitor.check(objects.evaluation, objects.model, objects.data)
+    assert plain.objects().monitor.every == 0, "none by default"
+    assert training_identity(cli.resolved(), "images") == training_identity(plain.resolved(), "images")
+
+
 @pytest.mark.parametrize("name", files("conf/evaluation"))
 def test_protocols_of_papers_are_accepted(name: str) -> None:
     given = yaml.safe_load((CONF / "evaluation" / f"{name}.yaml").read_text())
