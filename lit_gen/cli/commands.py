@@ -15,8 +15,7 @@ from lit_gen.cli.sample import sample
 from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.errors import UserError
 from lit_gen.core.processes import ranks
-from lit_gen.evaluation.evaluate import Subject
-from lit_gen.evaluation.evaluate import evaluate as score
+from lit_gen.evaluation.evaluate import Subject, evaluate_repeats
 from lit_gen.experiment.checks import check_evaluation, check_scored
 from lit_gen.experiment.fit import fit_run
 from lit_gen.experiment.loading import load_model
@@ -30,7 +29,7 @@ from lit_gen.runs.power_averages import gamma_of
 from lit_gen.runs.weights import Width, reconstruct
 from lit_gen.training import processes
 
-__all__ = ["ema", "evaluate", "fit", "reflow", "run", "sample"]
+__all__ = ["ema", "evaluate", "fit", "reflow", "run", "run_repeats", "sample"]
 
 
 def fit(arguments: list[str]) -> Run:
@@ -43,7 +42,12 @@ def fit(arguments: list[str]) -> Run:
 
 
 def run(arguments: list[str]) -> Path:
-    """Train unless a finished run of the same training exists, evaluate, and return the path of the result."""
+    """Train unless a finished run of the same training exists, evaluate, and return the path of the first result."""
+    return run_repeats(arguments)[0]
+
+
+def run_repeats(arguments: list[str]) -> list[Path]:
+    """Do what `run` does, and return the paths of the results of all sampling seeds."""
     cli = ExperimentCLI(arguments, "run")
     experiment = cli.objects()
     check_evaluation(experiment)
@@ -51,9 +55,9 @@ def run(arguments: list[str]) -> Path:
 
 
 def evaluate(arguments: list[str]) -> Path:
-    """Score a run with a sampler and a protocol, and return the path of the result."""
+    """Score a run with a sampler and a protocol, and return the path of the first result."""
     run, cli, _ = reopen(arguments, "evaluate")
-    return _evaluate(run, cli)
+    return _evaluate(run, cli)[0]
 
 
 def reflow(arguments: list[str]) -> Run:
@@ -94,15 +98,15 @@ def ema(directory: Path, std: float, images: int | None = None) -> Path:
     return path
 
 
-def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
-    """Score a run with objects built anew, also right after its training.
+def _evaluate(run: Run, cli: ExperimentCLI) -> list[Path]:
+    """Score a run with objects built anew, also right after its training; return the result of each sampling seed.
 
     Training changes its objects: the weights may have another data type, the data module serves pairs or codes, and
     the network may be compiled. Scores would then depend on whether `run` or `evaluate` computed them.
     """
     objects = cli.objects(DataFacts.recorded(run.metadata))
     tracking.check_account(objects.wandb)
-    objects.evaluation.compare_data(run, objects.model, objects.data)
+    objects = objects.with_accepted_data(run)
     device = processes.device(objects.trainer)
     sampler = check_scored(objects, device)
     processes.launch(objects.trainer)
@@ -110,13 +114,32 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> Path:
     model.follow_classes(objects.data)
     cache = run.directory.parent / REFERENCE
     model.prepare_sampler(sampler, objects.data)
+    subject = Subject(run, model, objects.data, sampler)
+    evaluated: list[tuple[dict[str, Any], Path]] = []
+    together = objects.evaluation.num_repeats > 1 and tracking.under_an_agent()
     with processes.losses_reported(*ranks()):
-        subject = Subject(run, model, objects.data, sampler)
-        result, path, computed = score(objects.evaluation, subject, cache)
-    if ranks()[0] == 0:
-        tracking.log_evaluation(objects.wandb, run, result, path.parent, cli.resolved())
-        _print_result(result, path, computed)
-    return path
+        for result, path, computed in evaluate_repeats(objects.evaluation, subject, cache):
+            evaluated.append((result, path.parent))
+            if ranks()[0] == 0:
+                if not together:
+                    config = cli.resolved()
+                    config |= {"evaluation": config["evaluation"] | {"seed": result["seed"], "num_repeats": 1}}
+                    tracking.log_evaluation(objects.wandb, run, result, path.parent, config)
+                _print_result(result, path, computed)
+    if ranks()[0] == 0 and len(evaluated) > 1:
+        if together:
+            tracking.log_repeats(objects.wandb, run, evaluated, cli.resolved())
+        _print_means([result for result, _ in evaluated])
+    return [folder / "result.json" for _, folder in evaluated]
+
+
+def _print_means(results: list[dict[str, Any]]) -> None:
+    """Print the mean and the standard deviation of each score over sampling seeds."""
+    scores = tracking.over_repeats([result["metrics"] for result in results])
+    shown = {name: pair for name, pair in scores.items() if not name.endswith(("_std", "_stderr"))}
+    values = ", ".join(f"{name} {mean:.4g} ± {deviation:.2g}" for name, (mean, deviation) in shown.items())
+    seeds = f"{results[0]['seed']} to {results[-1]['seed']}"
+    print(f"seeds {seeds}, mean ± standard deviation over {len(results)} seeds: {values}", flush=True)
 
 
 def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:

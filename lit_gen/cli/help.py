@@ -16,6 +16,8 @@ EVALUATION = (
     ("--evaluation.num_samples N", 10_000, "number of samples"),
     ("--evaluation.split SPLIT", "train", "images of the data to compare with: train, val or test"),
     ("--evaluation.seed N", 0, "seed of the noise"),
+    ("--evaluation.num_repeats N", 1, "evaluations, with the seeds seed, seed + 1, ..."),
+    ("--evaluation.least_of N", 1, "seeds whose least score tables print beside the mean (1: none)"),
     ("--evaluation.weights WEIGHTS", "ema", "ema, raw, best, or an average of any width such as ema:0.1"),
     ("--evaluation.inception_splits N", 10, "splits of the samples for the inception score"),
     ("--evaluation.batch_size N", 256, "samples per batch of one process"),

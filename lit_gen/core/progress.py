@@ -111,12 +111,12 @@ class ImageProgress:
 
 @contextmanager
 def image_progress(
-    description: str, total: int, show: bool = True, at_once: bool = True
+    description: str, total: int, show: bool = True, at_once: bool = True, completed: int = 0
 ) -> Iterator[ImageProgress | None]:
     """Yield a progress for the block, or None if `show` is false; it appears at once or with the first update."""
-    progress = ImageProgress(description, total) if show else None
+    progress = ImageProgress(description, total, completed) if show else None
     if progress is not None and at_once:
-        progress.update(0)
+        progress.update(completed)
     try:
         yield progress
     finally:

@@ -70,7 +70,21 @@ class Subject:
     sampler: Sampler | None
 
 
-def evaluate(evaluation: Evaluation, subject: Subject, cache: Path) -> tuple[dict[str, Any], Path, bool]:
+def evaluate_repeats(
+    evaluation: Evaluation, subject: Subject, cache: Path
+) -> Iterator[tuple[dict[str, Any], Path, bool]]:
+    """Evaluate with each sampling seed, and yield what `evaluate` returns as soon as it is written; collective.
+
+    The feature net and the real images are loaded once.
+    """
+    real = _real_images(evaluation, subject, cache)
+    for repeat in evaluation.repeats():
+        yield evaluate(repeat, subject, cache, real)
+
+
+def evaluate(
+    evaluation: Evaluation, subject: Subject, cache: Path, real: DataImages | None = None
+) -> tuple[dict[str, Any], Path, bool]:
     """Sample, quantise and score, and compute the likelihood of test images if it is asked for; collective.
 
     An existing result is kept; metrics that the evaluation names and a likelihood that it lacks are added to it.
@@ -79,11 +93,17 @@ def evaluate(evaluation: Evaluation, subject: Subject, cache: Path) -> tuple[dic
         evaluation: The protocol.
         subject: What is evaluated.
         cache: Folder of the features and scores of real images.
+        real: The real images with the feature net; None to load them.
 
     Returns:
         The result, the path of its result.json, and whether something was computed now (False: it existed).
     """
-    result, path, computed = score_samples(evaluation, subject, cache)
+    real = real or _real_images(evaluation, subject, cache)
+    result, path, computed = score_samples(evaluation, subject, real)
+    if evaluation.least_of > 1 and result.least_of != evaluation.least_of:
+        result = replace(result, least_of=evaluation.least_of)
+        if ranks()[0] == 0:
+            save_result(path, result)
     if evaluation.likelihood:
         scores = score_test_images(evaluation, subject)
         if result.likelihood != scores.likelihood:
@@ -94,27 +114,32 @@ def evaluate(evaluation: Evaluation, subject: Subject, cache: Path) -> tuple[dic
     return result.to_dict(), path, computed
 
 
-def score_samples(evaluation: Evaluation, subject: Subject, cache: Path) -> tuple[ResultRecord, Path, bool]:
+def _real_images(evaluation: Evaluation, subject: Subject, cache: Path) -> DataImages:
+    """Return the real images, with the feature net on the device of the model."""
+    evaluation.compare_data(subject.run, subject.model, subject.data)
+    net = evaluation.features_of(subject.data).to(subject.model.device)
+    return DataImages(subject.data, evaluation.split, net, cache)
+
+
+def score_samples(evaluation: Evaluation, subject: Subject, real: DataImages) -> tuple[ResultRecord, Path, bool]:
     """Sample, quantise and score, unless the result has all scores; returns as `evaluate` does; collective."""
     model, data = subject.model, subject.data
-    net = evaluation.features_of(data).to(model.device)
     subject = replace(subject, sampler=subject.sampler or model.default_sampler())
     other_data = evaluation.compare_data(subject.run, model, data)
-    protocol = evaluation.protocol(data, net)
+    protocol = evaluation.protocol(data, real.net)
     counts = data.class_counts(evaluation.split) if model.num_classes else None
     place = evaluation.directory(subject.run, subject.sampler, protocol, model.images_seen, counts, other_data)
     path = place / "result.json"
     found = _find_result(path)
     if found is not None and evaluation.metrics is None:
         return found, path, False
-    real = DataImages(data, evaluation.split, net, cache)
     metrics = evaluation.metrics or default_metrics(
         real, evaluation.inception_splits, evaluation.num_samples, other_data is not None
     )
     check_needs(metrics, real, counts is not None)
     protocols = score_protocols(metrics, real)
     if found is not None:
-        metrics = missing_metrics(metrics, protocols, real, found)
+        metrics = missing_metrics(metrics, protocols, real, found, path)
         if not metrics:
             return found, path, False
     with _all_or_nothing(place):
@@ -124,7 +149,7 @@ def score_samples(evaluation: Evaluation, subject: Subject, cache: Path) -> tupl
             assert samples is not None
             result = _result(evaluation, subject, protocol, other_data, samples)
             with torch.inference_mode():
-                further = model.eval().further_scores(data, net)
+                further = model.eval().further_scores(data, real.net)
             result = _with_scores(result, scores, protocols, real_scores)
             result = replace(result, metrics=result.metrics | further)
         else:
@@ -186,7 +211,8 @@ def _score(
                 scoring.add(replace(known, labels=sampling.labels(known.index)).to(subject.model.device))
             return scoring.compute(), None
     flops = flops_per_image(sampling)
-    samples = replace(sampling.score(scoring, f"evaluating {place.name}"), flops_per_image=flops)
+    description = f"evaluating{evaluation.repeat} {place.name}"
+    samples = replace(sampling.score(scoring, description, evaluation.repeat), flops_per_image=flops)
     kept = scoring.kept()
     if ranks()[0] == 0:
         save_kept(place / "features.npz", kept)
@@ -224,7 +250,7 @@ def _with_scores(
         score_protocols=result.score_protocols | {name: protocols[name] for name in scores},
         standard_errors=older_errors | errors,
         floors=before | rows,
-        copies=is_copy(values["copy_z"]) if "copy_z" in values else result.copies,
+        copies=is_copy(values["copy_z"], values.get("copy_rate_z", 0.0)) if "copy_z" in values else result.copies,
     )
 
 
@@ -248,6 +274,8 @@ def _result(
         images_seen=model.images_seen,
         training_seconds=metadata.get("training_seconds"),
         earlier_seconds=metadata.get("earlier_seconds", 0.0),
+        training_flops=metadata.get("training_flops", ABSENT),
+        earlier_flops=metadata.get("earlier_flops", ABSENT),
         training_seed=metadata["seed"],
         sampler=None if subject.sampler is None else subject.sampler.to_dict(),
         defaults={} if subject.sampler is None else defaults(subject.sampler),

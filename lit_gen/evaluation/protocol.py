@@ -5,16 +5,18 @@ The protocol fixes the images, their number, their quantisation, the feature net
 `evaluation.result_file`.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.seeds import MAX_SEED
 from lit_gen.data.class_order import are_balanced
 from lit_gen.data.module import ImageDataModule
 from lit_gen.evaluation import drawn_classes
@@ -37,6 +39,21 @@ from lit_gen.runs.weights import parse_weights
 FeatureNetFactory = Callable[[], FeatureNet]
 
 
+class Repeat(NamedTuple):
+    """The place of an evaluation among those that one command makes with several sampling seeds.
+
+    Attributes:
+        number: Its number, from 1.
+        num: Number of all of them.
+    """
+
+    number: int = 1
+    num: int = 1
+
+    def __str__(self) -> str:
+        return f" ({self.number} of {self.num})" if self.num > 1 else ""
+
+
 class Evaluation:
     """The protocol of an evaluation.
 
@@ -48,6 +65,10 @@ class Evaluation:
         num_samples: Number of samples, exactly, whatever the batch size.
         split: Split of the data that is the reference, all of it.
         seed: Seed of the noise; image i of a seed is the same in every evaluation of a run.
+        num_repeats: Number of evaluations, with the seeds seed, seed + 1, ...; each has a result of its own, the same
+            as if its seed had been given alone.
+        least_of: Number of sampling seeds whose least score tables print beside the mean, for scores of which lower
+            values are better; some papers publish it. 1: none. Results record it, and it makes no rows unlike.
         weights: The averaged weights (ema), those of the last step (raw), the averaged weights at the best score of
             the evaluations during training (best, see `monitor`), or a power-function average of any width: ema:0.1,
             or ema:0.1@51200 after so many images (see `lit-gen ema`).
@@ -68,6 +89,8 @@ class Evaluation:
         num_samples: int = 10_000,
         split: Literal["train", "val", "test"] = "train",
         seed: int = 0,
+        num_repeats: int = 1,
+        least_of: int = 1,
         weights: str = "ema",
         inception_splits: int = 10,
         batch_size: int = 256,
@@ -77,9 +100,19 @@ class Evaluation:
         other_data: bool = False,
     ) -> None:
         least = {"num_samples": (num_samples, 2), "batch_size": (batch_size, 1), "num_kept": (num_kept, 1)}
-        for name, (value, minimum) in (least | {"inception_splits": (inception_splits, 1)}).items():
+        least |= {"inception_splits": (inception_splits, 1), "num_repeats": (num_repeats, 1), "least_of": (least_of, 1)}
+        for name, (value, minimum) in least.items():
             if value < minimum:
                 raise UserError(f"evaluation.{name}: {value} is too few; give at least {minimum}")
+        if metrics is not None and not metrics:
+            raise UserError(
+                "evaluation.metrics: the list is empty; name a metric such as FrechetDistance, or remove the key"
+            )
+        if seed + num_repeats - 1 > MAX_SEED:
+            raise UserError(
+                f"evaluation.num_repeats: {num_repeats} repeats from seed {seed} pass the largest, {MAX_SEED}; give "
+                "fewer, or a smaller --evaluation.seed"
+            )
         if inception_splits > num_samples:
             raise UserError(
                 f"evaluation.inception_splits: {inception_splits} splits need at least as many images, not "
@@ -92,6 +125,9 @@ class Evaluation:
         self.num_samples = num_samples
         self.split = split
         self.seed = seed
+        self.num_repeats = num_repeats
+        self.least_of = least_of
+        self.repeat = Repeat()
         self.weights = str(parse_weights(weights, "evaluation.weights") or weights)
         self.inception_splits = inception_splits
         self.batch_size = batch_size
@@ -115,6 +151,16 @@ class Evaluation:
         if self.metrics is not None:
             check_needs(self.metrics, DataImages(data, self.split, net, Path()), conditional)
 
+    def repeats(self) -> list["Evaluation"]:
+        """Return the evaluations with one sampling seed each."""
+        found = []
+        for number in range(self.num_repeats):
+            one = copy.copy(self)
+            one.seed, one.num_repeats = self.seed + number, 1
+            one.repeat = Repeat(number + 1, self.num_repeats)
+            found.append(one)
+        return found
+
     def features_of(self, data: ImageDataModule) -> FeatureNet:
         """Return the feature net.
 
@@ -133,8 +179,6 @@ class Evaluation:
     def compare_data(self, run: Run, model: GenerativeModel, data: ImageDataModule) -> OtherData | None:
         """Compare the training images of the data with those that the run was trained on.
 
-        If others are accepted, the data module forgets the facts of the run.
-
         Returns:
             Both fingerprints if they differ and `other_data` accepts it; None if they are the same, or if a run of an
             older version did not record its own.
@@ -151,16 +195,15 @@ class Evaluation:
                 f"({now[:12]}); restore its images, name their place with --data.source, or accept these with "
                 "--evaluation.other_data true"
             )
-        shape = data.image_shape
-        data.facts = None
-        if data.image_shape != shape:
-            ours, theirs = ("x".join(map(str, each)) for each in (shape, data.image_shape))
+        given = data.with_facts(None)
+        if given.image_shape != data.image_shape:
+            ours, theirs = ("x".join(map(str, each.image_shape)) for each in (data, given))
             raise UserError(
                 f"data.source: its images are {theirs}, but {run.directory} makes {ours}; choose other data"
             )
-        if model.num_classes not in (0, data.num_classes):
+        if model.num_classes not in (0, given.num_classes):
             raise UserError(
-                f"data.source: it has {data.num_classes or 'no'} classes, but {run.directory} makes images of "
+                f"data.source: it has {given.num_classes or 'no'} classes, but {run.directory} makes images of "
                 f"{model.num_classes}; choose other data"
             )
         return OtherData(trained_on=recorded, given=now)
@@ -175,8 +218,8 @@ class Evaluation:
         if isinstance(net, Points):
             if num_real < self.num_samples:
                 raise UserError(
-                    f"evaluation.num_samples: a Wasserstein distance needs as many real points, and the {self.split} "
-                    f"split of {data.name} has {num_real}, not {self.num_samples}; give at most {num_real}"
+                    f"evaluation.num_samples: a Wasserstein distance needs as many real points as samples, and the "
+                    f"{self.split} split of {data.name} has {num_real}, not {self.num_samples}; give at most {num_real}"
                 )
             num_real = self.num_samples
         return Protocol(

@@ -93,12 +93,13 @@ class Sampling:
         samples = self.model.sample(Noise(self.seed, index, self.model.device), labels, self.sampler)
         return SampledBatch(self.stored(samples), index, labels, (~torch.isfinite(samples)).sum())
 
-    def score(self, scoring: Scoring, description: str | None) -> Samples:
+    def score(self, scoring: Scoring, description: str | None, repeat: tuple[int, int] = (1, 1)) -> Samples:
         """Sample all images and score them; collective: every process takes its share of the batches.
 
         Args:
             scoring: Updated with the images of this process.
             description: Name of the evaluation, for the progress; None shows no progress.
+            repeat: Number of the evaluation among repeats, from 1, and their number; the progress is that of all.
 
         Raises:
             NotFiniteError: If a pixel is not finite; raised on every process.
@@ -108,7 +109,7 @@ class Sampling:
         bad: list[Tensor] = []
         num_pixels = 0
         at_once = ranks()[1] == 1 and self.model.device.type == "cpu"
-        with shared_batches(description, self.num_samples, self.batch_size) as batches:
+        with shared_batches(description, self.num_samples, self.batch_size, repeat) as batches:
             for batch in batches:
                 with clock.running():
                     drawn = self.batch(batch)

@@ -14,28 +14,33 @@ from lit_gen.core.progress import ImageProgress, image_progress
 
 
 @contextmanager
-def shared_batches(description: str | None, num_images: int, batch_size: int) -> Iterator[Iterator[range]]:
+def shared_batches(
+    description: str | None, num_images: int, batch_size: int, repeat: tuple[int, int] = (1, 1)
+) -> Iterator[Iterator[range]]:
     """Show the progress of a block that computes the batches of this process.
 
     Args:
         description: What is computed; None shows no progress.
         num_images: Images of all processes.
         batch_size: Images per batch.
+        repeat: Number of the block among repeats, from 1, and their number; the progress is that of all.
 
     Yields:
         An iterator over the indices of each batch.
     """
+    number, num = repeat
+    done = (number - 1) * num_images
     show = description is not None and ranks()[0] == 0
-    with image_progress(description or "", num_images, show=show) as progress:
-        yield _batches(num_images, batch_size, progress)
+    with image_progress(description or "", num * num_images, show=show, completed=done) as progress:
+        yield _batches(num_images, batch_size, progress, done)
 
 
-def _batches(num_images: int, batch_size: int, progress: ImageProgress | None) -> Iterator[range]:
+def _batches(num_images: int, batch_size: int, progress: ImageProgress | None, done: int) -> Iterator[range]:
     rank, world_size = ranks()
     for first in range(rank * batch_size, num_images, world_size * batch_size):
         yield range(first, min(first + batch_size, num_images))
         if progress is not None:
-            progress.update(min(first + world_size * batch_size, num_images))
+            progress.update(done + min(first + world_size * batch_size, num_images))
 
 
 def in_order(shares: Iterable[dict[int, Tensor]]) -> Tensor:

@@ -57,7 +57,7 @@ def check_scored(experiment: Experiment, device: torch.device) -> Sampler | None
     """Return the sampler, as `check_sampler` does.
 
     Raises:
-        UserError: Unless it suits the model, and its samples and the likelihood can be scored.
+        UserError: If it does not suit the model, or its samples or the likelihood cannot be scored.
     """
     sampler = check_sampler(experiment, device)
     if experiment.evaluation.likelihood:

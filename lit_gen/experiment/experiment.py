@@ -1,6 +1,6 @@
 """The objects of an experiment, with their types."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from jsonargparse import Namespace
 
@@ -12,7 +12,7 @@ from lit_gen.experiment.first_stage import FirstStage
 from lit_gen.experiment.reflow import Reflow
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
-from lit_gen.runs.directory import RunSettings
+from lit_gen.runs.directory import Run, RunSettings
 from lit_gen.runs.tracking import WandbSettings
 from lit_gen.training.callbacks.budget import BudgetSettings
 from lit_gen.training.callbacks.checkpoint import CheckpointSettings
@@ -66,3 +66,12 @@ class Experiment:
     def stage(self) -> FirstStage | None:
         """The first stage, or None if the model trains on images."""
         return self.first_stage if self.first_stage.run is not None else None
+
+    def with_accepted_data(self, run: Run) -> "Experiment":
+        """Return the experiment of an evaluation of a run, with other data than that of the run if they are accepted.
+
+        Raises:
+            UserError: If `evaluation.compare_data` raises one.
+        """
+        other = self.evaluation.compare_data(run, self.model, self.data)
+        return self if other is None else replace(self, data=self.data.with_facts(None))

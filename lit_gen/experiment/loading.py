@@ -13,6 +13,7 @@ from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER, FirstStage, FirstStageSettings
 from lit_gen.experiment.parser import build_objects
 from lit_gen.families.base import GenerativeModel
+from lit_gen.families.clock import Clock
 from lit_gen.families.diffusion.guidance import Guidance
 from lit_gen.families.diffusion.models.general import Diffusion
 from lit_gen.runs.directory import Run
@@ -134,7 +135,7 @@ def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeMode
         ) from None
     if isinstance(model.first_stage, FirstStage):
         load_first_stage(model.first_stage, run.directory / FOLDER)
-    model.clock.images_seen = images
+    model.clock = Clock(images_seen=images)
     model.title = run.metadata.get("title", model.title)
     return model.eval()
 

@@ -254,7 +254,7 @@ def prefer_int(parser: LightningArgumentParser) -> None:
 
 def _with_facts(facts: DataFacts | None, data_module: type[ImageDataModule], **settings: Any) -> ImageDataModule:
     """Build the data module, whose shape and classes are those of the facts."""
-    return data_module.recorded(facts, **settings)
+    return data_module(**settings).with_facts(facts)
 
 
 def _first_stage(settings: type[FirstStageSettings], **values: Any) -> FirstStage:

@@ -27,7 +27,7 @@ EXPECTED = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
     ".*It is recommended to use `self.log\\('step'.*sync_dist=True.*",  # the step is the same in all processes
 )
-"""Warnings of Lightning about what is done here on purpose."""
+"""Warnings of Lightning about intended behaviour."""
 
 
 def make_trainer(settings: TrainerSettings, model: GenerativeModel, instantiate: Callable[..., Trainer]) -> Trainer:
@@ -58,7 +58,7 @@ def make_trainer(settings: TrainerSettings, model: GenerativeModel, instantiate:
 
 
 def quieten() -> None:
-    """Hide Lightning's notices, and its warnings about what is done on purpose."""
+    """Hide Lightning's notices, and its warnings about intended behaviour."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in EXPECTED:

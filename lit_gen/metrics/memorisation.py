@@ -6,7 +6,8 @@ share of H among all real images.
 | score | definition | fresh real images | copies |
 | --- | --- | --- | --- |
 | copy_rate | 1 - P(the nearest real image of x is in H) / q | 0 | 1 |
-| copy_z | z of the permutation test that it is 0 for samples very near to a real image | below 1.6 | above 1.6 |
+| copy_rate_z | z of the permutation test that it is 0 | below 3 | above 3 |
+| copy_z | z of the same test for samples very near to a real image | below 1.6 | above 1.6 |
 | c_t | mean z over cells: are the d(x, T) larger than the d(h, T) of h in H? | about 0 | below -3 |
 | auth_pct | 100 P(d(x, T) > d(t, T \ t)), t the training image nearest to x | depends on the data | 0 |
 
@@ -14,15 +15,22 @@ copy_rate asks whether x is nearer to T than to H. It does not depend on quality
 all data, are as near to H as to T, in proportion to their sizes. In a mixture of copies and fresh images it estimates
 the share of copies, whatever that proportion is.
 
-copy_z considers only samples that are nearer to a real image than 95 % of real images are to each other. Given the
-samples, a model that does not remember its training images would be as likely with any other choice of T among the real
-images. This gives the exact mean and variance of the number of samples whose nearest real image is in T, the noise of a
-small H included:
+Given the samples, a model that does not remember its training images would be as likely with any other choice of T
+among the real images. This gives the exact mean and variance of the number of samples whose nearest real image is in T,
+the noise of a small H included:
 
     var = |T| |H| / (N (N - 1)) sum_r (c_r - mean c)^2,    N = |T| + |H|,    c_r = number of samples nearest to real r
 
-z has a continuity correction of 1/2. c_t asks whether x is nearer to T than real images are. Samples that are too
-smooth or too typical are nearer as well, and a few copies among many samples of ordinary quality do not lower it.
+z has a continuity correction of 1/2. copy_rate_z considers all samples. copy_z considers only those that are nearer to
+a real image than 95 % of real images are to each other: it finds a few copies among many other samples, which
+copy_rate_z does not, but not samples that lie around training images at a larger distance. The spread of copy_rate
+comes from the same chance: H is a random part of the N real images, so for copies of training images and fresh samples
+mixed in any proportion
+
+    var(copy_rate) = (N / n)^2 (1 - |H| / N) var_H(c) / |H| + r (1 - r) / n,    n samples, r = copy_rate within [0, 1]
+
+c_t asks whether x is nearer to T than real images are. Samples that are too smooth or too typical are nearer as well,
+and a few copies among many samples of ordinary quality do not lower it.
 
 Papers: Alaa et al. 2022, https://arxiv.org/abs/2102.08921 (authenticity); Meehan et al. 2020,
 https://arxiv.org/abs/2004.05675 (C_T).
@@ -43,7 +51,10 @@ from lit_gen.metrics.real import RealImages
 from lit_gen.metrics.rows import Distinct, distinct, take
 
 Z_95 = 1.6448536269514722
-"""Quantile of the normal distribution that a one-sided test at 95 % uses."""
+"""Largest `copy_z` of a row without a mark: a one-sided test at 95 %, which most models pass more often than that."""
+
+Z_OF_RATE = 3.0
+"""Largest `copy_rate_z` of a row without a mark: a one-sided test at 99.87 %."""
 
 MOST_CELLS = 50
 PER_CELL = 50
@@ -52,20 +63,20 @@ MOST_CLUSTERED = 10_000
 MOST_COMPARED = 2000
 
 
-def is_copy(copy_z: float) -> bool:
-    """Return whether samples copy training images, outside the noise at 95 %: whether `copy_z` > 1.645.
+def is_copy(copy_z: float, copy_rate_z: float = 0.0) -> bool:
+    """Return whether samples copy training images, outside the noise: whether `copy_z` > 1.645 or `copy_rate_z` > 3.
 
-    Among the samples that are nearer to a real image than 95 % of real images are to each other, more are nearest to a
-    training image than chance explains. A model that does not remember its training images is marked with a probability
-    of at most about 5 %.
+    More of the samples are nearest to a training image than chance explains: of those that are nearer to a real image
+    than 95 % of real images are to each other, or of all. A model that does not remember its training images is marked
+    with a probability of at most about 5 %.
     """
-    return copy_z > Z_95
+    return copy_z > Z_95 or copy_rate_z > Z_OF_RATE
 
 
-def copying(samples: Tensor, train: Tensor, held_out: Tensor, near: float = 0.05) -> tuple[Tensor, float]:
-    """Return whether the real image nearest to each sample is held out, and z of the permutation test of near samples.
+def copying(samples: Tensor, train: Tensor, held_out: Tensor, near: float = 0.05) -> tuple[Tensor, float, float]:
+    """Return the number of samples nearest to each held-out image, and z of the permutation tests of near and all.
 
-    Equal real images share their samples, so a value may lie between 0 and 1.
+    Equal real images share their samples, so a number may be a fraction.
 
     Args:
         samples: (n, d).
@@ -74,24 +85,56 @@ def copying(samples: Tensor, train: Tensor, held_out: Tensor, near: float = 0.05
         near: Quantile of the distances of real images to their nearest different one, up to which a sample is near.
 
     Returns:
-        Values (n,) in [0, 1], float64, and z: positive if near samples are nearer to training images; 0 if there are no
-        such samples, or all real images are equal.
+        Numbers (h,), float64, then z of near samples and z of all samples: positive if they are nearer to training
+        images; 0 if there are no such samples, or all real images are equal.
     """
     real = [train, held_out]
     different = distinct(real)
     _, number, repeats = different
-    share = number[len(train) :].bincount(minlength=len(repeats)).double() / repeats
     distance, index = nearest(samples, real)
     index = number[index]
-    chosen = index[distance <= near_limit(real, different, near)]
-    counts = chosen.bincount(minlength=len(repeats)).double() / repeats
-    total, q = len(number), len(held_out) / len(number)
-    squares = float((repeats * (counts - len(chosen) / total).square()).sum())
-    variance = len(train) * len(held_out) / (total * (total - 1)) * squares
-    excess = len(chosen) * q - float(share[chosen].sum())
+    # number of samples nearest to each real image
+    near_to, nearest_to = (
+        (chosen.bincount(minlength=len(repeats)).double() / repeats)[number]
+        for chosen in (index[distance <= near_limit(real, different, near)], index.flatten())
+    )
+    return nearest_to[len(train) :], permutation_z(near_to, len(train)), permutation_z(nearest_to, len(train))
+
+
+def permutation_z(counts: Tensor, num_train: int) -> float:
+    """Return z of the test that the choice of training images among the real ones is independent of the samples.
+
+    Args:
+        counts: Number of samples nearest to each real image, (N,), the training images first.
+        num_train: Number of training images.
+    """
+    total = len(counts)
+    num_held_out = total - num_train
+    excess = float(counts.sum()) * num_held_out / total - float(counts[num_train:].sum())
     excess -= max(-0.5, min(0.5, excess))
-    z = excess / math.sqrt(variance) if variance > 0 else 0.0
-    return share[index[:, 0]], z
+    variance = num_train * num_held_out / (total * (total - 1)) * float((counts - counts.mean()).square().sum())
+    return excess / math.sqrt(variance) if variance > 0 else 0.0
+
+
+def copy_rate(nearest_to_held_out: Tensor, num_samples: int, num_train: int) -> Estimate:
+    """Return 1 - p / q with its spread, where p is the share of samples that are nearest to held-out images.
+
+    Deviations are random halves of the held-out images, the same in every call, so two results share that noise.
+
+    Args:
+        nearest_to_held_out: Number of samples nearest to each held-out image, (h,).
+        num_samples: Number of samples n.
+        num_train: Number of training images.
+    """
+    h = len(nearest_to_held_out)
+    rates = 1 - nearest_to_held_out * (num_train + h) / num_samples
+    rate = float(rates.mean())
+    if h < 2:
+        return Estimate(rate)
+    deviations = mean_deviations(rates) * math.sqrt(num_train / (num_train + h))
+    of_split, share = float(deviations.var()), min(max(rate, 0.0), 1.0)
+    of_samples = share * (1 - share) / num_samples
+    return Estimate(rate, deviations * math.sqrt(1 + of_samples / of_split) if of_split > 0 else deviations)
 
 
 def near_limit(real: Sequence[Tensor], different: Distinct, near: float) -> float:
@@ -199,10 +242,11 @@ class AuthPct(StoredMetric):
 
 
 class CopyRate(StoredMetric):
-    """Estimated share of samples that are copies, 0 for fresh images, and z of a test for copies, see `is_copy`.
+    """Estimated share of samples that are copies, 0 for fresh images, and z of two tests for copies, see `is_copy`.
 
     The share may be negative by noise, of a standard deviation of at least sqrt((1 - q) / (q n)) for n samples and a
-    share q of held-out images among the real ones.
+    share q of held-out images among the real ones. Its spread accounts for the choice of the held-out images. Both z
+    need none: their standard deviation is 1 for a model that does not remember its training images.
 
     Args:
         near: Share of real images that are nearer to another real image than a sample that the test counts.
@@ -219,14 +263,14 @@ class CopyRate(StoredMetric):
         self.max_images = max_images
 
     def directions(self, real: RealImages) -> dict[str, Direction]:
-        return {"copy_rate": "lower", "copy_z": "lower"}
+        return {"copy_rate": "lower", "copy_z": "lower", "copy_rate_z": "lower"}
 
     def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
         assert samples.features is not None
         train, held_out = self.real.features("train"), self.real.features("held out")
-        in_held_out, z = copying(samples.features, train, held_out, self.near)
-        rates = 1 - in_held_out * (len(train) + len(held_out)) / len(held_out)
-        return {"copy_rate": Estimate(float(rates.mean()), mean_deviations(rates)), "copy_z": Estimate(z)}
+        nearest_to, z, rate_z = copying(samples.features, train, held_out, self.near)
+        rate = copy_rate(nearest_to, len(samples.features), len(train))
+        return {"copy_rate": rate, "copy_z": Estimate(z), "copy_rate_z": Estimate(rate_z)}
 
 
 class CTest(StoredMetric):

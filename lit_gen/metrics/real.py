@@ -88,6 +88,8 @@ class RealFeatures(RealImages):
         images: Images of the reference, (n, C, H, W).
         net_name: Name of the features.
         num_classes: Number of logits that samples have.
+        distance_name: Name of the Frechet distance between them, as a feature net gives it; `fd_` with the name of the
+            features by default.
     """
 
     def __init__(
@@ -99,9 +101,10 @@ class RealFeatures(RealImages):
         images: Tensor | None = None,
         net_name: str = "features",
         num_classes: int = 0,
+        distance_name: str | None = None,
     ) -> None:
         self.net_name = net_name
-        self.distance_name = "fid" if net_name == "inception" else f"fd_{net_name}"
+        self.distance_name = distance_name or f"fd_{net_name}"
         self.num_classes = num_classes
         train = reference if train is None else train
         self._features = {"reference": reference, "train": train, "held out": held_out}

@@ -21,11 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_gen.evaluation.result_file import load_deviations
+from lit_gen.evaluation.result_file import load_deviations, score_protocol
 from lit_gen.report.results import Result
 
 LEVEL = 0.95
 """Confidence level of intervals and comparisons."""
+
+
+COPIES = " (copies)"
+"""Mark of a model whose samples copy training images."""
 
 
 COSTS = {"nfe": "nfe", "flops": "flops_per_image"}
@@ -87,7 +91,7 @@ class Row:
     @property
     def run(self) -> str:
         """The name of the first run, with the number of other runs."""
-        names = list(dict.fromkeys(result.get("run.name") for result in self.results))
+        names = list(dict.fromkeys(result.record.run.name for result in self.results))
         return names[0] + (f" (+{len(names) - 1})" if len(names) > 1 else "")
 
     @cached_property
@@ -95,7 +99,7 @@ class Row:
         """The results of each training run, by its identity."""
         runs: dict[str, list[Result]] = defaultdict(list)
         for result in self.results:
-            runs[result.get("run.identity")].append(result)
+            runs[result.record.run.identity].append(result)
         return runs
 
     @property
@@ -113,7 +117,7 @@ class Row:
     @property
     def copies(self) -> bool:
         """Whether the samples of most evaluations copy training images, outside the noise."""
-        return 2 * sum(bool(result.get("copies")) for result in self.results) > len(self.results)
+        return 2 * sum(bool(result.record.copies) for result in self.results) > len(self.results)
 
     def mean(self, key: str) -> float:
         """Return the mean over training runs of a number's mean over evaluations; NaN if one of them lacks it."""
@@ -129,17 +133,45 @@ class Row:
     @property
     def training_seconds(self) -> float:
         """The mean training time in seconds, including a first stage or a teacher; NaN if unknown."""
-        earlier = [result.get("earlier_seconds") or 0.0 for result in self.results]
+        earlier = [result.record.earlier_seconds or 0.0 for result in self.results]
         return self.mean("training_seconds") + statistics.fmean(earlier)
+
+    @property
+    def training_flops(self) -> float:
+        """The mean number of operations of the training, with a first stage or a teacher; NaN if unknown."""
+        return self.mean("training_flops") + self.mean("earlier_flops")
 
     def std(self, key: str) -> float | None:
         """Return the standard deviation of a number over the evaluations; None for a single evaluation."""
         values = [result.number(key) for result in self.results]
         return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
+    @property
+    def least_of(self) -> int | None:
+        """The number of sampling seeds whose least scores stand beside the mean; None if the results ask for none.
+
+        It is None for several training runs, and if there are fewer evaluations.
+        """
+        asked = {result.get("least_of") for result in self.results}
+        number = asked.pop() if len(asked) == 1 else None
+        one = len(self.by_training) == 1
+        return number if one and isinstance(number, int) and 1 < number <= len(self.results) else None
+
+    def least(self, metric: str) -> float | None:
+        """Return the least value of a score over the `least_of` lowest sampling seeds; None if it is not asked for.
+
+        Only scores with a protocol of their own, of which lower values are better, have one.
+        """
+        protocol = score_protocol(self.first.record, metric)
+        if self.least_of is None or protocol is None or protocol["better"] != "lower":
+            return None
+        chosen = sorted(self.results, key=lambda result: result.record.seed)[: self.least_of]
+        values = [result.number(f"metrics.{metric}") for result in chosen]
+        return min(values) if all(map(math.isfinite, values)) else None
+
     def training_means(self, metric: str) -> dict[object, float]:
         """Return the mean of a score for each training run, by its seed, or by its identity if seeds are equal."""
-        seeds = {identity: results[0].get("training_seed") for identity, results in self.by_training.items()}
+        seeds = {identity: results[0].record.training_seed for identity, results in self.by_training.items()}
         names = seeds if len(set(seeds.values())) == len(seeds) else {identity: identity for identity in seeds}
         return {
             names[identity]: statistics.fmean(result.number(f"metrics.{metric}") for result in results)

@@ -63,6 +63,8 @@ _FIELDS = {
     "best": RECORD,
     "training_seconds": AMOUNT,
     "earlier_seconds": AMOUNT,
+    "training_flops": AMOUNT,
+    "earlier_flops": AMOUNT,
     "data": RECORD,
     "data.fingerprint": TEXT,
     **FACTS,

@@ -3,9 +3,11 @@
 import configparser
 import csv
 import io
+import math
 import os
+import statistics
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +148,11 @@ class Curves(WandbLogger):
         self.experiment.log({name: wandb.Image(str(picture)), "images": images})
 
 
+def under_an_agent() -> bool:
+    """Return whether an agent of W&B started a run for this process, which is that of the evaluation."""
+    return "WANDB_RUN_ID" in os.environ
+
+
 def log_evaluation(
     settings: WandbSettings, run: Run, result: dict[str, Any], folder: Path, config: dict[str, Any]
 ) -> None:
@@ -155,16 +162,68 @@ def log_evaluation(
     unless an agent started a W&B run for it. If the process is killed before it writes the list, the next call logs the
     result.
     """
+    _log(settings, run, result, [folder], config, _facts(result))
+
+
+def log_repeats(
+    settings: WandbSettings, run: Run, evaluated: Sequence[tuple[dict[str, Any], Path]], config: dict[str, Any]
+) -> None:
+    """Log evaluations with several sampling seeds as one W&B run, that of an agent's trial.
+
+    It has the mean of each number under its name. Of each score it also has the standard deviation over the seeds,
+    `NAME_std_over_seeds`, and the value of each seed, such as `NAME_seed_0`. Pictures are those of the first seed.
+    """
+    results = [result for result, _ in evaluated]
+    facts = _facts(results[0]) | {name: mean for name, (mean, _) in over_repeats(list(map(_facts, results))).items()}
+    for name, (_, deviation) in over_repeats([result["metrics"] for result in results]).items():
+        facts |= {f"{name}_std_over_seeds": deviation}
+        facts |= {f"{name}_seed_{result['seed']}": result["metrics"][name] for result in results}
+        errors = [result.get("standard_errors", {}).get(name) for result in results]
+        if None not in errors:  # that of the mean, since the seeds are independent
+            facts[f"{name}_standard_error"] = math.hypot(*errors) / len(errors)
+    _log(settings, run, results[0], [folder for _, folder in evaluated], config, facts)
+
+
+def over_repeats(numbers: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Return the mean and the standard deviation of each number that all of several evaluations have, by its name."""
+    shared = [name for name in numbers[0] if all(isinstance(each.get(name), int | float) for each in numbers)]
+    values = {name: [float(each[name]) for each in numbers] for name in shared}
+    return {
+        name: (statistics.fmean(found), statistics.stdev(found) if all(map(math.isfinite, found)) else math.nan)
+        for name, found in values.items()
+    }
+
+
+def _facts(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the scores of a result, their standard errors, those of real images, and its cost."""
+    errors = {f"{name}_standard_error": error for name, error in result.get("standard_errors", {}).items()}
+    floors = {
+        f"{name}_of_{row}_images": score
+        for row, floor in result.get("floors", {}).items()
+        for name, score in floor["scores"].items()
+    }
+    return {**result["metrics"], **errors, **floors, "nfe": result["nfe"], **result["timing"]}
+
+
+def _log(
+    settings: WandbSettings,
+    run: Run,
+    result: dict[str, Any],
+    folders: Sequence[Path],
+    config: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    """Log facts of the evaluations in some folders as one W&B run, unless it was logged before."""
     mode = settings.resolved_mode()
-    marker = folder / "wandb_runs"
-    logged = read_text(marker).split() if marker.exists() else []
+    markers = [folder / "wandb_runs" for folder in folders]
+    logged = [read_text(marker).split() if marker.exists() else [] for marker in markers]
     agents_run = os.environ.get("WANDB_RUN_ID")
-    if mode == "disabled" or (logged and agents_run in (None, *logged)):
+    if mode == "disabled" or all(each and agents_run in (None, *each) for each in logged):
         return
     ours = {**config, "sampler": result["sampler"], "run": result["run"], "protocol": result["protocol"]}
     experiment = _init(
         of_agent=True,
-        name=evaluation_name(run.directory.name, result),
+        name=evaluation_name(run.directory.name, result, len(folders)),
         dir=str(run.directory),
         mode=mode,
         job_type="evaluate",
@@ -175,28 +234,24 @@ def log_evaluation(
     # a parameter of an agent's sweep has its value under its own name, which may be that of a block such as `sampler`
     if hidden := {key: value for key, value in ours.items() if experiment.config.get(key) != value}:
         experiment.config.update({"settings": hidden})
-    errors = {f"{name}_standard_error": error for name, error in result.get("standard_errors", {}).items()}
-    floors = {
-        f"{name}_of_{row}_images": score
-        for row, floor in result.get("floors", {}).items()
-        for name, score in floor["scores"].items()
-    }
-    facts = {**result["metrics"], **errors, **floors, "nfe": result["nfe"], **result["timing"]}
     numbers = {name: value for name, value in facts.items() if not isinstance(value, str)}
-    pictures = {name: wandb.Image(str(path)) for name in PICTURES if (path := folder / f"{name}.png").is_file()}
+    pictures = {name: wandb.Image(str(path)) for name in PICTURES if (path := folders[0] / f"{name}.png").is_file()}
     experiment.log({**numbers, **pictures})  # the charts and the search of a sweep read the history
     experiment.summary.update(facts)
     experiment.finish()
     _end_session()
-    write_atomically(marker, "".join(f"{name}\n" for name in [*logged, experiment.id]))
+    for marker, before in zip(markers, logged, strict=True):
+        write_atomically(marker, "".join(f"{name}\n" for name in dict.fromkeys([*before, experiment.id])))
 
 
-def evaluation_name(run: str, result: dict[str, Any]) -> str:
-    """Return the name of an evaluation in W&B, such as `digits_edm-1234 Heun nfe 35 seed 0`."""
+def evaluation_name(run: str, result: dict[str, Any], num_repeats: int = 1) -> str:
+    """Return the name of an evaluation in W&B, such as `digits_edm-1234 Heun nfe 35 seed 0`, or `seeds 0 to 2`."""
     sampler = result["sampler"]
     how = "one pass" if sampler is None else sampler["name"]
     weights = "" if result["weights"] == "ema" else f" {result['weights']} weights"
-    return f"{run} {how} nfe {result['nfe']:g}{weights} seed {result['seed']}"
+    seed = result["seed"]
+    seeds = f"seed {seed}" if num_repeats == 1 else f"seeds {seed} to {seed + num_repeats - 1}"
+    return f"{run} {how} nfe {result['nfe']:g}{weights} {seeds}"
 
 
 def finish(failed: bool = False) -> None:

@@ -4,6 +4,7 @@
     {"event": "finished", "trial": id, "time": ..., "result": path from the runs folder, "seconds": ...}
     {"event": "failed",   "trial": id, "time": ..., "error": one line, "log": path from the sweep's folder}
 
+A trial with several sampling seeds has `"results": [path, ...]` in addition; its `result` is the first of them.
 Each line is flushed to the disk before the next trial starts. A power cut can leave an incomplete last line, which the
 next process removes.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import append, read_regular
-from lit_gen.core.records import TEXT, parse_json
+from lit_gen.core.records import TEXT, list_of, parse_json
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -42,9 +43,16 @@ def _event(event: Any) -> dict[str, Any]:
     """Return a value that is an event; raise a ValueError if it is not."""
     if not isinstance(event, dict) or not all(TEXT.fits(event.get(key)) for key in ("event", "trial")):
         raise ValueError("not an event")
-    if not TEXT.fits(event.get("result", "")):
+    if not TEXT.fits(event.get("result", "")) or not list_of(TEXT, 1).fits(event.get("results", ["-"])):
         raise ValueError("not a path")
     return event
+
+
+def results_of(event: dict[str, Any]) -> list[str]:
+    """Return the paths of the results of an event, one per sampling seed; empty if it names none."""
+    first = [event["result"]] if "result" in event else []
+    results: list[str] = event.get("results", first)
+    return results
 
 
 def outcomes(events: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

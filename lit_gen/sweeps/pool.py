@@ -111,7 +111,7 @@ class Worker:
         return self._process.stdout if self._process else None
 
     def answer(self) -> dict[str, Any] | None:
-        """Return the answer to the trial, `{"status", "result" | "error"}`, without waiting; None if not yet there."""
+        """Return the answer to the trial, `{"status", "results" | "error"}`, without waiting; None if not yet there."""
         if self._process is None or self.assignment is None:
             return None
         dead = self._process.poll() is not None  # checked first: output before the end is read below

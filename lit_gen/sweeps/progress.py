@@ -1,7 +1,9 @@
 """Report a running sweep: one line for each trial that ends and, on a terminal, live bars."""
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -39,10 +41,13 @@ def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
     return table
 
 
-def main_metrics(result: Path) -> str:
-    """Return the metrics of a result.json in one line; empty if it holds none."""
-    shown = {name: value for name, value in _scores(result).items() if not name.endswith(("_std", "_stderr"))}
-    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+def main_metrics(results: Sequence[Path]) -> str:
+    """Return the metrics of a trial, the mean over its result.json files, in one line; empty if there are none."""
+    scores = [_scores(result) for result in results]
+    shown = [name for name in scores[0] if not name.endswith(("_std", "_stderr"))]
+    means = {name: fmean(each[name] for each in scores) for name in shown if all(name in each for each in scores)}
+    repeats = f"  (mean of {len(results)} sampling seeds)" if means and len(results) > 1 else ""
+    return "  ".join(f"{name} {value:.4g}" for name, value in means.items()) + repeats
 
 
 def reported_names(result: Path) -> list[str]:
@@ -59,6 +64,12 @@ def _scores(result: Path, block: str = "metrics") -> dict[str, float]:
         return {}
     numbers = {key: scores[key] for key in scores if key != "device"} if isinstance(scores, dict) else {}
     return numbers if values_of(SCORE).fits(numbers) else {}
+
+
+def _activity(step: Step) -> str:
+    """Return what a trial does in a word, with the number of the repeat, such as `evaluating (2 of 3)`."""
+    words = re.match(r"\S+( \(\d+ of \d+\))?", step.description)
+    return "" if words is None else words[0]
 
 
 class SweepProgress:
@@ -110,7 +121,7 @@ class SweepProgress:
             under_way = step.images_per_second > 0 and step.completed < step.total
             self._bars.update(
                 self._running[trial.id],
-                description=f"  {self._labels.describe(trial)}: {step.description.partition(' ')[0]}",
+                description=f"  {self._labels.describe(trial)}: {_activity(step)}",
                 total=step.total,
                 completed=step.completed,
                 count=f"{step.completed:,}/{step.total:,}",
@@ -133,11 +144,11 @@ class SweepProgress:
         self._bars.update(self._running[trial.id], left="")
         self.say(f"{self._labels.describe(trial)}: process {process} is running again")
 
-    def finished(self, trial: Trial, result: Path, seconds: float) -> None:
-        """Report the result of a trial."""
+    def finished(self, trial: Trial, results: Sequence[Path], seconds: float) -> None:
+        """Report the results of a trial, one per sampling seed."""
         self._finished += 1
         self._estimate.ended(trial, seconds)
-        self._ended(trial, f"{main_metrics(result)}  {seconds:.1f} s")
+        self._ended(trial, f"{main_metrics(results)}  {seconds:.1f} s")
 
     def failed(self, trial: Trial, error: str, log: Path, seconds: float) -> None:
         """Report that a trial failed; the sweep continues."""

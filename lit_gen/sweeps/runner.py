@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -32,7 +33,7 @@ from lit_gen.core.files import write_atomically
 from lit_gen.core.records import TEXT, read_json
 from lit_gen.core.text import printable
 from lit_gen.sweeps.estimate import training_of
-from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, read_journal
+from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, read_journal, results_of
 from lit_gen.sweeps.labels import Labels
 from lit_gen.sweeps.pool import Worker
 from lit_gen.sweeps.progress import SweepProgress, reported_names, trial_table
@@ -55,7 +56,8 @@ class SweepResult:
         name: Name of the sweep.
         folder: Folder of the sweep.
         trials: All trials.
-        results: The result.json by trial id, in the order of the trials.
+        results: The result.json files of each finished trial, one per sampling seed, by its id in the order of the
+            trials.
         failures: Error in one line and log file by trial id.
         interrupted: Whether the sweep was stopped before its end.
         unknown_metrics: Values of `metric.name` that are in no result.
@@ -64,7 +66,7 @@ class SweepResult:
     name: str
     folder: Path
     trials: list[Trial]
-    results: dict[str, Path] = field(default_factory=dict)
+    results: dict[str, list[Path]] = field(default_factory=dict)
     failures: dict[str, tuple[str, Path]] = field(default_factory=dict)
     interrupted: bool = False
     unknown_metrics: list[str] = field(default_factory=list)
@@ -75,18 +77,18 @@ class SweepResult:
         return 130 if self.interrupted else 1 if self.failures or self.unknown_metrics else 0
 
 
-def sweep_results(folder: Path) -> dict[str, Path]:
-    """Return the result.json by trial id of the finished trials of a sweep's folder, if the file still exists."""
+def sweep_results(folder: Path) -> dict[str, list[Path]]:
+    """Return the result.json files of each finished trial of a sweep's folder by its id, if all of them still exist."""
     root = folder.parent.parent
     finished = {
-        trial: root / event["result"]
+        trial: [root / result for result in results_of(event)]
         for trial, event in outcomes(read_journal(folder / JOURNAL_NAME)).items()
-        if event["event"] == "finished" and "result" in event
+        if event["event"] == "finished"
     }
-    return {trial: result for trial, result in finished.items() if result.is_file()}
+    return {trial: results for trial, results in finished.items() if results and all(map(Path.is_file, results))}
 
 
-def current_results(folder: Path) -> dict[str, Path]:
+def current_results(folder: Path) -> dict[str, list[Path]]:
     """Return `sweep_results` for the trials of the sweep as it was last run, those that its report ranks."""
     results = sweep_results(folder)
     path = folder / TRIALS_NAME
@@ -145,7 +147,7 @@ def run_sweep(
     seed: int = 0,
     count: int | None = None,
     name: str | None = None,
-    runner: str = "lit_gen.cli.commands:run",
+    runner: str = "lit_gen.cli.commands:run_repeats",
     console: Console | None = None,
 ) -> SweepResult:
     """Run every trial that has not finished yet, including those that failed before.
@@ -157,7 +159,7 @@ def run_sweep(
         seed: Seed of the random searches.
         count: Largest number of trials per file.
         name: Name of the sweep; if None, the name in the first file.
-        runner: `module:function` that runs a trial: takes the arguments of `lit-gen run`, returns its result.json.
+        runner: `module:function` that runs a trial: arguments of `lit-gen run` -> its result.json files.
         console: Console of the reports.
 
     Raises:
@@ -303,20 +305,20 @@ class _Run:
             self._progress.stepped(assignment.trial, assignment.step)
         assignment.silent = silent
 
-    def _record(self, worker: Worker, answer: dict[str, str]) -> None:
+    def _record(self, worker: Worker, answer: dict[str, Any]) -> None:
         assert worker.assignment is not None
         trial, log, seconds = worker.assignment.trial, worker.assignment.log, worker.assignment.seconds
         worker.assignment = None
         if answer["status"] == "finished":
-            result = Path(answer["result"])
-            self._journal.append(
-                "finished", trial.id, result=os.path.relpath(result, self._root), seconds=round(seconds, 3)
-            )
-            self._result.results[trial.id] = result
-            self._progress.finished(trial, result, seconds)
+            results = [Path(result) for result in answer["results"]]
+            paths = [os.path.relpath(result, self._root) for result in results]
+            more = {"results": paths} if len(paths) > 1 else {}
+            self._journal.append("finished", trial.id, result=paths[0], **more, seconds=round(seconds, 3))
+            self._result.results[trial.id] = results
+            self._progress.finished(trial, results, seconds)
             if trial.metric is not None and trial.metric not in self._metrics:  # the first of its metric
                 self._metrics.add(trial.metric)
-                self._check_metric(trial.metric, [result], "the first result does not hold")
+                self._check_metric(trial.metric, results, "the first result does not hold")
         elif not self._interrupts:  # a trial that was told to stop did not fail: it stays to be run
             self._journal.append("failed", trial.id, error=answer["error"], log=os.path.relpath(log, self._folder))
             self._result.failures[trial.id] = (answer["error"], log)
@@ -372,7 +374,7 @@ class _Run:
                 say(f"  failed: {labels.describe(trial)}: {error} (see {log})")
         for metric in dict.fromkeys(trial.metric for trial in result.trials):
             of_metric = [trial.id for trial in result.trials if trial.metric == metric]
-            found = [result.results[trial] for trial in of_metric if trial in result.results]
+            found = [path for trial in of_metric for path in result.results.get(trial, [])]
             if metric is not None and not self._check_metric(metric, found, "no result holds"):
                 result.unknown_metrics.append(metric)
         if result.failures or result.interrupted:

@@ -5,7 +5,7 @@ Importing torch and Lightning takes longer than many trials, so one process runs
 - reads a JSON line `{"id", "arguments", "log"}` from its standard input,
 - runs the trial with both output streams in the log file,
 - writes progress to its original standard output, `{"id", "step": [...]}` (see `core.progress`),
-- answers there with `{"id", "status": "finished" | "failed", "result" | "error", "exit"}`; `"exit": true` means that
+- answers there with `{"id", "status": "finished" | "failed", "results" | "error", "exit"}`; `"exit": true` means that
   the worker exits after this answer, because a process group cannot be used twice.
 
 An empty line every second is a sign of life. The worker exits when its standard input ends; on Linux it also ends with
@@ -35,7 +35,6 @@ from lit_gen.core import progress
 from lit_gen.core.errors import UserError
 from lit_gen.sweeps.spec import option
 
-DEFAULT_RUNNER = "lit_gen.cli.commands:run"
 SECONDS_BETWEEN_STEPS = 0.5
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -45,7 +44,7 @@ def main() -> None:
     """Serve trials until the standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parent", type=int, required=True, help="process to end with")
-    parser.add_argument("--runner", default=DEFAULT_RUNNER, help="module:function, arguments -> path of result.json")
+    parser.add_argument("--runner", required=True, help="module:function, arguments -> paths of result.json files")
     settings = parser.parse_args()
     _die_with(settings.parent)
     requests, answers = _private_streams()
@@ -136,10 +135,11 @@ def _serve(request: dict[str, Any], runner: str) -> dict[str, Any]:
     with _redirected(log), _restored_environment():
         sys.argv = ["lit-gen", "run", *arguments]
         try:
-            result = _load(runner)(list(arguments))
-            if not Path(result).is_file():
-                raise RuntimeError(f"the run ended without its result {result}")
-            answer |= {"status": "finished", "result": os.path.abspath(result)}
+            results = _load(runner)(list(arguments))
+            for result in results:
+                if not Path(result).is_file():
+                    raise RuntimeError(f"the run ended without its result {result}")
+            answer |= {"status": "finished", "results": [os.path.abspath(result) for result in results]}
         except UserError as error:
             _log(str(error))
             answer["error"] = str(error)
@@ -159,7 +159,7 @@ def _serve(request: dict[str, Any], runner: str) -> dict[str, Any]:
     return answer
 
 
-def _load(runner: str) -> Callable[[list[str]], Path]:
+def _load(runner: str) -> Callable[[list[str]], list[Path]]:
     module, _, function = runner.partition(":")
     return getattr(importlib.import_module(module), function)
 

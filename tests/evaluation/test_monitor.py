@@ -1,6 +1,7 @@
 """Settings of the evaluations during training."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def monitored(model: GenerativeModel, data: ImageDataModule | None = None, **set
         ({"metrics": [InceptionScore(1), FrechetDistance()]}, "inception_score"),
     ],
 )
-def test_the_score_that_chooses(model: GenerativeModel, settings: dict[str, object], score: str) -> None:
+def test_the_score_that_chooses(model: GenerativeModel, settings: dict[str, Any], score: str) -> None:
     found = monitored(model, **settings)
     assert found.score == score
     worse, better = (1.0, 2.0) if score == "inception_score" else (2.0, 1.0)
@@ -58,7 +59,7 @@ def test_values_are_compared_with_equal_protocols_only(model: GenerativeModel) -
     ("key", "settings"),
     [("monitor.every", {"every": -1}), ("monitor.num_samples", {"num_samples": 1})],
 )
-def test_wrong_settings(key: str, settings: dict[str, int]) -> None:
+def test_wrong_settings(key: str, settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"^{key}: "):
         MonitorSettings(**settings)
 

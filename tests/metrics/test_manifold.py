@@ -122,14 +122,23 @@ def test_deviations_are_those_of_the_scores_on_halves():
     real, fake = normal(70, 3, 0), normal(50, 3, 1) * 0.8
     halves = half_samples(50)
     on_halves = torch.tensor(
-        [[*precision_and_recall(real, fake[half], 2), *density_and_coverage(real, fake[half], 4)] for half in halves],
+        [[*precision_and_recall(real, fake[half], 2), density_and_coverage(real, fake[half], 4)[0]] for half in halves],
         dtype=torch.float64,
     )
     found = estimates(PrecisionRecall(2), RealFeatures(real), features=fake)
     found |= estimates(DensityCoverage(4), RealFeatures(real), features=fake)
-    for column, name in zip(on_halves.T, ("precision", "recall", "density", "coverage"), strict=True):
+    for column, name in zip(on_halves.T, ("precision", "recall", "density"), strict=True):
         assert found[name].deviations == pytest.approx((column - column.mean()).numpy(), abs=1e-12), name
         assert standard_error(found[name]) > 0
+
+
+@pytest.mark.parametrize("num", [12, 50])
+def test_the_spread_of_coverage_is_that_of_the_jackknife(num):
+    real, fake = normal(70, 3, 0), normal(num, 3, 1) * 0.8
+    without = [density_and_coverage(real, fake[torch.arange(num) != i], 4)[1] for i in range(num)]
+    jackknife = math.sqrt((num - 1) ** 2 / num * np.var(without, ddof=1))
+    found = estimates(DensityCoverage(4), RealFeatures(real), features=fake)["coverage"]
+    assert standard_error(found) == pytest.approx(jackknife, rel=0.15) and jackknife > 0.01
 
 
 @pytest.mark.slow

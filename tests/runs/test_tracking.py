@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,16 @@ import yaml
 
 from lit_gen.cli import commands
 from lit_gen.runs.directory import Run
-from lit_gen.runs.tracking import Curves, MetricsFile, WandbSettings, announce, evaluation_name, finish, log_evaluation
+from lit_gen.runs.tracking import (
+    Curves,
+    MetricsFile,
+    WandbSettings,
+    announce,
+    evaluation_name,
+    finish,
+    log_evaluation,
+    log_repeats,
+)
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 
@@ -202,6 +212,33 @@ def test_the_runs_of_an_agents_trials_are_in_its_project_and_its_sweep(
     ((_, alone),) = places.items()
     assert (alone["project"], alone["entity"]) == ("ours", "us")
     assert (alone["run_group"], alone["sweep_id"]) == (None, None)
+
+
+def test_an_agents_run_holds_the_repeats_of_its_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, run = WandbSettings(mode="offline"), Run(tmp_path / "digits_edm-1")
+    evaluated = []
+    for seed, value in enumerate((5.0, 6.0, 8.5)):
+        folder = run.evaluations / f"Heun-{seed}"
+        folder.mkdir(parents=True)
+        result = {
+            **{"sampler": HEUN, "nfe": 35.0, "weights": "ema", "seed": seed, "run": {"name": "digits_edm-1"}},
+            **{"protocol": {"num_samples": 24}, "metrics": {"fd_digits": value}, "standard_errors": {"fd_digits": 0.3}},
+            "timing": {"sampling_seconds": float(seed), "device": "cpu"},
+        }
+        evaluated.append((result, folder))
+    under_an_agent(monkeypatch, tmp_path, "trial9", **{"evaluation.num_repeats": 3})
+    log_repeats(settings, run, evaluated, {"model": EDM})
+    log_repeats(settings, run, evaluated, {"model": EDM})
+    (path,) = wandb_runs(tmp_path)
+    read = json.loads(read_back(path, "--summary"))
+    assert read["name"] == "digits_edm-1 Heun nfe 35 seeds 0 to 2"
+    found = {name: value for name, value in read["summary"].items() if not name.startswith("_")}
+    assert found["fd_digits"] == 6.5
+    assert found["fd_digits_std_over_seeds"] == pytest.approx(statistics.stdev([5.0, 6.0, 8.5]))
+    assert [found[f"fd_digits_seed_{seed}"] for seed in range(3)] == [5.0, 6.0, 8.5]
+    assert found["fd_digits_standard_error"] == pytest.approx(0.3 / 3**0.5)
+    assert (found["nfe"], found["sampling_seconds"], found["device"]) == (35.0, 1.0, "cpu")
+    assert [(folder / "wandb_runs").read_text() for _, folder in evaluated] == ["trial9\n"] * 3
 
 
 def test_where_an_agents_runs_go_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""A stand-in for `lit_gen.cli.commands.run`, run in the sweep's workers: counts its executions in files."""
+"""A stand-in for `lit_gen.cli.commands.run_repeats`, run in the sweep's workers: counts its executions in files."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.sweeps.spec import option
 
 
-def run(arguments: list[str]) -> Path:
+def run(arguments: list[str]) -> list[Path]:
     root = Path(option(arguments, "run.root") or "")
     key = "_".join(sorted(argument.lstrip("-") for argument in arguments if "run.root" not in argument))
     executions = root / "executions"
@@ -46,14 +46,18 @@ def run(arguments: list[str]) -> Path:
     if behaviour == "real-time":
         os.kill(os.getpid(), signal.SIGRTMIN + 3)
     if behaviour == "no-result":
-        return root / "nowhere" / "result.json"
+        return [root / "nowhere" / "result.json"]
     if behaviour == "heal" and not (root / "healed").exists():
         raise UserError("not healed yet")
     if behaviour == "environment":
         assert "LEFT_BEHIND" not in os.environ
         os.environ["LEFT_BEHIND"] = "1"
-    result = root / f"run-{key}" / "evaluations" / "e" / "result.json"
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.with_suffix(".tmp").write_text(json.dumps({"metrics": {"fd_digits": 1.25, "inception_score_std": 3.0}}))
-    result.with_suffix(".tmp").rename(result)
-    return result
+    results = []
+    for seed in range(int(option(arguments, "evaluation.num_repeats") or 1)):
+        result = root / f"run-{key}" / "evaluations" / ("e" if seed == 0 else f"e{seed}") / "result.json"
+        result.parent.mkdir(parents=True, exist_ok=True)
+        scores = {"fd_digits": 1.25 + seed, "inception_score_std": 3.0}
+        result.with_suffix(".tmp").write_text(json.dumps({"metrics": scores}))
+        result.with_suffix(".tmp").rename(result)
+        results.append(result)
+    return results

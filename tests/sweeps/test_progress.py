@@ -28,7 +28,7 @@ def shown(terminal: bool) -> str:
         progress.stepped(TRIALS[0], Step("training", 6400, 64000, 640.0))
         progress.stepped(TRIALS[1], Step("evaluating one_pass", 100, 400, 60.0))
         progress._bars.refresh()
-        progress.finished(TRIALS[0], Path("nowhere"), 100.0)
+        progress.finished(TRIALS[0], [Path("nowhere")], 100.0)
         progress._bars.refresh()
     return output.getvalue()
 

@@ -71,7 +71,10 @@ def test_a_sweep_runs_each_trial_once_and_remembers(tmp_path):
     root = tmp_path / "runs"
     result, output = sweep(path, root)
     assert result.exit_status == 0 and not result.failures and not result.interrupted
-    assert [read["metrics"]["fd_digits"] for read in map(_read, result.results.values())] == [1.25, 1.25]
+    assert [read["metrics"]["fd_digits"] for (path,) in result.results.values() for read in [_read(path)]] == [
+        1.25,
+        1.25,
+    ]
     assert list(result.results) == [trial.id for trial in result.trials]
     assert result.folder == root / "sweeps" / "demo"
     assert (result.folder / "s.yaml").read_text() == path.read_text()
@@ -87,9 +90,33 @@ def test_a_sweep_runs_each_trial_once_and_remembers(tmp_path):
     assert again.results == result.results
     assert set(executions(root).values()) == {1} and "2 of them finished before" in output
 
-    next(iter(result.results.values())).unlink()
+    next(iter(result.results.values()))[0].unlink()
     sweep(path, root)
     assert sorted(executions(root).values()) == [1, 2]
+
+
+def test_a_trial_of_several_sampling_seeds_has_as_many_results(tmp_path):
+    path, root = write(tmp_path, x=1, **{"evaluation.num_repeats": 3}), tmp_path / "runs"
+    result, output = sweep(path, root)
+    (paths,) = result.results.values()
+    assert [_read(path)["metrics"]["fd_digits"] for path in paths] == [1.25, 2.25, 3.25]
+    assert "fd_digits 2.25  (mean of 3 sampling seeds)" in output
+    journal = result.folder / "journal.jsonl"
+    (event,) = outcomes(read_journal(journal)).values()
+    folder = "run-evaluation.num_repeats=3_x=1/evaluations"
+    assert event["results"] == [f"{folder}/{name}/result.json" for name in ("e", "e1", "e2")]
+    assert event["result"] == event["results"][0]
+    assert sweep_results(result.folder) == current_results(result.folder) == result.results
+
+    paths[2].unlink()
+    assert sweep_results(result.folder) == {}
+    sweep(path, root)
+    assert list(executions(root).values()) == [2] and paths[2].is_file()
+
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    journal.write_text("".join(json.dumps(line | {"results": 7}) + "\n" for line in lines))
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        sweep(path, root)
 
 
 def _read(path: Path) -> dict:
@@ -207,7 +234,8 @@ def test_trials_look_like_the_command(tmp_path):
     result, _ = sweep(path, tmp_path / "runs")
     (execution,) = (tmp_path / "elsewhere" / "executions").glob("*")
     assert _read(execution)["argv"] == ["lit-gen", "run", "--x=1", f"--run.root={tmp_path / 'elsewhere'}"]
-    assert sweep_results(result.folder)[result.trials[0].id].samefile(result.results[result.trials[0].id])
+    ((found,), (given,)) = (results[result.trials[0].id] for results in (sweep_results(result.folder), result.results))
+    assert found.samefile(given)
 
 
 def test_an_edited_file_keeps_the_trials_it_still_shares(tmp_path):
@@ -335,7 +363,7 @@ def test_the_last_trial_has_as_many_threads_as_the_first(tmp_path, monkeypatch):
     path = write(tmp_path, x=[1, 2, 3])
     result, _ = sweep(path, tmp_path / "runs", jobs=4)
     first = result.trials[0].id
-    result.results[first].unlink()
+    result.results[first][0].unlink()
     sweep(path, tmp_path / "runs", jobs=4)
     log = (result.folder / "logs" / f"{first}.log").read_text()
     assert [line for line in log.splitlines() if line.startswith("environment")] == ["environment demo 3"] * 2
