@@ -69,8 +69,8 @@ def missing_metrics(
     Raises:
         UserError: If the result has a score of that name by another protocol, which would be lost.
     """
-    for name in protocols.keys() & result.metrics.keys():
-        before, now = score_protocol(result, name) or {}, protocols[name]
+    for name, now in protocols.items():
+        before = score_protocol(result, name) or {} if name in result.metrics else now
         for field in {**before, **now}:
             if before.get(field) != now.get(field):
                 raise UserError(

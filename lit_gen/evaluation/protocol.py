@@ -108,11 +108,7 @@ class Evaluation:
             raise UserError(
                 "evaluation.metrics: the list is empty; name a metric such as FrechetDistance, or remove the key"
             )
-        if seed + num_repeats - 1 > MAX_SEED:
-            raise UserError(
-                f"evaluation.num_repeats: {num_repeats} repeats from seed {seed} pass the largest, {MAX_SEED}; give "
-                "fewer, or a smaller --evaluation.seed"
-            )
+        _check_seeds(seed, num_repeats)
         if inception_splits > num_samples:
             raise UserError(
                 f"evaluation.inception_splits: {inception_splits} splits need at least as many images, not "
@@ -275,3 +271,12 @@ class Evaluation:
         """
         num_images = None if self.likelihood == "all" else self.likelihood
         return likelihood_protocol(model, data, num_images, self.likelihood_method)
+
+
+def _check_seeds(seed: int, num_repeats: int) -> None:
+    """Raise a UserError if the seeds of repeats pass the largest seed."""
+    if seed + num_repeats - 1 > MAX_SEED:
+        raise UserError(
+            f"evaluation.num_repeats: {num_repeats} repeats from seed {seed} pass the largest, {MAX_SEED}; give fewer, "
+            "or a smaller --evaluation.seed"
+        )

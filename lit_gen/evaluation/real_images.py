@@ -50,10 +50,10 @@ class DataImages(RealImages):
         self.net_name = net.name
         self.distance_name = net.distance_name
         self.num_classes = net.num_classes
+        self._mapped: dict[str, np.ndarray] = {}
         self._on_device: dict[str, Tensor] = {}
         self.splits: dict[Part, str | None] = {"reference": split, "train": "train", "held out": held_out_split(data)}
         self._moments: dict[str, Moments] = {}
-        self._outputs: dict[str, np.ndarray] = {}
 
     @property
     def trains_on_reference(self) -> bool:
@@ -124,11 +124,11 @@ class DataImages(RealImages):
     def outputs(self, part: Part) -> np.ndarray:
         """Return features and logits of all images of a part, float32 (n, d + K), mapped from a file of the cache."""
         split = self.split(part)
-        if split not in self._outputs:
-            self._outputs[split] = self._load_outputs(split)
-        return self._outputs[split]
+        if split not in self._mapped:
+            self._mapped[split] = self._map(split)
+        return self._mapped[split]
 
-    def _load_outputs(self, split: str) -> np.ndarray:
+    def _map(self, split: str) -> np.ndarray:
         shape = (len(self.data.images(split)), self.net.width + self.net.num_classes)
         path = self.cache / f"{self.data.name}-{split}-{self.net.name}-{self._digest(split)}.npy"
         if (found := _read(path, shape)) is not None:

@@ -85,8 +85,6 @@ def distance_vs_cost(
     for axes, (title, keys) in zip(grid, panels.items(), strict=False):
         for key in keys:
             _draw_curve(axes, curves[key], metric, against, colours[key], key[1] and _style(samplers.index(key[1])))
-            for row in (row for row in curves[key] if row.copies):
-                axes.plot(row.cost(against), row.mean(f"metrics.{metric}"), **_RING)
         _draw_floors(axes, results, metric)
         axes.set_title(textwrap.fill(title, 36), size=10)
     rows = [row for curve in curves.values() for row in curve]
@@ -207,6 +205,8 @@ def _draw_curve(
     y = [row.mean(f"metrics.{metric}") for row in curve]
     error = [0.0 if (spread := row.spread(metric)) is None else spread.half_width for row in curve]
     bars = error if any(error) else None
+    for row in (row for row in curve if row.copies):
+        axes.plot(row.cost(against), row.mean(f"metrics.{metric}"), **_RING)
     if isinstance(style, dict):
         axes.errorbar(x, y, bars, color=colour, capsize=2, linewidth=1.2, **style)
         return

@@ -77,7 +77,6 @@ def results(*contents: dict) -> list[Result]:
 
 
 def result(path: Path | str, data: dict) -> Result:
-    """Return the result of a file of this content."""
     return Result(Path(path), ResultRecord.from_dict(data))
 
 

@@ -1,7 +1,6 @@
 """The cost of a training run in floating-point operations, forward and backward of every network that learns.
 
-Operations are those of matrix products, convolutions and attention, by the formulas of torch's FlopCounterMode; a
-multiplication and an addition are two. The steps of optimizers, which are elementwise, and averages are not counted.
+Operations are those of `core.operations`; the steps of optimizers, which are elementwise, and averages are not counted.
 
 They are counted on the first micro-batch, with a copy of the model: weights, random numbers and results stay as they
 are. A step may cost more than the one before it, as in a GAN that trains its generator in every fifth step. Each kind
@@ -23,29 +22,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from lit_gen.core.operations import OperationCounter
 from lit_gen.data.batches import Batch
 from lit_gen.families.base import GenerativeModel
-
-
-class OperationCounter(TorchDispatchMode):
-    """Counter of floating-point operations, without modules, which FlopCounterMode cannot follow without gradients.
-
-    Attributes:
-        flops: Number of operations.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
-        return out
 
 
 class TrainingCost(Callback):
@@ -137,7 +117,7 @@ def _flops_of_step(model: GenerativeModel, batch: Batch, step: int, images_seen:
         if model.automatic_optimization:
             loss: Tensor = output["loss"] if isinstance(output, dict) else output
             loss.backward()
-    return counter.flops
+    return counter.total
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from lit_gen.cli import commands
 from lit_gen.core.noise import Noise
+from lit_gen.core.operations import OperationCounter
 from lit_gen.data.batches import Batch
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.gan import GAN
-from lit_gen.training.callbacks.cost import OperationCounter, TrainingCost, flops_per_trained_image, kinds_of_steps
+from lit_gen.training.callbacks.cost import TrainingCost, flops_per_trained_image, kinds_of_steps
 from tests.behaviour.test_resume import assert_equal_bits, contents
 from tests.conftest import arguments
 
@@ -68,7 +69,7 @@ def test_a_linear_network_costs_three_times_its_forward_pass() -> None:
         loss = net(x).sum()
     with OperationCounter() as backward:
         loss.backward()
-    assert (forward.flops, backward.flops) == (2 * N * 7 * 11, 2 * 2 * N * 7 * 11)
+    assert (forward.total, backward.total) == (2 * N * 7 * 11, 2 * 2 * N * 7 * 11)
 
 
 def test_a_step_is_counted_on_a_copy() -> None:
