@@ -1,4 +1,4 @@
-"""Memory of an evaluation: it does not hold the features of all real images, nor those of all samples."""
+"""Memory of metrics of neighbours: a few times that of the features of all real images."""
 
 import subprocess
 import sys
@@ -23,8 +23,5 @@ def growth(folder: Path, num_samples: int, *metrics: str) -> float:
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """The pages of the file that are mapped count too, although the system can drop them."""
-    samples = 2 * memory.NUM_REAL * memory.WIDTH * 4 / 2**20
-    few, many = (growth(tmp_path, num, "FrechetDistance", "InceptionScore") for num in (10_000, 50_000))
-    assert many - few < samples / 4, "beyond the first 10,000 samples, no feature is stored"
     assert growth(tmp_path, 3000, "CopyRate") < 2.5 * FEATURES
     assert growth(tmp_path, 3000, "PrecisionRecall") < 4.5 * FEATURES
