@@ -218,7 +218,7 @@ class ScoreMonitor(Callback):
         path: Path of the best checkpoint.
         cache: Folder of the features and moments of real images.
         saved: Function that the first process calls with the facts of each best checkpoint.
-        axes: Function that returns further x axes of a row by name, such as the operations of training so far.
+        axes: Function from images seen to further x axes of a row by name, such as the operations of training so far.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class ScoreMonitor(Callback):
         path: Path,
         cache: Path,
         saved: Callable[[dict[str, Any]], object] = lambda best: None,
-        axes: Callable[[], dict[str, float]] = dict,
+        axes: Callable[[int], dict[str, float]] = lambda images: {},
     ) -> None:
         self.settings = settings
         self.evaluation = evaluation
@@ -282,7 +282,7 @@ class ScoreMonitor(Callback):
             log.warning("no score after %s images: %s", f"{images:,}", error)
             return
         for logger in trainer.loggers:
-            logger.log_metrics({**scores, **self.axes()}, images)
+            logger.log_metrics({**scores, **self.axes(images)}, images)
         value = scores[monitored.score]
         if from_first(monitored.is_better(value, self._best.get("value"))):
             best = {"score": monitored.score, "value": value, "images_seen": images}

@@ -100,21 +100,21 @@ class Evaluation:
         likelihood_method: LikelihoodMethod | None = None,
         other_data: bool = False,
     ) -> None:
-        least = {"num_samples": (num_samples, 2), "batch_size": (batch_size, 1), "num_kept": (num_kept, 1)}
-        least |= {"inception_splits": (inception_splits, 1), "num_repeats": (num_repeats, 1), "least_of": (least_of, 1)}
-        for name, (value, minimum) in least.items():
-            if value < minimum:
-                raise UserError(f"evaluation.{name}: {value} is too few; give at least {minimum}")
+        _check_least(2, num_samples=num_samples)
+        _check_least(
+            1,
+            batch_size=batch_size,
+            num_kept=num_kept,
+            inception_splits=inception_splits,
+            num_repeats=num_repeats,
+            least_of=least_of,
+        )
         if metrics is not None and not metrics:
             raise UserError(
                 "evaluation.metrics: the list is empty; name a metric such as FrechetDistance, or remove the key"
             )
         _check_seeds(seed, num_repeats)
-        if inception_splits > num_samples:
-            raise UserError(
-                f"evaluation.inception_splits: {inception_splits} splits need at least as many images, not "
-                f"{num_samples}; give fewer splits or more --evaluation.num_samples"
-            )
+        _check_splits(inception_splits, num_samples)
         if likelihood != "all" and (likelihood < 0 or likelihood == 1):
             raise UserError(f"evaluation.likelihood: {likelihood} is too few; give at least 2, or 0 for none")
         self.feature_net = feature_net
@@ -277,6 +277,22 @@ class Evaluation:
         """
         num_images = None if self.likelihood == "all" else self.likelihood
         return likelihood_protocol(model, data, num_images, self.likelihood_method)
+
+
+def _check_least(minimum: int, **numbers: int) -> None:
+    """Raise a UserError if one of the numbers is less than the minimum."""
+    for name, value in numbers.items():
+        if value < minimum:
+            raise UserError(f"evaluation.{name}: {value} is too few; give at least {minimum}")
+
+
+def _check_splits(inception_splits: int, num_samples: int) -> None:
+    """Raise a UserError if there are more splits than samples."""
+    if inception_splits > num_samples:
+        raise UserError(
+            f"evaluation.inception_splits: {inception_splits} splits need at least as many images, not {num_samples}; "
+            "give fewer splits or more --evaluation.num_samples"
+        )
 
 
 def _check_seeds(seed: int, num_repeats: int) -> None:

@@ -144,7 +144,16 @@ def _add_callbacks(
     if experiment.monitor.every:
         cache, path = run.directory.parent / REFERENCE, run.best_checkpoint
         settings = (experiment.monitor, experiment.evaluation)
-        last.append(ScoreMonitor(*settings, checkpoint, path, cache, saved=lambda best: run.update(best=best)))
+        last.append(
+            ScoreMonitor(
+                *settings,
+                checkpoint,
+                path,
+                cache,
+                saved=lambda best: run.update(best=best),
+                axes=lambda images: {} if (flops := cost.flops(images)) is None else {"train/flops": flops},
+            )
+        )
     order_callbacks(trainer, first, last)
 
 

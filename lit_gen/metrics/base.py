@@ -23,6 +23,7 @@ from torchmetrics.utilities import dim_zero_cat
 from lit_gen.core.errors import UserError
 from lit_gen.core.processes import gather
 from lit_gen.metrics.real import RealImages
+from lit_gen.metrics.rows import all_finite
 
 Direction = Literal["higher", "lower"]
 """Direction in which a score improves."""
@@ -193,7 +194,9 @@ class StoredMetric(SampleMetric):
         if seen != self.num_stored:
             raise ValueError(f"{type(self).__name__} expects {self.num_stored} samples, but saw {seen}")
         parts = {name: dim_zero_cat(getattr(self, name)) for name in ("index", *self.stored())}
-        return ScoredBatch(**parts).take(parts["index"].argsort())
+        index = parts["index"]
+        in_order = bool((index[1:] > index[:-1]).all())  # those of one process: they need no copy
+        return ScoredBatch(**parts) if in_order else ScoredBatch(**parts).take(index.argsort())
 
     def compute(self) -> dict[str, Estimate]:
         with torch.inference_mode():
@@ -226,7 +229,7 @@ def check_points(points: Tensor, least: int, score: str, what: str, kind: str = 
     """
     if len(points) < least:
         raise UserError(f"{score} needs at least {least} {what}, not {len(points)}; raise their number")
-    if not torch.isfinite(points).all():
+    if not all_finite(points):
         raise UserError(
             f"some {kind} of {len(points)} {what} are not finite, so {score} is undefined; run the feature net in "
             "float32, and check its weights file"

@@ -12,6 +12,7 @@ A part may be the same images as another: the reference of most evaluations is t
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
@@ -48,7 +49,16 @@ class RealImages(ABC):
 
     @abstractmethod
     def features(self, part: Part) -> Tensor:
-        """Return the features of all images of a part, float32 (n, d), on the device of the samples."""
+        """Return the features of all images of a part, float32 (n, d), on the device of the samples.
+
+        Do not change them in place: they may be mapped from a file, or shared by metrics.
+        """
+
+    def evenly(self, part: Part, most: int) -> Tensor:
+        """Return the features of at most so many evenly spaced images of a part."""
+        features = self.features(part)
+        n = len(features)
+        return features if n <= most else features[torch.arange(most, device=features.device) * n // most]
 
     @abstractmethod
     def images(self, part: Part) -> Tensor:

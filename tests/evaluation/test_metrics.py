@@ -152,7 +152,7 @@ def test_floors_are_those_of_real_images_and_cached(result: Path) -> None:
 
 def test_a_damaged_cache_of_features_is_computed_again(tmp_path: Path) -> None:
     data, net = ImageDataModule(Digits()), DigitsFeatures()
-    exact = DataImages(data, "train", net, tmp_path).features("train")
+    exact = DataImages(data, "train", net, tmp_path).features("train").clone()  # the file is overwritten
     (path,) = tmp_path.glob("*.npy")
     content = path.read_bytes()
     for damaged in (b"", content[:-40], content[:200] + b"\0\0\0\1" + content[204:], b"junk"):

@@ -142,7 +142,7 @@ class Odd(Linear):
     """Asks for what no step has without a real Trainer."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return super().training_step(batch, batch_idx) * self.trainer.max_epochs
+        return super().training_step(batch, batch_idx) * float(self.trainer.max_epochs or 1)
 
 
 def test_an_unknown_cost_is_unknown() -> None:
