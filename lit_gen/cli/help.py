@@ -41,6 +41,11 @@ MACHINE = (
 )
 OF_THE_RUN = "Other keys are as in the config.yaml of the run."
 ALL_KEYS = "lit-gen fit --help lists all keys of data, trainer and wandb."
+IMPORT = (
+    ("--data.source CLASS", None, "the images that the model was trained on, and its keys"),
+    ("--run.root FOLDER", "runs", "folder of the runs"),
+    ("--run.name NAME", None, "first part of the run's name (none: data and model)"),
+)
 REFLOW = (
     ("--reflow.num_pairs N", 50_000, "number of pairs"),
     ("--reflow.sampler CLASS", None, "sampler of the run (default: Heun in 20 equal steps)"),
@@ -223,10 +228,31 @@ def _reference() -> str:
     return "\n".join([parser.format_help(), *(reference_parser(action).format_help() for action in REFERENCE)])
 
 
+def import_parser() -> Parser:
+    """Return the parser of the options of `lit-gen import`; it leaves the keys of a configuration over."""
+    parser = Parser(
+        prog="lit-gen import",
+        usage="lit-gen import PATH [--data.source CLASS ...] [OPTIONS]",
+        description="Make a finished run of a model that was trained elsewhere.\n\n"
+        "  lit-gen import exported/digits_edm\n",
+        formatter_class=Formatter,
+        add_help=False,
+    )
+    parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a folder that lit-gen export wrote")
+    return parser
+
+
+def _import() -> str:
+    parser = import_parser()
+    _add_keys(parser, "data, run and machine", IMPORT, ALL_KEYS)
+    return parser.format_help()
+
+
 OF_A_RUN: dict[str, Callable[[], str]] = {
     "evaluate": _evaluate,
     "sample": _sample,
     "reflow": _reflow,
+    "import": _import,
     "reference": _reference,
 }
 

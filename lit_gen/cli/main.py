@@ -31,6 +31,8 @@ VERBS = {
     "sweep": "run every trial of W&B sweep files on this machine, with no account",
     "leaderboard": "rank the evaluations under a folder",
     "report": "write one HTML page of all evaluations under a folder, with pictures and curves",
+    "export": "write the model of a run as safetensors, settings and a model card",
+    "import": "make a finished run of an exported model or of a foreign checkpoint",
     "reference": "compute, list, verify, export and import the statistics of real images",
 }
 DESCRIPTION = f"""\
@@ -120,6 +122,11 @@ def _dispatch(words: list[str]) -> int:
 
         reference(rest)
         return 0
+    if verb == "import":
+        from lit_gen.cli.exchange import import_model
+
+        import_model(rest)
+        return 0
     if verb in VERBS_WITH_A_CONFIGURATION:
         from lit_gen.cli import commands
 
@@ -148,7 +155,7 @@ def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
     for verb in VERBS_WITH_A_CONFIGURATION:
         verbs.add_parser(verb, add_help=False)
 
-    for add in (_add_ema, _add_sweep, _add_leaderboard, _add_report):
+    for add in (_add_ema, _add_sweep, _add_leaderboard, _add_report, _add_export):
         add(verbs)
     return parser, verbs.choices
 
@@ -260,6 +267,29 @@ def _add_report(verbs: Verbs) -> None:
         "--where", action="append", default=[], metavar="KEY=VALUE", help="keep only these, as in the leaderboard"
     )
     parser.set_defaults(command=_page)
+
+
+def _add_export(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "export",
+        usage="lit-gen export RUN --to FOLDER [OPTIONS]",
+        description="Write the model of a finished run as safetensors, settings and a model card.\n\n"
+        "  lit-gen export runs/digits_edm-... --to exported/digits_edm",
+        formatter_class=help.Formatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run, such as runs/digits_edm-...")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder, new or empty")
+    parser.add_argument("--weights", default="ema", help="ema, raw, best, or any width: ema:0.1 (default: ema)")
+    parser.add_argument("--push", metavar="NAME", help="also upload it to the Hugging Face hub, as USER/NAME")
+    parser.add_argument("--private", action="store_true", help="make the repository of --push private")
+    parser.set_defaults(command=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from lit_gen.cli.exchange import export_model
+
+    export_model(options)
+    return 0
 
 
 def _budgets(text: str) -> list[int]:

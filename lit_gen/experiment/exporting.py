@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import save
 from torch import Tensor
@@ -63,7 +64,10 @@ def export_run(directory: Path, folder: Path, weights: str, card: Callable[[Run,
 
 def stored_weights(model: GenerativeModel) -> dict[str, Tensor]:
     """Return copies of the weights and buffers of the generating network on the CPU, by name."""
-    return {name: weight.detach().cpu().clone() for name, weight in named_weights(model.generator).items()}
+    return {
+        name: weight.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, weight in named_weights(model.generator).items()
+    }
 
 
 def describe(run: Run, objects: Experiment, model: GenerativeModel, weights: str) -> dict[str, Any]:

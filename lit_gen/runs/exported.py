@@ -1,7 +1,7 @@
 """An exported model: a folder that is read without its run, and that runs no code.
 
 FOLDER/
-    config.json          format, version, facts about run and data, default sampler, and the settings by public class names
+    config.json          format, version, facts about run and data, default sampler, settings by public class names
     model.safetensors    the weights and buffers of the generating network
     first_stage/         the first of two stages, as in a run: config.yaml, run.json, weights.safetensors
     README.md            the model card
