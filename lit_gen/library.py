@@ -27,7 +27,7 @@ from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.base import SampleMetric
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.report.leaderboard import rank
-from lit_gen.report.results import Result, load_results
+from lit_gen.report.results import Result, load_results, read_result
 from lit_gen.report.table import Table
 from lit_gen.runs.directory import Run
 from lit_gen.training import processes
@@ -106,8 +106,8 @@ def evaluate(
         check_scored(replace(model.experiment, sampler=sampler, evaluation=evaluation), model.device)
         model.module.follow_classes(model.data)
         subject = Subject(model.run, model.module, model.data, model.prepare(sampler))
-        data, path, _ = evaluate_subject(evaluation, subject, model.run.directory.parent / ".reference")
-    return Result(path, data)
+        _, path, _ = evaluate_subject(evaluation, subject, model.run.directory.parent / ".reference")
+    return read_result(path)
 
 
 def leaderboard(folder: str | Path = "runs", by: str | None = None, where: Mapping[str, object] | None = None) -> Table:

@@ -8,6 +8,7 @@ from lit_gen.cli import help
 from lit_gen.core.errors import UserError
 from lit_gen.core.text import printable
 from lit_gen.experiment.exporting import export_run
+from lit_gen.experiment.foreign import import_folder, import_function, is_of_diffusers
 from lit_gen.experiment.importing import import_exported
 from lit_gen.report.card import model_card
 from lit_gen.runs.directory import Run
@@ -59,8 +60,19 @@ def hub() -> Any:
 def import_model(arguments: list[str]) -> Run:
     """Make a finished run of a model that was trained elsewhere, and return the run."""
     options, words = help.import_parser().parse_known_args(arguments)
+    if options.images_seen < 0:
+        raise UserError(f"--images-seen: {options.images_seen} is not a number of images; give 0 or more")
+    if options.denoiser is not None:
+        if options.path is not None:
+            raise UserError(f"--denoiser: cannot be given with the folder {options.path}; give one of the two")
+        return import_function(options.denoiser, words, options.images_seen)
     if options.path is None:
         raise UserError("PATH: missing; give a folder, as in lit-gen import exported/digits_edm")
-    if not Exported.is_one(options.path):
-        raise UserError(f"PATH: {options.path} is not an exported model; give a folder that lit-gen export wrote")
-    return import_exported(options.path, words)
+    if Exported.is_one(options.path):
+        return import_exported(options.path, words)
+    if is_of_diffusers(options.path):
+        return import_folder(options.path, words, options.images_seen)
+    raise UserError(
+        f"PATH: {options.path} is neither an exported model nor a folder of diffusers; give a folder with config.json "
+        "and safetensors"
+    )

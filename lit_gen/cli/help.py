@@ -42,6 +42,8 @@ MACHINE = (
 OF_THE_RUN = "Other keys are as in the config.yaml of the run."
 ALL_KEYS = "lit-gen fit --help lists all keys of data, trainer and wandb."
 IMPORT = (
+    ("--model.schedule CLASS", None, "schedule of --denoiser, such as DiscreteVP or Rectified"),
+    ("--model.parameterization CLASS", None, "what --denoiser predicts, such as Epsilon, V, Sample or Velocity"),
     ("--data.source CLASS", None, "the images that the model was trained on, and its keys"),
     ("--run.root FOLDER", "runs", "folder of the runs"),
     ("--run.name NAME", None, "first part of the run's name (none: data and model)"),
@@ -232,19 +234,23 @@ def import_parser() -> Parser:
     """Return the parser of the options of `lit-gen import`; it leaves the keys of a configuration over."""
     parser = Parser(
         prog="lit-gen import",
-        usage="lit-gen import PATH [--data.source CLASS ...] [OPTIONS]",
+        usage="lit-gen import PATH|--denoiser FUNCTION [--data.source CLASS ...] [OPTIONS]",
         description="Make a finished run of a model that was trained elsewhere.\n\n"
-        "  lit-gen import exported/digits_edm\n",
+        "  lit-gen import exported/digits_edm\n"
+        "  lit-gen import ddpm-cifar10-32 --data.source CIFAR10\n"
+        "  lit-gen import --denoiser mine.denoiser --model.schedule DiscreteVP --model.parameterization Epsilon ...",
         formatter_class=Formatter,
         add_help=False,
     )
-    parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a folder that lit-gen export wrote")
+    parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a folder of lit-gen export or of diffusers")
+    parser.add_argument("--denoiser", metavar="FUNCTION", help="import path of your own function(x, c_noise, labels)")
+    parser.add_argument("--images-seen", type=int, default=0, metavar="N", help="images it was trained on (default: 0)")
     return parser
 
 
 def _import() -> str:
     parser = import_parser()
-    _add_keys(parser, "data, run and machine", IMPORT, ALL_KEYS)
+    _add_keys(parser, "model, data and run", IMPORT, ALL_KEYS)
     return parser.format_help()
 
 

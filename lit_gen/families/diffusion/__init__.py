@@ -1,6 +1,7 @@
 """Diffusion and flow matching: x_t = alpha(t) x_0 + sigma(t) eps. Samplers stand in `samplers`."""
 
 from lit_gen.families.diffusion.augment import EDMAugmentation
+from lit_gen.families.diffusion.chains import BetaChain, OnChain, Timesteps
 from lit_gen.families.diffusion.coupling import optimal_transport
 from lit_gen.families.diffusion.denoisers import (
     Denoiser,
@@ -36,6 +37,7 @@ from lit_gen.families.diffusion.models.flow_matching import FlowMatching, Rectif
 from lit_gen.families.diffusion.models.general import Diffusion
 from lit_gen.families.diffusion.models.score_sde import ScoreSDE
 from lit_gen.families.diffusion.networks.dit import DiT
+from lit_gen.families.diffusion.networks.foreign import DiffusersNetwork, FunctionNetwork
 from lit_gen.families.diffusion.networks.mlp import ResidualMLP
 from lit_gen.families.diffusion.networks.unet import UNet
 from lit_gen.families.diffusion.objectives import (
@@ -62,6 +64,11 @@ from lit_gen.families.diffusion.schedules import (
 )
 
 __all__ = [
+    "BetaChain",
+    "DiffusersNetwork",
+    "FunctionNetwork",
+    "OnChain",
+    "Timesteps",
     "Cosine",
     "DDPM",
     "Denoiser",
