@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lit_gen import __version__
 from lit_gen.cli import help
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import explain, write_atomically
 from lit_gen.core.text import closest, printable
+from lit_gen.core.version import __version__
 
 VERBS = {
     "fit": "train a model",

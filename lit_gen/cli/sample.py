@@ -2,19 +2,14 @@
 
 import argparse
 
-import torch
-from torch import Tensor
-
 from lit_gen.cli import help
 from lit_gen.cli.reopen import reopen
 from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.errors import UserError
-from lit_gen.core.noise import Noise
-from lit_gen.core.progress import image_progress
 from lit_gen.core.seeds import check_seed
 from lit_gen.experiment.checks import check_sampler
 from lit_gen.experiment.experiment import Experiment
-from lit_gen.experiment.loading import load_model
+from lit_gen.experiment.trained import TrainedModel
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.settings import Sampler
@@ -34,26 +29,21 @@ def sample(arguments: list[str]) -> None:
         objects = objects.with_accepted_data(run)
     device = processes.device(objects.trainer)
     asked = check_sampler(objects, device)
-    model = load_model(run, objects.model, own.weights).to(device)
-    model.follow_classes(objects.data)
-    label = None if own.label is None else _class_number(own.label, model, objects.data.class_names)
+    model = TrainedModel(run, objects, own.weights).to(device)
+    index = range(own.first, own.first + own.n)
+    labels = model.labels(index, own.label, "--label")
     if own.picture is not None:
-        _show(model, objects, asked, own)
+        _show(model.module, objects, asked, own)
         return
-    model.prepare_sampler(asked, objects.data)
-    sampler, trajectories = asked or model.default_sampler(), None
+    sampler, trajectories = model.prepare(asked), None
     if own.trajectory is not None:
-        trajectories = _watched(model, sampler, objects)
+        trajectories = _watched(model.module, sampler or model.module.default_sampler(), objects)
         sampler = trajectories.sampler
-    labels = model.drawn_classes(torch.arange(own.first, own.first + own.n))
-    if label is not None:
-        labels = torch.full((own.n,), label)
-    images = _sampled(model, objects, sampler, labels, own)
+    images = model.draw(index, own.seed, sampler, labels, own.batch_size, "uint8")
     save_images(images, labels, objects.data.source, own.out, own.first)
     settings = f"seed {own.seed}, {own.weights} weights, {model.nfe:g} network evaluations"
-    if label is not None:
-        names = objects.data.class_names
-        settings += f", class {label if names is None else names[label]}"
+    if own.label is not None and labels is not None:
+        settings += f", class {model.classes[int(labels[0])]}"
     print(f"{own.n} images of {run.directory} ({settings}) -> {own.out}")
     if trajectories is not None:
         levels = ", ".join(f"{level:.3g}" for level in trajectories.save(own.trajectory, objects.data.source))
@@ -85,48 +75,10 @@ def _watched(model: GenerativeModel, sampler: Sampler | None, objects: Experimen
     return Trajectories(sampler, 8 if objects.data.source.quantised else 40)
 
 
-def _sampled(
-    model: GenerativeModel,
-    objects: Experiment,
-    sampler: Sampler | None,
-    labels: Tensor | None,
-    own: argparse.Namespace,
-) -> Tensor:
-    """Return the images in the form of the data, sampled batch by batch."""
-    parts = []
-    with image_progress("sampling", own.n) as progress:
-        for first in range(0, own.n, own.batch_size):
-            indices = range(own.first + first, own.first + min(first + own.batch_size, own.n))
-            classes = None if labels is None else labels[first : first + len(indices)]
-            samples = model.sample(Noise(own.seed, indices, model.device), classes, sampler)
-            parts.append(objects.data.source.stored(samples).cpu())
-            if progress is not None:
-                progress.update(first + len(indices))
-    return torch.cat(parts)
-
-
 def _reads_data(objects: Experiment) -> bool:
     """Return whether sampling reads the data: the sampler is fitted to it, or the run recorded no class counts."""
     learns = objects.sampler is not None and objects.sampler.learns_from_data
     return learns or (objects.data.facts is None and bool(objects.model.num_classes))
-
-
-def _class_number(text: str, model: GenerativeModel, names: tuple[str, ...] | None) -> int:
-    """Return the class that `--label` names, or the number that it gives unless names are numbers themselves.
-
-    Raises:
-        UserError: If the model has no classes, or not this class.
-    """
-    if not model.num_classes:
-        raise UserError(f"--label: {model.title} was not trained with model.class_conditional=true; remove --label")
-    if names is not None and text in names:
-        return names.index(text)
-    numbered = names is None or not any(name.isdecimal() for name in names)
-    if numbered and text.isdecimal() and int(text) < model.num_classes:
-        return int(text)
-    choices = f"0 to {model.num_classes - 1}" if names is None else ", ".join(names[:20])
-    more = "" if names is None or len(names) <= 20 else f" and {len(names) - 20} more"
-    raise UserError(f"--label: {text} is not a class; choose one of {choices}{more}")
 
 
 def _show(model: GenerativeModel, objects: Experiment, sampler: Sampler | None, own: argparse.Namespace) -> None:

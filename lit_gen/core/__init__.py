@@ -17,4 +17,5 @@
 | `text` | untrusted text, escaped for terminals, figures, Markdown and CSV |
 | `progress` | progress events and progress bars |
 | `display` | the columns of a progress bar |
+| `version` | the version of the package |
 """

@@ -7,11 +7,12 @@ The protocol fixes the images, their number, their quantisation, the feature net
 
 import copy
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -127,10 +128,15 @@ class Evaluation:
         self.weights = str(parse_weights(weights, "evaluation.weights") or weights)
         self.inception_splits = inception_splits
         self.batch_size = batch_size
-        self.num_kept = min(num_kept, num_samples)
+        self.num_kept = num_kept
         self.likelihood = likelihood
         self.likelihood_method = likelihood_method
         self.other_data = other_data
+
+    def changed(self, **settings: Any) -> "Evaluation":
+        """Return an evaluation with other settings; those that are None stay as they are."""
+        own = {name: getattr(self, name) for name in inspect.signature(Evaluation).parameters}
+        return Evaluation(**own | {name: value for name, value in settings.items() if value is not None})
 
     def check(self, data: ImageDataModule, conditional: bool) -> None:
         """Raise a UserError before training, not after, if the evaluation lacks something.

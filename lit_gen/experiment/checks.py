@@ -67,16 +67,22 @@ def check_scored(experiment: Experiment, device: torch.device) -> Sampler | None
 
 
 def check_sampler(experiment: Experiment, device: torch.device) -> Sampler | None:
+    """Return the sampler of an experiment, as `ready_sampler` does."""
+    return ready_sampler(experiment.model, experiment.sampler, device)
+
+
+def ready_sampler(model: GenerativeModel, sampler: Sampler | None, device: torch.device) -> Sampler | None:
     """Return the sampler, with the weaker model of an autoguidance.
 
     Raises:
         UserError: Unless it suits the model.
     """
-    sampler = experiment.sampler
-    experiment.model.rehearse(sampler)
-    if not isinstance(sampler, DiffusionSampler) or sampler.guidance is None or sampler.guidance.run is None:
+    model.rehearse(sampler)
+    guidance = sampler.guidance if isinstance(sampler, DiffusionSampler) else None
+    if guidance is None or guidance.run is None or guidance.weaker is not None:
         return sampler
-    return sampler.guided(load_weaker(sampler.guidance, experiment.model, device))
+    assert isinstance(sampler, DiffusionSampler)
+    return sampler.guided(load_weaker(guidance, model, device))
 
 
 def check_training(experiment: Experiment) -> None:

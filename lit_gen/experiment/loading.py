@@ -87,23 +87,6 @@ def open_finished(directory: Path, key: str) -> Run:
     return run
 
 
-def load(directory: str | Path, weights: str = "ema") -> GenerativeModel:
-    """Load the model of a run directory, ready to be sampled.
-
-    Args:
-        directory: The run.
-        weights: `ema`, `raw`, `best`, or a power-function average such as `ema:0.1`.
-
-    Raises:
-        UserError: If it is not a run, its checkpoint is damaged, or it does not have this average.
-    """
-    run = Run.open(Path(directory))
-    objects = load_objects(run)
-    model = load_model(run, objects.model, weights)
-    model.follow_classes(objects.data)
-    return model
-
-
 def load_objects(run: Run) -> Experiment:
     """Build the experiment of a run; its data is not read if the run recorded the facts about it."""
     return build_objects(["--config", str(run.config)], DataFacts.recorded(run.metadata))

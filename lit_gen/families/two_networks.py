@@ -61,7 +61,8 @@ class TwoNetworks(GenerativeModel):
 
     def on_fit_start(self) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        data.check_batches(data.batch_size, self.accumulate, self.trainer.world_size)
+        if data is not None:  # loaders of one's own
+            data.check_batches(data.batch_size, self.accumulate, self.trainer.world_size)
 
     def micro_batches(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         """Yield the tensors of a batch in `accumulate` equal micro-batches, as views; None stays None.

@@ -167,4 +167,5 @@ def frechet_influence(features: Tensor, moments: Moments, reference: Moments) ->
     for block in features.split(1024):  # of float64, whose whole would take several times the memory of the features
         centred = block.to(mean) - mean
         parts.append(2 * centred @ (mean - reference.mean.cpu()) + ((centred @ gradient) * centred).sum(1))
-    return torch.cat(parts) - (gradient * cov).sum()
+    influence: Tensor = torch.cat(parts) - (gradient * cov).sum()
+    return influence

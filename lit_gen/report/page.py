@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from lit_gen import __version__
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import read_regular, read_text, write_atomically
 from lit_gen.core.records import read_each
 from lit_gen.core.text import printable
+from lit_gen.core.version import __version__
 from lit_gen.report import plots
 from lit_gen.report.leaderboard import comparable, rank
 from lit_gen.report.render import Cells, to_cells

@@ -220,9 +220,14 @@ def _budget_cell(row: Row | None, metric: str, best: Sequence[Row]) -> str:
     return (f"**{text}**" if any(row is each for each in best) else text) + mark
 
 
+def to_records(board: Leaderboard) -> list[dict[str, Any]]:
+    """Return one record per row in full precision, with the fields of the protocol."""
+    return [_record(board, row) for row in board.rows]
+
+
 def to_csv(board: Leaderboard) -> str:
     """Return the leaderboard as CSV in full precision; the fields of the protocol are columns."""
-    records = [_record(board, row) for row in board.rows]
+    records = to_records(board)
     names = list(dict.fromkeys(key for record in records for key in record))
     file = io.StringIO()
     writer = csv.writer(file)

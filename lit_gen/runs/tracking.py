@@ -6,14 +6,14 @@ import io
 import math
 import os
 import statistics
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -21,6 +21,9 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.files import append, read_text, write_atomically
 from lit_gen.runs.directory import Run
 from lit_gen.runs.metrics_file import read_metrics
+
+if TYPE_CHECKING:
+    import wandb  # slow to import, and not needed to load a run
 
 PICTURES = ("samples", "neighbours")
 """Pictures of an evaluation that W&B shows, by the names of their files."""
@@ -145,7 +148,9 @@ class Curves(WandbLogger):
     @rank_zero_only
     def log_picture(self, name: str, picture: Path, images: int) -> None:
         """Log a picture, such as samples of the model after so many images."""
-        self.experiment.log({name: wandb.Image(str(picture)), "images": images})
+        from wandb import Image
+
+        self.experiment.log({name: Image(str(picture)), "images": images})
 
 
 def under_an_agent() -> bool:
@@ -235,7 +240,9 @@ def _log(
     if hidden := {key: value for key, value in ours.items() if experiment.config.get(key) != value}:
         experiment.config.update({"settings": hidden})
     numbers = {name: value for name, value in facts.items() if not isinstance(value, str)}
-    pictures = {name: wandb.Image(str(path)) for name in PICTURES if (path := folders[0] / f"{name}.png").is_file()}
+    from wandb import Image
+
+    pictures = {name: Image(str(path)) for name in PICTURES if (path := folders[0] / f"{name}.png").is_file()}
     experiment.log({**numbers, **pictures})  # the charts and the search of a sweep read the history
     experiment.summary.update(facts)
     experiment.finish()
@@ -256,12 +263,15 @@ def evaluation_name(run: str, result: dict[str, Any], num_repeats: int = 1) -> s
 
 def finish(failed: bool = False) -> None:
     """End the W&B run of a training run, marked as failed if it failed, so that an evaluation can start its own."""
-    if wandb.run is not None:
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=int(failed))
 
 
-def _init(of_agent: bool, **arguments: Any) -> wandb.Run:
+def _init(of_agent: bool, **arguments: Any) -> "wandb.Run":
     """Start a W&B run: the run of the agent's trial, or one that is independent of the agent."""
+    import wandb
+
     _end_session()
     try:
         with nullcontext() if of_agent else _without_agent():
@@ -283,6 +293,8 @@ def _end_session() -> None:
     The agents of W&B also end the session between two trials.
     """
     if "WANDB_SWEEP_ID" in os.environ:
+        import wandb
+
         wandb.teardown()
 
 

@@ -11,7 +11,6 @@ import tarfile
 from difflib import SequenceMatcher
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -144,16 +143,6 @@ def test_the_page_of_formats_has_every_field() -> None:
                 fields |= json.load(file).keys()
     assert {"identity", "metrics"} <= fields
     assert [field for field in sorted(fields) if f"`{field}`" not in page] == []
-
-
-def test_the_examples_of_the_python_api_run() -> None:
-    loading, mathematics = re.findall(r"^```python\n(.*?)^```", (DOCS / "api/index.md").read_text(), re.M | re.S)
-    names: dict[str, Any] = {}
-    exec(loading.partition("\n\n")[0], names)  # its imports: the run is made up
-    assert callable(names["load"])
-    exec(mathematics, names)
-    assert names["points"].shape == (100, 1)
-    assert float(names["points"].mean()) == pytest.approx(0.3, abs=0.2)
 
 
 @pytest.mark.slow

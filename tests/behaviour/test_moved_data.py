@@ -13,11 +13,10 @@ import torch
 
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
-from lit_gen.cli.sample import _class_number
 from lit_gen.core.errors import UserError
 from lit_gen.data import Digits, ImageDataModule, Npz
 from lit_gen.data.class_order import classes_of
-from lit_gen.experiment.loading import load
+from lit_gen.experiment.trained import class_number, load
 from lit_gen.report.results import read_result
 from lit_gen.runs.directory import Run, RunSettings
 from tests.conftest import TINY
@@ -98,7 +97,7 @@ def test_a_run_is_sampled_without_its_data(trained: Run, tmp_path: Path, capsys:
     assert main([*words, str(tmp_path / "with.npz")]) == 0
     data_of(trained).unlink()
     assert main([*words, str(tmp_path / "without.npz")]) == 0
-    classes = load(trained.directory).drawn_classes(torch.arange(30))
+    classes = load(trained.directory).module.drawn_classes(torch.arange(30))
     assert classes is not None and classes.tolist() == classes_of(np.arange(30), COUNTS).tolist()
     with np.load(tmp_path / "with.npz") as file, np.load(tmp_path / "without.npz") as other:
         np.testing.assert_array_equal(file["labels"], classes_of(np.arange(7, 37), COUNTS))
@@ -187,9 +186,9 @@ def test_a_number_is_a_class_unless_names_are_numbers(names: Any, numbers: dict[
     for label, number in numbers.items():
         if number is None:
             with pytest.raises(UserError, match=f"^--label: {re.escape(label)} is not a class; choose one of"):
-                _class_number(label, model, names)
+                class_number(label, model, names, "--label")
         else:
-            assert _class_number(label, model, names) == number
+            assert class_number(label, model, names) == number
 
 
 def test_which_images_a_run_was_trained_on(tmp_path: Path) -> None:

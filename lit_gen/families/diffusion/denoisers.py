@@ -286,6 +286,25 @@ class Denoiser(ABC):
         return _Part(self, len(rows) / num)
 
 
+DenoiserFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(x, alpha, sigma, labels) -> E[x_0 | x], in the shape and data type of x."""
+
+
+class FunctionDenoiser(Denoiser):
+    """Denoiser of a plain function or module; every call counts as one evaluation.
+
+    Args:
+        function: (x (N, ...), alpha, sigma, labels) -> D (N, ...). alpha and sigma broadcast against x: they are 0-d,
+            or (N, 1, ...) for steps that differ between images. labels are None or (N,).
+    """
+
+    def __init__(self, function: DenoiserFunction) -> None:
+        self.function = function
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return self.function(x, per_image(alpha, x), per_image(sigma, x), labels)
+
+
 class _Given(Denoiser):
     """A denoiser with fixed labels."""
 

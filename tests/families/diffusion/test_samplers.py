@@ -3,9 +3,11 @@
 import json
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
@@ -13,6 +15,8 @@ from lit_gen.families.diffusion import (
     DiscreteVP,
     EDMPreconditioning,
     EDMSchedule,
+    FunctionDenoiser,
+    GaussianMixtureDenoiser,
     Karras,
     NetworkDenoiser,
     Quadratic,
@@ -37,6 +41,43 @@ from tests.families.diffusion.exact_answers import SAMPLERS, Point, kolmogorov_s
 
 IDS = [f"{type(s).__name__}-{'-'.join(str(v) for v in list(s.to_dict().values())[3:])}" for s in SAMPLERS]
 samplers = pytest.mark.parametrize("sampler", SAMPLERS, ids=IDS)
+
+# A function in place of a denoiser.
+
+
+@samplers
+def test_a_function_is_a_denoiser(sampler: DiffusionSampler):
+    """E[x_0 | x] of N(0.3, 0.5^2), which steps of one size per batch or per image evaluate as often as the class."""
+    exact = GaussianMixtureDenoiser(
+        torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    )
+    calls = []
+
+    def denoise(x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        calls.append(len(x))
+        return (0.3 * sigma**2 + 0.25 * alpha * x) / (alpha**2 * 0.25 + sigma**2)
+
+    counted = FunctionDenoiser(denoise)
+    arguments = (EDMSchedule(), Noise(1, range(6)), (1,))
+    expected = sampler.sample(exact, *arguments)
+    for given in (denoise, counted):
+        calls.clear()
+        drawn = sampler.sample(given, EDMSchedule(), Noise(1, range(6)), (1,))
+        torch.testing.assert_close(drawn, expected, rtol=1e-9, atol=1e-9)
+        assert sum(calls) / 6 == pytest.approx(exact.evaluations)
+    assert counted.evaluations == pytest.approx(exact.evaluations)
+
+
+@pytest.mark.parametrize("sampler", [Heun(steps=3), RK45(rtol=1e-2, atol=1e-2)], ids=["Heun", "RK45"])
+def test_a_function_is_given_the_labels(sampler: DiffusionSampler):
+    labels = torch.tensor([2.0, 0.0, 1.0])
+
+    def denoise(x: Tensor, alpha: Tensor, sigma: Tensor, given: Any) -> Tensor:
+        return 0 * x + given[:, None]
+
+    x = sampler.sample(denoise, EDMSchedule(), Noise(0, range(3)), (1,), labels)
+    torch.testing.assert_close(x[:, 0].float(), labels, rtol=0, atol=1e-3)
+
 
 # Initial state, and numbers of random numbers and evaluations.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
-from lit_gen.families.diffusion.denoisers import Denoiser
+from lit_gen.families.diffusion.denoisers import Denoiser, DenoiserFunction, FunctionDenoiser
 from lit_gen.families.diffusion.grids import Grid, Karras
 from lit_gen.families.diffusion.guidance import Guidance
 from lit_gen.families.diffusion.schedules import Schedule
@@ -72,7 +72,7 @@ class DiffusionSampler(Sampler):
 
     def trajectory(
         self,
-        denoiser: Denoiser,
+        denoiser: Denoiser | DenoiserFunction,
         schedule: Schedule,
         noise: Noise,
         shape: tuple[int, ...],
@@ -80,6 +80,7 @@ class DiffusionSampler(Sampler):
         dtype: torch.dtype = torch.float64,
     ) -> Iterator[tuple[float, Tensor]]:
         """Yield (t, x_t) at all `times`, including the first and t = 0; arguments as in `sample`."""
+        denoiser = denoiser if isinstance(denoiser, Denoiser) else FunctionDenoiser(denoiser)
         schedule = schedule if self.schedule is None else self.schedule.with_levels_of(schedule)
         times = self.times(schedule)
         x = schedule(times[0])[1] * noise.normal(shape, dtype)
@@ -90,7 +91,7 @@ class DiffusionSampler(Sampler):
     @torch.no_grad()
     def sample(
         self,
-        denoiser: Denoiser,
+        denoiser: Denoiser | DenoiserFunction,
         schedule: Schedule,
         noise: Noise,
         shape: tuple[int, ...],
@@ -102,7 +103,8 @@ class DiffusionSampler(Sampler):
         The initial state is sigma(t_0) eps at the first of `times`, with the first random numbers of the noise.
 
         Args:
-            denoiser: Denoiser of the model.
+            denoiser: Denoiser of the model, or any function (x, alpha, sigma, labels) -> E[x_0 | x]. A
+                `FunctionDenoiser` of the function counts its evaluations.
             schedule: Schedule of the model, used for the times unless the sampler has its own.
             noise: Source of all random numbers.
             shape: Shape of one image.
