@@ -20,6 +20,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.evaluation.evaluate import Subject
 from lit_gen.evaluation.evaluate import evaluate as evaluate_subject
 from lit_gen.evaluation.protocol import FeatureNetFactory
+from lit_gen.evaluation.result_file import load_result
 from lit_gen.experiment.checks import check_scored
 from lit_gen.experiment.loading import load_objects
 from lit_gen.experiment.trained import TrainedModel, load
@@ -27,7 +28,7 @@ from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.metrics.base import SampleMetric
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.report.leaderboard import rank
-from lit_gen.report.results import Result, load_results, read_result
+from lit_gen.report.results import Result, load_results
 from lit_gen.report.table import Table
 from lit_gen.runs.directory import Run
 from lit_gen.training import processes
@@ -107,7 +108,7 @@ def evaluate(
         model.module.follow_classes(model.data)
         subject = Subject(model.run, model.module, model.data, model.prepare(sampler))
         _, path, _ = evaluate_subject(evaluation, subject, model.run.directory.parent / ".reference")
-    return read_result(path)
+    return Result(path, load_result(path))
 
 
 def leaderboard(folder: str | Path = "runs", by: str | None = None, where: Mapping[str, object] | None = None) -> Table:

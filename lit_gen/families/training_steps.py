@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_gen.core.accumulation import SumOverMicroBatches
 from lit_gen.core.errors import UserError
 from lit_gen.data.batches import Batch
+from lit_gen.data.module import ImageDataModule
 from lit_gen.families.clock import Clock
 from lit_gen.families.optimizers import OptimizerFactory, check_optimizer
 
@@ -62,8 +63,18 @@ class TrainsInSteps(LightningModule, ABC):
         return self.clock.images_seen
 
     def warmup_schedule(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the optimizer with its linear learning-rate warm-up, as Lightning expects it."""
-        steps = self.warmup / self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        """Return the optimizer with its linear learning-rate warm-up, as Lightning expects it.
+
+        Raises:
+            UserError: If there is a warm-up and the Trainer has no data module, which knows the global batch size.
+        """
+        data: ImageDataModule | None = self.trainer.datamodule if self.warmup else None  # type: ignore[attr-defined]
+        if self.warmup and data is None:
+            raise UserError(
+                f"model.warmup: {self.warmup} images cannot be counted in batches of a plain loader; train with an "
+                "ImageDataModule, or set it to 0"
+            )
+        steps = 0.0 if data is None else self.warmup / data.batch_size
         scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

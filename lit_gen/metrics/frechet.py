@@ -163,7 +163,9 @@ def frechet_influence(features: Tensor, moments: Moments, reference: Moments) ->
     inner = torch.linalg.eigh(root[:, None] * (vectors.T @ other @ vectors) * root)
     middle = (inner.eigenvectors * inner.eigenvalues.clamp(min=0).sqrt()) @ inner.eigenvectors.T
     gradient = torch.eye(len(mean), dtype=cov.dtype) - vectors @ (middle / root[:, None] / root) @ vectors.T
-    centred = features.to(mean) - mean
-    linear = 2 * centred @ (mean - reference.mean.cpu())
-    influence: Tensor = linear + ((centred @ gradient) * centred).sum(1) - (gradient * cov).sum()
+    parts = []
+    for block in features.split(1024):  # of float64, whose whole would take several times the memory of the features
+        centred = block.to(mean) - mean
+        parts.append(2 * centred @ (mean - reference.mean.cpu()) + ((centred @ gradient) * centred).sum(1))
+    influence: Tensor = torch.cat(parts) - (gradient * cov).sum()
     return influence
