@@ -59,6 +59,9 @@ REFLOW = (
 )
 
 
+Verbs = argparse._SubParsersAction  # type: ignore[type-arg]
+
+
 class Parser(argparse.ArgumentParser):
     """Parser without abbreviated options and with one-line errors."""
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lit_gen.cli import help
+from lit_gen.cli import help, run_verbs
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import explain, write_atomically
 from lit_gen.core.text import closest, printable
@@ -33,6 +33,8 @@ VERBS = {
     "report": "write one HTML page of all evaluations under a folder, with pictures and curves",
     "export": "write the model of a run as safetensors, settings and a model card",
     "import": "make a finished run of an exported model or of a foreign checkpoint",
+    "compare": "show the settings, data and software in which two runs differ, and their scores",
+    "reproduce": "run a run again and say what differs, bit by bit",
     "reference": "compute, list, verify, export and import the statistics of real images",
 }
 DESCRIPTION = f"""\
@@ -45,7 +47,6 @@ Train, sample, score and compare generative image models on the same data, budge
 verbs:
 {chr(10).join(f"  {verb:11}  {does}" for verb, does in VERBS.items())}
 """
-Verbs = argparse._SubParsersAction  # type: ignore[type-arg]
 VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
 
 
@@ -155,12 +156,12 @@ def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
     for verb in VERBS_WITH_A_CONFIGURATION:
         verbs.add_parser(verb, add_help=False)
 
-    for add in (_add_ema, _add_sweep, _add_leaderboard, _add_report, _add_export):
+    for add in (_add_ema, _add_sweep, _add_leaderboard, _add_report, *run_verbs.ADD):
         add(verbs)
     return parser, verbs.choices
 
 
-def _add_ema(verbs: Verbs) -> None:
+def _add_ema(verbs: help.Verbs) -> None:
     parser = verbs.add_parser(
         "ema",
         usage="lit-gen ema RUN --std STD [--at IMAGES]",
@@ -176,7 +177,7 @@ def _add_ema(verbs: Verbs) -> None:
     parser.set_defaults(command=_ema)
 
 
-def _add_sweep(verbs: Verbs) -> None:
+def _add_sweep(verbs: help.Verbs) -> None:
     parser = verbs.add_parser(
         "sweep",
         usage="lit-gen sweep SWEEP.yaml ... [OPTIONS]",
@@ -194,7 +195,7 @@ def _add_sweep(verbs: Verbs) -> None:
     parser.set_defaults(command=_sweep)
 
 
-def _add_leaderboard(verbs: Verbs) -> None:
+def _add_leaderboard(verbs: help.Verbs) -> None:
     parser = verbs.add_parser(
         "leaderboard",
         usage="lit-gen leaderboard [FOLDER] [OPTIONS]",
@@ -260,7 +261,7 @@ def _add_comparisons(parser: help.Parser) -> None:
     )
 
 
-def _add_report(verbs: Verbs) -> None:
+def _add_report(verbs: help.Verbs) -> None:
     parser = verbs.add_parser(
         "report",
         usage="lit-gen report [FOLDER] [OPTIONS]",
@@ -274,29 +275,6 @@ def _add_report(verbs: Verbs) -> None:
         "--where", action="append", default=[], metavar="KEY=VALUE", help="keep only these, as in the leaderboard"
     )
     parser.set_defaults(command=_page)
-
-
-def _add_export(verbs: Verbs) -> None:
-    parser = verbs.add_parser(
-        "export",
-        usage="lit-gen export RUN --to FOLDER [OPTIONS]",
-        description="Write the model of a finished run as safetensors, settings and a model card.\n\n"
-        "  lit-gen export runs/digits_edm-... --to exported/digits_edm",
-        formatter_class=help.Formatter,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run, such as runs/digits_edm-...")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder, new or empty")
-    parser.add_argument("--weights", default="ema", help="ema, raw, best, or any width: ema:0.1 (default: ema)")
-    parser.add_argument("--push", metavar="NAME", help="also upload it to the Hugging Face hub, as USER/NAME")
-    parser.add_argument("--private", action="store_true", help="make the repository of --push private")
-    parser.set_defaults(command=_export)
-
-
-def _export(options: argparse.Namespace) -> int:
-    from lit_gen.cli.exchange import export_model
-
-    export_model(options)
-    return 0
 
 
 def _budgets(text: str) -> list[int]:

@@ -1,0 +1,138 @@
+"""`lit-gen reproduce`: train and evaluate a run again, and say what differs."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from lit_gen.cli import commands
+from lit_gen.core.errors import UserError
+from lit_gen.core.text import printable
+from lit_gen.evaluation.device import device_name
+from lit_gen.experiment.fit import fit_run
+from lit_gen.experiment.loading import open_finished
+from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.experiment.reproduction import (
+    Outcome,
+    arguments_of,
+    changed_surroundings,
+    compare_curves,
+    compare_numbers,
+    compare_weights,
+    edited_keys,
+    recorded_threads,
+)
+from lit_gen.report.results import Result, read_results
+from lit_gen.runs.differences import to_lines
+from lit_gen.runs.directory import Run
+from lit_gen.training import processes
+from lit_gen.training.callbacks.checkpoint import threads_restored
+
+NAME = "again"
+
+
+def reproduce(directory: Path, evaluation_only: bool, tolerance: float, keep: Path | None) -> int:
+    """Run a run again and print what differs; return 0 if nothing does, or all of it is within the tolerance, else 1.
+
+    Args:
+        directory: The run.
+        evaluation_only: Repeat only its evaluations, with its weights.
+        tolerance: Relative difference that is accepted.
+        keep: Folder for the second run; None removes it.
+
+    Raises:
+        UserError: If it is not a finished run, or cannot be trained again.
+    """
+    if not tolerance >= 0:
+        raise UserError(f"--tolerance: {tolerance} is not a relative difference; give 0 or more")
+    run = open_finished(directory, "RUN")
+    if "imported" in run.metadata and not evaluation_only:
+        raise UserError(f"RUN: {directory} was imported and not trained here; add --evaluation-only")
+    _print_surroundings(run)
+    with _folder(keep) as root:
+        again = _copied(run, root) if evaluation_only else _trained_again(run, root)
+        outcomes = [] if evaluation_only else [*compare_weights(run, again), compare_curves(run, again)]
+        outcomes += _evaluated_again(run, again)
+    for outcome in outcomes:
+        print(printable(f"  {outcome}"))
+    if not outcomes:
+        raise UserError(f"RUN: {directory} has no evaluations; make one with lit-gen evaluate, or train it again")
+    same, near = (all(outcome.within(limit) for outcome in outcomes) for limit in (0.0, tolerance))
+    verdict = "bit-identical" if same else f"within {tolerance:g}" if near else "not reproduced"
+    print(printable(f"{directory}: {verdict}"), flush=True)
+    return 0 if near else 1
+
+
+def _print_surroundings(run: Run) -> None:
+    """Print the edited keys of a run, and what has changed since its training."""
+    objects = ExperimentCLI(["--config", str(run.config)]).objects()
+    device = device_name(processes.device(objects.trainer), 1)
+    if edited := edited_keys(run):
+        print("config.yaml was edited, its identity no longer matches (recorded, in the file):")
+        print("\n".join(map(printable, to_lines(edited))))
+    changed = changed_surroundings(run, objects.data.fingerprint("train"), device, torch.get_num_threads())
+    print("changed since (recorded, now):" if changed else "code, packages, data and machine are those of the run")
+    for line in to_lines(changed, width=80):
+        print(printable(line))
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Yield a folder for the second run, which is removed afterwards unless it is kept."""
+    if keep is not None:
+        if keep.exists() and any(keep.iterdir()):
+            raise UserError(f"--keep: {keep} is not empty; give a new folder")
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+        return
+    with TemporaryDirectory(prefix="lit-gen-reproduce-") as temporary:
+        yield Path(temporary)
+
+
+def _trained_again(run: Run, root: Path) -> Run:
+    """Train a run again from its configuration, with its number of CPU threads."""
+    place = ["--run.root", str(root), "--run.name", NAME, "--wandb.mode", "disabled"]
+    cli = ExperimentCLI(["--config", str(run.config), *place])
+    with threads_restored():
+        threads = recorded_threads(run)
+        if threads is not None and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        return fit_run(cli, cli.objects())
+
+
+def _copied(run: Run, root: Path) -> Run:
+    """Return a copy of a run without its evaluations; its checkpoints are not copied but linked."""
+    place = root / NAME
+    place.mkdir()
+    for name in ("config.yaml", "run.json"):
+        shutil.copy(run.directory / name, place)
+    for folder in ("checkpoints", "first_stage"):
+        if (run.directory / folder).is_dir():
+            (place / folder).symlink_to((run.directory / folder).resolve())
+    return Run(place)
+
+
+def _evaluated_again(run: Run, again: Run) -> list[Outcome]:
+    """Evaluate the second run as the first was, and return the comparisons of their scores."""
+    found = sorted(run.evaluations.glob("*/result.json"))
+    outcomes = []
+    for first in read_results(found) if found else []:
+        name = f"scores of {first.path.parent.name}"
+        words = arguments_of(first.record.to_dict())
+        with contextlib.redirect_stdout(io.StringIO()):
+            path = commands.evaluate([str(again.directory), *words, "--wandb.mode", "disabled"])
+        (second,) = read_results([path])
+        outcomes.append(compare_numbers(name, *_shared(first, second)))
+    return outcomes
+
+
+def _shared(first: Result, second: Result) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the scores of both results with the same protocol."""
+    of_first, of_second = (result.record.score_protocols for result in (first, second))
+    names = [name for name in first.metrics if of_first.get(name) == of_second.get(name) and name in second.metrics]
+    return tuple({name: result.metrics[name] for name in names} for result in (first, second))  # type: ignore[return-value]
