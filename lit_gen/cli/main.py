@@ -202,7 +202,8 @@ def _add_leaderboard(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="keep only these, for example protocol.num_samples=1000; may be repeated",
+        help="keep only these, for example protocol.num_samples=1000; may be repeated, "
+        "also with other values of the same key",
     )
     formats = parser.add_mutually_exclusive_group()
     for name, title in {"json": "JSON", "csv": "CSV", "markdown": "Markdown"}.items():
