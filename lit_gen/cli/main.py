@@ -202,8 +202,7 @@ def _add_leaderboard(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="keep only these, for example protocol.num_samples=1000; may be repeated, "
-        "also with other values of the same key",
+        help="keep only these, such as model=EDM; may be repeated",
     )
     formats = parser.add_mutually_exclusive_group()
     for name, title in {"json": "JSON", "csv": "CSV", "markdown": "Markdown"}.items():
