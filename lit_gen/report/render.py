@@ -167,7 +167,8 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     table: dict[_Line, dict[int, Row]] = defaultdict(dict)
     for row in board.rows:
         column = bisect_left(budgets, row.mean("nfe"))
-        if row.rank is not None and column < len(budgets):
+        known = math.isfinite(row.mean("nfe"))
+        if known and row.rank is not None and column < len(budgets):
             cells = table[_Line(row.first.model, row.run, row.first.sampler, row.first.grid)]
             cells[column] = max(cells.get(column, row), row, key=lambda each: each.mean("nfe"))
     if not table:
@@ -312,13 +313,13 @@ def _columns(board: Leaderboard) -> list[_Column]:
         _names("model", _titled, _title_of),
         _names("sampler", lambda row: row.first.sampler),
         _names("grid", lambda row: row.first.grid),
-        _numbers("NFE", lambda row: row.mean("nfe"), "{:g}".format),
+        _numbers("NFE", lambda row: row.mean("nfe"), lambda value: f"{value:g}" if math.isfinite(value) else "-"),
         *(_scores(board, name) for name in board.metrics),
         _names("seeds", lambda row: row.seeds),
         _numbers("FLOPs/image", lambda row: row.cost("flops"), _known_count),
-        _numbers("images/s", lambda row: row.mean("timing.images_per_second"), lambda value: _significant(value, 3)),
-        _numbers("parameters", lambda row: row.mean("num_parameters"), _count),
-        _numbers("images seen", lambda row: row.mean("images_seen"), _count),
+        _numbers("images/s", lambda row: row.mean("timing.images_per_second"), _known),
+        _numbers("parameters", lambda row: row.mean("num_parameters"), _known_count),
+        _numbers("images seen", lambda row: row.mean("images_seen"), _known_count),
         _numbers("training s", lambda row: row.training_seconds, _known),
         _numbers("trained/s", lambda row: row.images_per_training_second, _known),
     ]
