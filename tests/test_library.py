@@ -131,12 +131,12 @@ def test_an_evaluation_is_that_of_the_command(trained: Run, model: lit_gen.Train
     words = ["--sampler=Heun", "--sampler.steps=2", "--evaluation.num_samples=30", "--evaluation.seed=3"]
     theirs = commands.evaluate([str(trained.directory), *words])
     assert theirs == ours.path and theirs.stat().st_mtime_ns == before
-    assert json.loads(theirs.read_text()) == ours.data
+    assert json.loads(theirs.read_text()) == ours.record.to_dict()
     ours.path.unlink()
     again = json.loads(commands.evaluate([str(trained.directory), *words]).read_text())
     untimed = {"timing", "created"}
     assert {k: v for k, v in again.items() if k not in untimed} == {
-        k: v for k, v in ours.data.items() if k not in untimed
+        k: v for k, v in ours.record.to_dict().items() if k not in untimed
     }
     with np.load(ours.path.with_name("samples.npz")) as file:
         np.testing.assert_array_equal(file["images"], model.sample(24, seed=3, sampler=Heun(steps=2), batch_size=8))
@@ -183,6 +183,6 @@ def test_a_leaderboard_is_that_of_the_command(
 
 def test_a_notebook_shows_names_as_text(trained: Run, model: lit_gen.TrainedModel) -> None:
     result = lit_gen.evaluate(model, DDIM(steps=3), num_samples=24)
-    result.path.write_text(json.dumps(result.data | {"model": "<script>alert(1)</script>"}))
+    result.path.write_text(json.dumps(result.record.to_dict() | {"model": "<script>alert(1)</script>"}))
     html = lit_gen.leaderboard(result.path.parents[2], where={"sampler.steps": 3})._repr_html_()
     assert "<script>" not in html and "&lt;script&gt;" in html

@@ -24,7 +24,7 @@ from lit_gen.families.diffusion.models.flow_matching import FlowMatching
 from lit_gen.report.leaderboard import describe_likelihood
 from lit_gen.report.rows import quantile
 from lit_gen.runs import tracking
-from lit_gen.runs.directory import Run
+from lit_gen.runs.directory import REFERENCE, Run
 from lit_gen.runs.power_averages import gamma_of
 from lit_gen.runs.weights import Width, reconstruct
 from lit_gen.training import processes
@@ -106,13 +106,13 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> list[Path]:
     """
     objects = cli.objects(DataFacts.recorded(run.metadata))
     tracking.check_account(objects.wandb)
-    objects.evaluation.compare_data(run, objects.model, objects.data)
+    objects = objects.with_accepted_data(run)
     device = processes.device(objects.trainer)
     sampler = check_scored(objects, device)
     processes.launch(objects.trainer)
     model = load_model(run, objects.model, objects.evaluation.weights).to(device)
     model.follow_classes(objects.data)
-    cache = run.directory.parent / ".reference"
+    cache = run.directory.parent / REFERENCE
     model.prepare_sampler(sampler, objects.data)
     subject = Subject(run, model, objects.data, sampler)
     evaluated: list[tuple[dict[str, Any], Path]] = []

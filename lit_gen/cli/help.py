@@ -18,7 +18,7 @@ EVALUATION = (
     ("--evaluation.seed N", 0, "seed of the noise"),
     ("--evaluation.num_repeats N", 1, "evaluations, with the seeds seed, seed + 1, ..."),
     ("--evaluation.least_of N", 1, "seeds whose least score tables print beside the mean (1: none)"),
-    ("--evaluation.weights WEIGHTS", "ema", "ema, raw, or an average of any width such as ema:0.1"),
+    ("--evaluation.weights WEIGHTS", "ema", "ema, raw, best, or an average of any width such as ema:0.1"),
     ("--evaluation.inception_splits N", 10, "splits of the samples for the inception score"),
     ("--evaluation.batch_size N", 256, "samples per batch of one process"),
     ("--evaluation.num_kept N", 64, "images kept in samples.npz and samples.png"),
@@ -111,7 +111,7 @@ def sample_options(parser: Parser) -> None:
     group.add_argument(
         *("--out",), type=Path, default=Path("samples.png"), help="a .png, an .npz, or a folder (default: %(default)s)"
     )
-    group.add_argument("--weights", default="ema", help="ema, raw, or any width: ema:0.1 (default: %(default)s)")
+    group.add_argument("--weights", default="ema", help="ema, raw, best, or any width: ema:0.1 (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=256, metavar="N", help="images at once (default: %(default)s)")
     group.add_argument("--label", metavar="CLASS", help="images of one class, by its name or number")
     group.add_argument("--trajectory", type=Path, metavar="PNG", help="also plot the path from noise to image")
@@ -223,15 +223,12 @@ def _reference() -> str:
     return "\n".join([parser.format_help(), *(reference_parser(action).format_help() for action in REFERENCE)])
 
 
-SCORE = tuple(
-    (option, None if "num_samples" in option else default, text)
-    for option, default, text in (
-        *EVALUATION[:2],
-        ("--evaluation.num_samples N", None, "score the first N images (default: all)"),
-        EVALUATION[3],
-        *EVALUATION[8:11],
-    )
+_OF_IMAGES = ("feature_net", "metrics", "split", "inception_splits", "batch_size", "num_kept")
+SCORE = (
+    ("--evaluation.num_samples N", None, "score the first N images (default: all)"),
+    *(key for key in EVALUATION if key[0].partition(" ")[0].removeprefix("--evaluation.") in _OF_IMAGES),
 )
+"""Keys of an evaluation of images that exist already."""
 
 
 def score_parser() -> Parser:

@@ -333,11 +333,11 @@ def _leaderboard(options: argparse.Namespace) -> int:
     if options.figure is not None and options.figure.suffix != ".png":
         raise UserError(f"--figure: {options.figure} does not end in .png; give a name that does")
     board = leaderboard.rank(load_results(options.folder), by=options.by, where=options.where)
-    if options.figure is not None:
-        results = [result for row in board.rows for result in row.results]
-        plots.distance_vs_cost(results, options.figure, board.by, options.against)
     if options.pareto:
         board = leaderboard.pareto(board, options.against)
+    if options.figure is not None:  # of the rows that the table shows
+        results = [result for row in board.rows for result in row.results]
+        plots.distance_vs_cost(results, options.figure, board.by, options.against)
     if options.published is not None:
         board = leaderboard.with_published(board, options.published)
     if options.paired:

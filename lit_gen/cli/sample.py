@@ -26,7 +26,7 @@ def sample(arguments: list[str]) -> None:
     run, cli, other_source = reopen(rest, "sample")
     objects = cli.objects(DataFacts.recorded(run.metadata))
     if other_source or own.picture is not None or _reads_data(objects):
-        objects.evaluation.compare_data(run, objects.model, objects.data)
+        objects = objects.with_accepted_data(run)
     device = processes.device(objects.trainer)
     asked = check_sampler(objects, device)
     model = TrainedModel(run, objects, own.weights).to(device)

@@ -7,7 +7,7 @@ class SumOverMicroBatches(nn.Module):
     """Sum of a tensor over the micro-batches of an optimizer step.
 
     Attributes:
-        num_micro_batches: Number of micro-batches per step; `GenerativeModel.split_steps` sets it.
+        num_micro_batches: Number of micro-batches per step; `TrainsInSteps.split_steps` sets it.
     """
 
     def __init__(self) -> None:

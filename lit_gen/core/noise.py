@@ -72,9 +72,10 @@ class Noise:
         if not 0 <= seed < 2**64:
             raise UserError(f"seed: {seed} is out of range; give a whole number in [0, 2^64)")
         self.seed = seed
-        self.index = torch.as_tensor(index, dtype=torch.int64, device=device)
-        if self.index.ndim != 1 or bool((self.index < 0).any()):
+        index = torch.as_tensor(index, dtype=torch.int64)
+        if index.ndim != 1 or bool((index < 0).any()):  # checked where it is: a check on a GPU waits for the GPU
             raise UserError("index: not a flat sequence of whole numbers >= 0; give one index per sample")
+        self.index = index.to(device, non_blocking=True)
         self.draws = 0
         self.reads_ahead = False
         """Compute several draws at once if true: the numbers are the same, and many small draws are faster."""

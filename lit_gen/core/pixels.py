@@ -1,13 +1,19 @@
 """Maps between 8-bit images, u in 0 .. 255, and float images, x = u / 127.5 - 1 in [-1, 1].
 
 `quantise` is called by `ImageSource.stored` for samples, `metrics.reconstruction` for reconstructions,
-`pictures.grids` for pictures, and `experiment.reflow` for pairs.
+`pictures.grids` for pictures, and `experiment.reflow` for pairs. An evaluation, which checks all samples at its end,
+calls `to_levels` alone, by `ImageSource.unchecked`.
 """
 
 import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
+
+
+class NotFiniteError(UserError):
+    """Generated images with values that are not finite."""
+
 
 BIN_WIDTH = 1 / 127.5
 """Distance between two neighbouring values x."""
@@ -42,18 +48,32 @@ def quantise(images: Tensor) -> Tensor:
         images: Float tensor of any shape.
 
     Raises:
-        UserError: If a value is not finite: it would become an arbitrary grey level, and be scored as one.
+        NotFiniteError: If a value is not finite: it would become an arbitrary grey level, and be scored as one.
     """
-    images = finite(images.to(torch.promote_types(images.dtype, torch.float32)))
+    return to_levels(finite(images))
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """Round images to uint8 as `quantise` does, without a check: a value that is not finite gives an arbitrary one."""
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
     return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def finite(images: Tensor) -> Tensor:
-    """Return generated images unchanged, or raise a UserError if a value is not finite."""
-    is_finite = torch.isfinite(images)
-    if not is_finite.all():
-        raise UserError(
-            f"{int((~is_finite).sum())} of {images.numel()} pixels of the generated images are not finite: the model "
-            "or the sampler diverged; train with a lower learning rate, or sample with more steps or in float64"
-        )
+    """Return generated images unchanged, or raise a NotFiniteError if a value is not finite."""
+    check_finite(int((~torch.isfinite(images)).sum()), images.numel())
     return images
+
+
+def check_finite(num_bad: int, num_pixels: int) -> None:
+    """Raise a NotFiniteError if some pixels of generated images are not finite.
+
+    Args:
+        num_bad: Number of pixels that are not finite.
+        num_pixels: Number of pixels.
+    """
+    if num_bad:
+        raise NotFiniteError(
+            f"{num_bad} of {num_pixels} pixels of the generated images are not finite: the model or the sampler "
+            "diverged; train with a lower learning rate, or sample with more steps or in float64"
+        )

@@ -44,7 +44,7 @@ def are_balanced(counts: Sequence[int]) -> bool:
 
 
 class _Order:
-    """Sequence for counts without a common divisor, computed only as far as needed."""
+    """Order of classes for counts without a common divisor, computed only as far as needed."""
 
     def __init__(self, counts: tuple[int, ...]) -> None:
         self.period = sum(counts)

@@ -1,5 +1,6 @@
 """The data module: batches of any image source in a reproducible order."""
 
+import copy
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -63,18 +64,22 @@ class ImageDataModule(LightningDataModule):
         self.flip = flip
         self.num_val = num_val
         self.seed = seed
-        self.facts: DataFacts | None = None
-        """Facts that a run recorded about its data; they replace the source, whose files may be gone."""
+        self._facts: DataFacts | None = None
         self._trained_on: dict[str, Pairs] | dict[str, Encoded] = {}
         self._parts: dict[str, ImageSet] = {}
         self._fingerprints: dict[str, str] = {}
 
-    @classmethod
-    def recorded(cls, facts: DataFacts | None, **settings: Any) -> Self:
-        """Return a data module with the facts that a run recorded about its data, if there are any."""
-        data = cls(**settings)
-        data.facts = facts
-        return data
+    @property
+    def facts(self) -> DataFacts | None:
+        """Facts that a run recorded about its data; they replace the source, whose files may be gone."""
+        return self._facts
+
+    def with_facts(self, facts: DataFacts | None) -> Self:
+        """Return this data module with the facts that a run recorded about its data; None: those of the source."""
+        # not an argument of the constructor, whose arguments are keys of a configuration
+        other = copy.copy(self)
+        other._facts = facts
+        return other
 
     @property
     def name(self) -> str:  # type: ignore[override]

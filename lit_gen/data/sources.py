@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.core.errors import NoTestImagesError, UserError
-from lit_gen.core.pixels import finite, quantise
+from lit_gen.core.pixels import finite, to_levels
 from lit_gen.data.files import read_npz
 
 Part = Literal["train", "test"]
@@ -90,11 +90,15 @@ class ImageSource(ABC):
         """Return samples in the form of the data: uint8, rounded to 0 or 255 for binary images; or float32.
 
         Raises:
-            UserError: If a value is not finite.
+            NotFiniteError: If a value is not finite.
         """
+        return self.unchecked(finite(samples))
+
+    def unchecked(self, samples: Tensor) -> Tensor:
+        """Return samples as `stored` does, for a caller that checks that they are finite."""
         if not self.quantised:
-            return finite(samples).float()
-        images = quantise(samples)
+            return samples.float()
+        images = to_levels(samples)
         return images if self.num_levels > 2 else (images >= 128).to(torch.uint8) * 255
 
     def redraw(self, index: np.ndarray, epoch: int) -> np.ndarray | None:

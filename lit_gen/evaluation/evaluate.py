@@ -132,7 +132,7 @@ def score_samples(evaluation: Evaluation, subject: Subject, real: DataImages) ->
     sampling = Sampling(
         model,
         subject.sampler,
-        data.source.stored,
+        data.source.unchecked,
         evaluation.num_samples,
         evaluation.batch_size,
         evaluation.num_kept,
@@ -174,7 +174,7 @@ def score_images(
     check_needs(metrics, real, images.labels(torch.arange(1)) is not None)
     protocols = score_protocols(metrics, real)
     if found is not None:
-        metrics = missing_metrics(metrics, protocols, real, found)
+        metrics = missing_metrics(metrics, protocols, real, found, path)
         if not metrics:
             return found, path, False
     with _all_or_nothing(place):
@@ -295,12 +295,15 @@ def _result(
         images_seen=model.images_seen,
         training_seconds=metadata.get("training_seconds"),
         earlier_seconds=metadata.get("earlier_seconds", 0.0),
+        training_flops=metadata.get("training_flops", ABSENT),
+        earlier_flops=metadata.get("earlier_flops", ABSENT),
         training_seed=metadata["seed"],
         sampler=None if subject.sampler is None else subject.sampler.to_dict(),
         defaults={} if subject.sampler is None else defaults(subject.sampler),
         nfe=samples.nfe,
         flops_per_image=ABSENT if samples.flops_per_image is None else samples.flops_per_image,
         weights=evaluation.weights,
+        best=metadata.get("best", ABSENT) if evaluation.weights == "best" else ABSENT,
         seed=evaluation.seed,
         protocol=protocol,
         other_data=other_data,

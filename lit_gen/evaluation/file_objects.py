@@ -7,15 +7,18 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from lit_gen.core.records import Kind, values_of
 
 
 class Absent(Enum):
-    """The value of a key that a file does not have."""
+    """The value of a key that a file does not have; false, like None."""
 
     ABSENT = "absent"
+
+    def __bool__(self) -> Literal[False]:
+        return False
 
 
 ABSENT = Absent.ABSENT

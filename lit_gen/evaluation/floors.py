@@ -125,7 +125,7 @@ def _score(part: Part, metric: SampleMetric, real: DataImages, chosen: torch.Ten
         rows = chosen[start : start + BATCH_SIZE]
         both = torch.from_numpy(outputs[rows.numpy()]).to(real.device)
         batch = ScoredBatch(
-            torch.arange(start, start + len(rows), device=real.device),
+            torch.arange(start, start + len(rows)),
             None if images is None else torch.from_numpy(images[rows.numpy()]).to(real.device),
             both[:, : real.net.width],
             both[:, real.net.width :],

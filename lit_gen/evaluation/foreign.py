@@ -63,7 +63,7 @@ def check_settings(evaluation: Evaluation) -> None:
         if getattr(evaluation, name) != getattr(default, name):
             raise UserError(
                 f"evaluation.{name}: {getattr(evaluation, name)} is a setting of a model, and these images exist "
-                "already; remove it"
+                f"already; remove it, or set it to {getattr(default, name)}"
             )
 
 

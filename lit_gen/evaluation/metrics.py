@@ -1,6 +1,7 @@
 """Choose the metrics of an evaluation, and state the protocol that makes a score of two results comparable."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lit_gen.core.errors import UserError
@@ -57,11 +58,26 @@ def default_metrics(
 
 
 def missing_metrics(
-    metrics: Sequence[SampleMetric], protocols: dict[str, dict[str, Any]], real: DataImages, result: ResultRecord
+    metrics: Sequence[SampleMetric],
+    protocols: dict[str, dict[str, Any]],
+    real: DataImages,
+    result: ResultRecord,
+    path: Path,
 ) -> list[SampleMetric]:
-    """Return the metrics with a score that a result lacks, or has with another protocol."""
-    known = {name: score_protocol(result.to_dict(), name) for name in result.metrics}
-    return [metric for metric in metrics if any(known.get(each) != protocols[each] for each in metric.directions(real))]
+    """Return the metrics with a score that a result lacks.
+
+    Raises:
+        UserError: If the result has a score of that name by another protocol, which would be lost.
+    """
+    for name, now in protocols.items():
+        before = score_protocol(result, name) or {} if name in result.metrics else now
+        for field in {**before, **now}:
+            if before.get(field) != now.get(field):
+                raise UserError(
+                    f"evaluation.metrics: {path} holds {name} with {field} {before.get(field)}, not {now.get(field)}; "
+                    "give the settings that it has, or delete the file to score with others"
+                )
+    return [metric for metric in metrics if not metric.directions(real).keys() <= result.metrics.keys()]
 
 
 def check_needs(metrics: Sequence[SampleMetric], real: DataImages, conditional: bool) -> None:

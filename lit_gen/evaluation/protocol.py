@@ -70,8 +70,9 @@ class Evaluation:
             as if its seed had been given alone.
         least_of: Number of sampling seeds whose least score tables print beside the mean, for scores of which lower
             values are better; some papers publish it. 1: none. Results record it, and it makes no rows unlike.
-        weights: The averaged weights (ema), those of the last step (raw), or a power-function average of any width:
-            ema:0.1, or ema:0.1@51200 after so many images (see `lit-gen ema`).
+        weights: The averaged weights (ema), those of the last step (raw), the averaged weights at the best score of
+            the evaluations during training (best, see `monitor`), or a power-function average of any width: ema:0.1,
+            or ema:0.1@51200 after so many images (see `lit-gen ema`).
         inception_splits: Splits of the samples for the mean and standard deviation of the inception score, if `metrics`
             does not name it.
         batch_size: Images that one process samples at once.
@@ -99,21 +100,21 @@ class Evaluation:
         likelihood_method: LikelihoodMethod | None = None,
         other_data: bool = False,
     ) -> None:
-        least = {"num_samples": (num_samples, 2), "batch_size": (batch_size, 1), "num_kept": (num_kept, 1)}
-        least |= {"inception_splits": (inception_splits, 1), "num_repeats": (num_repeats, 1), "least_of": (least_of, 1)}
-        for name, (value, minimum) in least.items():
-            if value < minimum:
-                raise UserError(f"evaluation.{name}: {value} is too few; give at least {minimum}")
-        if seed + num_repeats - 1 > MAX_SEED:
+        _check_least(2, num_samples=num_samples)
+        _check_least(
+            1,
+            batch_size=batch_size,
+            num_kept=num_kept,
+            inception_splits=inception_splits,
+            num_repeats=num_repeats,
+            least_of=least_of,
+        )
+        if metrics is not None and not metrics:
             raise UserError(
-                f"evaluation.num_repeats: {num_repeats} repeats from seed {seed} pass the largest, {MAX_SEED}; give "
-                "fewer, or a smaller --evaluation.seed"
+                "evaluation.metrics: the list is empty; name a metric such as FrechetDistance, or remove the key"
             )
-        if inception_splits > num_samples:
-            raise UserError(
-                f"evaluation.inception_splits: {inception_splits} splits need at least as many images, not "
-                f"{num_samples}; give fewer splits or more --evaluation.num_samples"
-            )
+        _check_seeds(seed, num_repeats)
+        _check_splits(inception_splits, num_samples)
         if likelihood != "all" and (likelihood < 0 or likelihood == 1):
             raise UserError(f"evaluation.likelihood: {likelihood} is too few; give at least 2, or 0 for none")
         self.feature_net = feature_net
@@ -180,8 +181,6 @@ class Evaluation:
     def compare_data(self, run: Run, model: GenerativeModel, data: ImageDataModule) -> OtherData | None:
         """Compare the training images of the data with those that the run was trained on.
 
-        If others are accepted, the data module forgets the facts of the run.
-
         Returns:
             Both fingerprints if they differ and `other_data` accepts it; None if they are the same, or if a run of an
             older version did not record its own.
@@ -198,16 +197,15 @@ class Evaluation:
                 f"({now[:12]}); restore its images, name their place with --data.source, or accept these with "
                 "--evaluation.other_data true"
             )
-        shape = data.image_shape
-        data.facts = None
-        if data.image_shape != shape:
-            ours, theirs = ("x".join(map(str, each)) for each in (shape, data.image_shape))
+        given = data.with_facts(None)
+        if given.image_shape != data.image_shape:
+            ours, theirs = ("x".join(map(str, each.image_shape)) for each in (data, given))
             raise UserError(
                 f"data.source: its images are {theirs}, but {run.directory} makes {ours}; choose other data"
             )
-        if model.num_classes not in (0, data.num_classes):
+        if model.num_classes not in (0, given.num_classes):
             raise UserError(
-                f"data.source: it has {data.num_classes or 'no'} classes, but {run.directory} makes images of "
+                f"data.source: it has {given.num_classes or 'no'} classes, but {run.directory} makes images of "
                 f"{model.num_classes}; choose other data"
             )
         return OtherData(trained_on=recorded, given=now)
@@ -222,8 +220,8 @@ class Evaluation:
         if isinstance(net, Points):
             if num_real < self.num_samples:
                 raise UserError(
-                    f"evaluation.num_samples: a Wasserstein distance needs as many real points, and the {self.split} "
-                    f"split of {data.name} has {num_real}, not {self.num_samples}; give at most {num_real}"
+                    f"evaluation.num_samples: a Wasserstein distance needs as many real points as samples, and the "
+                    f"{self.split} split of {data.name} has {num_real}, not {self.num_samples}; give at most {num_real}"
                 )
             num_real = self.num_samples
         return Protocol(
@@ -279,3 +277,28 @@ class Evaluation:
         """
         num_images = None if self.likelihood == "all" else self.likelihood
         return likelihood_protocol(model, data, num_images, self.likelihood_method)
+
+
+def _check_least(minimum: int, **numbers: int) -> None:
+    """Raise a UserError if one of the numbers is less than the minimum."""
+    for name, value in numbers.items():
+        if value < minimum:
+            raise UserError(f"evaluation.{name}: {value} is too few; give at least {minimum}")
+
+
+def _check_splits(inception_splits: int, num_samples: int) -> None:
+    """Raise a UserError if there are more splits than samples."""
+    if inception_splits > num_samples:
+        raise UserError(
+            f"evaluation.inception_splits: {inception_splits} splits need at least as many images, not {num_samples}; "
+            "give fewer splits or more --evaluation.num_samples"
+        )
+
+
+def _check_seeds(seed: int, num_repeats: int) -> None:
+    """Raise a UserError if the seeds of repeats pass the largest seed."""
+    if seed + num_repeats - 1 > MAX_SEED:
+        raise UserError(
+            f"evaluation.num_repeats: {num_repeats} repeats from seed {seed} pass the largest, {MAX_SEED}; give fewer, "
+            "or a smaller --evaluation.seed"
+        )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.core.errors import NoTestImagesError, UserError
-from lit_gen.core.files import replacing
+from lit_gen.core.files import MEBIBYTE, replacing
 from lit_gen.core.processes import ranks
 from lit_gen.core.progress import image_progress
 from lit_gen.data.module import ImageDataModule
@@ -49,9 +50,10 @@ class DataImages(RealImages):
         self.net_name = net.name
         self.distance_name = net.distance_name
         self.num_classes = net.num_classes
+        self._mapped: dict[str, np.ndarray] = {}
+        self._on_device: dict[str, Tensor] = {}
         self.splits: dict[Part, str | None] = {"reference": split, "train": "train", "held out": held_out_split(data)}
         self._moments: dict[str, Moments] = {}
-        self._outputs: dict[str, np.ndarray] = {}
 
     @property
     def trains_on_reference(self) -> bool:
@@ -76,8 +78,20 @@ class DataImages(RealImages):
 
     def features(self, part: Part) -> Tensor:
         """Return the features of all images of a part, float32 (n, d), on the device of the feature net."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.outputs(part)[:, : self.net.width])
+        split = self.split(part)
+        if split not in self._on_device:
+            features = torch.from_numpy(self.outputs(part)[:, : self.net.width])
+            self._on_device[split] = features.contiguous().to(self.device)
+        return self._on_device[split]
+
+    def evenly(self, part: Part, most: int) -> Tensor:
         outputs = self.outputs(part)
-        return torch.from_numpy(np.array(outputs[:, : self.net.width])).to(self.device)
+        n = len(outputs)
+        if n <= most:
+            return self.features(part)
+        return torch.from_numpy(outputs[np.arange(most) * n // most, : self.net.width]).to(self.device)
 
     def logits(self, part: Part) -> Tensor:
         """Return the logits of all images of a part, float32 (n, K), on the device of the feature net."""
@@ -110,30 +124,34 @@ class DataImages(RealImages):
     def outputs(self, part: Part) -> np.ndarray:
         """Return features and logits of all images of a part, float32 (n, d + K), mapped from a file of the cache."""
         split = self.split(part)
-        if split not in self._outputs:
-            self._outputs[split] = self._load_outputs(split)
-        return self._outputs[split]
+        if split not in self._mapped:
+            self._mapped[split] = self._map(split)
+        return self._mapped[split]
 
-    def _load_outputs(self, split: str) -> np.ndarray:
+    def _map(self, split: str) -> np.ndarray:
         shape = (len(self.data.images(split)), self.net.width + self.net.num_classes)
         path = self.cache / f"{self.data.name}-{split}-{self.net.name}-{self._digest(split)}.npy"
         if (found := _read(path, shape)) is not None:
             return found
-        with replacing(path) as temporary:
-            outputs = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-            self._extract(split, outputs)
-            outputs.flush()
-            with temporary.open("ab") as file:
-                file.write(hashlib.sha256(outputs.tobytes()).digest())
-        return outputs
+        digest = hashlib.sha256()
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
+            for outputs in self._extract(split):
+                digest.update(outputs.tobytes())
+                file.write(outputs.tobytes())
+            file.write(digest.digest())
+        mapped: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
+        return mapped
 
-    def _extract(self, split: str, outputs: np.ndarray) -> None:
+    def _extract(self, split: str) -> Iterator[np.ndarray]:
+        """Yield features and logits of the images of a split, float32 (N, d + K), batch by batch."""
         images = self.data.images(split)
         what = f"features of {self.data.name}"
         with image_progress(what, len(images), show=ranks()[0] == 0, at_once=False) as progress:
             for start in range(0, len(images), BATCH_SIZE):
                 batch = torch.from_numpy(np.array(images[start : start + BATCH_SIZE])).to(self.device)
-                outputs[start : start + len(batch)] = torch.cat(self.net(batch), 1).float().cpu().numpy()
+                yield torch.cat(self.net(batch), 1).float().cpu().numpy()
                 if progress is not None:
                     progress.add(len(batch))
 
@@ -152,12 +170,24 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        found: np.memmap = np.load(path, mmap_mode="c", allow_pickle=False)
         with path.open("rb") as file:
             file.seek(-32, os.SEEK_END)
             checksum = file.read()
     except Exception:  # a damaged file raises any of several
         return None
-    if found.shape != shape or found.dtype != np.float32 or hashlib.sha256(found.tobytes()).digest() != checksum:
+    if found.shape != shape or found.dtype != np.float32 or _checksum(path, found) != checksum:
         return None
     return found
+
+
+def _checksum(path: Path, mapped: np.memmap) -> bytes:
+    """Return the SHA-256 of the numbers that are mapped from a file, which is read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(mapped.offset)
+        left = mapped.nbytes
+        while left and (block := file.read(min(left, MEBIBYTE))):
+            digest.update(block)
+            left -= len(block)
+    return digest.digest()

@@ -33,7 +33,7 @@ from lit_gen.core.records import (
     values_of,
 )
 from lit_gen.evaluation import drawn_classes
-from lit_gen.evaluation.file_objects import ANYTHING, Absent, Record, Schema, key, maybe, scores
+from lit_gen.evaluation.file_objects import ABSENT, ANYTHING, Absent, Record, Schema, key, maybe, scores
 
 SCHEMA = 1
 REMEDY = "delete it and evaluate the run again"
@@ -231,12 +231,15 @@ class ResultRecord(Record):
         images_seen: Number of images that the model was trained on.
         training_seconds: Training time.
         earlier_seconds: Training time of the runs that the run builds on.
+        training_flops: Floating-point operations of the training, see `training.callbacks.cost`.
+        earlier_flops: Those of the runs that the run builds on.
         training_seed: Seed of the training run.
         sampler: Settings of the sampler; None for the one way of a family that has no other.
         defaults: Default settings of the sampler and its parts in this version, by the name of the class.
         nfe: Mean number of network evaluations per sample.
         flops_per_image: Floating-point operations of one sample, see `evaluation.cost`.
         weights: Which weights were evaluated, such as ema or raw.
+        best: How the weights `best` were chosen: score, its value, images seen, number of samples and seed.
         seed: Seed of the noise.
         least_of: Number of sampling seeds whose least scores tables print beside the mean, if they do.
         protocol: The protocol.
@@ -265,6 +268,8 @@ class ResultRecord(Record):
     images_seen: int | None = key(optional(COUNT))
     training_seconds: float | None | Absent = maybe(optional(AMOUNT))
     earlier_seconds: float | None | Absent = maybe(optional(AMOUNT))
+    training_flops: float | None | Absent = maybe(optional(AMOUNT))
+    earlier_flops: float | None | Absent = maybe(optional(AMOUNT))
     training_seed: int | None = key(optional(either(COUNT, FLAG)))
     sampler: dict[str, Any] | None = key(
         optional(RECORD),
@@ -275,6 +280,7 @@ class ResultRecord(Record):
     nfe: float | None = key(optional(POSITIVE))
     flops_per_image: int | Absent = maybe(COUNT)
     weights: str = key(TEXT)
+    best: dict[str, Any] | Absent = maybe(RECORD)
     seed: int = key(COUNT)
     least_of: int | Absent = maybe(COUNT)
     protocol: Protocol = key(RECORD, record=Protocol)
@@ -308,17 +314,17 @@ def load_result(path: Path) -> ResultRecord:
     return ResultRecord.from_dict(data)
 
 
-def score_protocol(result: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """Return the protocol of a score of a result.json, which files of older versions do not hold.
+def score_protocol(result: ResultRecord, name: str) -> dict[str, Any] | None:
+    """Return the protocol of a score of a result, which files of older versions do not hold.
 
     It is None for scores that have none of their own: likelihoods and reconstructions.
     """
-    if (known := result.get("score_protocols", {}).get(name)) is not None:
-        protocol: dict[str, Any] = known
-        return protocol
+    if (known := result.score_protocols.get(name)) is not None:
+        return known
     if name.startswith("inception_score"):
         better = "lower" if name.endswith("_std") else "higher"
-        return {"metric": "InceptionScore", "better": better, "splits": result["protocol"].get("inception_splits")}
+        splits = result.protocol.inception_splits
+        return {"metric": "InceptionScore", "better": better, "splits": None if splits is ABSENT else splits}
     if name == "fid" or name.startswith("fd_"):
         return {"metric": "FrechetDistance", "better": "lower", "against": "reference"}
     if name.startswith("w2_"):

@@ -1,16 +1,22 @@
-"""The images of an evaluation, batch by batch: sampled and quantised, or given; and their scoring."""
+"""The images of an evaluation, batch by batch: sampled and quantised, or given; and their scoring.
+
+A GPU computes the features of a batch while the CPU prepares the next one: nothing is copied to the CPU and no number
+is read before the last batch. The clock of sampling is then that of the GPU.
+"""
 
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lit_gen.core.noise import Noise
-from lit_gen.core.processes import gather
+from lit_gen.core.pixels import check_finite
+from lit_gen.core.processes import gather, ranks
 from lit_gen.data.class_order import classes_of
 from lit_gen.evaluation.scoring import Scoring
 from lit_gen.evaluation.shares import in_order, shared_batches
@@ -33,6 +39,23 @@ class Samples:
     seconds: float
     nfe: float
     flops_per_image: int | None = None
+
+
+@dataclass(frozen=True)
+class SampledBatch:
+    """Samples of one batch.
+
+    Attributes:
+        images: (N, C, H, W), as data are stored.
+        index: Their indices, (N,) on the CPU.
+        labels: Their classes, (N,) on the CPU, if the model has some.
+        num_bad: Number of values that were not finite before the quantisation, a scalar on the device.
+    """
+
+    images: Tensor
+    index: Tensor
+    labels: Tensor | None
+    num_bad: Tensor
 
 
 class ImageBatches(ABC):
@@ -63,33 +86,40 @@ class ImageBatches(ABC):
         """Return the classes of the images with the given indices, (N,) on the CPU; None without classes."""
 
     @abstractmethod
-    def batch(self, index: range) -> tuple[Tensor, Tensor, Tensor | None, float]:
-        """Return a batch as the data stores it.
+    def batch(self, numbers: range) -> SampledBatch:
+        """Return the images of a batch."""
 
-        Returns:
-            The images (N, C, H, W), their indices (N,) on the device, their classes (N,) if there are some, and the
-            seconds that sampling took.
-        """
-
-    def score(self, scoring: Scoring, description: str, repeat: tuple[int, int] = (1, 1)) -> Samples:
+    def score(self, scoring: Scoring, description: str | None, repeat: tuple[int, int] = (1, 1)) -> Samples:
         """Score all images; collective: every process takes its share of the batches.
 
         Args:
             scoring: Updated with the images of this process.
-            description: Name of the evaluation, for the progress.
+            description: Name of the evaluation, for the progress; None shows no progress.
             repeat: Number of the evaluation among repeats, from 1, and their number; the progress is that of all.
+
+        Raises:
+            NotFiniteError: If a pixel is not finite; raised on every process.
         """
         kept: dict[int, Tensor] = {}
-        seconds = evaluations = 0.0
+        clock, evaluations = _Clock(self.device), 0.0
+        bad: list[Tensor] = []
+        num_pixels = 0
+        at_once = ranks()[1] == 1 and self.device.type == "cpu"
         with shared_batches(description, self.num_samples, self.batch_size, repeat) as batches:
             for batch in batches:
-                images, index, labels, took = self.batch(batch)
-                seconds += took
-                evaluations += len(images) * self.nfe
-                scoring.update(images, index, labels)
+                with clock.running():
+                    drawn = self.batch(batch)
+                if at_once:
+                    check_finite(int(drawn.num_bad), drawn.images.numel())
+                bad.append(drawn.num_bad)
+                num_pixels += drawn.images.numel()
+                evaluations += len(drawn.images) * self.nfe
+                scoring.update(drawn.images, drawn.index, drawn.labels)
                 if batch.start < self.num_kept:
-                    kept[batch.start] = images[: self.num_kept - batch.start].cpu()
-        shares = gather((kept, seconds, evaluations))
+                    kept[batch.start] = drawn.images[: self.num_kept - batch.start]
+        kept = {first: images.cpu() for first, images in kept.items()}
+        shares = gather((kept, clock.seconds(), evaluations, int(torch.stack(bad).sum()) if bad else 0, num_pixels))
+        check_finite(sum(share[3] for share in shares), sum(share[4] for share in shares))
         return Samples(
             in_order(share[0] for share in shares),
             max(share[1] for share in shares),
@@ -104,7 +134,7 @@ class Sampling(ImageBatches):
     Attributes:
         model: The model.
         sampler: Its sampler; None for the one way of a model that has no other.
-        stored: Quantises images in [-1, 1], or returns points, as data are stored.
+        stored: Quantises images in [-1, 1], or returns points, as data are stored, without a check of their values.
         num_samples: Number of images.
         batch_size: Images per batch.
         num_kept: Number of images that are kept.
@@ -127,20 +157,12 @@ class Sampling(ImageBatches):
             return None
         return torch.from_numpy(classes_of(index.cpu().numpy(), self.class_counts))
 
-    def batch(self, index: range) -> tuple[Tensor, Tensor, Tensor | None, float]:
-        """Sample and quantise the images of a batch.
-
-        Returns:
-            The images (N, C, H, W), their indices (N,) on the device, their classes (N,) if the model has some, and the
-            seconds that sampling took.
-        """
-        noise = Noise(self.seed, index, self.model.device)
-        labels = self.labels(noise.index)
-        begin = time.perf_counter()
-        images = self.stored(self.model.sample(noise, labels, self.sampler))
-        if images.is_cuda:
-            torch.cuda.synchronize()
-        return images, noise.index, labels, time.perf_counter() - begin
+    def batch(self, numbers: range) -> SampledBatch:
+        """Sample and quantise the images of a batch."""
+        index = torch.arange(numbers.start, numbers.stop)
+        labels = self.labels(index)
+        samples = self.model.sample(Noise(self.seed, index, self.model.device), labels, self.sampler)
+        return SampledBatch(self.stored(samples), index, labels, (~torch.isfinite(samples)).sum())
 
     @property
     def device(self) -> torch.device:
@@ -183,6 +205,40 @@ class GivenImages(ImageBatches):
     def labels(self, index: Tensor) -> Tensor | None:
         return None if self.classes is None else self.classes[index.cpu()]
 
-    def batch(self, index: range) -> tuple[Tensor, Tensor, Tensor | None, float]:
-        rows = torch.tensor(index)
-        return self.images[rows].to(self.device), rows.to(self.device), self.labels(rows), 0.0
+    def batch(self, numbers: range) -> SampledBatch:
+        index = torch.arange(numbers.start, numbers.stop)
+        images = self.images[numbers.start : numbers.stop].to(self.device)
+        return SampledBatch(images, index, self.labels(index), torch.zeros((), dtype=torch.int64))
+
+
+class _Clock:
+    """Time that a device computes in blocks, without waiting for it in between.
+
+    Args:
+        device: The device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of the block."""
+        if self._on_gpu:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            start = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - start
+
+    def seconds(self) -> float:
+        """Return the time of all blocks; wait for the device."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        return self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import MEBIBYTE, read_arrays, write_arrays
-from lit_gen.core.processes import gather
+from lit_gen.core.processes import gather, ranks
 from lit_gen.evaluation.real_images import DataImages
 from lit_gen.metrics.base import Estimate, SampleMetric, ScoredBatch
 
@@ -41,15 +41,19 @@ class Scoring:
                 self.metrics.append(metric.prepare(real, num_samples).to(device))
         outputs = real.net.width + real.net.num_classes
         self.keeps = real.net.dtype == torch.uint8 and 2 * num_samples * outputs <= MOST_KEPT_BYTES
-        self._kept: list[ScoredBatch] = []
+        # one block of memory, since many small ones would leave gaps that are not given back
+        self._kept = torch.empty(num_samples if self.keeps else 0, outputs, dtype=torch.float16, device=device)
+        self._kept_index: list[Tensor] = []
 
     def update(self, images: Tensor, index: Tensor, labels: Tensor | None = None) -> None:
-        """Add samples (N, C, H, W), as the data are stored, with their indices (N,) and classes (N,)."""
+        """Add samples (N, C, H, W), as the data are stored, with their indices (N,), on the CPU, and classes (N,)."""
         features, logits = self.real.net(images)
-        labels = None if labels is None else labels.to(images.device)
+        labels = None if labels is None else labels.to(images.device, non_blocking=True)
         self.add(ScoredBatch(index, images, features, logits, labels))
-        if self.keeps:
-            self._kept.append(ScoredBatch(index.cpu(), features=features.half().cpu(), logits=logits.half().cpu()))
+        if self.keeps:  # on the device until the end: a copy to the CPU would wait for this batch
+            rows = index.to(images.device, non_blocking=True)
+            self._kept[rows] = torch.cat([features, logits], 1).half()
+            self._kept_index.append(index)
 
     def add(self, batch: ScoredBatch) -> None:
         """Add samples whose features and logits are known."""
@@ -76,8 +80,15 @@ class Scoring:
 
     def kept(self) -> ScoredBatch | None:
         """Return index, features and logits of all samples in float16, in order, or None; collective."""
-        batches = [batch for rank in gather(self._kept) for batch in rank]
-        return _join(batches) if self.keeps else None
+        index = torch.cat([torch.empty(0, dtype=torch.int64), *self._kept_index])
+        outputs = self._kept.cpu()
+        if ranks()[1] > 1:
+            for own, rows in gather((index, outputs[index])):
+                outputs[own] = rows
+        if not self.keeps:
+            return None
+        features, logits = outputs.split([self.real.net.width, self.real.net.num_classes], dim=1)
+        return ScoredBatch(torch.arange(len(outputs)), None, features, logits)
 
 
 @contextmanager
@@ -109,12 +120,3 @@ def load_kept(path: Path, num_samples: int, real: DataImages) -> ScoredBatch | N
     if (features.shape, logits.shape) != shapes or {features.dtype, logits.dtype} != {np.dtype(np.float16)}:
         return None
     return ScoredBatch(torch.arange(num_samples), None, *(torch.from_numpy(x).float() for x in (features, logits)))
-
-
-def _join(batches: Sequence[ScoredBatch]) -> ScoredBatch:
-    index = torch.cat([batch.index for batch in batches])
-    features, logits = (
-        torch.cat([part for batch in batches if (part := getattr(batch, name)) is not None])
-        for name in ("features", "logits")
-    )
-    return ScoredBatch(index, None, features, logits).take(index.argsort())

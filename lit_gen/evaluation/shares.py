@@ -15,12 +15,12 @@ from lit_gen.core.progress import ImageProgress, image_progress
 
 @contextmanager
 def shared_batches(
-    description: str, num_images: int, batch_size: int, repeat: tuple[int, int] = (1, 1)
+    description: str | None, num_images: int, batch_size: int, repeat: tuple[int, int] = (1, 1)
 ) -> Iterator[Iterator[range]]:
     """Show the progress of a block that computes the batches of this process.
 
     Args:
-        description: What is computed.
+        description: What is computed; None shows no progress.
         num_images: Images of all processes.
         batch_size: Images per batch.
         repeat: Number of the block among repeats, from 1, and their number; the progress is that of all.
@@ -30,7 +30,8 @@ def shared_batches(
     """
     number, num = repeat
     done = (number - 1) * num_images
-    with image_progress(description, num * num_images, show=ranks()[0] == 0, completed=done) as progress:
+    show = description is not None and ranks()[0] == 0
+    with image_progress(description or "", num * num_images, show=show, completed=done) as progress:
         yield _batches(num_images, batch_size, progress, done)
 
 

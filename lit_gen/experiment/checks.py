@@ -5,7 +5,8 @@ All checks, in order; each needs what the ones before it have established:
 1. `parser.ExperimentCLI`: keys, types and classes of the configuration, and keys that other objects set.
 2. The constructors: each class checks its own values.
 3. `check_evaluation`, if the command evaluates, so that a mistake is reported before minutes of training, not after.
-4. `check_training`: the model, the data and the settings of the Trainer suit each other.
+4. `check_training`: the model, the data, the settings of the Trainer and the evaluations during training suit each
+   other.
 5. `stages`: the teacher or the first stage is finished, and suits the model and the data.
 6. `trainer.make_trainer`: what Lightning checks, and the precision and callbacks of the Trainer.
 7. `fit.fit_run`, under the lock of the run: the time that the budget leaves, and what only training needs.
@@ -42,6 +43,10 @@ def check_evaluation(experiment: Experiment) -> None:
             f"evaluation.weights: {evaluation.weights} needs power-function averages, and none is kept; add "
             "--ema.stds '[0.05, 0.1]'"
         )
+    if evaluation.weights == "best" and not experiment.monitor.every:
+        raise UserError(
+            "evaluation.weights: best needs evaluations during training, and there are none; add --monitor.every 100000"
+        )
     model.check_data(experiment.data)
     if experiment.stage is not None:
         experiment.stage.check(experiment.data)
@@ -52,7 +57,7 @@ def check_scored(experiment: Experiment, device: torch.device) -> Sampler | None
     """Return the sampler, as `check_sampler` does.
 
     Raises:
-        UserError: Unless it suits the model, and its samples and the likelihood can be scored.
+        UserError: If it does not suit the model, or its samples or the likelihood cannot be scored.
     """
     sampler = check_sampler(experiment, device)
     if experiment.evaluation.likelihood:
@@ -84,7 +89,8 @@ def check_training(experiment: Experiment) -> None:
     """Raise a UserError if the model cannot be trained with these settings on this data.
 
     Checks what the model builds on; the account of W&B; that the model suits the data; its optimizers; the settings of
-    the Trainer; the validation images and the batches; and the settings of the Trainer that count batches.
+    the Trainer; the validation images and the batches; the settings of the Trainer that count batches; and the
+    evaluations during training.
     """
     data, model, settings = experiment.data, experiment.model, experiment.trainer
     if experiment.stage is not None and experiment.reflow.teacher is not None:
@@ -102,6 +108,8 @@ def check_training(experiment: Experiment) -> None:
         num_images = data.check_pairs(experiment.reflow.num_pairs)
     data.check_batches(num_images, settings.accumulate_grad_batches, processes.number(settings))
     _check_counts(settings, num_images // data.batch_size, -(-data.num_val // data.batch_size))
+    if experiment.monitor.every:
+        experiment.monitor.check(experiment.evaluation, model, data)
 
 
 def _check_lengths(settings: TrainerSettings, model: GenerativeModel) -> None:

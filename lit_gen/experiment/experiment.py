@@ -1,17 +1,18 @@
 """The objects of an experiment, with their types."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from jsonargparse import Namespace
 
 from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.data.module import ImageDataModule
+from lit_gen.evaluation.monitor import MonitorSettings
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.experiment.first_stage import FirstStage
 from lit_gen.experiment.reflow import Reflow
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
-from lit_gen.runs.directory import RunSettings
+from lit_gen.runs.directory import Run, RunSettings
 from lit_gen.runs.tracking import WandbSettings
 from lit_gen.training.callbacks.budget import BudgetSettings
 from lit_gen.training.callbacks.checkpoint import CheckpointSettings
@@ -32,6 +33,7 @@ class Experiment:
         checkpoint: Interval between checkpoints.
         ema: Averages of the weights.
         grid: Interval between grids of samples, and their size.
+        monitor: Evaluations during training.
         sampler: The sampler; None for the default sampler of the model.
         evaluation: Protocol of the evaluation.
         run: Location of the run directory.
@@ -47,6 +49,7 @@ class Experiment:
     checkpoint: CheckpointSettings
     ema: EMASettings
     grid: SampleGridSettings
+    monitor: MonitorSettings
     sampler: Sampler | None
     evaluation: Evaluation
     run: RunSettings
@@ -63,3 +66,12 @@ class Experiment:
     def stage(self) -> FirstStage | None:
         """The first stage, or None if the model trains on images."""
         return self.first_stage if self.first_stage.run is not None else None
+
+    def with_accepted_data(self, run: Run) -> "Experiment":
+        """Return the experiment of an evaluation of a run, with other data than that of the run if they are accepted.
+
+        Raises:
+            UserError: If `evaluation.compare_data` raises one.
+        """
+        other = self.evaluation.compare_data(run, self.model, self.data)
+        return self if other is None else replace(self, data=self.data.with_facts(None))

@@ -109,6 +109,8 @@ class FirstStage:
         self.weights = settings.weights
         self.batch_size = settings.batch_size
         self._build = build
+        # State, not settings: a first stage has to be trained before it is loaded. `load` sets the directory, and the
+        # moments of a copy; `encode` sets the moments of the training images. Model and experiment share the object.
         self.directory: Path | None = None
         """Run, or copy of a run, that the weights were loaded from."""
         self.mean, self.std = torch.tensor(0.0), torch.tensor(STD)
@@ -229,6 +231,8 @@ class FirstStage:
         """Return the facts that a result records about the first stage."""
         metadata = self.metadata
         kept = {name: metadata.get(name) for name in ("title", "identity", "images_seen", "training_seconds")}
+        if "training_flops" in metadata:
+            kept["training_flops"] = metadata["training_flops"]
         return kept | {"weights": self.weights, "num_parameters": self.num_parameters}
 
     @property

@@ -6,25 +6,28 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from lit_gen.core.errors import LostProcessError, UserError
 from lit_gen.core.files import remove_temporaries
 from lit_gen.core.processes import from_first
 from lit_gen.evaluation.device import device_name
+from lit_gen.evaluation.monitor import ScoreMonitor
 from lit_gen.experiment.checks import check_training
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER
 from lit_gen.experiment.identity import recipe_identity, training_config, training_identity
 from lit_gen.experiment.loading import read_checkpoint
 from lit_gen.experiment.parser import ExperimentCLI
-from lit_gen.experiment.stages import learn_encoded, learn_pairs
+from lit_gen.experiment.stages import Cost, learn_encoded, learn_pairs
 from lit_gen.experiment.trainer import make_trainer, order_callbacks
+from lit_gen.families.clock import Clock
 from lit_gen.runs import tracking
-from lit_gen.runs.directory import Run
+from lit_gen.runs.directory import REFERENCE, Run
 from lit_gen.training import processes
 from lit_gen.training.callbacks.budget import Budget
 from lit_gen.training.callbacks.checkpoint import Checkpoint, check_world_size, threads_restored
+from lit_gen.training.callbacks.cost import TrainingCost
 from lit_gen.training.callbacks.ema import EMA
 from lit_gen.training.callbacks.monitor import Monitor
 from lit_gen.training.callbacks.progress import TrainingProgress
@@ -43,7 +46,7 @@ def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
     config = cli.resolved()
     check_training(experiment)
     model.follow_classes(data)
-    flow, spent = 1, 0.0
+    flow, spent = 1, Cost()
     if stage is not None:
         spent = learn_encoded(cli, experiment, fit_run)
         # the run keeps a copy of the first stage in its own folder
@@ -55,7 +58,7 @@ def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
     run = Run.of(experiment.run, f"{data.name}_{model.title.lower()}", training_identity(config, fingerprint))
     with processes.turn(run, trainer) as unfinished:
         if unfinished:  # the last checks that can leave no run behind
-            experiment.budget.check_left(spent)
+            experiment.budget.check_left(spent.seconds)
             model.check_training()
         if unfinished and processes.is_first():
             run.create(_kept(config), **_facts(experiment, config, flow, spent))
@@ -64,7 +67,7 @@ def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
             tracking.announce(experiment.wandb)
         if unfinished:
             with threads_restored():
-                _train(trainer, experiment, config, run, spent)
+                _train(trainer, experiment, config, run, spent.seconds)
         elif processes.is_first():
             print(f"{run.directory}: this run is finished", flush=True)
     return run
@@ -75,10 +78,11 @@ def _kept(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"sampler": None, "evaluation": config["evaluation"] | {"other_data": False}}
 
 
-def _facts(experiment: Experiment, config: dict[str, Any], flow: int, spent: float) -> dict[str, Any]:
+def _facts(experiment: Experiment, config: dict[str, Any], flow: int, spent: Cost) -> dict[str, Any]:
     """Return the content of run.json for a new run."""
     data, model, stage = experiment.data, experiment.model, experiment.stage
     fingerprint = data.training_fingerprint
+    earlier_flops = {} if spent.flops is None else {"earlier_flops": spent.flops}
     of_recipe = fingerprint if stage is None else stage.key(data, "train", model.capabilities.learns, "recipe")
     return {
         "identity": training_identity(config, fingerprint),
@@ -87,7 +91,8 @@ def _facts(experiment: Experiment, config: dict[str, Any], flow: int, spent: flo
         "title": f"{model.title}, class-conditional" if model.num_classes else model.title,
         "flow": flow,
         "seed": config["seed_everything"],
-        "earlier_seconds": spent,
+        "earlier_seconds": spent.seconds,
+        **earlier_flops,
         "data": {"fingerprint": fingerprint} | data.describe().to_dict(),
     }
 
@@ -95,7 +100,7 @@ def _facts(experiment: Experiment, config: dict[str, Any], flow: int, spent: flo
 def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run: Run, spent: float) -> None:
     """Train in a run directory, from its last checkpoint if there is one, and record the end in run.json."""
     data, model = experiment.data, experiment.model
-    model.clock.seed = config["seed_everything"]
+    model.clock = Clock(config["seed_everything"])
     if trainer.is_global_zero:
         for folder in (run.directory, run.checkpoint.parent, run.snapshots, run.samples):
             remove_temporaries(folder)
@@ -105,9 +110,10 @@ def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run
     trainer.loggers = tracking.training_loggers(experiment.wandb, run, config)
     if resume is not None:
         _announce_resume(trainer, run, resume)
-    with _recorded(trainer, run) as record_cost, _explained(trainer):
+    cost = TrainingCost()
+    with _recorded(trainer, run, lambda: cost.flops(model.images_seen)) as record_cost, _explained(trainer):
         checkpoint = Checkpoint(experiment.checkpoint, run.checkpoint, record_cost)
-        _add_callbacks(trainer, experiment, run, checkpoint, spent)
+        _add_callbacks(trainer, experiment, run, checkpoint, cost, spent)
         with (
             checkpoint.saved_when_interrupted(trainer),
             processes.losses_reported(trainer.global_rank, trainer.world_size),
@@ -123,15 +129,31 @@ def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run
     trainer.strategy.barrier("finished")
 
 
-def _add_callbacks(trainer: Trainer, experiment: Experiment, run: Run, checkpoint: Checkpoint, spent: float) -> None:
+def _add_callbacks(
+    trainer: Trainer, experiment: Experiment, run: Run, checkpoint: Checkpoint, cost: TrainingCost, spent: float
+) -> None:
     """Add the callbacks of every training run to those of the user."""
-    first = [Monitor(), TrainingProgress(experiment.budget.num_images)]
-    last = [
+    first: list[Callback] = [Monitor(), TrainingProgress(experiment.budget.num_images)]
+    last: list[Callback] = [
         Budget(experiment.budget, spent),
+        cost,
         checkpoint,
         EMA(experiment.ema, run.snapshots),
         SampleGrid(experiment.grid, run.samples),
     ]
+    if experiment.monitor.every:
+        cache, path = run.directory.parent / REFERENCE, run.best_checkpoint
+        settings = (experiment.monitor, experiment.evaluation)
+        last.append(
+            ScoreMonitor(
+                *settings,
+                checkpoint,
+                path,
+                cache,
+                saved=lambda best: run.update(best=best),
+                axes=lambda images: {} if (flops := cost.flops(images)) is None else {"train/flops": flops},
+            )
+        )
     order_callbacks(trainer, first, last)
 
 
@@ -155,13 +177,15 @@ def _announce_resume(trainer: Trainer, run: Run, images: int) -> None:
 
 
 @contextmanager
-def _recorded(trainer: Trainer, run: Run) -> Iterator[Callable[[], None]]:
+def _recorded(trainer: Trainer, run: Run, flops: Callable[[], float | None]) -> Iterator[Callable[[], None]]:
     """Record the cost of the training at the end of the block, and close the loggers; yield what records it earlier."""
     begin = time.perf_counter()
     before = run.metadata.get("training_seconds", 0.0)
 
     def record_cost() -> None:
-        run.update(training_seconds=before + time.perf_counter() - begin)
+        counted = flops()
+        more = {} if counted is None else {"training_flops": counted}
+        run.update(training_seconds=before + time.perf_counter() - begin, **more)
 
     failed = True
     try:

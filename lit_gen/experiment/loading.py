@@ -8,11 +8,12 @@ from torch import Tensor
 
 from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.errors import UserError
-from lit_gen.core.records import COUNT, POSITIVE, RECORD, Kind, check_fields, values_of
+from lit_gen.core.records import COUNT, NUMBER, POSITIVE, RECORD, TEXT, Kind, check_fields, values_of
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER, FirstStage, FirstStageSettings
 from lit_gen.experiment.parser import build_objects
 from lit_gen.families.base import GenerativeModel
+from lit_gen.families.clock import Clock
 from lit_gen.families.diffusion.guidance import Guidance
 from lit_gen.families.diffusion.models.general import Diffusion
 from lit_gen.runs.directory import Run
@@ -29,6 +30,11 @@ _FIELDS = {
     "ema.num_updates": COUNT,
     "ema.weights": values_of(_TENSOR),
     "ema.power": RECORD,
+    "monitor": RECORD,
+    "monitor.score": TEXT,
+    "monitor.protocol": TEXT,
+    "monitor.value": NUMBER,
+    **dict.fromkeys(("monitor.images_seen", "monitor.num_samples", "monitor.seed"), COUNT),
     **dict.fromkeys(("loops", "callbacks"), RECORD),
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), _RECORDS),
 }
@@ -41,21 +47,27 @@ def _is_whole(tensor: Tensor) -> bool:
     return ordinary and not (tensor.is_floating_point() and bool(tensor.isnan().any()))
 
 
-def read_checkpoint(run: Run) -> dict[str, Any]:
-    """Read a run's last checkpoint.
+def read_checkpoint(run: Run, best: bool = False) -> dict[str, Any]:
+    """Read a run's last checkpoint, or the one with the best score of the evaluations during training.
 
     Raises:
-        UserError: If the file is damaged, or a field is missing or of a wrong type.
+        UserError: If the file is damaged, a field is missing or of a wrong type, or there is no best checkpoint.
     """
+    path = run.best_checkpoint if best else run.checkpoint
+    if best and not path.is_file():
+        raise UserError(
+            f"{path}: the run has no best checkpoint; name other weights, or train with --monitor.every 100000 and "
+            "another --run.name"
+        )
     try:
-        checkpoint = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file raises any of half a dozen, some with advice to load whatever is in it
         raise UserError(
-            f"{run.checkpoint}: not a readable checkpoint (damaged, or not of lit-gen); delete it and train again"
+            f"{path}: not a readable checkpoint (damaged, or not of lit-gen); delete it and train again"
         ) from None
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{run.checkpoint}: not a lit-gen checkpoint; {REMEDY}")
-    check_fields(checkpoint, _FIELDS, frozenset({"images_seen", "state_dict"}), run.checkpoint, REMEDY)
+        raise UserError(f"{path}: not a lit-gen checkpoint; {REMEDY}")
+    check_fields(checkpoint, _FIELDS, frozenset({"images_seen", "state_dict"}), path, REMEDY)
     return checkpoint
 
 
@@ -81,14 +93,16 @@ def load_objects(run: Run) -> Experiment:
 
 
 def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeModel:
-    """Load the last checkpoint of a run, or a power-function average, into a model, ready to be sampled.
+    """Load a checkpoint of a run, or a power-function average, into a model, ready to be sampled.
+
+    The weights `best` are the average in the checkpoint with the best score of the evaluations during training.
 
     If the run has a first stage, its copy is loaded as well.
 
     Raises:
         UserError: If the checkpoint is damaged or of another network, or the run does not have this average.
     """
-    checkpoint = read_checkpoint(run)
+    checkpoint = read_checkpoint(run, best=weights == "best")
     width = parse_weights(weights, "weights")
     average, images = checkpoint.get("ema", {}).get("weights", {}), checkpoint["images_seen"]
     if width is not None:
@@ -104,7 +118,7 @@ def load_model(run: Run, model: GenerativeModel, weights: str) -> GenerativeMode
         ) from None
     if isinstance(model.first_stage, FirstStage):
         load_first_stage(model.first_stage, run.directory / FOLDER)
-    model.clock.images_seen = images
+    model.clock = Clock(images_seen=images)
     model.title = run.metadata.get("title", model.title)
     return model.eval()
 

@@ -1,9 +1,9 @@
 """The typed parser of an experiment, built on LightningCLI, for every verb that takes a configuration.
 
 The keys are the arguments of the classes: `model`, `data`, `trainer`, and the settings of the callbacks `budget`,
-`checkpoint`, `ema` and `grid`. `reflow` replaces the images by pairs sampled from another run, `first_stage` by their
-codes or latents. In addition, `sampler` and `evaluation` do not change the weights, and `run` and `wandb` name the
-places of the files.
+`checkpoint`, `ema`, `grid` and `monitor`. `reflow` replaces the images by pairs sampled from another run, `first_stage`
+by their codes or latents. In addition, `sampler` and `evaluation` do not change the weights, and `run` and `wandb` name
+the places of the files.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.seeds import check_seed
 from lit_gen.core.trainer_settings import TrainerSettings
 from lit_gen.data.module import ImageDataModule
+from lit_gen.evaluation.monitor import MonitorSettings
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.experiment import key_help
 from lit_gen.experiment.arguments import is_config, normalise_arguments
@@ -65,6 +66,7 @@ GROUPS: dict[type, str] = {
     CheckpointSettings: "checkpoint",
     EMASettings: "ema",
     SampleGridSettings: "grid",
+    MonitorSettings: "monitor",
 }
 """Classes whose arguments are the keys of a group."""
 SET_BY_THE_MODEL = {"out_channels": None, "augment_dim": 0}
@@ -252,7 +254,7 @@ def prefer_int(parser: LightningArgumentParser) -> None:
 
 def _with_facts(facts: DataFacts | None, data_module: type[ImageDataModule], **settings: Any) -> ImageDataModule:
     """Build the data module, whose shape and classes are those of the facts."""
-    return data_module.recorded(facts, **settings)
+    return data_module(**settings).with_facts(facts)
 
 
 def _first_stage(settings: type[FirstStageSettings], **values: Any) -> FirstStage:

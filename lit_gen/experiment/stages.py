@@ -6,7 +6,7 @@ that experiment first, on the same machine and with the same seed.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_gen.core.errors import UserError, belonging_to
 from lit_gen.experiment.arguments import as_arguments
@@ -31,11 +31,23 @@ Fit = Callable[[ExperimentCLI, Experiment], Run]
 """Train an experiment and return its run."""
 
 
-def learn_pairs(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> tuple[int, float]:
+class Cost(NamedTuple):
+    """Cost of the training runs that another builds on.
+
+    Attributes:
+        seconds: Training time.
+        flops: Floating-point operations; None if one of the runs did not count them.
+    """
+
+    seconds: float = 0.0
+    flops: float | None = 0.0
+
+
+def learn_pairs(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> tuple[int, Cost]:
     """Replace the training images with pairs of `reflow.teacher`, and load its weights into the model.
 
     Returns:
-        Number of the flow that the model becomes, and the training time of its teachers in seconds. The number is 2
+        Number of the flow that the model becomes, and the cost of its teachers. The number is 2
         for a teacher that was trained on data. A distilled model keeps the number of its teacher, which it repeats in
         one step.
 
@@ -85,11 +97,11 @@ def _start_from(teacher: Diffusion, model: Diffusion, run: Run) -> None:
         ) from None
 
 
-def learn_encoded(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> float:
+def learn_encoded(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> Cost:
     """Replace the training images with their codes or latents; train the first stage if needed.
 
     Returns:
-        The training time of the first stage in seconds.
+        The cost of the first stage.
 
     Raises:
         UserError: If the first stage is not of this data, or not finished.
@@ -108,9 +120,13 @@ def learn_encoded(cli: ExperimentCLI, experiment: Experiment, fit: Fit) -> float
     return cost(stage.metadata)
 
 
-def cost(metadata: dict[str, Any]) -> float:
-    """Return the seconds of a training run and of those that it builds on."""
-    return float(metadata.get("training_seconds", 0.0)) + float(metadata.get("earlier_seconds", 0.0))
+def cost(metadata: dict[str, Any]) -> Cost:
+    """Return the cost of a training run and of those that it builds on."""
+    own, earlier = (metadata.get(f"{which}_flops") for which in ("training", "earlier"))
+    return Cost(
+        float(metadata.get("training_seconds", 0.0)) + float(metadata.get("earlier_seconds", 0.0)),
+        None if own is None or earlier is None else float(own) + float(earlier),
+    )
 
 
 def _trained(cli: ExperimentCLI, key: str, name: str, fit: Fit, *more: str) -> Run:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.trainer_settings import TrainerSettings
+from lit_gen.evaluation.monitor import ScoreMonitor
 from lit_gen.experiment.checks import COUNTED_IN_BATCHES
 from lit_gen.families.base import GenerativeModel
 from lit_gen.training import processes
@@ -26,7 +27,7 @@ EXPECTED = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
     ".*It is recommended to use `self.log\\('step'.*sync_dist=True.*",  # the step is the same in all processes
 )
-"""Warnings of Lightning about what is done here on purpose."""
+"""Warnings of Lightning about intended behaviour."""
 
 
 def make_trainer(settings: TrainerSettings, model: GenerativeModel, instantiate: Callable[..., Trainer]) -> Trainer:
@@ -57,7 +58,7 @@ def make_trainer(settings: TrainerSettings, model: GenerativeModel, instantiate:
 
 
 def quieten() -> None:
-    """Hide Lightning's notices, and its warnings about what is done on purpose."""
+    """Hide Lightning's notices, and its warnings about intended behaviour."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in EXPECTED:
@@ -86,9 +87,9 @@ def _split_steps(model: GenerativeModel, settings: TrainerSettings) -> dict[str,
 def order_callbacks(trainer: Trainer, first: list[Callback], last: list[Callback]) -> None:
     """Add callbacks before and after those of a Trainer, and put all of them in order.
 
-    The average is updated before a grid or a checkpoint reads it, and numbers are checked before they are saved. The
-    checkpoint comes last: at the end of the run it records that the last grid was saved.
+    The average is updated before a grid, a score or a checkpoint reads it, and numbers are checked before they are
+    saved. The checkpoint comes last: at the end of the run it records that the last grid was saved.
     """
     callbacks = first + trainer.callbacks + last  # type: ignore[attr-defined]
-    kinds = (Checkpoint, SampleGrid)
+    kinds = (Checkpoint, ScoreMonitor, SampleGrid)
     trainer.callbacks = sorted(callbacks, key=lambda callback: [isinstance(callback, kind) for kind in kinds])  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ set_parsing_settings(
 
 
 class _BoundedLoader(_loaders_dumpers.get_yaml_default_loader()):  # type: ignore[misc]
-    """The loader of jsonargparse for a text within the limits; it replaces older names of classes by current ones."""
+    """The YAML loader of jsonargparse, with limits on the text; it replaces older class names with current ones."""
 
     def __init__(self, stream: str) -> None:
         try:

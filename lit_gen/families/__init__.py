@@ -1,7 +1,18 @@
 """The families of generative models, one folder each: its mathematics, its networks, its models, its samplers.
 
-`base` is the base class of all models, `capabilities` the record of what a family can do, `clock` the progress of a
-training run, and `settings` how a trained model is sampled and scored.
+Each folder has a README that lists its files. What the families share:
+
+| file | content |
+| --- | --- |
+| `base` | `GenerativeModel`, the interface of every model |
+| `training_steps` | the half of it that trains: optimizer, warm-up, logs, state in a checkpoint |
+| `pictures` | the half of it that makes pictures of given images |
+| `two_networks` | training of two networks against each other, as GANs do |
+| `capabilities` | what a family can do |
+| `settings` | base classes of samplers and likelihood methods |
+| `clock` | images seen, and the random seed of every micro-batch |
+| `optimizers` | optimizer factories, checked before training |
+| `latents` | the interface of a first stage |
 """
 
 import inspect

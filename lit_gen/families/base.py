@@ -1,16 +1,12 @@
-"""The base class of all families: how a model is trained, sampled and scored."""
+"""The base class of all families: what an author of a family defines, and how a model is sampled and scored."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from lit_gen.core.accumulation import SumOverMicroBatches
 from lit_gen.core.errors import UserError
 from lit_gen.core.modes import evaluating
 from lit_gen.core.noise import Noise
@@ -19,16 +15,15 @@ from lit_gen.data.batches import Batch
 from lit_gen.data.class_order import classes_of
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.capabilities import Capabilities
-from lit_gen.families.clock import Clock
 from lit_gen.families.latents import Latents
 from lit_gen.families.optimizers import OptimizerFactory as OptimizerFactory
-from lit_gen.families.optimizers import check_optimizer
 from lit_gen.families.pictures import MakesPictures
 from lit_gen.families.settings import LikelihoodMethod, Sampler
+from lit_gen.families.training_steps import TrainsInSteps
 from lit_gen.metrics.feature_nets import FeatureNet
 
 
-class GenerativeModel(LightningModule, MakesPictures, ABC):
+class GenerativeModel(TrainsInSteps, MakesPictures, ABC):
     """A generative image model: a network, its training objective, and its way to sample.
 
     Images are float tensors (N, C, H, W) in [-1, 1].
@@ -55,39 +50,22 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         warmup: int = 0,
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(warmup, compile)
         if class_conditional and not num_classes:
             raise UserError("model.class_conditional: the data has no labels; set it to false or choose labelled data")
         channels, height, width = image_shape
-        if warmup < 0:
-            raise UserError(f"model.warmup: {warmup} is not a number of images; give 0 or more")
         self.image_shape = (channels, height, width)
         self.num_classes = num_classes if class_conditional else 0
-        self.warmup = warmup
-        self.compiled = compile
+        # state, not a setting: the constructor does not know the run
         self.title = type(self).__name__
-        """Name of the model in results."""
+        """Name of the model in results. A first stage (`follow`) or a teacher (`learn_pairs`) adds to it, and
+        `load_model` restores it."""
         self.nfe = 0.0
         """Number of network evaluations per image of the latest call of `sample` or `log_likelihood`."""
-        self.accumulate = 1
-        """Number of micro-batches of each optimizer step. With automatic optimization, a batch is a micro-batch, and
-        Lightning sums the gradients. With manual optimization, a batch is a whole step, and the model splits it."""
         self.first_stage: Latents | None = None
         """First stage that decodes the samples of the model; it is trained before, and is not a submodule."""
         self.class_counts: tuple[int, ...] | None = None
         """Number of training images of each class, whose frequencies samples follow; None: all classes equally."""
-        self.clock = Clock()
-        self.training_values: dict[str, Tensor | float] = {}
-        """Latest value of each quantity that `log_training` logs."""
-        self._stop_asked = False
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise a UserError: a checkpoint holds weights only; the settings are in the `config.yaml` of its run."""
-        raise UserError(
-            f"{cls.__name__}.load_from_checkpoint: {checkpoint_path} holds weights and no settings; load its run with "
-            "lit_gen.load(RUN), or sample from it with lit-gen sample RUN"
-        )
 
     @property
     @abstractmethod
@@ -145,15 +123,6 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
     def check_training(self) -> None:
         """Raise a UserError if something is missing that only training needs; by default never."""
 
-    def optimizer_factories(self) -> dict[str, OptimizerFactory]:
-        """Return the optimizer factories by config key."""
-        return {name: value for name, value in vars(self).items() if name.endswith("optimizer")}
-
-    def check_optimizers(self) -> None:
-        """Raise a UserError unless every optimizer accepts its settings."""
-        for name, factory in self.optimizer_factories().items():
-            check_optimizer(f"model.{name}", factory)
-
     # --- sampling ---
 
     def default_sampler(self) -> Sampler | None:
@@ -198,7 +167,7 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
         if labels is None:
             labels = self.drawn_classes(noise.index)
         if labels is not None:
-            labels = labels.to(self.device)
+            labels = labels.to(self.device, non_blocking=True)
         with evaluating(self):
             images = self.draw(noise, labels, sampler or self.default_sampler())
         if self.first_stage is not None:
@@ -266,90 +235,3 @@ class GenerativeModel(LightningModule, MakesPictures, ABC):
     def further_protocol(self, data: ImageDataModule) -> dict[str, Any]:
         """Return the protocol of `further_scores`, under keys of its own in a result; by default nothing."""
         return {}
-
-    # --- training ---
-
-    def configure_model(self) -> None:
-        if self.compiled:
-            self.generator.compile()
-
-    def warmup_schedule(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the optimizer with its linear learning-rate warm-up, as Lightning expects it.
-
-        Raises:
-            UserError: If there is a warm-up and the Trainer has no data module, which knows the global batch size.
-        """
-        data: ImageDataModule | None = self.trainer.datamodule if self.warmup else None  # type: ignore[attr-defined]
-        if self.warmup and data is None:
-            raise UserError(
-                f"model.warmup: {self.warmup} images cannot be counted in batches of a plain loader; train with an "
-                "ImageDataModule, or set it to 0"
-            )
-        steps = 0.0 if data is None else self.warmup / data.batch_size
-        scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / steps) if steps else 1.0)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def split_steps(self, num_micro_batches: int) -> None:
-        """Split each optimizer step into micro-batches."""
-        self.accumulate = num_micro_batches
-        for module in self.modules():
-            if isinstance(module, SumOverMicroBatches):
-                module.num_micro_batches = num_micro_batches
-
-    @property
-    def images_seen(self) -> int:
-        """Number of images that all processes together have trained on, the x axis of every curve."""
-        return self.clock.images_seen
-
-    @property
-    def whole_step(self) -> bool:
-        """Whether the latest micro-batch was the last of its optimizer step."""
-        return self.clock.is_whole_step(self.trainer.accumulate_grad_batches)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Reseed the global generators for the micro-batch, and advance the clock."""
-        self.clock.reseed(self.global_rank, self.device)
-        num = self.trainer.accumulate_grad_batches
-        self.clock.start_batch(len(batch.images) * self.trainer.world_size * num, num_micro_batches=num)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the latest training values at logging steps only, since logging takes Lightning a millisecond.
-
-        The hook runs after those of all callbacks. If a callback stops training within a step, the step is completed.
-        """
-        if not self.whole_step:
-            self._stop_asked |= self.trainer.should_stop
-            self.trainer.should_stop = False
-            return
-        self.trainer.should_stop |= self._stop_asked
-        self._stop_asked = False
-        if self.trainer._logger_connector.should_update_logs:
-            self.log_dict({f"train/{name}": value for name, value in self.training_values.items()})
-            self.log("step", float(self.images_seen))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= self.clock.state_dict()
-        # a step may set only some of the values; the others are logged as they were
-        checkpoint["training_values"] = {name: float(value) for name, value in self.training_values.items()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.clock.load_state_dict(checkpoint)
-        self.training_values = dict(checkpoint.get("training_values", {}))  # older checkpoints do not hold them
-
-    def log_training(self, **values: Tensor | float) -> None:
-        """Log values of this step under `train/` against images seen, if this is a logging step.
-
-        Tensors must have no graph. The logged value is the mean over the micro-batches of the step.
-        """
-        self.training_values |= self.clock.mean_over_step(self.training_values, values)
-
-    def log_validation(self, batch: Batch, **means: Tensor) -> None:
-        """Log means over the validation split under `val/`, given the means over a batch; stand-ins do not count.
-
-        All processes call it for the same number of batches, so that none waits for another.
-        """
-        metrics = {f"val/{name}": mean for name, mean in means.items()}
-        # a float, since Lightning averages the number of images over processes and truncates an integer
-        num_images: Any = 0.0 if batch.stand_in else float(len(batch.images))
-        self.log_dict(metrics, batch_size=num_images, sync_dist=True, on_step=False, on_epoch=True)
-        self.log("step", float(self.images_seen), on_step=False, on_epoch=True, reduce_fx="max")

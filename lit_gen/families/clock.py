@@ -17,6 +17,10 @@ Values = dict[str, Tensor | float]
 class Clock:
     """Progress of a training run.
 
+    Args:
+        seed: Seed of the run.
+        images_seen: Number of images that the run starts from.
+
     Attributes:
         seed: Seed of the run.
         images_seen: Number of images that all processes together have trained on.
@@ -24,9 +28,9 @@ class Clock:
         micro_batch: Index of the current micro-batch within its optimizer step.
     """
 
-    def __init__(self) -> None:
-        self.seed = 0
-        self.images_seen = 0
+    def __init__(self, seed: int = 0, images_seen: int = 0) -> None:
+        self.seed = seed
+        self.images_seen = images_seen
         self.batches_seen = 0
         self.micro_batch = 0
 

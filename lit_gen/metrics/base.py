@@ -23,6 +23,7 @@ from torchmetrics.utilities import dim_zero_cat
 from lit_gen.core.errors import UserError
 from lit_gen.core.processes import gather
 from lit_gen.metrics.real import RealImages
+from lit_gen.metrics.rows import all_finite
 
 Direction = Literal["higher", "lower"]
 """Direction in which a score improves."""
@@ -58,7 +59,8 @@ class ScoredBatch:
     """Samples with what a feature net says about them; None for what no metric of the evaluation needs.
 
     Attributes:
-        index: Indices of the samples, (N,) in 0 .. num_samples - 1; each index is added once, on one rank.
+        index: Indices of the samples, (N,) in 0 .. num_samples - 1; each index is added once, on one rank. They stay
+            on the CPU, since a choice by indices on a GPU waits for the GPU.
         images: (N, C, H, W), as the data are stored.
         features: (N, d).
         logits: (N, K).
@@ -72,12 +74,17 @@ class ScoredBatch:
     labels: Tensor | None = None
 
     def take(self, chosen: Tensor) -> "ScoredBatch":
-        """Return the samples that a mask or an index (M,) chooses."""
-        return self._map(lambda part: part[chosen])
+        """Return the samples that an index (M,) chooses."""
+        return self._map(lambda part: part[chosen.to(part.device, non_blocking=True)])
+
+    def first(self, num: int) -> "ScoredBatch":
+        """Return the samples whose index is below a number; the batch itself, without a copy, if that is all."""
+        chosen = self.index < num
+        return self if bool(chosen.all()) else self.take(chosen.nonzero()[:, 0])
 
     def to(self, device: torch.device) -> "ScoredBatch":
-        """Return the batch on a device."""
-        return self._map(lambda part: part.to(device))
+        """Return the batch on a device, except for its indices."""
+        return replace(self._map(lambda part: part.to(device)), index=self.index.cpu())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ScoredBatch":
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -173,9 +180,7 @@ class StoredMetric(SampleMetric):
         return min(self.num_samples, self.max_images)
 
     def update(self, batch: ScoredBatch) -> None:
-        chosen = batch.take(
-            batch.index < self.num_stored
-        )  # also if it is none, so that ranks agree on types and shapes
+        chosen = batch.first(self.num_stored)  # also if it is none, so that ranks agree on types and shapes
         for name in ("index", *self.stored()):
             getattr(self, name).append(getattr(chosen, name))
 
@@ -189,7 +194,9 @@ class StoredMetric(SampleMetric):
         if seen != self.num_stored:
             raise ValueError(f"{type(self).__name__} expects {self.num_stored} samples, but saw {seen}")
         parts = {name: dim_zero_cat(getattr(self, name)) for name in ("index", *self.stored())}
-        return ScoredBatch(**parts).take(parts["index"].argsort())
+        index = parts["index"]
+        in_order = bool((index[1:] > index[:-1]).all())  # those of one process: they need no copy
+        return ScoredBatch(**parts) if in_order else ScoredBatch(**parts).take(index.argsort())
 
     def compute(self) -> dict[str, Estimate]:
         with torch.inference_mode():
@@ -222,7 +229,7 @@ def check_points(points: Tensor, least: int, score: str, what: str, kind: str = 
     """
     if len(points) < least:
         raise UserError(f"{score} needs at least {least} {what}, not {len(points)}; raise their number")
-    if not torch.isfinite(points).all():
+    if not all_finite(points):
         raise UserError(
             f"some {kind} of {len(points)} {what} are not finite, so {score} is undefined; run the feature net in "
             "float32, and check its weights file"

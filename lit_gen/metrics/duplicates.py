@@ -60,8 +60,5 @@ class Duplicates(StoredMetric):
 
     def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
         assert samples.features is not None
-        real = self.real.features("reference")
-        num = min(len(real), self.num_stored)
-        chosen = torch.arange(num, device=real.device) * len(real) // num
-        found = duplicates(real[chosen], samples.features).double()
+        found = duplicates(self.real.evenly("reference", self.num_stored), samples.features).double()
         return {"duplicate_rate": Estimate(float(found.mean()), mean_deviations(found))}

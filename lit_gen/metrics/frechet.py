@@ -15,7 +15,7 @@ https://arxiv.org/abs/1706.08500; Dowson and Landau, "The Frechet distance betwe
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -121,9 +121,9 @@ class FrechetDistance(SampleMetric):
         self.count += len(centred)
         self.total += centred.sum(0)
         self.outer += centred.T @ centred
-        kept = batch.index < self.max_images
-        self.index.append(batch.index[kept])  # also if it is none, so that ranks agree on types and shapes
-        self.stored.append(batch.features[kept])
+        kept = batch.first(self.max_images)  # also if it is none, so that ranks agree on types and shapes
+        self.index.append(kept.index)
+        self.stored.append(cast(Tensor, kept.features))
 
     def moments(self) -> Moments:
         """Return the moments of the features of this rank, or of all ranks while the metric is synced."""
@@ -163,7 +163,9 @@ def frechet_influence(features: Tensor, moments: Moments, reference: Moments) ->
     inner = torch.linalg.eigh(root[:, None] * (vectors.T @ other @ vectors) * root)
     middle = (inner.eigenvectors * inner.eigenvalues.clamp(min=0).sqrt()) @ inner.eigenvectors.T
     gradient = torch.eye(len(mean), dtype=cov.dtype) - vectors @ (middle / root[:, None] / root) @ vectors.T
-    centred = features.to(mean) - mean
-    linear = 2 * centred @ (mean - reference.mean.cpu())
-    influence: Tensor = linear + ((centred @ gradient) * centred).sum(1) - (gradient * cov).sum()
+    parts = []
+    for block in features.split(1024):  # of float64, whose whole would take several times the memory of the features
+        centred = block.to(mean) - mean
+        parts.append(2 * centred @ (mean - reference.mean.cpu()) + ((centred @ gradient) * centred).sum(1))
+    influence: Tensor = torch.cat(parts) - (gradient * cov).sum()
     return influence

@@ -45,8 +45,9 @@ def deviations(score: Callable[[Tensor], float], n: int, num_halves: int = NUM_H
 def mean_deviations(values: Tensor, num_halves: int = NUM_HALVES) -> Tensor:
     """Return the `deviations` of a mean of values (n,), or of a score on which samples have these influences."""
     n = len(values)
-    halves = half_samples(n, num_halves).to(values.device)
-    return from_halves((halves.double() @ values.double() / (n // 2)).cpu(), n)
+    halves, values = half_samples(n, num_halves).to(values.device), values.double()
+    sums = [block.double() @ values for block in halves.split(16)]
+    return from_halves((torch.cat(sums) / (n // 2)).cpu(), n)
 
 
 def from_halves(values: Tensor, n: int) -> Tensor:

@@ -12,6 +12,7 @@ Salimans et al., "Improved Techniques for Training GANs", 2016, https://arxiv.or
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -73,13 +74,13 @@ class InceptionScore(SampleMetric):
         assert batch.logits is not None
         log_p = batch.logits.to(self.probability).log_softmax(1)
         p = log_p.exp()
-        split = ((batch.index.to(self.count) + 1) * self.splits - 1) // self.num_samples
+        split = ((batch.index.to(self.count, non_blocking=True) + 1) * self.splits - 1) // self.num_samples
         self.count.index_add_(0, split, torch.ones_like(split))
         self.probability.index_add_(0, split, p)
         self.negentropy.index_add_(0, split, (p * log_p).sum(1))
-        kept = batch.index < MAX_STORED
-        self.index.append(batch.index[kept])  # also if it is none, so that ranks agree on types and shapes
-        self.log_p.append(log_p[kept].float())
+        kept = ScoredBatch(batch.index, logits=log_p.float()).first(MAX_STORED)
+        self.index.append(kept.index)  # also if it is none, so that ranks agree on types and shapes
+        self.log_p.append(cast(Tensor, kept.logits))
 
     def compute(self) -> dict[str, Estimate]:
         seen = int(self.count.sum())

@@ -77,13 +77,13 @@ def _own_means(x: Tensor) -> Tensor:
     sums = torch.zeros(n, dtype=torch.float64, device=x.device)
     for start in range(0, n, BLOCK):
         rows = slice(start, start + BLOCK)
-        kernel = _kernel(x[rows], x[rows]).fill_diagonal_(0)
-        sums[rows] += kernel.sum(1)
+        sums[rows] += _kernel(x[rows], x[rows]).fill_diagonal_(0).sum(1)
         for other in range(start + BLOCK, n, BLOCK):  # k is symmetric
             columns = slice(other, other + BLOCK)
             kernel = _kernel(x[rows], x[columns])
             sums[rows] += kernel.sum(1)
             sums[columns] += kernel.sum(0)
+            del kernel  # before the next one is computed
     return sums / (n - 1)
 
 

@@ -65,7 +65,7 @@ class PrecisionRecall(StoredMetric):
 
     def begin(self) -> None:
         super().begin()
-        self.real_features = _evenly(self.real.features("reference"), self.max_images)
+        self.real_features = self.real.evenly("reference", self.max_images)
         check_points(self.real_features, self.k + 1, f"precision with {self.k} neighbours", "real images")
 
     def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
@@ -126,7 +126,7 @@ class DensityCoverage(StoredMetric):
 
     def begin(self) -> None:
         super().begin()
-        self.real_features = _evenly(self.real.features("reference"), self.max_images)
+        self.real_features = self.real.evenly("reference", self.max_images)
         check_points(self.real_features, self.k + 1, f"coverage with {self.k} neighbours", "real images")
 
     def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
@@ -173,9 +173,3 @@ def _in_some(distances: Tensor, radii: Tensor) -> Tensor:
             hits = torch.zeros(len(rows), radii.shape[1], device=near.device)
             found[rows] |= hits.index_add_(0, point[pairs], inside.float()) > 0
     return found
-
-
-def _evenly(points: Tensor, most: int) -> Tensor:
-    """Return at most so many evenly spaced ones of points (n, d)."""
-    n = len(points)
-    return points if n <= most else points[torch.arange(most, device=points.device) * n // most]

@@ -37,6 +37,7 @@ https://arxiv.org/abs/2004.05675 (C_T).
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ from lit_gen.metrics.base import Direction, Estimate, ScoredBatch, StoredMetric
 from lit_gen.metrics.halves import mean_deviations
 from lit_gen.metrics.nearest import nearest
 from lit_gen.metrics.real import RealImages
+from lit_gen.metrics.rows import Distinct, distinct, take
 
 Z_95 = 1.6448536269514722
 """Largest `copy_z` of a row without a mark: a one-sided test at 95 %, which most models pass more often than that."""
@@ -86,12 +88,15 @@ def copying(samples: Tensor, train: Tensor, held_out: Tensor, near: float = 0.05
         Numbers (h,), float64, then z of near samples and z of all samples: positive if they are nearer to training
         images; 0 if there are no such samples, or all real images are equal.
     """
-    different, number, repeats = torch.cat([train, held_out]).unique(dim=0, return_inverse=True, return_counts=True)
-    distance, index = nearest(samples, different)
+    real = [train, held_out]
+    different = distinct(real)
+    _, number, repeats = different
+    distance, index = nearest(samples, real)
+    index = number[index]
     # number of samples nearest to each real image
     near_to, nearest_to = (
-        (chosen.bincount(minlength=len(different)).double() / repeats)[number]
-        for chosen in (index[distance <= near_limit(different, near)], index.flatten())
+        (chosen.bincount(minlength=len(repeats)).double() / repeats)[number]
+        for chosen in (index[distance <= near_limit(real, different, near)], index.flatten())
     )
     return nearest_to[len(train) :], permutation_z(near_to, len(train)), permutation_z(nearest_to, len(train))
 
@@ -132,14 +137,24 @@ def copy_rate(nearest_to_held_out: Tensor, num_samples: int, num_train: int) -> 
     return Estimate(rate, deviations * math.sqrt(1 + of_samples / of_split) if of_split > 0 else deviations)
 
 
-def near_limit(different: Tensor, near: float) -> float:
-    """Return a quantile of the distances from points (n, d) to their nearest other, over at most 2000 of them."""
-    if len(different) < 2:
+def near_limit(real: Sequence[Tensor], different: Distinct, near: float) -> float:
+    """Return a quantile of the distances from different points to their nearest other, over at most 2000 of them.
+
+    Args:
+        real: Parts of the points, (n_i, d).
+        different: The distinct ones of them.
+        near: The quantile.
+    """
+    first = different.first
+    if len(first) < 2:
         return math.inf
-    own = torch.randperm(len(different), generator=torch.Generator().manual_seed(0))[:MOST_COMPARED].to(
-        different.device
-    )
-    return float(nearest(different[own], different, own=own).distance.quantile(near))
+    own = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:MOST_COMPARED].to(first.device)
+    queries = take(real, first[own])
+    if len(first) < len(different.number):
+        real = [take(real, first)]
+    else:  # the points are where they are; a copy would take as much again
+        own = first[own]
+    return float(nearest(queries, real, own=own).distance.quantile(near))
 
 
 def authentic(samples: Tensor, train: Tensor) -> Tensor:
@@ -151,7 +166,8 @@ def authentic(samples: Tensor, train: Tensor) -> Tensor:
     Raises:
         UserError: If all training images are equal.
     """
-    different = train.unique(dim=0)
+    first = distinct([train]).first
+    different = train if len(first) == len(train) else train[first]
     if len(different) < 2:
         raise UserError(
             f"auth_pct: the features of all {len(train)} training images are equal; remove AuthPct from the metrics"

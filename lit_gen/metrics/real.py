@@ -12,6 +12,7 @@ A part may be the same images as another: the reference of most evaluations is t
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
@@ -48,7 +49,16 @@ class RealImages(ABC):
 
     @abstractmethod
     def features(self, part: Part) -> Tensor:
-        """Return the features of all images of a part, float32 (n, d), on the device of the samples."""
+        """Return the features of all images of a part, float32 (n, d), on the device of the samples.
+
+        Do not change them in place: they may be mapped from a file, or shared by metrics.
+        """
+
+    def evenly(self, part: Part, most: int) -> Tensor:
+        """Return the features of at most so many evenly spaced images of a part."""
+        features = self.features(part)
+        n = len(features)
+        return features if n <= most else features[torch.arange(most, device=features.device) * n // most]
 
     @abstractmethod
     def images(self, part: Part) -> Tensor:
@@ -78,6 +88,8 @@ class RealFeatures(RealImages):
         images: Images of the reference, (n, C, H, W).
         net_name: Name of the features.
         num_classes: Number of logits that samples have.
+        distance_name: Name of the Frechet distance between them, as a feature net gives it; `fd_` with the name of the
+            features by default.
     """
 
     def __init__(
@@ -89,9 +101,10 @@ class RealFeatures(RealImages):
         images: Tensor | None = None,
         net_name: str = "features",
         num_classes: int = 0,
+        distance_name: str | None = None,
     ) -> None:
         self.net_name = net_name
-        self.distance_name = "fid" if net_name == "inception" else f"fd_{net_name}"
+        self.distance_name = distance_name or f"fd_{net_name}"
         self.num_classes = num_classes
         train = reference if train is None else train
         self._features = {"reference": reference, "train": train, "held out": held_out}

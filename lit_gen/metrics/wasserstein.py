@@ -67,7 +67,7 @@ class WassersteinDistance(SampleMetric):
         reference = self.real.features("reference").double().cpu()
         if len(reference) < n:
             raise UserError(
-                f"evaluation.num_samples: a Wasserstein distance needs as many real images, and there are "
+                f"evaluation.num_samples: a Wasserstein distance needs as many real images as samples, and there are "
                 f"{len(reference)}, not {n}; give at most {len(reference)}"
             )
         self.reference = reference[:n]
@@ -80,7 +80,7 @@ class WassersteinDistance(SampleMetric):
 
     def update(self, batch: ScoredBatch) -> None:
         assert batch.features is not None
-        self.features[batch.index] = batch.features.to(self.features)
+        self.features[batch.index.to(self.features.device, non_blocking=True)] = batch.features.to(self.features)
         self.count += len(batch.features)
 
     def compute(self) -> dict[str, Estimate]:

@@ -55,7 +55,7 @@ def compare(a: Row, b: Row, metric: str) -> Comparison:
     key = f"metrics.{metric}"
     difference = a.mean(key) - b.mean(key)
     if (paired := _paired(a, b, metric)) is not None:
-        seeds = [sorted(result.data["seed"] for result in row.results) for row in (a, b)]
+        seeds = [sorted(result.record.seed for result in row.results) for row in (a, b)]
         return Comparison(difference, paired, len(a.by_training) > 1 or seeds[0] == seeds[1])
     known = [spread for row, other in ((a, b), (b, a)) if (spread := _spread(row, other, metric)) is not None]
     return Comparison(difference, _welch(known[0], known[-1]) if known else None, False)

@@ -24,7 +24,7 @@ from lit_gen.evaluation import drawn_classes
 from lit_gen.evaluation.result_file import score_protocol
 from lit_gen.report.comparison import compare, describe
 from lit_gen.report.published import Published, published
-from lit_gen.report.results import Result, select
+from lit_gen.report.results import Result, select, split_conditions
 from lit_gen.report.rows import LEVEL, Row
 
 LIKELIHOODS = ("bits_per_dim", "nll_nats")
@@ -130,7 +130,7 @@ def distance_metric(results: Sequence[Result]) -> str:
 
 def _is_distance(results: Sequence[Result], metric: str) -> bool:
     """Return whether a score is a Frechet or a Wasserstein distance, and not its floor."""
-    protocol = next((score_protocol(result.data, metric) for result in results if metric in result.metrics), None)
+    protocol = next((score_protocol(result.record, metric) for result in results if metric in result.metrics), None)
     kind = None if protocol is None else protocol["metric"]
     return kind in ("FrechetDistance", "WassersteinDistance") and not metric.endswith("_floor")
 
@@ -138,7 +138,7 @@ def _is_distance(results: Sequence[Result], metric: str) -> bool:
 def better(results: Sequence[Result], metric: str) -> str:
     """Return `higher` or `lower`, whichever is better for a metric."""
     for result in results:
-        if (protocol := score_protocol(result.data, metric)) is not None:
+        if (protocol := score_protocol(result.record, metric)) is not None:
             return str(protocol["better"])
     return "higher" if metric in _HIGHER_IS_BETTER else "lower"
 
@@ -235,7 +235,7 @@ def floors(results: Sequence[Result]) -> list[Floor]:
     """Return the scores of real images, which results of one protocol have in common."""
     rows: dict[str, Floor] = {}
     for result in results:
-        for name, floor in (result.get("floors") or {}).items():
+        for name, floor in result.record.floors.items():
             before = rows.get(name, Floor(FLOORS.get(name, name), floor["num_images"], {}, {}))
             rows[name] = replace(
                 before,
@@ -252,7 +252,7 @@ def _refuse_unlike_scores(results: Sequence[Result], by: str) -> None:
     if by.startswith(RECONSTRUCTIONS):
         refuse_unlike([result for result in results if result.get("reconstruction")], "reconstruction.protocol")
     if _protocols_differ(results, by):
-        protocols = [score_protocol(result.data, by) or {} for result in results]
+        protocols = [score_protocol(result.record, by) or {} for result in results]
         names = dict.fromkeys(name for protocol in protocols for name in protocol)
         values = {name: list(dict.fromkeys(_compact(protocol.get(name)) for protocol in protocols)) for name in names}
         unlike = "; ".join(f"{name} is {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
@@ -261,7 +261,7 @@ def _refuse_unlike_scores(results: Sequence[Result], by: str) -> None:
 
 def _protocols_differ(results: Sequence[Result], metric: str) -> bool:
     """Return whether the results that have a score have it by unlike protocols."""
-    return len({_compact(score_protocol(result.data, metric)) for result in results if metric in result.metrics}) > 1
+    return len({_compact(score_protocol(result.record, metric)) for result in results if metric in result.metrics}) > 1
 
 
 def with_published(board: Leaderboard, data: str) -> Leaderboard:
@@ -327,7 +327,7 @@ def paired(board: Leaderboard, one: str, other: str) -> str:
 def _row_of(board: Leaderboard, conditions: str) -> Row:
     """Return the row whose results fulfil the conditions."""
     results = [result for row in board.rows for result in row.results]
-    chosen = select(results, conditions.split(","), "--paired")
+    chosen = select(results, split_conditions(conditions), "--paired")
     rows = [row for row in board.rows if any(result in row.results for result in chosen)]
     if len(rows) > 1:
         names = ", ".join(_name_of(row) for row in rows[:4]) + (", ..." if len(rows) > 4 else "")
@@ -393,7 +393,7 @@ def group_seeds(results: Sequence[Result]) -> list[list[Result]]:
     """
     latest: dict[str, Result] = {}
     for result in sorted(results, key=lambda result: str(result.get("created"))):
-        latest[_compact([_setting(result), result.get("run.identity"), result.get("seed")])] = result
+        latest[_compact([_setting(result), result.record.run.identity, result.record.seed])] = result
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         if any(result is kept for kept in latest.values()):
@@ -402,12 +402,13 @@ def group_seeds(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def _setting(result: Result) -> list[object]:
-    data = result.data
-    training = result.get("run.recipe") or result.get("run.identity")
+    record = result.record
+    training = record.run.recipe or record.run.identity
     # the recipe of a finished training says how long it is, in images or in seconds, in which seeds differ by a few
-    images_seen = None if result.get("run.finished") else data["images_seen"]
-    facts = [training, data["model"], data.get("sampler"), data["weights"], images_seen, data.get("other_data")]
-    shared = {key: value for key, value in _compared(data["protocol"]).items() if key != "inception_splits"}
+    images_seen = None if record.run.finished else record.images_seen
+    other = record.other_data.to_dict() if record.other_data else None
+    facts = [training, record.model, record.sampler, record.weights, images_seen, other]
+    shared = {key: value for key, value in _compared(result.protocol).items() if key != "inception_splits"}
     return [*facts, shared]
 
 
@@ -424,7 +425,7 @@ def _names_tell_data_apart(protocols: Sequence[dict[str, object]]) -> bool:
 
 
 def _rows(results: list[Result]) -> str:
-    names = [f"{result.get('run.name')}/{result.path.parent.name}" for result in results[:3]]
+    names = [f"{result.record.run.name}/{result.path.parent.name}" for result in results[:3]]
     more = ", ..." if len(results) > 3 else ""
     return f"{len(results)} row{'s' if len(results) > 1 else ''}: {', '.join(names)}{more}"
 

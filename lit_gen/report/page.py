@@ -168,6 +168,7 @@ def _training(run: Run, name: str, scratch: Path) -> Training:
         "data": metadata.get("data", {}).get("name"),
         "images seen": f"{metadata['images_seen']:,}" if "images_seen" in metadata else None,
         "training": None if seconds is None else f"{seconds:,.0f} s on {metadata.get('device', 'an unknown device')}",
+        "training FLOPs": f"{flops:.3g}" if (flops := metadata.get("training_flops")) is not None else None,
         "seed": metadata.get("seed"),
         "status": metadata.get("status"),
         "commit": f"{(metadata.get('git_commit') or 'none')[:10]}{' (dirty)' if metadata.get('git_dirty') else ''}",

@@ -15,7 +15,7 @@ from lit_gen.core.text import for_figure
 from lit_gen.pictures.figures import new_figure, save_figure
 from lit_gen.report.leaderboard import describe_protocol, distance_metric, floors, group_seeds, refuse_unlike
 from lit_gen.report.results import Result
-from lit_gen.report.rows import Row
+from lit_gen.report.rows import COPIES, Row
 from lit_gen.report.samples import read_samples
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _MARKERS = ["o", "s", "x", "^", "+", "D", "v", "*", "P"]
 _LINES = ["-", "--", ":", "-."]
 _GREY = "0.4"
+_RING: dict[str, Any] = dict(marker="o", markersize=14, markerfacecolor="none", markeredgecolor="red", linestyle="none")
+"""Mark of samples that copy training images."""
 MOST_SAMPLERS = 6
 """Largest number of samplers that several models share one panel with."""
 MOST_PIXELS = 60_000
@@ -43,9 +45,9 @@ def distance_vs_cost(
     """Plot the Frechet distance against the cost of an image: one color per run, one marker and line per sampler.
 
     A family without samplers is a star at its NFE, with a dotted line at its distance. Evaluations that differ only in
-    their seeds are one point. Error bars are the intervals of the leaderboard, grey lines the scores of real images.
-    If several models have more than `MOST_SAMPLERS` samplers, each model has its own panel and each sampler its own
-    color.
+    their seeds are one point. Error bars are the intervals of the leaderboard, grey lines the scores of real images,
+    and red rings mark samples that copy training images. If several models have more than `MOST_SAMPLERS` samplers,
+    each model has its own panel and each sampler its own color.
 
     Args:
         results: Evaluations of one protocol.
@@ -89,7 +91,7 @@ def distance_vs_cost(
     _format_axes(list(grid[: len(panels)]), columns, rows, metric, against)
     protocol = for_figure(describe_protocol(results[0].protocol), 1000)
     figure.supxlabel(textwrap.fill(protocol, 95), x=0.01, ha="left", size=7.5, color="0.35")
-    _add_legends(figure, of_models, of_samplers, sampled)
+    _add_legends(figure, of_models, of_samplers, sampled, any(row.copies for row in rows))
     return save_figure(figure, path, [_shown(row, metric) for row in rows])
 
 
@@ -141,7 +143,7 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
         UserError: If there are no results, their protocols differ, there are too many, or none has its samples.
     """
     _check_comparable(results)
-    seed = results[0].data["seed"]
+    seed = results[0].record.seed
     chosen, samples = read_samples(_rows_of_samples(results))
     if any(images.dtype != np.uint8 for images in samples):
         return _scatters(chosen, samples, path)
@@ -203,6 +205,8 @@ def _draw_curve(
     y = [row.mean(f"metrics.{metric}") for row in curve]
     error = [0.0 if (spread := row.spread(metric)) is None else spread.half_width for row in curve]
     bars = error if any(error) else None
+    for row in (row for row in curve if row.copies):
+        axes.plot(row.cost(against), row.mean(f"metrics.{metric}"), **_RING)
     if isinstance(style, dict):
         axes.errorbar(x, y, bars, color=colour, capsize=2, linewidth=1.2, **style)
         return
@@ -255,7 +259,7 @@ def _format_axes(panels: Sequence["Axes"], columns: int, rows: Sequence[Row], me
 
 
 def _add_legends(
-    figure: "Figure", models: Mapping[str, str], samplers: Mapping[str, str], sampled: Sequence[str]
+    figure: "Figure", models: Mapping[str, str], samplers: Mapping[str, str], sampled: Sequence[str], copies: bool
 ) -> None:
     """Lay out the figure with legends of models and samplers on its right, and enlarge it by their room.
 
@@ -264,6 +268,7 @@ def _add_legends(
         models: Colors by model.
         samplers: Colors by sampler.
         sampled: The models with samplers.
+        copies: Whether samples of a model copy training images.
     """
     from matplotlib.lines import Line2D
 
@@ -273,7 +278,8 @@ def _add_legends(
             if family in sampled
             else Line2D([], [], color=colour, marker="*", markersize=10, linestyle=":", label=f"{family} (no sampler)")
             for family, colour in models.items()
-        ],
+        ]
+        + [Line2D([], [], label="copies training images", **_RING)] * copies,
         "sampler": [
             Line2D([], [], color=colour, label=name, **_style(index))
             for index, (name, colour) in enumerate(samplers.items())
@@ -299,9 +305,9 @@ def _add_legends(
 
 def _rows_of_samples(results: Sequence[Result]) -> list[Result]:
     """Return one result per group of seeds, of the seed of the first result if it is there, in the order of rows."""
-    seed = results[0].data["seed"]
+    seed = results[0].record.seed
     groups = group_seeds(results)
-    chosen = [min(group, key=lambda result: result.data["seed"] != seed) for group in groups]
+    chosen = [min(group, key=lambda result: result.record.seed != seed) for group in groups]
     families = list(dict.fromkeys(_family(result, chosen) for result in chosen))
     return sorted(
         chosen,
@@ -337,12 +343,12 @@ def _family(result: Result, results: Sequence[Result]) -> str:
     """Return the name of the model, or of the run if several runs have that model, with its weights if they differ."""
 
     def trainings(of: Sequence[Result]) -> set[str]:
-        return {other.get("run.recipe") or other.get("run.identity") for other in of}
+        return {other.record.run.recipe or other.record.run.identity for other in of}
 
     alike = [other for other in results if other.model == result.model]
-    name = result.model if len(trainings(alike)) == 1 else result.get("run.name") + result.mark
-    several = len({other.get("weights") for other in alike}) > 1
-    return for_figure(f"{name} {result.get('weights')}" if several else name)
+    name = result.model if len(trainings(alike)) == 1 else result.record.run.name + result.mark
+    several = len({other.record.weights for other in alike}) > 1
+    return for_figure(f"{name} {result.record.weights}" if several else name)
 
 
 def _sampler(result: Result, results: Sequence[Result]) -> str:
@@ -358,9 +364,10 @@ def _setting(result: Result, results: Sequence[Result]) -> str:
 
 
 def _score(result: Result, metric: str) -> str:
-    """Return the metric and its value with three significant digits, or whole if it is large."""
+    """Return the metric, its value with three significant digits or whole if it is large, and any mark of copies."""
     value = result.metrics[metric]
-    return f"{for_figure(metric, 80)} {value:.0f}" if 1000 <= value < 1e7 else f"{for_figure(metric, 80)} {value:.3g}"
+    number = f"{value:.0f}" if 1000 <= value < 1e7 else f"{value:.3g}"
+    return f"{for_figure(metric, 80)} {number}{COPIES if result.get('copies') else ''}"
 
 
 def _style(index: int) -> dict[str, Any]:

@@ -20,11 +20,9 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_csv, for_markdown, printable
 from lit_gen.report.comparison import compare
 from lit_gen.report.leaderboard import LIKELIHOODS, Floor, Leaderboard
+from lit_gen.report.numbers import finite, known, known_count, significant, with_interval
 from lit_gen.report.published import Published
-from lit_gen.report.rows import Row, Spread
-
-COPIES = " (copies)"
-"""Mark of a model whose samples copy training images."""
+from lit_gen.report.rows import COPIES, Row, Spread
 
 _ALWAYS_SHOWN = {"#", "model", "sampler", "NFE"}
 
@@ -155,7 +153,7 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
 
     A cell holds the evaluation with the largest NFE that is within its budget and above the budget before it. The
     models are in the order of their best cells. The best cell of each column is bold, with those that it does not beat
-    outside the noise. The last lines hold the scores of real images.
+    outside the noise. Cells whose samples copy training images are marked. The last lines hold scores of real images.
 
     Raises:
         UserError: If the budgets are not positive and increasing, or leave nothing to show.
@@ -167,8 +165,7 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     table: dict[_Line, dict[int, Row]] = defaultdict(dict)
     for row in board.rows:
         column = bisect_left(budgets, row.mean("nfe"))
-        known = math.isfinite(row.mean("nfe"))
-        if known and row.rank is not None and column < len(budgets):
+        if math.isfinite(row.mean("nfe")) and row.rank is not None and column < len(budgets):
             cells = table[_Line(row.first.model, row.run, row.first.sampler, row.first.grid)]
             cells[column] = max(cells.get(column, row), row, key=lambda each: each.mean("nfe"))
     if not table:
@@ -219,7 +216,8 @@ def _budget_cell(row: Row | None, metric: str, best: Sequence[Row]) -> str:
     if row is None:
         return "-"
     text = _with_interval(row, metric)
-    return f"**{text}**" if any(row is each for each in best) else text
+    mark = COPIES if row.copies else ""
+    return (f"**{text}**" if any(row is each for each in best) else text) + mark
 
 
 def to_records(board: Leaderboard) -> list[dict[str, Any]]:
@@ -249,13 +247,13 @@ def to_json(board: Leaderboard) -> str:
     """Return `{"by", "better", "protocol", "rows"}` as JSON; each row holds means, standard deviations and its runs."""
     rows = [
         {key: value for key, value in _record(board, row).items() if not key.startswith("protocol.")}
-        | {"sampler_settings": row.first.data.get("sampler"), "results": [str(result.path) for result in row.results]}
+        | {"sampler_settings": row.first.record.sampler, "results": [str(result.path) for result in row.results]}
         for row in board.rows
     ]
     content = {"by": board.by, "better": board.better[board.by], "protocol": board.protocol, "rows": rows}
     content["published"] = [asdict(score) for score in board.published]
     content["floors"] = [asdict(floor) for floor in board.floors]
-    return json.dumps(_finite(content), indent=2) + "\n"
+    return json.dumps(finite(content), indent=2) + "\n"
 
 
 class _Column(NamedTuple):
@@ -316,15 +314,17 @@ def _columns(board: Leaderboard) -> list[_Column]:
         _numbers("NFE", lambda row: row.mean("nfe"), lambda value: f"{value:g}" if math.isfinite(value) else "-"),
         *(_scores(board, name) for name in board.metrics),
         _names("seeds", lambda row: row.seeds),
-        _numbers("FLOPs/image", lambda row: row.cost("flops"), _known_count),
-        _numbers("images/s", lambda row: row.mean("timing.images_per_second"), _known),
-        _numbers("parameters", lambda row: row.mean("num_parameters"), _known_count),
-        _numbers("images seen", lambda row: row.mean("images_seen"), _known_count),
-        _numbers("training s", lambda row: row.training_seconds, _known),
-        _numbers("trained/s", lambda row: row.images_per_training_second, _known),
+        _numbers("FLOPs/image", lambda row: row.cost("flops"), known_count),
+        _numbers("images/s", lambda row: row.mean("timing.images_per_second"), known),
+        _numbers("parameters", lambda row: row.mean("num_parameters"), known_count),
+        _numbers("images seen", lambda row: row.mean("images_seen"), known_count),
+        _numbers("training s", lambda row: row.training_seconds, known),
+        _numbers("trained/s", lambda row: row.images_per_training_second, known),
     ]
-    if len({row.first.data["weights"] for row in board.rows}) > 1:
-        columns.append(_names("weights", lambda row: row.first.data["weights"]))
+    if any(math.isfinite(row.training_flops) for row in board.rows):
+        columns.append(_numbers("training FLOPs", lambda row: row.training_flops, known_count))
+    if len({row.first.record.weights for row in board.rows}) > 1:
+        columns.append(_names("weights", lambda row: row.first.record.weights))
     return [*columns, _names("run", lambda row: row.run)]
 
 
@@ -356,46 +356,15 @@ def _with_interval(row: Row, metric: str) -> str:
     if any(metric not in result.metrics for result in row.results):
         return "-"
     least = row.least(metric)
-    beside = "" if least is None else f" (least of {row.least_of}: {_significant(least)})"
-    return _number_with(row.mean(f"metrics.{metric}"), row.spread(metric)) + beside
+    beside = "" if least is None else f" (least of {row.least_of}: {significant(least)})"
+    return with_interval(row.mean(f"metrics.{metric}"), row.spread(metric)) + beside
 
 
 def _of_real_images(floor: Floor, metric: str) -> str:
     if metric not in floor.scores:
         return "-"
     error = floor.errors.get(metric)
-    return _number_with(floor.scores[metric], None if error is None else Spread(error))
-
-
-def _number_with(value: float, spread: Spread | None) -> str:
-    if spread is None or not math.isfinite(value):
-        return _significant(value)
-    width = spread.half_width
-    decimals = min(6, max(0, 1 - math.floor(math.log10(width)))) if width else 3
-    return f"{value:.{decimals}f} ± {width:.{decimals}f}"
-
-
-def _significant(value: float, digits: int = 4) -> str:
-    """Return a number with some significant digits; trailing zeros stay and whole numbers keep all digits."""
-    if not math.isfinite(value) or value == 0:
-        return f"{value:g}"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{value:.{max(0, decimals)}f}" if -5 <= decimals <= 7 else f"{value:.{digits - 1}e}"
-
-
-def _known(value: float) -> str:
-    return _significant(value, 3) if math.isfinite(value) else "-"
-
-
-def _known_count(value: float) -> str:
-    return _count(value) if math.isfinite(value) and value > 0 else "-"
-
-
-def _count(value: float) -> str:
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {suffix}"
-    return f"{value:g}"
+    return with_interval(floor.scores[metric], None if error is None else Spread(error))
 
 
 def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
@@ -423,22 +392,13 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
         "num_seeds": len(row.results),
         "flops_per_image": row.cost("flops"),
         "images_per_second": row.mean("timing.images_per_second"),
-        "num_parameters": first.data["num_parameters"],
-        "images_seen": first.data["images_seen"],
-        "weights": first.data["weights"],
-        "runs": sorted({result.get("run.name") for result in row.results}),
-        "training_seeds": sorted({result.data["training_seed"] for result in row.results}),
-        "seeds": sorted({result.data["seed"] for result in row.results}),
+        "num_parameters": first.record.num_parameters,
+        "images_seen": first.record.images_seen,
+        "training_flops": row.mean("training_flops"),
+        "earlier_flops": row.mean("earlier_flops"),
+        "weights": first.record.weights,
+        "runs": sorted({result.record.run.name for result in row.results}),
+        "training_seeds": sorted({seed for each in row.results if (seed := each.record.training_seed) is not None}),
+        "seeds": sorted({result.record.seed for result in row.results}),
     }
     return record | {f"protocol.{key}": value for key, value in board.protocol.items()}
-
-
-def _finite(value: Any) -> Any:
-    """Return a value for JSON, which has neither NaN nor infinity: None for NaN, text for infinity."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value

@@ -2,14 +2,16 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.records import look_up, read_each
-from lit_gen.evaluation.result_file import load_result
+from lit_gen.evaluation.result_file import ResultRecord, load_result
 from lit_gen.sweeps.journal import JOURNAL_NAME
 from lit_gen.sweeps.runner import current_results
 
@@ -47,11 +49,15 @@ class Result:
 
     Args:
         path: The file.
-        data: Its content.
+        record: Its content.
     """
 
     path: Path
-    data: dict[str, Any]
+    record: ResultRecord
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return self.record.to_dict()
 
     def number(self, key: str) -> float:
         """Return the number of a dotted key; NaN if there is none."""
@@ -60,17 +66,17 @@ class Result:
 
     def standard_error(self, metric: str) -> float | None:
         """Return the standard error of a score over samples, or of a likelihood over images; None if unknown."""
-        errors = (self.data.get("standard_errors", {}).get(metric), self.metrics.get(f"{metric}_stderr"))
+        errors = (self.record.standard_errors.get(metric), self.metrics.get(f"{metric}_stderr"))
         return next((float(error) for error in errors if error is not None and math.isfinite(error)), None)
 
     def get(self, key: str) -> Any:
         """Return the value of a dotted key such as `protocol.num_samples`; None if there is none."""
-        return look_up(self.data, key)
+        return look_up(self._content, key)
 
     @property
     def model(self) -> str:
         """The model's title, with a mark if it was trained on other data than it is scored with."""
-        return self.data["model"] + self.mark
+        return self.record.model + self.mark
 
     @property
     def foreign(self) -> bool:
@@ -82,31 +88,33 @@ class Result:
         """` (foreign)`, or ` (trained on 63bac8b2)` if the evaluation accepted other data; else empty."""
         if self.foreign:
             return " (foreign)"
-        other = self.data.get("other_data")
-        return f" (trained on {other['trained_on'][:8]})" if other else ""
+        other = self.record.other_data
+        return f" (trained on {other.trained_on[:8]})" if other else ""
 
     @property
     def sampler(self) -> str:
         """The sampler with its settings that differ from the defaults, `DDIM(eta=0.5)`; empty without a sampler."""
-        return _label(self.data.get("sampler"), self._defaults)
+        return _label(self.record.sampler, self._defaults)
 
     @property
     def grid(self) -> str:
         """The sampler's time grid with its settings that differ from the defaults; empty without a grid."""
-        sampler = self.data.get("sampler")
+        sampler = self.record.sampler
         return _label(sampler.get("grid"), self._defaults) if sampler else ""
 
     @property
     def _defaults(self) -> dict[str, dict[str, Any]]:
-        return self.data.get("defaults") or OLDER_DEFAULTS
+        return self.record.defaults or OLDER_DEFAULTS
 
     @property
     def metrics(self) -> dict[str, float]:
-        return self.data["metrics"]
+        return self.record.metrics
 
     @property
     def protocol(self) -> dict[str, Any]:
-        return self.data["protocol"]
+        """The protocol by key, as protocols are compared."""
+        protocol: dict[str, Any] = self._content["protocol"]
+        return protocol
 
 
 def _label(settings: dict[str, Any] | None, defaults: dict[str, dict[str, Any]]) -> str:
@@ -141,7 +149,7 @@ def read_result(path: Path) -> Result:
     Raises:
         UserError: If it cannot be read, or a field is missing or has the wrong type; the message names file and key.
     """
-    return Result(path, load_result(path).to_dict())
+    return Result(path, load_result(path))
 
 
 def read_results(paths: Iterable[Path]) -> list[Result]:
@@ -213,3 +221,19 @@ def _matches(actual: Any, text: str) -> bool:
         return json.loads(text) == actual
     except ValueError:
         return False
+
+
+def split_conditions(text: str) -> list[str]:
+    """Return the conditions of `key=value,key=value`; a comma in a value, before no key or in brackets, stays."""
+    found: list[str] = []
+    for part in re.split(r",(?=[A-Za-z_][\w.]*=)", text):
+        if found and _is_open(found[-1]):
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def _is_open(text: str) -> bool:
+    """Return whether a text has more brackets that open than that close."""
+    return sum(map(text.count, "([{")) > sum(map(text.count, ")]}"))

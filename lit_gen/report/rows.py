@@ -28,6 +28,10 @@ LEVEL = 0.95
 """Confidence level of intervals and comparisons."""
 
 
+COPIES = " (copies)"
+"""Mark of a model whose samples copy training images."""
+
+
 COSTS = {"nfe": "nfe", "flops": "flops_per_image"}
 """Keys of the costs of an image in a result."""
 
@@ -92,7 +96,7 @@ class Row:
     @property
     def run(self) -> str:
         """The name of the first run, with the number of other runs."""
-        names = list(dict.fromkeys(result.get("run.name") for result in self.results))
+        names = list(dict.fromkeys(result.record.run.name for result in self.results))
         return names[0] + (f" (+{len(names) - 1})" if len(names) > 1 else "")
 
     @cached_property
@@ -100,7 +104,7 @@ class Row:
         """The results of each training run, by its identity."""
         runs: dict[str, list[Result]] = defaultdict(list)
         for result in self.results:
-            runs[result.get("run.identity")].append(result)
+            runs[result.record.run.identity].append(result)
         return runs
 
     @property
@@ -123,7 +127,7 @@ class Row:
     @property
     def copies(self) -> bool:
         """Whether the samples of most evaluations copy training images, outside the noise."""
-        return 2 * sum(bool(result.get("copies")) for result in self.results) > len(self.results)
+        return 2 * sum(bool(result.record.copies) for result in self.results) > len(self.results)
 
     def mean(self, key: str) -> float:
         """Return the mean over training runs of a number's mean over evaluations; NaN if one of them lacks it."""
@@ -139,8 +143,13 @@ class Row:
     @property
     def training_seconds(self) -> float:
         """The mean training time in seconds, including a first stage or a teacher; NaN if unknown."""
-        earlier = [result.get("earlier_seconds") or 0.0 for result in self.results]
+        earlier = [result.record.earlier_seconds or 0.0 for result in self.results]
         return self.mean("training_seconds") + statistics.fmean(earlier)
+
+    @property
+    def training_flops(self) -> float:
+        """The mean number of operations of the training, with a first stage or a teacher; NaN if unknown."""
+        return self.mean("training_flops") + self.mean("earlier_flops")
 
     def std(self, key: str) -> float | None:
         """Return the standard deviation of a number over the evaluations; None for a single evaluation."""
@@ -163,16 +172,16 @@ class Row:
 
         Only scores with a protocol of their own, of which lower values are better, have one.
         """
-        protocol = score_protocol(self.first.data, metric)
+        protocol = score_protocol(self.first.record, metric)
         if self.least_of is None or protocol is None or protocol["better"] != "lower":
             return None
-        chosen = sorted(self.results, key=lambda result: result.data["seed"])[: self.least_of]
+        chosen = sorted(self.results, key=lambda result: result.record.seed)[: self.least_of]
         values = [result.number(f"metrics.{metric}") for result in chosen]
         return min(values) if all(map(math.isfinite, values)) else None
 
     def training_means(self, metric: str) -> dict[object, float]:
         """Return the mean of a score for each training run, by its seed, or by its identity if seeds are equal."""
-        seeds = {identity: results[0].get("training_seed") for identity, results in self.by_training.items()}
+        seeds = {identity: results[0].record.training_seed for identity, results in self.by_training.items()}
         names = seeds if len(set(seeds.values())) == len(seeds) else {identity: identity for identity in seeds}
         return {
             names[identity]: statistics.fmean(result.number(f"metrics.{metric}") for result in results)

@@ -3,7 +3,8 @@
 ROOT/NAME-IDENTITY/
     config.yaml      the resolved configuration
     run.json         identity, status, versions, commit, data fingerprint, device, cost
-    checkpoints/     last.ckpt: both sets of weights, optimizers, position in the data; ema/: snapshots of averages
+    checkpoints/     last.ckpt: both sets of weights, optimizers, position in the data; best.ckpt: the same at the best
+                     score of the evaluations during training; ema/: snapshots of averages
     metrics.csv      every logged number against images seen
     samples/         pictures made during training
     wandb/           the files of W&B
@@ -50,6 +51,8 @@ VERSIONED_PACKAGES = (
 TRAINED_FIRST = ("reflow.teacher", "first_stage.run")
 """Keys that name a run, or an experiment to train first: `KEY.budget.num_images` is a setting of that experiment."""
 
+REFERENCE = ".reference"
+"""Folder, beside the runs, of the cached statistics of real images."""
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 30.0
 
 _FIELDS = {
@@ -57,8 +60,11 @@ _FIELDS = {
     **{key: COUNT for key in ("resumed", "flow", "images_seen")},
     "seed": either(COUNT, FLAG),
     "training": RECORD,
+    "best": RECORD,
     "training_seconds": AMOUNT,
     "earlier_seconds": AMOUNT,
+    "training_flops": AMOUNT,
+    "earlier_flops": AMOUNT,
     "data": RECORD,
     "data.fingerprint": TEXT,
     **FACTS,
@@ -136,6 +142,10 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         return self.directory / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.directory / "checkpoints" / "best.ckpt"
 
     @property
     def snapshots(self) -> Path:

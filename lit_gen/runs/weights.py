@@ -57,16 +57,16 @@ class Snapshot:
 
 
 def parse_weights(text: str, key: str) -> Width | None:
-    """Return the average that a text names; None for `ema` and `raw`, the weights of the last checkpoint.
+    """Return the average that a text names; None for `ema`, `raw` and `best`, the weights of a checkpoint.
 
     Args:
-        text: `ema`, `raw`, `ema:STD` or `ema:STD@IMAGES`.
+        text: `ema`, `raw`, `best`, `ema:STD` or `ema:STD@IMAGES`.
         key: Name of the setting in an error message.
 
     Raises:
         UserError: If the text is none of these, or the std is out of range.
     """
-    if text in ("ema", "raw"):
+    if text in ("ema", "raw", "best"):
         return None
     found = re.fullmatch(r"ema:([\d.]+(?:e-?\d+)?)(?:@(\d+))?", text)
     try:
@@ -74,7 +74,9 @@ def parse_weights(text: str, key: str) -> Width | None:
     except ValueError:
         width = None
     if width is None:
-        raise UserError(f"{key}: {text!r} names no weights; give ema, raw, ema:STD (such as ema:0.1) or ema:STD@IMAGES")
+        raise UserError(
+            f"{key}: {text!r} names no weights; give ema, raw, best, ema:STD (such as ema:0.1) or ema:STD@IMAGES"
+        )
     gamma_of(width.std, key)
     return width
 

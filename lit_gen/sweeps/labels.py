@@ -1,4 +1,4 @@
-"""Short names for the trials of a sweep: the parameters that tell them apart, and no more of a path than needed."""
+"""Short names for the trials of a sweep: the parameters that differ, with paths as short as possible."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence

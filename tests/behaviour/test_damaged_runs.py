@@ -44,6 +44,7 @@ WRONG_RUNS: dict[str, list[Any]] = {
     "identity": [None, 3, [], "\x1b[31m"],
     "seed": [None, "0", -1, 10**30],
     "training_seconds": ["60", -1.0, float("nan"), 1e999, []],
+    "training_flops": ["1e9", -1.0],
     "images_seen": [1.5, "64", -3],
     "title": [None, {}, "a\nb", "x" * 5000],
     "data": [[], "digits", {"name": 3}, {"image_shape": [1, 2**40, 8]}, {"num_classes": 10**9}],

@@ -26,11 +26,12 @@ TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 def test_training_and_evaluation_in_two_processes(
     model: str, tmp_path: Path, lit_gen, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    two_of = lit_gen if model == "RectifiedFlow" else partial(lit_gen_in_two_processes, tmp_path)
+    """As torchrun starts them; one evaluation starts its second process itself."""
+    both = partial(lit_gen_in_two_processes, tmp_path)
     words = [word for word in arguments(model, tmp_path / "runs", 640) if not word.startswith("--wandb")]
     words += ["--wandb.mode=offline", "--evaluation.num_samples=21"]
     sampler = ["--sampler=Heun", "--sampler.steps=4"] if model == "RectifiedFlow" else []
-    done = two_of("run", *words, *sampler, *TWO)
+    done = both("run", *words, *sampler, *TWO)
     assert done.returncode == 0, done.stderr
     (run,) = (path for path in (tmp_path / "runs").iterdir() if not path.name.startswith("."))
     metadata = json.loads((run / "run.json").read_text())
@@ -48,7 +49,8 @@ def test_training_and_evaluation_in_two_processes(
     for name, value in one["metrics"].items():
         assert two["metrics"][name] == pytest.approx(value, rel=1e-6), name
     (evaluation / "result.json").unlink()
-    done = two_of("evaluate", str(run), *sampler, *TWO)
+    alone = lit_gen if model == "RectifiedFlow" else both
+    done = alone("evaluate", str(run), *sampler, *TWO)
     assert done.returncode == 0, done.stderr
     again = json.loads((evaluation / "result.json").read_text())
     assert again["metrics"] == pytest.approx(one["metrics"], rel=1e-6)
@@ -57,7 +59,7 @@ def test_training_and_evaluation_in_two_processes(
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts two processes alike, as torchrun and SLURM do; what they print goes to a file `log`."""
+    """Starts two processes by torchrun itself; what they print goes to a file `log`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lit_gen"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     started = []
@@ -79,7 +81,8 @@ def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def test_processes_that_are_started_alike_agree_what_is_done(tmp_path: Path, torchrun) -> None:
     words = [*arguments("VAE", tmp_path / "runs", 640), *TWO]
     log = tmp_path / "log"
-    assert torchrun("run", *words).wait(300) == 0, log.read_text()
+    both = lit_gen_in_two_processes(tmp_path, "run", *words)
+    assert both.returncode == 0, both.stderr
     (directory,) = (path for path in (tmp_path / "runs").iterdir() if not path.name.startswith("."))
     run = Run(directory)
     (result,) = run.evaluations.glob("*/result.json")

@@ -1,5 +1,8 @@
 """docs/extending.md, from its own blocks: the files as it names them, the commands as a user gives them."""
 
+import contextlib
+import glob
+import io
 import json
 import math
 import os
@@ -23,6 +26,7 @@ from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Temperature
 from tests.conftest import ROOT, TINY_UNET
+from tests.processes import in_one_process
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 FILES = dict(re.findall(r"^\*\*([\w.]+)\*\*\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -40,21 +44,20 @@ SMALL = {
 
 REFUSED = re.findall(r"^\$ lit-gen (.*)\n(lit-gen: error: .*)$", PAGE, re.MULTILINE)
 
-RUNS_ALL = """
-import contextlib, glob, io, json, shlex, sys
-from lit_gen.cli.main import main
 
-def run(words):
-    return main([path for word in words for path in (sorted(glob.glob(word)) if "*" in word else [word])])
+def run_all(lab: Path, commands: list[list[str]], refused: list[tuple[str, str]]) -> None:
+    """Give the commands in the folder, and those that the page shows to be refused with their messages."""
+    os.chdir(lab)
 
-commands, refused = json.load(sys.stdin)
-for words in commands:
-    assert run(words) == 0, words
-for line, message in refused:
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        assert run(shlex.split(line)) == 2, line
-    assert said.getvalue().splitlines()[-1] == message, (said.getvalue(), message)
-"""
+    def run(words: list[str]) -> int:
+        return main([path for word in words for path in (sorted(glob.glob(word)) if "*" in word else [word])])
+
+    for words in commands:
+        assert run(words) == 0, words
+    for line, message in refused:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            assert run(shlex.split(line)) == 2, line
+        assert said.getvalue().splitlines()[-1] == message, (said.getvalue(), message)
 
 
 @pytest.fixture
@@ -83,14 +86,14 @@ def mfa(lab: Path, monkeypatch: pytest.MonkeyPatch) -> GenerativeModel:
     return model
 
 
-def python(lab: Path, *words: str, given: str = "", timeout: int = 850) -> str:
-    """What a process of its own prints, in the folder, with the lit_gen of this checkout."""
+def run_pytest(lab: Path, file: str) -> None:
+    """Run pytest anew in the folder, with the lit_gen of this checkout, of which the file imports what it names."""
     programs = Path(sys.executable).parent
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLIPCOVER")}
     environment = {**inherited, "PYTHONPATH": str(ROOT), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(words, cwd=lab, env=environment, input=given, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    words = ["pytest", "-q", file]
+    done = subprocess.run(words, cwd=lab, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def rows(lab: Path, capsys: pytest.CaptureFixture[str]) -> list[dict]:
@@ -139,15 +142,15 @@ def shown() -> list[list[str]]:
 
 @pytest.mark.slow
 def test_its_script_runs(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All its commands in one process, which imports what they need once, and those that it shows to be refused.
+    """All its commands in one process, and those that it shows to be refused.
 
     Short trainings but for the page's own family, whose likelihood is that of the page.
     """
     others = [line for line in SCRIPT.splitlines() if not line.startswith("lit-gen ")]
     assert others == ["mkdir -p lab && cd lab", "pytest -q test_rk2.py"]
-    python(lab, "pytest", "-q", "test_rk2.py")
+    run_pytest(lab, "test_rk2.py")
     assert len(REFUSED) == 5
-    python(lab, sys.executable, "-c", RUNS_ALL, given=json.dumps([[small(words) for words in COMMANDS], REFUSED]))
+    assert in_one_process(run_all, lab, [small(words) for words in COMMANDS], REFUSED) == 0
     board = rows(lab, capsys)
     check(board)
     (bits,) = (row["bits_per_dim"] for row in board if row["model"] == "MFA")
@@ -157,7 +160,7 @@ def test_its_script_runs(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_its_script_gives_the_numbers_of_the_page(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    python(lab, sys.executable, "-c", RUNS_ALL, given=json.dumps([COMMANDS, REFUSED]))
+    assert in_one_process(run_all, lab, COMMANDS, REFUSED) == 0
     board = rows(lab, capsys)
     check(board)
     assert len(shown()) == len(board)

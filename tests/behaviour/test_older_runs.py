@@ -92,9 +92,12 @@ def test_all_stand_on_a_leaderboard_and_in_a_report(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     same = ["--where", "protocol.data=digits", "--where", "protocol.drawn_classes=reference"]
+    families = ("EDM", "Glow", "PixelCNN", "VQVAE + TokenPrior", "2-RectifiedFlow", "WGAN")
     assert main(["leaderboard", str(archive), *same]) == 0
     board = capsys.readouterr().out
-    for family in ("EDM", "Glow", "PixelCNN", "VQVAE + TokenPrior", "2-RectifiedFlow", "WGAN"):
+    for family in families:
         assert family in board, board
-    assert main(["report", str(archive), *same, "--out", str(tmp_path / "report.html")]) == 0
+    for folder in ("EDM", "Glow", "TokenPrior", "Reflow", "WGAN"):  # a page takes a second for the curves of each run
+        shutil.copytree(archive / folder, tmp_path / "some" / folder)
+    assert main(["report", str(tmp_path / "some"), *same, "--out", str(tmp_path / "report.html")]) == 0
     assert "2-RectifiedFlow" in (tmp_path / "report.html").read_text()

@@ -51,3 +51,11 @@ def test_every_path_of_nox_exists() -> None:
     paths = re.findall(r'"((?:docs|tests|lit_gen|conf)/[\w./-]+)"', (ROOT / "noxfile.py").read_text())
     assert "docs/update_start.py" in paths
     assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_workflow_runs_the_pythons_and_the_tests_of_nox() -> None:
+    nox = (ROOT / "noxfile.py").read_text()
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]
+    (pythons, lowest) = (re.findall(rf"^{name} = (\[.*\])$", nox, re.MULTILINE) for name in ("PYTHONS", "LOWEST"))
+    assert jobs["gate"]["strategy"]["matrix"]["python"] == yaml.safe_load(pythons[0])
+    assert jobs["lowest"]["steps"][-1]["run"] == " ".join(["pytest", *yaml.safe_load(lowest[0])])

@@ -76,13 +76,16 @@ def test_without_kept_features_the_same_images_are_sampled_again(result: Path) -
     assert result.with_name("features.npz").exists()
 
 
-def test_other_settings_replace_a_score(result: Path) -> None:
-    one = evaluate_again(result, "[{class_path: InceptionScore, init_args: {splits: 2}}]")
-    two = evaluate_again(result, "[{class_path: InceptionScore, init_args: {splits: 4}}]")
-    splits = [each["score_protocols"]["inception_score"]["splits"] for each in (one, two)]
-    assert splits == [2, 4] and one["metrics"]["inception_score"] != two["metrics"]["inception_score"]
-    again = evaluate_again(result, "[{class_path: InceptionScore, init_args: {splits: 4}}]")
-    assert again == two
+def test_other_settings_do_not_replace_a_score(result: Path) -> None:
+    one = evaluate_again(result, "[{class_path: KernelDistance, init_args: {max_images: 20}}]")
+    before = result.read_bytes()
+    with pytest.raises(UserError) as error:
+        evaluate_again(result, "[VendiScore, {class_path: KernelDistance, init_args: {max_images: 10}}]")
+    assert str(error.value).startswith(
+        f"evaluation.metrics: {result} holds kd_digits with max_images 20, not 10; give the settings that it has"
+    )
+    assert result.read_bytes() == before
+    assert evaluate_again(result, "[{class_path: KernelDistance, init_args: {max_images: 20}}]") == one
 
 
 def test_a_metric_of_ones_own_as_the_page_shows_it(
@@ -107,6 +110,8 @@ def test_a_metric_of_ones_own_as_the_page_shows_it(
         ("[FrechetDistance, FrechetDistance]", "both give fd_digits"),
         ("[ConditionalAccuracy]", "ConditionalAccuracy needs labels, and the model has no classes"),
         ("[{class_path: InceptionScore, init_args: {splits: 0}}]", "splits: 0 is too few"),
+        ("[{class_path: InceptionScore, init_args: {splits: 2}}]", "holds inception_score with splits 10, not 2"),
+        ("[]", "evaluation.metrics: the list is empty; name a metric such as FrechetDistance"),
         ("[{class_path: PrecisionRecall, init_args: {k: 24}}]", "24"),
         ("[torch.nn.Linear]", "Linear is not a SampleMetric"),
         ("[NoSuchMetric]", "unknown class NoSuchMetric"),
@@ -147,7 +152,7 @@ def test_floors_are_those_of_real_images_and_cached(result: Path) -> None:
 
 def test_a_damaged_cache_of_features_is_computed_again(tmp_path: Path) -> None:
     data, net = ImageDataModule(Digits()), DigitsFeatures()
-    exact = DataImages(data, "train", net, tmp_path).features("train")
+    exact = DataImages(data, "train", net, tmp_path).features("train").clone()  # the file is overwritten
     (path,) = tmp_path.glob("*.npy")
     content = path.read_bytes()
     for damaged in (b"", content[:-40], content[:200] + b"\0\0\0\1" + content[204:], b"junk"):

@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_gen.cli import commands
+from lit_gen.evaluation import evaluate
 from lit_gen.experiment.identity import training_identity
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.runs.directory import Run
@@ -130,7 +131,26 @@ def test_every_experiment_has_an_identity() -> None:
     assert {f"{name}.yaml" for name in files("conf/experiment")} == IDENTITIES.keys()
 
 
-@pytest.mark.parametrize("name", files("conf/experiment"))
+def kind(name: str) -> tuple[Any, ...]:
+    """What of an experiment its training goes through: classes, precision and the stages before it."""
+    config = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    settings = config["model"].get("init_args", {}) if isinstance(config["model"], dict) else {}
+    parts = [config["model"], *(settings.get(key) for key in ("network", "encoder", "generator"))]
+    classes = [part["class_path"] if isinstance(part, dict) else part for part in parts]
+    return (*classes, config.get("trainer", {}).get("precision"), "first_stage" in config, "reflow" in config)
+
+
+def one_of_each_kind(further: pytest.MarkDecorator) -> list[Any]:
+    """The experiments, the small ones on digits first; the further ones of a kind have the mark."""
+    names, seen = sorted(files("conf/experiment"), key=lambda name: ("digits" not in name, name)), set()
+    params = []
+    for name in names:
+        params.append(pytest.param(name, marks=[further] if kind(name) in seen else []))
+        seen.add(kind(name))
+    return params
+
+
+@pytest.mark.parametrize("name", one_of_each_kind(pytest.mark.slow))
 def test_experiment_is_built(name: str, data_root: Path) -> None:
     """At its full size, with the values that the file gives."""
     path = CONF / "experiment" / f"{name}.yaml"
@@ -148,27 +168,8 @@ def test_experiment_is_built(name: str, data_root: Path) -> None:
     objects.model.rehearse(objects.sampler)
 
 
-def kind(name: str) -> tuple[Any, ...]:
-    """What of an experiment its training goes through: classes, precision and the stages before it."""
-    config = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
-    settings = config["model"].get("init_args", {}) if isinstance(config["model"], dict) else {}
-    parts = [config["model"], *(settings.get(key) for key in ("network", "encoder", "generator"))]
-    classes = [part["class_path"] if isinstance(part, dict) else part for part in parts]
-    return (*classes, config.get("trainer", {}).get("precision"), "first_stage" in config, "reflow" in config)
-
-
-def one_of_each_kind() -> list[Any]:
-    """The experiments, the small ones on digits first; the further ones of a kind are marked exhaustive."""
-    names, seen = sorted(files("conf/experiment"), key=lambda name: ("digits" not in name, name)), set()
-    params = []
-    for name in names:
-        params.append(pytest.param(name, marks=[pytest.mark.exhaustive] if kind(name) in seen else []))
-        seen.add(kind(name))
-    return params
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", one_of_each_kind())
+@pytest.mark.parametrize("name", one_of_each_kind(pytest.mark.exhaustive))
 def test_experiment_trains(name: str, tmp_path: Path, data_root: Path) -> None:
     path = CONF / "experiment" / f"{name}.yaml"
     run = commands.fit([f"--config={path}", *shrunk(path, tmp_path, data_root)])
@@ -212,8 +213,19 @@ def test_model_is_built(name: str, tmp_path: Path) -> None:
         assert sum(weight.numel() for weight in cli.objects().model.generator.parameters()) > 0
 
 
+def with_settings_of_its_own(name: str) -> bool:
+    """Whether a model's file says more than the class, which tests/families/test_all_families.py trains."""
+    return "init_args" in yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", files("conf/model"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if with_settings_of_its_own(name) else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in files("conf/model")
+    ],
+)
 def test_model_trains_a_step(name: str, tmp_path: Path) -> None:
     path = CONF / "model" / f"{name}.yaml"
     words = model_words(path, tmp_path)
@@ -235,16 +247,23 @@ def test_sampler_is_built(name: str) -> None:
         assert held == (float(value) if isinstance(held, float) else value), key
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", files("conf/sampler"))
-def test_sampler_draws(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def points_ddpm(tmp_path_factory: pytest.TempPathFactory) -> Run:
     small = ["--model.network.width=16", "--model.network.depth=1", "--budget.num_images=64", "--data.batch_size=64"]
     words = [f"--config={CONF}/experiment/points_ddpm.yaml", *small, "--grid.num_samples=0", "--wandb.mode=disabled"]
+    return commands.fit([*words, f"--run.root={tmp_path_factory.mktemp('runs')}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", files("conf/sampler"))
+def test_sampler_draws(name: str, points_ddpm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting the operations of an image, which takes longer than all images of a chain of 1000 steps, is left out."""
+    monkeypatch.setattr(evaluate, "flops_per_image", lambda sampling: None)
     sampler = CONF / "sampler" / f"{name}.yaml"
     settings = yaml.safe_load(sampler.read_text())
     steps = [str(settings["init_args"]["steps"])] if "steps" in settings["init_args"] else []
     few = ["--evaluation.num_samples=10", "--evaluation.num_kept=10"]
-    result = commands.run([*words, *few, f"--run.root={tmp_path}", f"--sampler={sampler}"])
+    result = commands.evaluate([str(points_ddpm.directory), *few, f"--sampler={sampler}"])
     assert result.parent.name.startswith("-".join([settings["class_path"], *steps, ""]))
 
 
@@ -267,6 +286,20 @@ def test_data_is_accepted(name: str) -> None:
     cli = ExperimentCLI([*TINY["VAE"], f"--data={path}"])
     given = yaml.safe_load(path.read_text())
     assert cli.config.data.batch_size == given["batch_size"]
+
+
+@pytest.mark.parametrize("name", files("conf/monitor"))
+def test_every_monitor_file_is_built(name: str) -> None:
+    given = yaml.safe_load((CONF / "monitor" / f"{name}.yaml").read_text())
+    words = [*TINY["EDM"], *DIGITS]
+    plain, cli = ExperimentCLI(words), ExperimentCLI([*words, f"--monitor={CONF / 'monitor' / name}.yaml"])
+    objects = cli.objects()
+    monitor = objects.monitor
+    assert (monitor.every, monitor.num_samples) == (given["every"], given["num_samples"])
+    assert monitor.sampler is not None and monitor.sampler.to_dict()["name"] == given["sampler"]["class_path"]
+    monitor.check(objects.evaluation, objects.model, objects.data)
+    assert plain.objects().monitor.every == 0, "none by default"
+    assert training_identity(cli.resolved(), "images") == training_identity(plain.resolved(), "images")
 
 
 @pytest.mark.parametrize("name", files("conf/evaluation"))
@@ -301,11 +334,10 @@ def test_the_trials_of_a_sweep_are_accepted(name: str) -> None:
     """Trials that together hold every value of every parameter are valid experiments."""
     found = trials(name)
     assert len({trial.id for trial in found}) == len(found)
-    seen: set[str] = set()
-    for trial in found:
-        if seen.issuperset(trial.arguments):
-            continue
-        seen.update(trial.arguments)
+    unseen = {word for trial in found for word in trial.arguments}
+    while unseen:
+        trial = max(found, key=lambda trial: len(unseen.intersection(trial.arguments)))
+        unseen.difference_update(trial.arguments)
         cli = ExperimentCLI(in_repository(trial.arguments))
         sampler = trial.parameters.get("sampler")
         if sampler is not None:
@@ -315,7 +347,14 @@ def test_the_trials_of_a_sweep_are_accepted(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", files("sweeps"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        # further samplers, each of which the tests above draw with
+        pytest.param(name, marks=pytest.mark.exhaustive) if name.startswith("samplers_digits_") else name
+        for name in files("sweeps")
+    ],
+)
 def test_a_trial_of_a_sweep_runs(name: str, tmp_path: Path, data_root: Path) -> None:
     """The last one; that its other experiments can be trained, the tests above show."""
     trial = trials(name)[-1]

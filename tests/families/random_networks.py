@@ -1,6 +1,7 @@
 """Networks with random weights, and inputs for them."""
 
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -24,3 +25,14 @@ def batch(num: int, image_shape: tuple[int, int, int], num_classes: int = 3) -> 
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(num, *image_shape, generator=generator, dtype=torch.float64)
     return x, 999 * torch.rand(num, generator=generator, dtype=torch.float64), torch.arange(num) % num_classes
+
+
+def check_independence(network: nn.Module, function: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
+    """Check that an output depends on its own input alone, and that gradients reach every parameter."""
+    together = function(inputs)
+    for i in range(len(inputs)):
+        torch.testing.assert_close(function(inputs[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
+    (together - torch.randn_like(together)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name

@@ -85,6 +85,10 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(run: Run, monkeypatc
     assert_equal_bits(contents(run.directory), contents(commands.fit(words).directory))
 
 
+def test_the_cost_of_training_is_counted(run: Run) -> None:
+    assert run.metadata["training_flops"] > 0 or run.metadata["title"] == "PlanarFlow", "which multiplies no matrices"
+
+
 def test_weights_learn_and_are_finite(run: Run) -> None:
     trained, _, _ = load(run, "raw")
     fresh: GenerativeModel = ExperimentCLI(["--config", str(run.config)]).objects().model

@@ -14,8 +14,7 @@ def test_images_count_with_the_first_micro_batch_of_a_step() -> None:
 
 
 def test_a_restored_clock_continues_with_the_same_random_numbers() -> None:
-    clock, restored = Clock(), Clock()
-    clock.seed = restored.seed = 3
+    clock, restored = Clock(seed=3), Clock(seed=3)
     for _ in range(5):
         clock.start_batch(8, 1)
     restored.load_state_dict({"images_seen": 40, "batches_seen": 5, "state_dict": {}})

@@ -205,7 +205,7 @@ def test_few_stored_samples_give_the_spread_of_all():
 
 
 def test_the_distance_to_held_out_images_has_its_own_name_and_settings():
-    real = RealFeatures(torch.randn(50, 3), held_out=torch.randn(40, 3) + 1, net_name="inception")
+    real = RealFeatures(torch.randn(50, 3), held_out=torch.randn(40, 3) + 1, distance_name="fid")
     x = torch.randn(30, 3)
     scores: dict[str, float] = {}
     parts: tuple[Literal["reference", "held out"], ...] = ("reference", "held out")

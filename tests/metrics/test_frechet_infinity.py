@@ -64,7 +64,7 @@ def test_spread():
 
 
 def test_needs_ten_times_more_samples_than_features():
-    real = RealFeatures(normal(200, 7, 0), net_name="inception")
+    real = RealFeatures(normal(200, 7, 0), distance_name="fid")
     with pytest.raises(UserError, match="evaluation.num_samples: fid_infinity of 7 features needs at least 80 samples"):
         FrechetInfinity().prepare(real, 79)
     with pytest.raises(UserError, match="max_images: .* at least 80 samples, not 79"):

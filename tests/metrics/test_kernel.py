@@ -94,8 +94,8 @@ def test_samples_past_the_largest_number_do_not_count():
 
 def test_names_follow_the_net_and_the_real_images():
     x, y, z = normal(30, 3, 0), normal(40, 3, 1), normal(20, 3, 2) + 3
-    for net, name in (("inception", "kid"), ("digits", "kd_digits")):
-        real = RealFeatures(y, held_out=z, net_name=net)
+    for net, distance, name in (("inception", "fid", "kid"), ("digits", None, "kd_digits")):
+        real = RealFeatures(y, held_out=z, net_name=net, distance_name=distance)
         assert list(estimates(KernelDistance(), real, features=x)) == [name]
         held_out = estimates(KernelDistance(against="held out"), real, features=x)
         assert held_out[f"{name}_held_out"].value == pytest.approx(kernel_distance(x, z))

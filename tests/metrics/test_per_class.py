@@ -29,7 +29,7 @@ def test_is_the_mean_of_the_distances_of_the_classes():
     )
     found = estimates(PerClassFrechet(), RealFeatures(real, labels=real_labels), features=x, labels=labels)
     assert found["fd_features_per_class"].value == pytest.approx(exact, rel=1e-10)
-    inception = RealFeatures(real, labels=real_labels, net_name="inception")
+    inception = RealFeatures(real, labels=real_labels, distance_name="fid")
     assert list(PerClassFrechet().directions(inception)) == ["fid_per_class"]
 
 

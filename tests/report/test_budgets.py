@@ -41,3 +41,9 @@ def test_a_budget_holds_the_evaluations_that_spent_most_of_it_and_the_best_of_ea
             to_budget_table(board, budgets)
     with pytest.raises(UserError, match="no evaluation took 5"):
         to_budget_table(rank(results(content("A", nfe=6))), [5])
+
+
+def test_cells_of_copies_are_marked():
+    board = rank(results(content("A", 2.0) | {"copies": True}, content("B", 3.0) | {"copies": False}))
+    lines = to_budget_table(board, [10]).splitlines()
+    assert lines[4:6] == ["| A | DDIM | **2.000** (copies) |", "| B | DDIM | 3.000 |"]

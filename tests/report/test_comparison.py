@@ -1,6 +1,8 @@
 """Intervals and comparisons of rows, against simulated truth."""
 
+import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,14 @@ import pytest
 import torch
 
 from lit_gen.core.errors import UserError
+from lit_gen.evaluation.file_objects import ABSENT
 from lit_gen.evaluation.result_file import save_deviations
 from lit_gen.metrics.halves import mean_deviations
 from lit_gen.report.comparison import compare, describe
 from lit_gen.report.leaderboard import paired, pareto, rank
-from lit_gen.report.results import Result
+from lit_gen.report.results import Result, split_conditions
 from lit_gen.report.rows import Row, quantile, tail
-from tests.report.test_leaderboard import content
+from tests.report.test_leaderboard import content, result
 
 
 def evaluation(folder: Path, model: str, values: torch.Tensor, seed: int = 0, training_seed: int = 0) -> Result:
@@ -27,7 +30,12 @@ def evaluation(folder: Path, model: str, values: torch.Tensor, seed: int = 0, tr
     path = folder / f"{model}-{training_seed}" / "evaluations" / f"e{seed}" / "result.json"
     path.parent.mkdir(parents=True)
     save_deviations(path, {"fd_digits": deviations.numpy()})
-    return Result(path, data)
+    return result(path, data)
+
+
+def with_values(own: Result, **values: Any) -> Result:
+    """Return a result with other values of some keys."""
+    return replace(own, record=replace(own.record, **values))
 
 
 def samples(generator: torch.Generator, mean: float, common: torch.Tensor | float = 0.0, n: int = 120) -> torch.Tensor:
@@ -114,9 +122,9 @@ def test_rows_that_do_not_beat_each_other_share_a_rank(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_taken_from_the_other_row_or_said(tmp_path: Path) -> None:
     known = evaluation(tmp_path, "A", samples(torch.Generator().manual_seed(1), 4.0))
-    bare = Result(tmp_path / "none" / "result.json", content("B", 4.1))
+    bare = result(tmp_path / "none" / "result.json", content("B", 4.1))
     assert not compare(Row(None, [known]), Row(None, [bare]), "fd_digits").distinct
-    blind = compare(Row(None, [bare]), Row(None, [Result(tmp_path / "x", content("C", 4.2))]), "fd_digits")
+    blind = compare(Row(None, [bare]), Row(None, [result(tmp_path / "x", content("C", 4.2))]), "fd_digits")
     assert blind.distinct and blind.spread is None and blind.p_value is None
     assert describe(blind, "B", "C", "fd_digits", "lower") == "fd_digits: B is ahead of C by 0.1; the noise is unknown"
 
@@ -155,16 +163,14 @@ def test_a_row_survives_unless_a_row_of_no_more_cost_beats_it(tmp_path: Path) ->
         ("slow", 3.9, 40, 2),
     )
     for name, mean, nfe, flops in facts:
-        result = evaluation(tmp_path, name, samples(generator, mean, n=400))
-        result.data.update(nfe=float(nfe), flops_per_image=flops)
-        results.append(result)
+        own = evaluation(tmp_path, name, samples(generator, mean, n=400))
+        results.append(with_values(own, nfe=float(nfe), flops_per_image=flops))
     kept = {against: {row.first.model for row in pareto(rank(results), against).rows} for against in ("nfe", "flops")}
     assert kept["nfe"] == {"cheap", "level", "best"}, "what is level within the noise is not beaten"
     assert kept["flops"] == {"best", "slow"}
-    del results[0].data["flops_per_image"]
+    results[0] = with_values(results[0], flops_per_image=ABSENT)
     assert "cheap" not in {row.first.model for row in pareto(rank(results), "flops").rows}
-    for result in results:
-        result.data.pop("flops_per_image", None)
+    results = [with_values(own, flops_per_image=ABSENT) for own in results]
     with pytest.raises(UserError, match="--against: no result has the flops of an image"):
         pareto(rank(results), "flops")
 
@@ -179,11 +185,22 @@ def test_rows_are_chosen_for_a_comparison_by_conditions(tmp_path: Path) -> None:
         ("nfe=10", "model=A"): "--paired: nfe=10 selects 2 rows",
         ("model=X", "model=A"): "--paired model=X: no result fits; choose one of the values of model: A, B",
         ("model", "model=A"): "--paired model: expected KEY=VALUE",
+        ("model=A,colour=red", "model=B"): "--paired colour=red: no result has the key colour",
     }
     for (one, other), message in refused.items():
         with pytest.raises(UserError) as error:
             paired(board, one, other)
         assert str(error.value).startswith(message)
+
+
+def test_commas_in_the_values_of_conditions(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(4)
+    names = ("EDM, class-conditional", "EDM(a=1,b=2)", "[1, 2]")
+    results = [evaluation(tmp_path, name, samples(generator, 3.0 + n, n=400)) for n, name in enumerate(names)]
+    board = rank(results)
+    for one, other in itertools.permutations(names, 2):
+        assert one in paired(board, f"model={one},nfe=10", f"seed=0,model={other}")
+    assert split_conditions("a=[0.1,x=2],b.c=3, 4,d=") == ["a=[0.1,x=2]", "b.c=3, 4", "d="]
 
 
 @pytest.mark.parametrize("freedom", [1, 4, 30])
@@ -242,7 +259,7 @@ def test_only_a_distance_ranks_by_default(tmp_path: Path) -> None:
             "fd_digits": "FrechetDistance",
         }.items()
     }
-    assert rank([Result(tmp_path / "r", data)]).by == "fd_digits"
+    assert rank([result(tmp_path / "r", data)]).by == "fd_digits"
 
 
 def test_splits_of_the_inception_score_do_not_make_two_rows_of_one_evaluation(tmp_path: Path) -> None:
@@ -250,7 +267,7 @@ def test_splits_of_the_inception_score_do_not_make_two_rows_of_one_evaluation(tm
     for splits in (1, 10):
         data = content("A", created=f"2026-11-28T10:{splits:02}:00")
         data["protocol"]["inception_splits"] = splits
-        results.append(Result(tmp_path / str(splits), data))
+        results.append(result(tmp_path / str(splits), data))
     assert len(rank(results).rows) == 1
     with pytest.raises(UserError, match="inception_splits"):
         rank(results, by="inception_score")

@@ -82,6 +82,8 @@ WRONG: dict[str, list[Any]] = {
     "timing": [{}, {"images_per_second": 0}, []],
     "created": [3, {}],
     "training_seconds": ["60", -1.0, float("nan")],
+    "training_flops": ["60", -1.0, float("nan")],
+    "least_of": ["3", -1],
     "seed": [-1, 1.5, 2**63],
     "schema": [2, True, "1", None, []],
 }
@@ -115,7 +117,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, key: str, value: Any) -> None:
 def test_what_older_versions_wrote_is_read(tmp_path: Path, key: str, value: Any) -> None:
     data = content() | {key: value}
     path = write(tmp_path, data)
-    read = read_result(path).data
+    read = read_result(path).record.to_dict()
     read["protocol"].pop("drawn_classes")  # which older results do not name
     assert json.dumps(read) == json.dumps(data)
     print_table(rank(load_results(tmp_path)), Console(file=io.StringIO(), width=300))

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from lit_gen.core.errors import UserError
+from lit_gen.evaluation.result_file import ResultRecord
 from lit_gen.families.diffusion import samplers
 from lit_gen.families.settings import Temperature, defaults
 from lit_gen.families.vq.token_sampling import TokenSampling
@@ -72,7 +73,11 @@ def content(model: str = "DDPM", distance: float = 1.0, sampler: dict | None = D
 
 
 def results(*contents: dict) -> list[Result]:
-    return [Result(Path(f"runs/{c['run']['name']}/evaluations/e{i}/result.json"), c) for i, c in enumerate(contents)]
+    return [result(f"runs/{c['run']['name']}/evaluations/e{i}/result.json", c) for i, c in enumerate(contents)]
+
+
+def result(path: Path | str, data: dict) -> Result:
+    return Result(Path(path), ResultRecord.from_dict(data))
 
 
 def write(folder: Path, data: dict, name: str = "e") -> Path:
@@ -184,7 +189,7 @@ def test_a_sweep_over_two_data_sets_ends_with_two_leaderboards(tmp_path, capsys)
         np.savez(path.with_name("samples.npz"), images=np.zeros((4, 1, 8, 8), np.uint8))
         paths.append(path)
     found = [read_result(path) for path in paths]
-    assert [[result.model for result in group] for group in comparable(found)] == [["A", "B"], ["C"]]
+    assert [[each.model for each in group] for group in comparable(found)] == [["A", "B"], ["C"]]
     folder = tmp_path / "sweep"
     folder.mkdir()
     _report(paths, folder)
@@ -270,18 +275,18 @@ def test_labels_tell_what_is_not_the_default():
 
 def test_settings_that_equal_the_defaults_of_their_version_are_left_out():
     heun = {"name": "Heun", "steps": 5, "grid": KARRAS, "S_churn": 0.0, "S_noise": 1.003, "order": 3}
-    older = Result(Path("r"), content(sampler=heun))
+    older = result("r", content(sampler=heun))
     assert (older.sampler, older.grid) == ("Heun(order=3)", "Karras"), "the table of the version before 0.2"
     own = {"Heun": {"S_churn": 0.0, "S_noise": 1.0, "order": 3}, "Karras": {"rho": 5.0, "sigma_min": 0.002}}
-    newer = Result(Path("r"), content(sampler=heun) | {"defaults": own})
+    newer = result("r", content(sampler=heun) | {"defaults": own})
     assert (newer.sampler, newer.grid) == ("Heun", "Karras(rho=7, sigma_max=80)")
 
 
 @pytest.mark.parametrize("cls", [*OF_GRIDS, Temperature, TokenSampling], ids=lambda cls: cls.__name__)
 def test_a_sampler_with_its_defaults_has_its_name_alone(cls):
     sampler = cls(steps=4) if issubclass(cls, samplers.GridSampler) else cls()
-    result = Result(Path("r"), content(sampler=sampler.to_dict()) | {"defaults": defaults(sampler)})
-    assert result.sampler == cls.__name__ and "(" not in result.grid
+    own = result("r", content(sampler=sampler.to_dict()) | {"defaults": defaults(sampler)})
+    assert own.sampler == cls.__name__ and "(" not in own.grid
 
 
 def with_likelihood(data: dict, bits: float, **changes: Any) -> dict:
@@ -315,15 +320,15 @@ def test_likelihoods_of_one_protocol_are_a_column_and_rank():
 
 def test_nats_of_binary_images_are_ranked_as_bits_are():
     found = results(*(with_likelihood(content(name), bits) for name, bits in (("A", 0.5), ("B", 0.25))))
-    for result, nats in zip(found, (22.2, 11.1), strict=True):
-        result.metrics.update(nll_nats=nats, nll_nats_stderr=0.3)
+    for each, nats in zip(found, (22.2, 11.1), strict=True):
+        each.metrics.update(nll_nats=nats, nll_nats_stderr=0.3)
     board = rank(found, by="nll_nats")
     assert board.metrics == ["nll_nats", "fd_digits", "inception_score", "bits_per_dim"]
     assert [row.first.model for row in board.rows] == ["B", "A"]
     assert " nll_nats ↓ " in to_markdown(board) and "11.10" in to_markdown(board)
     unlike = results(with_likelihood(content("A"), 0.5), with_likelihood(content("B"), 0.25, kind="bound"))
-    for result in unlike:
-        result.metrics.update(nll_nats=22.2)
+    for each in unlike:
+        each.metrics.update(nll_nats=22.2)
     assert "22.20 bound" in to_markdown(rank(unlike))
     with pytest.raises(UserError, match="likelihood.protocol.kind is"):
         rank(unlike, by="nll_nats")
@@ -395,18 +400,18 @@ def test_a_pipe_gets_every_column():
 def test_results_are_found_below_a_folder_a_run_and_a_sweep(tmp_path):
     first, second = write(tmp_path / "runs", content("A")), write(tmp_path / "runs" / "deep", content("B"), "f")
     (tmp_path / "runs" / "result.json").write_text("{}")  # not an evaluation
-    assert [result.path for result in load_results(tmp_path / "runs")] == sorted([first, second])
-    assert [result.path for result in load_results(first.parents[2])] == [first]
-    assert [result.path for result in load_results(first.parents[1])] == [first]
+    assert [each.path for each in load_results(tmp_path / "runs")] == sorted([first, second])
+    assert [each.path for each in load_results(first.parents[2])] == [first]
+    assert [each.path for each in load_results(first.parents[1])] == [first]
     sweep = tmp_path / "runs" / "sweeps" / "demo"
     sweep.mkdir(parents=True)
     journal = Journal(sweep / "journal.jsonl")
     journal.append("finished", "t", result="deep/digits_B-0/evaluations/f/result.json", seconds=1.0)
     journal.append("finished", "u", result="gone/evaluations/f/result.json", seconds=1.0)
     journal.append("finished", "v", result=str(first.relative_to(tmp_path / "runs")), seconds=1.0)
-    assert {result.model for result in load_results(sweep)} == {"A", "B"}
+    assert {each.model for each in load_results(sweep)} == {"A", "B"}
     (sweep / "trials.json").write_text('["t", "u", "w"]')  # the file was edited: v is no longer a trial of the sweep
-    assert [result.model for result in load_results(sweep)] == ["B"]
+    assert [each.model for each in load_results(sweep)] == ["B"]
 
 
 def test_broken_results_are_named(tmp_path):
@@ -415,7 +420,7 @@ def test_broken_results_are_named(tmp_path):
     with pytest.raises(UserError, match="lit-gen evaluate"):
         load_results(tmp_path)
     path = write(tmp_path, content())
-    assert read_result(path).data == content(protocol__drawn_classes="reference")
+    assert read_result(path).record.to_dict() == content(protocol__drawn_classes="reference")
     for text, words in {
         "{": "not valid JSON",
         "[]": "expected an object, got",

@@ -17,7 +17,7 @@ SCORES = {"kd_digits": {"metric": "KernelDistance", "better": "lower"}}
 
 def repeats(model: str, *values: float, **changes: object) -> list[dict]:
     """Results of seeds 0, 1, ...; the last seed comes first."""
-    found = []
+    found: list[dict] = []
     for seed, value in enumerate(values):
         metrics = {"fd_digits": value, "inception_score": 9 - value, "kd_digits": value - 2, "bits_per_dim": value}
         more: dict = {"seed": seed, "metrics": metrics, "score_protocols": SCORES} | changes

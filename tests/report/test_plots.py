@@ -1,3 +1,5 @@
+import csv
+import io
 import itertools
 import subprocess
 import sys
@@ -283,3 +285,26 @@ def test_the_axis_may_be_operations_or_seconds(tmp_path, monkeypatch):
         assert axes.get_xlabel() == plots.AXES[against]
     with pytest.raises(UserError, match="--against: no result has the flops of an image"):
         plots.distance_vs_cost(found[1:], "p.png", against="flops")
+
+
+def test_copies_are_marked(tmp_path, monkeypatch):
+    for number, (model, copies) in enumerate((("EDM", True), ("VAE", False))):
+        write(tmp_path, content(model, 1.0 + number) | {"copies": copies})
+    found = load_results(tmp_path)
+    figure = draw_figure(monkeypatch, plots.distance_vs_cost, found, "p.png")
+    rings = [line for line in figure.axes[0].lines if line.get_markeredgecolor() == "red"]
+    assert [line.get_xydata().tolist() for line in rings] == [[[10.0, 1.0]]]
+    assert legend(figure, "model") == ["EDM", "VAE", "copies training images"]
+    assert [plots._score(result, "fd_digits") for result in found] == ["fd_digits 1 (copies)", "fd_digits 2"]
+    figure = draw_figure(monkeypatch, plots.distance_vs_cost, found[1:], "p.png")
+    assert legend(figure, "model") == ["VAE"]
+
+
+def test_a_figure_beside_a_pareto_table_shows_its_rows(tmp_path, monkeypatch, capsys):
+    for model, distance, nfe in (("EDM", 1.0, 10), ("VAE", 2.0, 20), ("GAN", 3.0, 1)):
+        write(tmp_path, content(model, distance, nfe=nfe))
+    drawn = []
+    monkeypatch.setattr(plots, "distance_vs_cost", lambda results, *_: drawn.append([each.model for each in results]))
+    for more, shown in ((["--pareto"], ["EDM", "GAN"]), ([], ["EDM", "VAE", "GAN"])):
+        assert main(["leaderboard", str(tmp_path), "--csv", "--figure", str(tmp_path / "f.png"), *more]) == 0
+        assert [row["model"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))] == drawn.pop() == shown

@@ -32,7 +32,7 @@ class Planar(Bijection):
         self.b = nn.Parameter(torch.randn(()))
 
     def push(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return w, u and w^T u; the latter is computed from v, since the rounded product could fall below -1."""
+        """Return w, u and w^T u; the last is computed from v, since the rounded product could fall below -1."""
         w, v = self.w.to(dtype), self.v.to(dtype)
         along = w @ v
         slope = F.softplus(along) - 1

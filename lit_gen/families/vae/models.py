@@ -125,12 +125,11 @@ class VAE(GenerativeModel):
     Training minimises -log p(x | z) + beta KL(q || p) in nats per image, or with `num_importance` > 1 the negative
     importance-weighted bound (IWAE, Burda et al. 2016). A sample is the centre of p(x | z) with z ~ p(z), in one
     evaluation of the decoder: the mean, or the medians of discretised logistics. If pixels are binary or have a
-    probability per value, the sample is drawn from p(x | z).
+    probability per value, the sample is drawn from p(x | z). A class-conditional model gives the label to encoder and
+    decoder.
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
-        num_classes: Number of classes of the data; comes from the data.
-        class_conditional: Condition encoder and decoder on the class label.
         latent_dim: Dimension d of z.
         beta: Weight of the KL divergence (Higgins et al. 2017); 1 gives the bound on the likelihood.
         kl_warmup: Images over which the weight beta rises linearly from zero.
@@ -141,8 +140,6 @@ class VAE(GenerativeModel):
         likelihood: p(x | z) given the maps. Default: discretised logistics with one scale for all pixels.
         prior: p(z).
         optimizer: Optimizer of all parameters.
-        warmup: Images over which the learning rate rises linearly from zero.
-        compile: Compile the networks with torch.compile.
 
     Raises:
         UserError: If a number is out of range, or if free bits or classes meet a prior that does not support them.
@@ -159,8 +156,6 @@ class VAE(GenerativeModel):
         self,
         image_shape: tuple[int, int, int],
         *,
-        num_classes: int = 0,
-        class_conditional: bool = False,
         latent_dim: int = 32,
         beta: float = 1.0,
         kl_warmup: int = 0,
@@ -171,10 +166,9 @@ class VAE(GenerativeModel):
         likelihood: PixelLikelihood | None = None,
         prior: PriorFactory = StandardNormal,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
-        warmup: int = 0,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape, num_classes, class_conditional, warmup=warmup, compile=compile)
+        super().__init__(image_shape, **kwargs)
         for key, value in (("beta", beta), ("kl_warmup", kl_warmup), ("free_bits", free_bits)):
             if not 0 <= value < math.inf:
                 raise UserError(f"model.{key}: {value} is not a finite number >= 0; give 0 or a positive number")
@@ -222,9 +216,6 @@ class VAE(GenerativeModel):
 
     def initialise(self, images: Tensor) -> None:
         self.generator.prior.initialise(images)
-
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     # --- the bounds ---
 

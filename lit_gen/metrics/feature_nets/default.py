@@ -12,7 +12,7 @@ from lit_gen.metrics.feature_nets.inception import Inception, NoWeightsError, fi
 def default_feature_net(image_shape: tuple[int, int, int]) -> FeatureNet:
     """Return Inception; for colour images without its weights, EfficientNetLite0, if that is installed.
 
-    The first choice holds for the whole command, and one line announces another than Inception. Collective: the first
+    The choice is made once per command, and a line announces any net other than Inception. Collective: the first
     process chooses for all.
 
     Args:

@@ -141,14 +141,25 @@ class Checkpoint(Callback):
         self._write(trainer, pl_module)
         self._conclude(trainer)
 
+    def save_as(self, path: Path, trainer: Trainer, pl_module: GenerativeModel) -> None:
+        """Write a checkpoint that is not resumed from, under another name."""
+        temporary = self._stage(path, trainer, pl_module)
+        if trainer.is_global_zero:
+            publish(temporary, path)
+        trainer.strategy.barrier("checkpoint")
+
     def _write(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         """Write the checkpoint to a temporary file next to the old one."""
+        self._written = self._stage(self.path, trainer, pl_module)
+        self._saved_at = pl_module.images_seen
+
+    def _stage(self, path: Path, trainer: Trainer, pl_module: GenerativeModel) -> Path:
+        """Write a checkpoint to a temporary file that can replace a path, and return it; collective."""
         if not all(torch.isfinite(parameter).all() for parameter in pl_module.parameters()):
             raise diverged("the weights are not finite", trainer, pl_module)
-        with staged(self.path) as temporary:
+        with staged(path) as temporary:
             trainer.save_checkpoint(temporary)
-        self._written = temporary
-        self._saved_at = pl_module.images_seen
+        return temporary
 
     @contextmanager
     def saved_when_interrupted(self, trainer: Trainer) -> Iterator[None]:

@@ -133,7 +133,7 @@ class Uniform(Base):
 
 
 def test_the_identity_on_dequantised_bytes_is_eight_bits() -> None:
-    model = NormalizingFlow((3, 4, 4), Compose([]), Uniform, alpha=None)
+    model = NormalizingFlow((3, 4, 4), bijection=Compose([]), base=Uniform, alpha=None)
     model.register_parameter("dtype_of_the_test", torch.nn.Parameter(torch.zeros((), dtype=torch.float64)))
     images = torch.randint(256, (20, 3, 4, 4)) / 127.5 - 1
     images[0], images[1] = -1, 1

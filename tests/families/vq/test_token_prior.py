@@ -21,9 +21,9 @@ def randomised(grid: tuple[int, int], num_codes: int, num_classes: int = 0) -> T
     torch.manual_seed(1)
     model = TokenPrior(
         (4, *grid),
-        num_classes,
-        num_codes,
-        bool(num_classes),
+        num_classes=num_classes,
+        num_codes=num_codes,
+        class_conditional=bool(num_classes),
         network=partial(TokenTransformer, width=16, depth=2, num_heads=2),
     )
     for parameter in model.parameters():

@@ -57,6 +57,7 @@ def test_the_time_of_the_first_stage_counts(tmp_path: Path) -> None:
     first = next(Run.open(path.parent) for path in tmp_path.glob("*/config.yaml") if path.parent != run.directory)
     spent = first.metadata["training_seconds"]
     assert run.metadata["earlier_seconds"] == spent
+    assert run.metadata["earlier_flops"] == first.metadata["training_flops"] > run.metadata["training_flops"] > 0
     with pytest.raises(UserError, match=rf"budget\.seconds: {re.escape(f'{spent / 2:g}')} s are less than the"):
         commands.fit([*tiny, f"--budget.seconds={spent / 2}"])
     assert len([*tmp_path.glob("*/run.json")]) == 2, "no run is left of it"

@@ -126,9 +126,6 @@ class Autoregressive(GenerativeModel, ABC):
             labels = torch.arange(len(images)) % self.num_classes if self.num_classes else None
             initialise(images, labels)
 
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         log_p = self.distribution(batch.images, self.conditioning(batch))
         loss = bits_per_dim(log_p, batch.images[0].numel()).mean()

@@ -156,9 +156,6 @@ class Diffusion(GenerativeModel):
         super().follow(first_stage)
         self.denoiser.clip = None
 
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         batch, augment_labels = self.augmented(batch)
         t = self.training_times(len(batch.images))

@@ -55,19 +55,15 @@ class NormalizingFlow(GenerativeModel, ABC):
     Images are dequantised (see `dequantisers`), mapped to [0, 1], and by a logit to unbounded values. Training
     minimises the bits per dimension of the bound on log P of the 8-bit image. A density and a sample take one pass
     each. The sampler `Temperature` multiplies the noise of the base by T. Training images set the data-dependent
-    initial values (`ActNorm`) before training starts.
+    initial values (`ActNorm`) before training starts. A class-conditional model gives p(z) a mean per class.
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
         bijection: The map f of the values behind the logit.
         base: Class of p(z).
-        num_classes: Number of classes of the data; comes from the data.
-        class_conditional: Give p(z) a mean per class.
         alpha: Margin of the logit; null for no logit, so that f takes values in [0, 1].
         dequantiser: Factory of q(x | u), called with image_shape; null for uniform dequantisation.
         optimizer: Optimizer of all parameters.
-        warmup: Images over which the learning rate rises linearly from zero.
-        compile: Compile the density with torch.compile.
     """
 
     capabilities = Capabilities(
@@ -81,17 +77,15 @@ class NormalizingFlow(GenerativeModel, ABC):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         bijection: Bijection,
         base: type[Base] = Normal,
-        num_classes: int = 0,
-        class_conditional: bool = False,
         alpha: float | None = 0.05,
         dequantiser: DequantiserFactory | None = None,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=1e-3),
-        warmup: int = 0,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape, num_classes, class_conditional, warmup, compile)
+        super().__init__(image_shape, **kwargs)
         before = [UnitInterval()] if alpha is None else [UnitInterval(), Logit(alpha)]
         latent = base(bijection.out_shape(self.image_shape), self.num_classes)
         flow = Flow(Compose([*before, bijection]), latent)
@@ -114,9 +108,6 @@ class NormalizingFlow(GenerativeModel, ABC):
         uniform = Noise(self.clock.seed, range(len(images))).uniform(self.image_shape)
         with torch.no_grad():
             self.network.initialise(images, uniform)
-
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         log_p = self.network(batch.images, torch.rand_like(batch.images), self.conditioning(batch))
@@ -165,6 +156,7 @@ class NICE(NormalizingFlow):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_couplings: int = 4,
         network: NetworkFactory = MLPCoupling,
         alpha: float | None = None,
@@ -175,7 +167,7 @@ class NICE(NormalizingFlow):
             for i in range(_at_least_one(num_couplings, "num_couplings"))
         ]
         bijection = Compose([*parts, DiagonalScaling(image_shape)])
-        super().__init__(image_shape, bijection, Logistic, alpha=alpha, **kwargs)
+        super().__init__(image_shape, bijection=bijection, base=Logistic, alpha=alpha, **kwargs)
 
 
 class RealNVP(NormalizingFlow):
@@ -196,6 +188,7 @@ class RealNVP(NormalizingFlow):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_levels: int = 2,
         num_couplings: int = 3,
         coupling: Transform | None = None,
@@ -221,7 +214,7 @@ class RealNVP(NormalizingFlow):
                     parts += [ActNorm(channels), Coupling(shape, Channels(swap=bool(i % 2)), transform, network)]
                 shape = (channels // 2, height, width)
             levels.append(Compose(parts))
-        super().__init__(image_shape, MultiScale(image_shape, levels), **kwargs)
+        super().__init__(image_shape, bijection=MultiScale(image_shape, levels), **kwargs)
         self.title = _title(self.title, transform)
 
 
@@ -243,6 +236,7 @@ class Glow(NormalizingFlow):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
+        *,
         num_levels: int = 2,
         num_steps: int = 8,
         coupling: Transform | None = None,
@@ -267,7 +261,7 @@ class Glow(NormalizingFlow):
                 parts.append(Coupling(shape, Channels(), Affine(), _one_convolution))
                 shape = (channels // 2, height, width)
             levels.append(Compose(parts))
-        super().__init__(image_shape, MultiScale(image_shape, levels), alpha=alpha, **kwargs)
+        super().__init__(image_shape, bijection=MultiScale(image_shape, levels), alpha=alpha, **kwargs)
         self.title = _title(self.title, transform)
 
 

@@ -35,13 +35,9 @@ class PointFlow(GenerativeModel):
 
     Args:
         image_shape: (2, 1, 1) of one point; comes from the data.
-        num_classes: Number of classes of the data; comes from the data.
-        class_conditional: Give the base a mean per class.
         layer: Kind of the layers.
         num_layers: Number of layers.
         optimizer: Optimizer of all parameters.
-        warmup: Points over which the learning rate rises linearly from zero.
-        compile: Compile the density with torch.compile.
     """
 
     capabilities = Capabilities(
@@ -51,15 +47,13 @@ class PointFlow(GenerativeModel):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        num_classes: int = 0,
-        class_conditional: bool = False,
+        *,
         layer: Layer = "planar",
         num_layers: int = 32,
         optimizer: OptimizerFactory = lambda p: torch.optim.Adam(p, lr=5e-3),
-        warmup: int = 0,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(image_shape, num_classes, class_conditional, warmup, compile)
+        super().__init__(image_shape, **kwargs)
         if num_layers < 1:
             raise UserError(f"model.num_layers: {num_layers} is too few; give at least 1")
         layers = [self._layer(layer, i) for i in range(num_layers)]
@@ -86,9 +80,6 @@ class PointFlow(GenerativeModel):
 
     def initialise(self, images: Tensor) -> None:
         self.flow.initialise(images)
-
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss: Tensor = -self.flow(batch.images, self.conditioning(batch)).mean()

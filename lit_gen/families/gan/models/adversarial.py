@@ -139,6 +139,10 @@ class AdversarialModel(TwoNetworks):
     def constrain(self) -> None:
         """Project the critic back onto its class of functions after a step; does nothing by default."""
 
+    @property
+    def step_periods(self) -> tuple[int, ...]:
+        return (self.critic_steps,)
+
     def configure_optimizers(self) -> Any:
         return [
             self.optimizer(self.generating_network.parameters()),

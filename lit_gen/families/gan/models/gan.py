@@ -113,6 +113,10 @@ class GAN(AdversarialModel):
                 "the key, or choose a data.source of images"
             )
 
+    @property
+    def step_periods(self) -> tuple[int, ...]:
+        return (*super().step_periods, self.r1_every) if self.r1 else super().step_periods
+
     def critic_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
         regularised = self.r1 > 0 and self.clock.batches_seen % self.r1_every == 0
         real = real.detach().requires_grad_(regularised)

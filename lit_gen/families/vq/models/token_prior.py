@@ -33,13 +33,9 @@ class TokenPrior(GenerativeModel):
 
     Args:
         image_shape: (C, h, w) of the latents that the codes represent; comes from the first stage.
-        num_classes: Number of classes of the data; comes from the data.
         num_codes: Number K of codes; comes from the first stage.
-        class_conditional: Condition the model on the class label.
         network: Called with the grid (h, w), the number of codes and the number of classes.
         optimizer: Optimizer of the network's parameters.
-        warmup: Images over which the learning rate rises linearly from zero.
-        compile: Compile the network with torch.compile, for training.
 
     Raises:
         UserError: If there is no first stage.
@@ -50,20 +46,18 @@ class TokenPrior(GenerativeModel):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        num_classes: int = 0,
+        *,
         num_codes: int = 0,
-        class_conditional: bool = False,
         network: TransformerFactory = TokenTransformer,
         optimizer: OptimizerFactory = lambda p: torch.optim.AdamW(p, lr=1e-3),
-        warmup: int = 0,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
         if not num_codes:
             raise UserError(
                 "first_stage.run: TokenPrior learns the codes of a first stage, but none is given; name the run or the "
                 "experiment of a VQVAE or VQGAN"
             )
-        super().__init__(image_shape, num_classes, class_conditional, warmup=warmup, compile=compile)
+        super().__init__(image_shape, **kwargs)
         self.grid = self.image_shape[1:]
         self.network = network(self.grid, num_codes, self.num_classes)
         self.optimizer = optimizer
@@ -71,9 +65,6 @@ class TokenPrior(GenerativeModel):
     @property
     def generator(self) -> nn.Module:
         return self.network
-
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.parameters()))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return -log p, averaged over the codes (N, h, w), in nats per code."""

@@ -130,9 +130,6 @@ class VQVAE(GenerativeModel):
         z = torch.cat([self.autoencoder.network.encoder(part) for part in chosen.split(64)])
         self.autoencoder.quantiser.start(z)
 
-    def configure_optimizers(self) -> Any:
-        return self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images = batch.images
         reconstructions, quantised = self.autoencoder(images)
@@ -242,10 +239,6 @@ class VQGAN(TwoNetworks, VQVAE):
 
     Args:
         image_shape: (C, H, W) of one image; comes from the data.
-        num_classes: Number of classes of the data; comes from the data.
-        latent_dim: Width of the latents, between encoder, quantiser and decoder.
-        network: Encoder and decoder.
-        quantiser: Called with the width of the latents.
         perceptual: lpips; features, of a classifier of the data; none; or auto, the first of these that is available.
         perceptual_weight: Weight of the perceptual distance.
         discriminator: Called with images, returns the logits (N, h, w) of their patches.
@@ -256,9 +249,7 @@ class VQGAN(TwoNetworks, VQVAE):
         discriminator_warmup: Images for which the discriminator trains before the autoencoder uses it.
         optimizer: Optimizer of the autoencoder's parameters.
         discriminator_optimizer: Optimizer of the discriminator's parameters.
-        warmup: Images over which the autoencoder's learning rate rises linearly from zero.
         gradient_clip: Largest norm of the gradient of each network; null disables clipping.
-        compile: Compile the autoencoder with torch.compile.
 
     Raises:
         UserError: If a number is out of range.
@@ -268,10 +259,6 @@ class VQGAN(TwoNetworks, VQVAE):
         self,
         image_shape: tuple[int, int, int],
         *,
-        num_classes: int = 0,
-        latent_dim: int = 64,
-        network: AutoencoderFactory = ConvAutoencoder,
-        quantiser: QuantiserFactory = VectorQuantiser,
         perceptual: PerceptualKind = "auto",
         perceptual_weight: float = 1.0,
         discriminator: DiscriminatorFactory = PatchDiscriminator,
@@ -281,20 +268,10 @@ class VQGAN(TwoNetworks, VQVAE):
         discriminator_warmup: int = 10_000,
         optimizer: OptimizerFactory = LessMomentumAdam,
         discriminator_optimizer: OptimizerFactory = LessMomentumAdam,
-        warmup: int = 0,
         gradient_clip: float | None = None,
-        compile: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            image_shape=image_shape,
-            num_classes=num_classes,
-            latent_dim=latent_dim,
-            network=network,
-            quantiser=quantiser,
-            optimizer=optimizer,
-            warmup=warmup,
-            compile=compile,
-        )
+        super().__init__(image_shape=image_shape, optimizer=optimizer, **kwargs)
         self.use_two_optimizers(gradient_clip)
         self.perceptual_weight = perceptual_weight
         self.discriminator_weight = discriminator_weight
@@ -333,6 +310,11 @@ class VQGAN(TwoNetworks, VQVAE):
     def configure_optimizers(self) -> Any:
         schedule = self.warmup_schedule(self.optimizer(self.autoencoder.parameters()))
         return [schedule, {"optimizer": self.discriminator_optimizer(self.discriminator.parameters())}]
+
+    @property
+    def phase_starts(self) -> tuple[int, ...]:
+        starts = {0, self.discriminator_start, self.discriminator_start + self.discriminator_warmup}
+        return tuple(sorted(starts))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer, discriminator_optimizer = cast(list[Optimizer], self.optimizers())
