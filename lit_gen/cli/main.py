@@ -26,6 +26,7 @@ VERBS = {
     "run": "fit, unless a finished run of the same training exists, then evaluate",
     "evaluate": "score a run",
     "sample": "sample images from a run",
+    "score": "score images that other software made",
     "reflow": "train a rectified flow again on pairs sampled from a run",
     "ema": "make an average of the weights of a run, of any width",
     "sweep": "run every trial of W&B sweep files on this machine, with no account",
@@ -119,6 +120,11 @@ def _dispatch(words: list[str]) -> int:
         from lit_gen.cli.reference import reference
 
         reference(rest)
+        return 0
+    if verb == "score":
+        from lit_gen.cli.score import score
+
+        score(rest)
         return 0
     if verb in VERBS_WITH_A_CONFIGURATION:
         from lit_gen.cli import commands

@@ -80,8 +80,15 @@ class Result:
         return self.record.model + self.mark
 
     @property
+    def foreign(self) -> bool:
+        """Whether other software made the samples: there is no run."""
+        return bool(self.get("run.foreign"))
+
+    @property
     def mark(self) -> str:
-        """` (trained on 63bac8b2)` if the evaluation accepted other data than the training data; else empty."""
+        """` (foreign)`, or ` (trained on 63bac8b2)` if the evaluation accepted other data; else empty."""
+        if self.foreign:
+            return " (foreign)"
         other = self.record.other_data
         return f" (trained on {other.trained_on[:8]})" if other else ""
 
