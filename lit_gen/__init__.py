@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from lit_gen.core.version import __version__
 
 if TYPE_CHECKING:
-    from lit_gen.library import Result, Table, TrainedModel, evaluate, leaderboard, load
+    from lit_gen.library import Result, Table, TrainedModel, evaluate, leaderboard, load, score
 
-__all__ = ["Result", "Table", "TrainedModel", "__version__", "evaluate", "leaderboard", "load"]
+__all__ = ["Result", "Table", "TrainedModel", "__version__", "evaluate", "leaderboard", "load", "score"]
 
 
 def __getattr__(name: str) -> Any:

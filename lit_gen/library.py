@@ -1,4 +1,4 @@
-"""The commands as functions: load a run, evaluate it, and rank the results.
+"""The commands as functions: load a run, evaluate it, score other images, and rank the results.
 
 import lit_gen
 
@@ -14,12 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lit_gen.core.errors import UserError
+from lit_gen.data.given import arrange, read_given
+from lit_gen.data.module import ImageDataModule
+from lit_gen.data.sources import ImageSource
 from lit_gen.evaluation.evaluate import Subject
 from lit_gen.evaluation.evaluate import evaluate as evaluate_subject
-from lit_gen.evaluation.protocol import FeatureNetFactory
+from lit_gen.evaluation.foreign import Foreign, score_foreign
+from lit_gen.evaluation.protocol import Evaluation, FeatureNetFactory
 from lit_gen.evaluation.result_file import load_result
 from lit_gen.experiment.checks import check_scored
 from lit_gen.experiment.loading import load_objects
@@ -33,7 +39,7 @@ from lit_gen.report.table import Table
 from lit_gen.runs.directory import Run
 from lit_gen.training import processes
 
-__all__ = ["Result", "Table", "TrainedModel", "evaluate", "leaderboard", "load"]
+__all__ = ["Result", "Table", "TrainedModel", "evaluate", "leaderboard", "load", "score"]
 
 
 @contextmanager
@@ -42,8 +48,9 @@ def _arguments_named() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = re.sub(r"(?:--)?\bevaluation\.(?=[a-z_]+\b)", "", str(error))
-        raise type(error)(re.sub(r"(?<![\w-])--(?=(by|where|paired|sampler)\b)", "", text)) from None
+        text = str(error).replace("--parameters", "num_parameters")
+        text = re.sub(r"(?:--)?\bevaluation\.(?=[a-z_]+\b)", "", text)
+        raise type(error)(re.sub(r"(?<![\w-])--(?=(by|where|paired|sampler|name|nfe)\b)", "", text)) from None
 
 
 def evaluate(
@@ -108,6 +115,69 @@ def evaluate(
         model.module.follow_classes(model.data)
         subject = Subject(model.run, model.module, model.data, model.prepare(sampler))
         _, path, _ = evaluate_subject(evaluation, subject, model.run.directory.parent / ".reference")
+    return Result(path, load_result(path))
+
+
+def score(
+    images: str | Path | Tensor | np.ndarray,
+    data: ImageSource | ImageDataModule,
+    name: str | None = None,
+    *,
+    labels: Tensor | np.ndarray | None = None,
+    nfe: float | None = None,
+    num_parameters: int | None = None,
+    num_samples: int | None = None,
+    metrics: Sequence[SampleMetric] | None = None,
+    feature_net: FeatureNet | FeatureNetFactory | None = None,
+    split: Literal["train", "val", "test"] = "train",
+    inception_splits: int = 10,
+    batch_size: int = 256,
+    num_kept: int = 64,
+    root: str | Path = "runs",
+    device: torch.device | str = "cpu",
+) -> Result:
+    """Score images that other software made as `lit-gen score` does, and return the result with its path.
+
+    Args:
+        images: A folder or file, as in `lit_gen.data.given`, or an array or tensor of its forms.
+        data: The real images.
+        name: Name of the row; that of the file if not given.
+        labels: Classes (N,) of an array, for metrics that need them.
+        nfe: Network evaluations per image, if known.
+        num_parameters: Number of parameters of the model that made the images, if known.
+        num_samples: Number of images, the first ones; all if not given.
+        metrics: Metrics of the images, such as `[FrechetDistance(), VendiScore()]`.
+        feature_net: Feature net of the metrics, such as `DigitsFeatures()`.
+        split: Split of the data that is the reference.
+        inception_splits: Splits of the images for the inception score.
+        batch_size: Images that are scored at once.
+        num_kept: Images that are kept in samples.npz.
+        root: Folder of the runs, which the result is written below.
+        device: The device that scores.
+
+    Raises:
+        UserError: If the images cannot be read, are not like those of the data, or do not suit the metrics.
+    """
+    with _arguments_named():
+        module = data if isinstance(data, ImageDataModule) else ImageDataModule(data)
+        if isinstance(images, str | Path):
+            if labels is not None:
+                raise UserError("labels: those of a file come from the file; give the images as an array, too")
+            given, name = read_given(Path(images), module, num_samples), name or Path(images).resolve().stem
+        else:
+            given = arrange(images, labels, module, num_samples)
+        if name is None:
+            raise UserError("name: missing; name the row of these images")
+        evaluation = Evaluation(
+            feature_net=_factory(feature_net),
+            metrics=None if metrics is None else list(metrics),
+            split=split,
+            inception_splits=inception_splits,
+            batch_size=batch_size,
+            num_kept=num_kept,
+        )
+        foreign = Foreign(given, name, nfe, num_parameters)
+        _, path, _ = score_foreign(evaluation, foreign, module, Path(root), torch.device(device))
     return Result(path, load_result(path))
 
 

@@ -125,7 +125,7 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> list[Path]:
                     config = cli.resolved()
                     config |= {"evaluation": config["evaluation"] | {"seed": result["seed"], "num_repeats": 1}}
                     tracking.log_evaluation(objects.wandb, run, result, path.parent, config)
-                _print_result(result, path, computed)
+                print_result(result, path, computed)
     if ranks()[0] == 0 and len(evaluated) > 1:
         if together:
             tracking.log_repeats(objects.wandb, run, evaluated, cli.resolved())
@@ -142,13 +142,11 @@ def _print_means(results: list[dict[str, Any]]) -> None:
     print(f"seeds {seeds}, mean ± standard deviation over {len(results)} seeds: {values}", flush=True)
 
 
-def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
-    protocol, sampler = result["protocol"], result["sampler"]
+def print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
+    """Print the scores of a result, its protocol and its path."""
+    protocol = result["protocol"]
     errors = result.get("standard_errors", {})
     shown = {name: value for name, value in result["metrics"].items() if not name.endswith(("_std", "_stderr"))}
-    how = sampler["name"] if sampler is not None else "its own way"
-    if sampler is not None and "grid" in sampler:
-        how += f", {sampler['grid']['name']} grid"
     values = ", ".join(
         f"{name} {value:.4g}" + (f" ± {quantile(math.inf) * errors[name]:.2g}" if name in errors else "")
         for name, value in shown.items()
@@ -159,8 +157,7 @@ def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
         facts = reconstruction["protocol"]
         protocols += f"  reconstructions of {facts['num_images']} images of {protocol['data']}/{facts['split']}\n"
     print(
-        f"{result['model']} ({how}, NFE {result['nfe']:g}, {result['weights']} weights, seed {result['seed']}): "
-        f"{values}\n"
+        f"{result['model']} ({_how_sampled(result)}): {values}\n"
         f"  {protocol['num_samples']} samples against {protocol['num_real']} images of {protocol['data']}/"
         f"{protocol['split']}, {protocol['feature_net']} features\n"
         f"{protocols}"
@@ -168,3 +165,15 @@ def _print_result(result: dict[str, Any], path: Path, computed: bool) -> None:
         f"  {path}{'' if computed else ' (computed before)'}",
         flush=True,
     )
+
+
+def _how_sampled(result: dict[str, Any]) -> str:
+    """Return how the samples of a result were made, in a few words."""
+    sampler = result["sampler"]
+    nfe = "unknown" if result["nfe"] is None else f"{result['nfe']:g}"
+    if result["run"].get("foreign"):
+        return f"foreign, NFE {nfe}"
+    how = sampler["name"] if sampler is not None else "its own way"
+    if sampler is not None and "grid" in sampler:
+        how += f", {sampler['grid']['name']} grid"
+    return f"{how}, NFE {nfe}, {result['weights']} weights, seed {result['seed']}"

@@ -257,12 +257,48 @@ def _import() -> str:
     return parser.format_help()
 
 
+_OF_IMAGES = ("feature_net", "metrics", "split", "inception_splits", "batch_size", "num_kept")
+SCORE = (
+    ("--evaluation.num_samples N", None, "score the first N images (default: all)"),
+    *(key for key in EVALUATION if key[0].partition(" ")[0].removeprefix("--evaluation.") in _OF_IMAGES),
+)
+"""Keys of an evaluation of images that exist already."""
+
+
+def score_parser() -> Parser:
+    """Return the parser of the options of `lit-gen score`; it leaves the keys of data and evaluation over."""
+    parser = Parser(
+        prog="lit-gen score",
+        usage="lit-gen score IMAGES --data.source CLASS [--name NAME] [OPTIONS] [--evaluation.KEY VALUE ...]",
+        description="Score images that other software made, like the samples of a run, on the same leaderboard.\n\n"
+        "  lit-gen score their_images --data.source Digits --evaluation.feature_net DigitsFeatures --name Theirs",
+        formatter_class=Formatter,
+        add_help=False,
+    )
+    what = "a folder of pictures, or an .npz, .npy or .pt"
+    parser.add_argument("images", type=Path, metavar="IMAGES", help=what)
+    group = parser.add_argument_group("facts of the row")
+    group.add_argument("--name", metavar="NAME", help="name of the row (default: that of the file)")
+    group.add_argument("--nfe", type=float, metavar="N", help="network evaluations per image")
+    group.add_argument("--parameters", type=int, metavar="N", help="parameters of the model that made the images")
+    group.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: %(default)s)")
+    return parser
+
+
+def _score() -> str:
+    parser = score_parser()
+    _add_keys(parser, "data", REAL_DATA[:2])
+    _add_keys(parser, "evaluation", SCORE)
+    return parser.format_help()
+
+
 OF_A_RUN: dict[str, Callable[[], str]] = {
     "evaluate": _evaluate,
     "sample": _sample,
     "reflow": _reflow,
     "import": _import,
     "reference": _reference,
+    "score": _score,
 }
 
 

@@ -26,6 +26,7 @@ VERBS = {
     "run": "fit, unless a finished run of the same training exists, then evaluate",
     "evaluate": "score a run",
     "sample": "sample images from a run",
+    "score": "score images that other software made",
     "reflow": "train a rectified flow again on pairs sampled from a run",
     "ema": "make an average of the weights of a run, of any width",
     "sweep": "run every trial of W&B sweep files on this machine, with no account",
@@ -128,6 +129,11 @@ def _dispatch(words: list[str]) -> int:
 
         import_model(rest)
         return 0
+    if verb == "score":
+        from lit_gen.cli.score import score
+
+        score(rest)
+        return 0
     if verb in VERBS_WITH_A_CONFIGURATION:
         from lit_gen.cli import commands
 
@@ -210,7 +216,7 @@ def _add_leaderboard(verbs: help.Verbs) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="keep only these, for example protocol.num_samples=1000; may be repeated",
+        help="keep only these, such as model=EDM; may be repeated",
     )
     formats = parser.add_mutually_exclusive_group()
     for name, title in {"json": "JSON", "csv": "CSV", "markdown": "Markdown"}.items():

@@ -16,6 +16,7 @@ float32 images (2, 1, 1) everywhere.
 | `binarised` | a data set with black and white pixels only |
 | `pairs` | pairs of noise and image, for reflow |
 | `encoded` | codes or latents of a first stage |
+| `given` | images that other software made |
 | `class_order` | the classes of samples, by class frequency |
 | `files` | downloads, checksums, and decompression within limits |
 """

@@ -225,6 +225,26 @@ def read_pixels(path: Path, resolution: int, channels: int, background: tuple[in
     return np.asarray(image).reshape(resolution, resolution, channels).transpose(2, 0, 1)
 
 
+def exact_pixels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the pixels of a file of exactly this shape, uint8 (C, H, W), unchanged.
+
+    Raises:
+        ValueError: If it has another size, number of channels or depth, or transparent pixels.
+        Exception: If it is not a regular file, or cannot be read as an image.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a regular file")
+    channels, height, width = shape
+    with Image.open(path, formats=_formats(path.suffix.lower())) as file:
+        if (file.height, file.width) != (height, width):
+            raise ValueError(f"it has {file.height}x{file.width} pixels, not {height}x{width}")
+        image = file.convert("RGB" if "transparency" not in file.info else "RGBA") if file.mode == "P" else file
+        image = image.convert("L") if image.mode == "1" else image
+        if image.mode != (expected := "RGB" if channels == 3 else "L"):
+            raise ValueError(f"its pixels are of type {image.mode}, not {expected}")
+        return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
 @contextmanager
 def no_warning_of_size() -> Iterator[None]:
     """Silence the warning of Pillow about large images, since `read_pixels` refuses them."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ from lit_gen.evaluation.result_file import (
     save_likelihood,
     save_result,
 )
-from lit_gen.evaluation.sampling import Samples, Sampling
+from lit_gen.evaluation.sampling import ImageBatches, Samples, Sampling
 from lit_gen.evaluation.scoring import Scoring, load_kept, save_kept
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler, defaults
@@ -129,35 +129,68 @@ def score_samples(evaluation: Evaluation, subject: Subject, real: DataImages) ->
     protocol = evaluation.protocol(data, real.net)
     counts = data.class_counts(evaluation.split) if model.num_classes else None
     place = evaluation.directory(subject.run, subject.sampler, protocol, model.images_seen, counts, other_data)
+    sampling = Sampling(
+        model,
+        subject.sampler,
+        data.source.unchecked,
+        evaluation.num_samples,
+        evaluation.batch_size,
+        evaluation.num_kept,
+        evaluation.seed,
+        counts,
+    )
+
+    def describe(samples: Samples) -> ResultRecord:
+        result = _result(evaluation, subject, protocol, other_data, samples)
+        with torch.inference_mode():
+            return replace(result, metrics=model.eval().further_scores(data, real.net))
+
+    return score_images(evaluation, sampling, real, place, describe, other_data is not None)
+
+
+def score_images(
+    evaluation: Evaluation,
+    images: ImageBatches,
+    real: DataImages,
+    place: Path,
+    describe: Callable[[Samples], ResultRecord],
+    other_data: bool = False,
+) -> tuple[ResultRecord, Path, bool]:
+    """Score images, unless the result has all scores; returns as `evaluate` does; collective.
+
+    Args:
+        evaluation: The protocol.
+        images: The images.
+        real: The real images.
+        place: Folder of the result.
+        describe: Returns a new result, with scores that come in addition to those of the metrics.
+        other_data: Whether the model was trained on other images than the real ones.
+    """
     path = place / "result.json"
     found = _find_result(path)
     if found is not None and evaluation.metrics is None:
         return found, path, False
-    metrics = evaluation.metrics or default_metrics(
-        real, evaluation.inception_splits, evaluation.num_samples, other_data is not None
-    )
-    check_needs(metrics, real, counts is not None)
+    metrics = evaluation.metrics or default_metrics(real, evaluation.inception_splits, images.num_samples, other_data)
+    check_needs(metrics, real, images.labels(torch.arange(1)) is not None)
     protocols = score_protocols(metrics, real)
     if found is not None:
         metrics = missing_metrics(metrics, protocols, real, found, path)
         if not metrics:
             return found, path, False
     with _all_or_nothing(place):
-        scores, samples = _score(evaluation, subject, metrics, real, counts, place, again=found is not None)
-        real_scores = floors(metrics, protocols, real, evaluation.num_samples)
+        scores, samples = _score(evaluation, images, metrics, real, place, again=found is not None)
+        real_scores = floors(metrics, protocols, real, images.num_samples)
         if found is None:
             assert samples is not None
-            result = _result(evaluation, subject, protocol, other_data, samples)
-            with torch.inference_mode():
-                further = model.eval().further_scores(data, real.net)
-            result = _with_scores(result, scores, protocols, real_scores)
-            result = replace(result, metrics=result.metrics | further)
+            new = describe(samples)
+            result = _with_scores(replace(new, metrics={}), scores, protocols, real_scores)
+            result = replace(result, metrics=result.metrics | new.metrics)
         else:
             result = _with_scores(found, scores, protocols, real_scores)
         if ranks()[0] == 0:
             if samples is not None:
                 write_arrays(place / "samples.npz", images=samples.kept.numpy())
-                save_picture(samples.kept, data.source, place / "samples.png")
+                save_picture(samples.kept, real.data.source, place / "samples.png")
                 if any("training images" in metric.needs for metric in metrics):
                     _save_neighbours(samples.kept[:NUM_WITH_NEIGHBOURS], real, place / "neighbours.png")
             known = {name: each.deviations for name, each in scores.items() if each.deviations is not None}
@@ -184,35 +217,23 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
 
 def _score(
     evaluation: Evaluation,
-    subject: Subject,
+    images: ImageBatches,
     metrics: Sequence[SampleMetric],
     real: DataImages,
-    counts: tuple[int, ...] | None,
     place: Path,
     again: bool,
 ) -> tuple[dict[str, Estimate], Samples | None]:
     """Return the estimates of all scores, and the samples unless the features that were kept of them suffice."""
-    num_samples = evaluation.num_samples
-    scoring = Scoring(metrics, real, num_samples, subject.model.device)
-    sampling = Sampling(
-        subject.model,
-        subject.sampler,
-        subject.data.source.unchecked,
-        num_samples,
-        evaluation.batch_size,
-        evaluation.num_kept,
-        evaluation.seed,
-        counts,
-    )
+    scoring = Scoring(metrics, real, images.num_samples, images.device)
     if again and not any("images" in metric.needs for metric in metrics):
-        known = load_kept(place / "features.npz", num_samples, real) if ranks()[0] == 0 else None
+        known = load_kept(place / "features.npz", images.num_samples, real) if ranks()[0] == 0 else None
         if from_first(known is not None):
             if known is not None:
-                scoring.add(replace(known, labels=sampling.labels(known.index)).to(subject.model.device))
+                scoring.add(replace(known, labels=images.labels(known.index)).to(images.device))
             return scoring.compute(), None
-    flops = flops_per_image(sampling)
+    flops = flops_per_image(images) if isinstance(images, Sampling) else None
     description = f"evaluating{evaluation.repeat} {place.name}"
-    samples = replace(sampling.score(scoring, description, evaluation.repeat), flops_per_image=flops)
+    samples = replace(images.score(scoring, description, evaluation.repeat), flops_per_image=flops)
     kept = scoring.kept()
     if ranks()[0] == 0:
         save_kept(place / "features.npz", kept)

@@ -49,6 +49,8 @@ class RunFacts(Record):
         recipe: The same without the seed.
         finished: False for a run that is evaluated before its end.
         directory: Name of its directory.
+        foreign: Whether the samples were made by other software: there is no run.
+        images: Hash of such samples as a set, of their pixels and labels.
     """
 
     name: str = key(TEXT)
@@ -56,6 +58,8 @@ class RunFacts(Record):
     recipe: str | None | Absent = maybe(optional(TEXT))
     finished: bool | Absent = maybe(FLAG)
     directory: Any = maybe(ANYTHING)
+    foreign: bool | Absent = maybe(FLAG)
+    images: str | Absent = maybe(TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +171,12 @@ class Timing(Record):
 
     Attributes:
         sampling_seconds: Time that the slowest process took to sample.
-        images_per_second: Images of all processes per second.
+        images_per_second: Images of all processes per second; None if unknown.
         device: Name of the device.
     """
 
     sampling_seconds: Any = maybe(ANYTHING)
-    images_per_second: float = key(POSITIVE)
+    images_per_second: float | None = key(optional(POSITIVE))
     device: Any = maybe(ANYTHING)
 
 
@@ -206,9 +210,17 @@ _FLOOR = Kind(
 )
 
 
+_KNOWN_OF_A_RUN = {
+    **dict.fromkeys(("num_parameters", "images_seen"), COUNT),
+    **dict.fromkeys(("nfe", "timing.images_per_second"), POSITIVE),
+    "training_seed": either(COUNT, FLAG),
+}
+"""What may be null for foreign samples alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResultRecord(Record):
-    """The content of a result.json.
+    """The content of a result.json; None where a fact of samples of other software is unknown.
 
     Attributes:
         schema: Version of the format.
@@ -251,21 +263,21 @@ class ResultRecord(Record):
     schema: int = field(default=SCHEMA, metadata={"schema": Schema(Kind(str(SCHEMA), lambda value: value == SCHEMA))})
     run: RunFacts = key(RECORD, record=RunFacts)
     model: str = key(TEXT)
-    num_parameters: int = key(COUNT)
+    num_parameters: int | None = key(optional(COUNT))
     first_stage: dict[str, Any] | None | Absent = maybe(optional(RECORD))
-    images_seen: int = key(COUNT)
+    images_seen: int | None = key(optional(COUNT))
     training_seconds: float | None | Absent = maybe(optional(AMOUNT))
     earlier_seconds: float | None | Absent = maybe(optional(AMOUNT))
     training_flops: float | None | Absent = maybe(optional(AMOUNT))
     earlier_flops: float | None | Absent = maybe(optional(AMOUNT))
-    training_seed: int = key(either(COUNT, FLAG))
+    training_seed: int | None = key(optional(either(COUNT, FLAG)))
     sampler: dict[str, Any] | None = key(
         optional(RECORD),
         keys=_SAMPLER,
         needed=("name", "grid.name", "schedule.name", "guidance.weight", "guidance.interval"),
     )
     defaults: dict[str, dict[str, Any]] = scores(RECORD)
-    nfe: float = key(POSITIVE)
+    nfe: float | None = key(optional(POSITIVE))
     flops_per_image: int | Absent = maybe(COUNT)
     weights: str = key(TEXT)
     best: dict[str, Any] | Absent = maybe(RECORD)
@@ -296,6 +308,8 @@ def load_result(path: Path) -> ResultRecord:
     if (schema := data.get("schema")) != SCHEMA or isinstance(schema, bool):
         raise UserError(f"{path}: schema: expected {SCHEMA}, got {schema!r:.60}; {REMEDY}")
     _check(data, ResultRecord, path)
+    if not data["run"].get("foreign"):
+        check_fields(data, _KNOWN_OF_A_RUN, frozenset(), path, REMEDY)
     data["protocol"].setdefault("drawn_classes", drawn_classes.rule_of_older_result(data))
     return ResultRecord.from_dict(data)
 

@@ -1,10 +1,12 @@
-"""Sample, quantise and score the images of an evaluation.
+"""The images of an evaluation, batch by batch: sampled and quantised, or given; and their scoring.
 
 A GPU computes the features of a batch while the CPU prepares the next one: nothing is copied to the CPU and no number
 is read before the last batch. The clock of sampling is then that of the GPU.
 """
 
+import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,8 +58,77 @@ class SampledBatch:
     num_bad: Tensor
 
 
+class ImageBatches(ABC):
+    """The images of an evaluation.
+
+    Attributes:
+        num_samples: Number of images.
+        batch_size: Images per batch.
+        num_kept: Number of images that are kept.
+    """
+
+    num_samples: int
+    batch_size: int
+    num_kept: int
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Device of the images."""
+
+    @property
+    @abstractmethod
+    def nfe(self) -> float:
+        """Network evaluations per image of the latest batch; NaN if unknown."""
+
+    @abstractmethod
+    def labels(self, index: Tensor) -> Tensor | None:
+        """Return the classes of the images with the given indices, (N,) on the CPU; None without classes."""
+
+    @abstractmethod
+    def batch(self, numbers: range) -> SampledBatch:
+        """Return the images of a batch."""
+
+    def score(self, scoring: Scoring, description: str | None, repeat: tuple[int, int] = (1, 1)) -> Samples:
+        """Score all images; collective: every process takes its share of the batches.
+
+        Args:
+            scoring: Updated with the images of this process.
+            description: Name of the evaluation, for the progress; None shows no progress.
+            repeat: Number of the evaluation among repeats, from 1, and their number; the progress is that of all.
+
+        Raises:
+            NotFiniteError: If a pixel is not finite; raised on every process.
+        """
+        kept: dict[int, Tensor] = {}
+        clock, evaluations = _Clock(self.device), 0.0
+        bad: list[Tensor] = []
+        num_pixels = 0
+        at_once = ranks()[1] == 1 and self.device.type == "cpu"
+        with shared_batches(description, self.num_samples, self.batch_size, repeat) as batches:
+            for batch in batches:
+                with clock.running():
+                    drawn = self.batch(batch)
+                if at_once:
+                    check_finite(int(drawn.num_bad), drawn.images.numel())
+                bad.append(drawn.num_bad)
+                num_pixels += drawn.images.numel()
+                evaluations += len(drawn.images) * self.nfe
+                scoring.update(drawn.images, drawn.index, drawn.labels)
+                if batch.start < self.num_kept:
+                    kept[batch.start] = drawn.images[: self.num_kept - batch.start]
+        kept = {first: images.cpu() for first, images in kept.items()}
+        shares = gather((kept, clock.seconds(), evaluations, int(torch.stack(bad).sum()) if bad else 0, num_pixels))
+        check_finite(sum(share[3] for share in shares), sum(share[4] for share in shares))
+        return Samples(
+            in_order(share[0] for share in shares),
+            max(share[1] for share in shares),
+            sum(share[2] for share in shares) / self.num_samples,
+        )
+
+
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(ImageBatches):
     """Which images an evaluation samples, and how.
 
     Attributes:
@@ -93,42 +164,51 @@ class Sampling:
         samples = self.model.sample(Noise(self.seed, index, self.model.device), labels, self.sampler)
         return SampledBatch(self.stored(samples), index, labels, (~torch.isfinite(samples)).sum())
 
-    def score(self, scoring: Scoring, description: str | None, repeat: tuple[int, int] = (1, 1)) -> Samples:
-        """Sample all images and score them; collective: every process takes its share of the batches.
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
-        Args:
-            scoring: Updated with the images of this process.
-            description: Name of the evaluation, for the progress; None shows no progress.
-            repeat: Number of the evaluation among repeats, from 1, and their number; the progress is that of all.
+    @property
+    def nfe(self) -> float:
+        return self.model.nfe
 
-        Raises:
-            NotFiniteError: If a pixel is not finite; raised on every process.
-        """
-        kept: dict[int, Tensor] = {}
-        clock, evaluations = _Clock(self.model.device), 0.0
-        bad: list[Tensor] = []
-        num_pixels = 0
-        at_once = ranks()[1] == 1 and self.model.device.type == "cpu"
-        with shared_batches(description, self.num_samples, self.batch_size, repeat) as batches:
-            for batch in batches:
-                with clock.running():
-                    drawn = self.batch(batch)
-                if at_once:
-                    check_finite(int(drawn.num_bad), drawn.images.numel())
-                bad.append(drawn.num_bad)
-                num_pixels += drawn.images.numel()
-                evaluations += len(drawn.images) * self.model.nfe
-                scoring.update(drawn.images, drawn.index, drawn.labels)
-                if batch.start < self.num_kept:
-                    kept[batch.start] = drawn.images[: self.num_kept - batch.start]
-        kept = {first: images.cpu() for first, images in kept.items()}
-        shares = gather((kept, clock.seconds(), evaluations, int(torch.stack(bad).sum()) if bad else 0, num_pixels))
-        check_finite(sum(share[3] for share in shares), sum(share[4] for share in shares))
-        return Samples(
-            in_order(share[0] for share in shares),
-            max(share[1] for share in shares),
-            sum(share[2] for share in shares) / self.num_samples,
-        )
+
+class GivenImages(ImageBatches):
+    """Images that exist already.
+
+    Args:
+        images: The images (N, C, H, W), as data are stored.
+        classes: Their classes (N,), if they have some.
+        batch_size: Images per batch.
+        num_kept: Number of images that are kept.
+        device: Device that they are scored on.
+    """
+
+    def __init__(
+        self, images: Tensor, classes: Tensor | None, batch_size: int, num_kept: int, device: torch.device
+    ) -> None:
+        self.images = images
+        self.classes = classes
+        self.num_samples = len(images)
+        self.batch_size = batch_size
+        self.num_kept = num_kept
+        self._device = device
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def nfe(self) -> float:
+        return math.nan
+
+    def labels(self, index: Tensor) -> Tensor | None:
+        return None if self.classes is None else self.classes[index.cpu()]
+
+    def batch(self, numbers: range) -> SampledBatch:
+        index = torch.arange(numbers.start, numbers.stop)
+        images = self.images[numbers.start : numbers.stop].to(self.device)
+        return SampledBatch(images, index, self.labels(index), torch.zeros((), dtype=torch.int64))
 
 
 class _Clock:

@@ -1,6 +1,6 @@
-"""Parse the data and the feature net that a command line names, for verbs that need no model.
+"""Parse the data and the features or protocol that a command line names, for verbs that need no model.
 
-The keys are those of an experiment: `data.source` and its parts, `data.num_val`; and `feature_net`.
+The keys are those of an experiment: `data.source` and its parts, `data.num_val`; and `feature_net`, or `evaluation`.
 """
 
 import contextlib
@@ -8,11 +8,12 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gen.core.errors import UserError
 from lit_gen.data.module import ImageDataModule
+from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.experiment import key_help
 from lit_gen.experiment.arguments import is_config, normalise_arguments
 from lit_gen.experiment.build import build
@@ -56,25 +57,62 @@ def parse_real_data(arguments: Sequence[str], verb: str, options: Sequence[str] 
     Raises:
         UserError: If a key does not exist or does not accept its value.
     """
+    parser = _parser()
+    parser.add_argument("--feature_net", type=Callable[[], FeatureNet] | None, default=None)
+    built = _built(parser, {ImageDataModule: "data"}, arguments, verb, options, "--data.source and --feature_net")
+    return RealData(built.data, built.feature_net)
+
+
+ALL = 2**40
+"""Number of samples of an evaluation that takes all images that there are."""
+
+
+def parse_protocol(
+    arguments: Sequence[str], verb: str, options: Sequence[str] = ()
+) -> tuple[ImageDataModule, Evaluation, int | None]:
+    """Return the data and the protocol of a command line, and the number of samples if it is given.
+
+    Args and errors are those of `parse_real_data`.
+    """
+    parser = _parser()
+    parser.add_class_arguments(Evaluation, "evaluation")
+    parser.set_defaults({"evaluation.num_samples": ALL})
+    groups = {ImageDataModule: "data", Evaluation: "evaluation"}
+    built = _built(parser, groups, arguments, verb, options, "--data.source and --evaluation")
+    num_samples = built.evaluation.num_samples
+    return built.data, built.evaluation, None if num_samples == ALL else num_samples
+
+
+def _parser() -> LightningArgumentParser:
     parser = LightningArgumentParser(parser_mode="omegaconf+", exit_on_error=False, prog="lit-gen", allow_abbrev=False)
     parser.add_class_arguments(ImageDataModule, "data")
-    parser.add_argument("--feature_net", type=Callable[[], FeatureNet] | None, default=None)
+    return parser
+
+
+def _built(
+    parser: LightningArgumentParser,
+    groups: dict[type, str],
+    arguments: Sequence[str],
+    verb: str,
+    options: Sequence[str],
+    instead: str,
+) -> Namespace:
+    """Return the objects of the keys of a command line."""
     if text := key_help.find(parser, arguments, verb):
         print(text)
         raise SystemExit(0)
     words = normalise_arguments(arguments)
     for word in words:
         if is_config(word):
-            raise UserError(f"--config: lit-gen {verb} reads no configuration; give --data.source and --feature_net")
+            raise UserError(f"--config: lit-gen {verb} reads no configuration; give {instead}")
         check_argument(word)
     try:
         with contextlib.redirect_stderr(io.StringIO()), keys_alone():
             config = parser.parse_args(words)
         check_parsed(parser, config, ())
-        built = build(parser, config, {ImageDataModule: "data"})
+        return build(parser, config, groups)
     except (ArgumentError, ValueError) as error:
         raise UserError(one_line(error, parser, options)) from None
-    return RealData(built.data, built.feature_net)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
 | one training run each | that of the deviations' differences, half of the samples by half; common noise cancels |
 | the same training seeds | standard error of the mean of the differences, seed by seed |
 | other numbers of training runs | Welch's; a single run is as uncertain as one of the other row |
+| foreign images | Welch's: their noise is independent of that of all other rows |
 
 If several apply, the largest half-width counts. Each comparison alone has the confidence level `rows.LEVEL`: among many
 pairs, some are told apart by chance.
@@ -73,6 +74,8 @@ def _paired(a: Row, b: Row, metric: str) -> Spread | None:
     """Return the noise of the difference of paired rows; None if they cannot be paired."""
     spreads = []
     ours, theirs = a.deviations(metric), b.deviations(metric)
+    if a.foreign or b.foreign:  # image i of other software has other noise than image i of a run: independent
+        return None
     if ours is not None and theirs is not None and len(ours) == len(theirs):
         spreads.append(Spread(float((ours - theirs).std(ddof=1))))
     means, others = a.training_means(metric), b.training_means(metric)

@@ -350,7 +350,8 @@ def _row_of(board: Leaderboard, conditions: str) -> Row:
 
 def _name_of(row: Row) -> str:
     """Return the model of a row with its sampler and evaluations."""
-    return " ".join(each for each in (row.first.model, row.first.sampler, f"nfe {row.mean('nfe'):g}") if each)
+    nfe = f"nfe {row.mean('nfe'):g}" if math.isfinite(row.mean("nfe")) else ""
+    return " ".join(each for each in (row.first.model, row.first.sampler, nfe) if each)
 
 
 def refuse_unlike(results: Sequence[Result], part: str = "protocol", leave_out: Sequence[str] = ()) -> None:

@@ -5,6 +5,7 @@ The page embeds its pictures, so that it is one file to mail or keep.
 
 import base64
 import io
+import math
 import tempfile
 import warnings
 from collections import defaultdict
@@ -47,7 +48,7 @@ class Comparison:
         protocol: The protocol in one line.
         noise: What intervals and ranks mean.
         table: The leaderboard.
-        distances: Distance against network evaluations, a data URI.
+        distances: Distance against network evaluations, a data URI; None if those of all results are unknown.
         samples: Samples side by side, a data URI; None if some samples were deleted.
         neighbours: Samples beside their nearest training images, data URIs by model.
     """
@@ -56,7 +57,7 @@ class Comparison:
     protocol: str
     noise: str
     table: Cells
-    distances: str
+    distances: str | None
     samples: str | None
     neighbours: dict[str, str]
 
@@ -93,7 +94,7 @@ def write_page(results: Sequence[Result], out: Path, title: str) -> Path:
     """
     if out.suffix not in (".html", ".htm"):
         raise UserError(f"--out: {out} must end in .html; give such a name")
-    runs = {result.path.parents[2] for result in results}
+    runs = {result.path.parents[2] for result in results if not result.foreign}
     with tempfile.TemporaryDirectory() as scratch:
         comparisons = read_each(
             comparable(results),
@@ -133,7 +134,8 @@ def _unless_damaged(read: Callable[..., Kept], otherwise: Kept, what: str, *argu
 
 def _comparison(results: list[Result], scratch: Path) -> Comparison:
     board = rank(results)
-    distances = _embedded(plots.distance_vs_cost(results, scratch / "distances.png"))
+    known = any(math.isfinite(row.cost("nfe")) for row in board.rows)
+    distances = _embedded(plots.distance_vs_cost(results, scratch / "distances.png")) if known else None
     samples = _unless_damaged(_side_by_side, None, "the samples side by side", results, scratch / "samples.png")
     data, protocol = printable(board.protocol["data"]), printable(board.protocol_line)
     noise = printable(board.noise_line)

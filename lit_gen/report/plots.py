@@ -311,7 +311,7 @@ def _rows_of_samples(results: Sequence[Result]) -> list[Result]:
     families = list(dict.fromkeys(_family(result, chosen) for result in chosen))
     return sorted(
         chosen,
-        key=lambda result: (families.index(_family(result, chosen)), result.sampler, result.grid, result.record.nfe),
+        key=lambda result: (families.index(_family(result, chosen)), result.sampler, result.grid, result.number("nfe")),
     )
 
 
@@ -359,7 +359,8 @@ def _sampler(result: Result, results: Sequence[Result]) -> str:
 
 def _setting(result: Result, results: Sequence[Result]) -> str:
     """Return the sampler, if there is one, and the NFE of a result."""
-    return ", ".join(filter(None, (_sampler(result, results), f"NFE {result.record.nfe:g}")))
+    nfe = f"NFE {result.number('nfe'):g}" if math.isfinite(result.number("nfe")) else ""
+    return ", ".join(filter(None, (_sampler(result, results), nfe)))
 
 
 def _score(result: Result, metric: str) -> str:

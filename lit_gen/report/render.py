@@ -20,7 +20,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_csv, for_markdown, printable
 from lit_gen.report.comparison import compare
 from lit_gen.report.leaderboard import LIKELIHOODS, Floor, Leaderboard
-from lit_gen.report.numbers import count, finite, known, known_count, significant, with_interval
+from lit_gen.report.numbers import finite, known, known_count, significant, with_interval
 from lit_gen.report.published import Published
 from lit_gen.report.rows import COPIES, Row, Spread
 
@@ -190,7 +190,7 @@ def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:
     table: dict[_Line, dict[int, Row]] = defaultdict(dict)
     for row in board.rows:
         column = bisect_left(budgets, row.mean("nfe"))
-        if row.rank is not None and column < len(budgets):
+        if math.isfinite(row.mean("nfe")) and row.rank is not None and column < len(budgets):
             cells = table[_Line(row.first.model, row.run, row.first.sampler, row.first.grid)]
             cells[column] = max(cells.get(column, row), row, key=lambda each: each.mean("nfe"))
     if not table:
@@ -336,13 +336,13 @@ def _columns(board: Leaderboard) -> list[_Column]:
         _names("model", _titled, _title_of),
         _names("sampler", lambda row: row.first.sampler),
         _names("grid", lambda row: row.first.grid),
-        _numbers("NFE", lambda row: row.mean("nfe"), "{:g}".format),
+        _numbers("NFE", lambda row: row.mean("nfe"), lambda value: f"{value:g}" if math.isfinite(value) else "-"),
         *(_scores(board, name) for name in board.metrics),
         _names("seeds", lambda row: row.seeds),
         _numbers("FLOPs/image", lambda row: row.cost("flops"), known_count),
-        _numbers("images/s", lambda row: row.mean("timing.images_per_second"), lambda value: significant(value, 3)),
-        _numbers("parameters", lambda row: row.mean("num_parameters"), count),
-        _numbers("images seen", lambda row: row.mean("images_seen"), count),
+        _numbers("images/s", lambda row: row.mean("timing.images_per_second"), known),
+        _numbers("parameters", lambda row: row.mean("num_parameters"), known_count),
+        _numbers("images seen", lambda row: row.mean("images_seen"), known_count),
         _numbers("training s", lambda row: row.training_seconds, known),
         _numbers("trained/s", lambda row: row.images_per_training_second, known),
     ]
@@ -423,7 +423,7 @@ def _record(board: Leaderboard, row: Row) -> dict[str, Any]:
         "earlier_flops": row.mean("earlier_flops"),
         "weights": first.record.weights,
         "runs": sorted({result.record.run.name for result in row.results}),
-        "training_seeds": sorted({result.record.training_seed for result in row.results}),
+        "training_seeds": sorted({seed for each in row.results if (seed := each.record.training_seed) is not None}),
         "seeds": sorted({result.record.seed for result in row.results}),
     }
     return record | {f"protocol.{key}": value for key, value in board.protocol.items()}

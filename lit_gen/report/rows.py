@@ -89,6 +89,11 @@ class Row:
         return self.results[0]
 
     @property
+    def foreign(self) -> bool:
+        """Whether other software made the samples."""
+        return self.first.foreign
+
+    @property
     def run(self) -> str:
         """The name of the first run, with the number of other runs."""
         names = list(dict.fromkeys(result.record.run.name for result in self.results))
@@ -104,7 +109,12 @@ class Row:
 
     @property
     def seeds(self) -> str:
-        """The number of training seeds, and of evaluations if there are more: `3`, or `1 (3 evaluations)`."""
+        """The number of training seeds, and of evaluations if there are more: `3`, or `1 (3 evaluations)`.
+
+        It is empty for foreign samples.
+        """
+        if self.foreign:
+            return ""
         trained, evaluated = len(self.by_training), len(self.results)
         return f"{trained}" + (f" ({evaluated} evaluations)" if evaluated > trained else "")
 

@@ -19,10 +19,11 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from lit_gen.cli import commands, help
+from lit_gen.cli.main import _parser
 from lit_gen.core.noise import Noise
 from lit_gen.data import TwoMoons
 from lit_gen.experiment.parser import ExperimentCLI
-from lit_gen.experiment.real_data import parse_real_data
+from lit_gen.experiment.real_data import parse_protocol, parse_real_data
 from lit_gen.report import theory
 from lit_gen.sweeps import load_sweep
 from tests.conftest import ROOT
@@ -115,6 +116,15 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
         case "reference":  # tests/cli/test_reference.py runs them
             options, keys = help.reference_parser(words[2]).parse_known_args(words[3:])
             assert not keys or parse_real_data(keys, "reference").feature_net is not None
+        case "score":
+            parse_protocol(help.score_parser().parse_known_args(words[2:])[1], "score")
+        case "import":
+            assert help.import_parser().parse_known_args(words[2:])[1][:1] in ([], ["--data.source"], ["--model.schedule"])
+        case "export" | "compare" | "reproduce":
+            options = _parser()[0].parse_args(words[1:])
+            runs = options.runs if words[1] == "compare" else [options.run]
+            names = [default_name(ROOT / w[w.index("--config") + 1]) for w in IN_THE_CHECKOUT if "--config" in w]
+            assert all(run.name.removesuffix("-*") in names for run in runs)
         case verb:
             pytest.fail(f"no check of lit-gen {verb}")
 

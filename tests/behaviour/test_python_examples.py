@@ -14,6 +14,7 @@ from tests.conftest import ROOT, arguments
 NAMED = "runs/digits_edm-1a2b3c4d5e"
 SMALL = {
     "num_samples=1000": "num_samples=80",
+    "sample(1000,": "sample(80,",
     "max_steps=20": "max_steps=2",
     "L.Trainer(": "L.Trainer(enable_progress_bar=False, ",
 }
@@ -45,28 +46,29 @@ def execute(codes: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = execute(examples("docs/api/index.md")[:2], folder, monkeypatch)
-    assert names["images"].shape == (64, 1, 8, 8) and names["images"].dtype == torch.uint8
+    names = execute(examples("docs/api/index.md")[:3], folder, monkeypatch)
+    assert names["images"].shape == (80, 1, 8, 8) and names["images"].dtype == torch.uint8
     assert (
         names["result"].path.is_relative_to(NAMED) and {"fd_digits", "vendi_digits"} == names["result"].metrics.keys()
     )
     assert len(names["table"]) == 2 and names["best"] == "EDM"
+    assert names["theirs"].model == "Theirs (foreign)"
     execute(examples("README.md"), folder, monkeypatch)
 
 
 def test_mathematics(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    points = execute([examples("docs/api/index.md")[2]], folder, monkeypatch)["points"]
+    points = execute([examples("docs/api/index.md")[3]], folder, monkeypatch)["points"]
     assert points.shape == (100, 1) and float(points.mean()) == pytest.approx(0.3, abs=0.2)
 
 
 @pytest.mark.slow
 def test_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = execute([examples("docs/api/index.md")[3]], folder, monkeypatch)
+    names = execute([examples("docs/api/index.md")[4]], folder, monkeypatch)
     assert names["model"].images_seen == 256 and names["images"].shape == (16, 1, 8, 8)
 
 
 def test_every_example_is_executed() -> None:
-    assert len(examples("docs/api/index.md")) == 4 and len(examples("README.md")) == 1
+    assert len(examples("docs/api/index.md")) == 5 and len(examples("README.md")) == 1
     others = [page for page in (ROOT / "docs/api").glob("*.md") if page.name != "index.md"]
     assert not [page.name for page in others if examples(str(page.relative_to(ROOT)))]
 

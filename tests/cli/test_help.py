@@ -21,7 +21,8 @@ from lit_gen.families.diffusion import UNet
 from lit_gen.families.diffusion.samplers import Heun
 
 HEAVY = {"torch", "lightning", "wandb", "matplotlib", "jsonargparse", "numpy", "rich", "yaml"}
-ORDER = ["fit", "run", "evaluate", "sample", "reflow", "ema", "sweep", "leaderboard", "report", "reference"]
+ORDER = ["fit", "run", "evaluate", "sample", "score", "reflow", "ema", "sweep", "leaderboard", "report"]
+ORDER += ["export", "import", "compare", "reproduce", "reference"]
 AT_ONCE = [verb for verb in ORDER if verb not in ("fit", "run")]
 
 
