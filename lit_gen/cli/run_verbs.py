@@ -27,12 +27,13 @@ def _add_export(verbs: help.Verbs) -> None:
 def _add_compare(verbs: help.Verbs) -> None:
     parser = verbs.add_parser(
         "compare",
-        usage="lit-gen compare RUN RUN",
+        usage="lit-gen compare RUN RUN [--json]",
         description="Show the settings, data and software in which two runs differ, and their scores side by side.\n\n"
         "  lit-gen compare runs/digits_edm-... runs/digits_ddpm-...",
         formatter_class=help.Formatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="two runs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=_compare)
 
 
@@ -42,7 +43,15 @@ def _compare(options: argparse.Namespace) -> int:
 
     if len(options.runs) != 2:
         raise UserError(f"RUN: lit-gen compare takes two runs, not {len(options.runs)}; give two")
-    print("\n".join(printable(line) for line in compare_runs(*map(Run.open, options.runs)).splitlines()))
+    found = compare_runs(*map(Run.open, options.runs))
+    if options.json:
+        print(found.to_json())
+        return 0
+    for title, run in zip(("first ", "second"), options.runs, strict=True):
+        print(printable(f"{title}  {run}"))
+    print()
+    for line in found.to_text().splitlines():
+        print(printable(line))
     return 0
 
 

@@ -7,6 +7,27 @@ from lit_gen.report import leaderboard, render
 from lit_gen.report.results import Result, load_results
 from lit_gen.runs.directory import Run
 
+USAGE = """\
+## Load and sample
+
+```python
+import lit_gen
+
+model = lit_gen.load("FOLDER")
+images = model.sample(64, seed=0)  # uint8, (64, {shape})
+```
+
+```sh
+lit-gen import FOLDER
+lit-gen sample runs/RUN -n 64 --out samples.png
+lit-gen evaluate runs/RUN
+```
+
+`lit-gen import` makes a run of this folder. Name the place of the images with `--data.source` to evaluate it: scores
+are compared with the images whose fingerprint stands above. Reading the folder runs no code of it; a model class that
+is not part of lit_gen must be on your Python path.
+"""
+
 
 def model_card(run: Run, facts: dict[str, Any]) -> str:
     """Return the model card in Markdown.
@@ -47,25 +68,7 @@ tags: [image-generation, {"class-conditional" if conditional else "unconditional
 
 {_scores(run, weights)}
 
-## Load and sample
-
-```python
-import lit_gen
-
-model = lit_gen.load("FOLDER")
-images = model.sample(64, seed=0)  # uint8, (64, {", ".join(map(str, data["image_shape"]))})
-```
-
-```sh
-lit-gen import FOLDER
-lit-gen sample runs/RUN -n 64 --out samples.png
-lit-gen evaluate runs/RUN
-```
-
-`lit-gen import` makes a run of this folder. Name the place of the images with `--data.source` to evaluate it: scores
-are compared with the images whose fingerprint stands above. Reading the folder runs no code of it; a model class that
-is not part of lit_gen must be on your Python path.
-"""
+{USAGE.format(shape=", ".join(map(str, data["image_shape"])))}"""
 
 
 def _scores(run: Run, weights: str) -> str:

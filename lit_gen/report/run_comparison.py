@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.yaml import load_yaml
@@ -19,29 +19,61 @@ PLACES = ("run", "wandb")
 COST = ("images_seen", "training_seconds", "training_flops")
 
 
-def compare_runs(one: Run, other: Run) -> str:
-    """Return the comparison of two runs as text.
+class RunComparison(NamedTuple):
+    """What differs between two runs.
+
+    Attributes:
+        settings: Configuration, without places of files.
+        data: Facts about the training images.
+        environment: Packages, Python, platform, code and device.
+        training: Cost.
+        curves: Last value of each curve.
+        scores: Lines of the scores of evaluations with the same protocol.
+    """
+
+    settings: list[Difference]
+    data: list[Difference]
+    environment: list[Difference]
+    training: list[Difference]
+    curves: list[Difference]
+    scores: list[str]
+
+    def to_text(self) -> str:
+        """Return a table for each kind of difference."""
+        parts = {
+            "settings": to_lines(self.settings),
+            "data": to_lines(self.data),
+            "software, code and device": to_lines(self.environment),
+            "training": to_lines(self.training),
+            "last values of the curves": to_lines(self.curves),
+            "scores": self.scores,
+        }
+        return "\n\n".join("\n".join([title, *(lines or ["  no difference"])]) for title, lines in parts.items())
+
+    def to_json(self) -> str:
+        """Return lists of key, first and second value by kind, and the lines of the scores."""
+        return json.dumps(self._asdict(), indent=2, default=str)
+
+
+def compare_runs(one: Run, other: Run) -> RunComparison:
+    """Compare two runs.
 
     Raises:
         UserError: If both are the same run, or a file is damaged.
     """
     if one.directory.resolve() == other.directory.resolve():
         raise UserError(f"RUN: {one.directory} is given twice; give two runs")
-    names = [run.directory.resolve().name for run in (one, other)]
     configs = [load_yaml(run.config) for run in (one, other)]
     sections = [key for config in configs for key in config if key not in PLACES]
     facts = [run.metadata for run in (one, other)]
-    parts = [
-        ("settings", to_lines(differences(configs[0], configs[1], *sections))),
-        ("data", to_lines(differences(facts[0], facts[1], "data"))),
-        ("software, code and device", to_lines(differences(facts[0], facts[1], *ENVIRONMENT))),
-        ("training", to_lines(_cost(facts))),
-        ("last values of the curves", to_lines(_curves(one, other))),
-        ("scores", _scores(one, other, names)),
-    ]
-    head = [f"first   {one.directory}", f"second  {other.directory}"]
-    lines = [[title, *(content or ["  no difference"])] for title, content in parts]
-    return "\n\n".join("\n".join(part) for part in [head, *lines])
+    return RunComparison(
+        settings=differences(configs[0], configs[1], *sections),
+        data=differences(facts[0], facts[1], "data"),
+        environment=differences(facts[0], facts[1], *ENVIRONMENT),
+        training=_cost(facts),
+        curves=_curves(one, other),
+        scores=_scores(one, other, [run.directory.resolve().name for run in (one, other)]),
+    )
 
 
 def _cost(facts: Sequence[Mapping[str, Any]]) -> list[Difference]:

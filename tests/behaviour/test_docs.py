@@ -119,7 +119,11 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
         case "score":
             parse_protocol(help.score_parser().parse_known_args(words[2:])[1], "score")
         case "import":
-            assert help.import_parser().parse_known_args(words[2:])[1][:1] in ([], ["--data.source"], ["--model.schedule"])
+            assert help.import_parser().parse_known_args(words[2:])[1][:1] in (
+                [],
+                ["--data.source"],
+                ["--model.schedule"],
+            )
         case "export" | "compare" | "reproduce":
             options = _parser()[0].parse_args(words[1:])
             runs = options.runs if words[1] == "compare" else [options.run]

@@ -126,6 +126,7 @@ class Hub:
         self.files[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
 
 
+@pytest.mark.slow
 def test_push_uploads_the_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

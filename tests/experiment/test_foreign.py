@@ -165,6 +165,7 @@ def test_noise_levels_are_those_of_diffusers(name: str) -> None:
         assert (grid(chain, STEPS)[:-1] * num - 1).round().tolist() == other.timesteps.tolist()
 
 
+@pytest.mark.slow
 def test_a_network_with_classes_gets_them(tmp_path: Path) -> None:
     """A transformer with a learned variance and a row for no class."""
     torch.manual_seed(0)
@@ -184,6 +185,7 @@ def test_a_network_with_classes_gets_them(tmp_path: Path) -> None:
             assert torch.equal(module.generator(x, t, labels), network(x, timestep=t, class_labels=classes).sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -207,6 +209,7 @@ def test_an_unsuitable_folder_is_one_line(change: Any, said: str, tmp_path: Path
     assert not list((tmp_path / "runs").glob("*"))
 
 
+@pytest.mark.slow
 def test_other_images_pickles_and_classes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, pipeline = folder_of(tmp_path / "wide", sample_size=16)
     with pytest.raises(UserError, match="takes 1x16x16 images, but the data has 1x8x8"):

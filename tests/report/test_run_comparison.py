@@ -55,6 +55,8 @@ def test_what_differs_is_shown_and_nothing_else(tmp_path: Path, capsys: pytest.C
     assert not any(
         key in text for key in ("model.width", "numpy", "git_commit", "train/same", "run.root", "images_seen")
     )
+    assert main(["compare", str(one.directory), str(other.directory), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"] == [["model.clip", 1.0, 2.0]]
     shutil.copytree(one.directory, tmp_path / "copy")
     assert main(["compare", str(one.directory), str(tmp_path / "copy")]) == 0
     assert capsys.readouterr().out.count("no difference") == 5
