@@ -17,6 +17,7 @@ from lit_gen.experiment.checks import check_training
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER
 from lit_gen.experiment.identity import recipe_identity, training_config, training_identity
+from lit_gen.experiment.imported import imported_run
 from lit_gen.experiment.loading import read_checkpoint
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.experiment.stages import Cost, learn_encoded, learn_pairs
@@ -37,13 +38,15 @@ from lit_gen.training.callbacks.sample_grid import SampleGrid
 def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
     """Train the model of an experiment in its run directory, and before it its teacher or first stage if needed.
 
-    A finished run is left as it is; an unfinished one is resumed from its last checkpoint.
+    A finished run is left as it is, as is an imported one; an unfinished one is resumed from its last checkpoint.
 
     Raises:
         UserError: If a setting does not suit the model, the data, the machine or what the model builds on.
     """
     data, model, stage = experiment.data, experiment.model, experiment.stage
     config = cli.resolved()
+    if (imported := imported_run(cli.words, config)) is not None:
+        return imported
     check_training(experiment)
     model.follow_classes(data)
     flow, spent = 1, Cost()

@@ -85,6 +85,8 @@ class ExperimentCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str], verb: str = "fit", options: Sequence[str] = ()) -> None:
         self.verb = verb
         self.options = options
+        self.words: list[str] = []
+        """Arguments in the order that the parser needs."""
         super().__init__(
             GenerativeModel,
             ImageDataModule,
@@ -138,7 +140,7 @@ class ExperimentCLI(LightningCLI):
         if text := key_help.find(parser, args, self.verb):
             print(text)
             raise SystemExit(0)
-        words = normalise_arguments(args)
+        words = self.words = normalise_arguments(args)
         for word in words:
             if is_config(word):
                 check_config(Path(word.partition("=")[2]))

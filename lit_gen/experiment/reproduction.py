@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.experiment.identity import training_config, training_identity
+from lit_gen.experiment.imported import changed_settings
 from lit_gen.experiment.loading import read_checkpoint
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.runs.differences import Difference, differences
@@ -61,7 +62,7 @@ def edited_keys(run: Run) -> list[Difference]:
     """
     metadata, config = run.metadata, ExperimentCLI(["--config", str(run.config)]).resolved()
     if "imported" in metadata:
-        return differences(metadata["training"], training_config(config))
+        return changed_settings(run, config)
     fingerprint = metadata.get("data", {}).get("fingerprint")
     if fingerprint is None or training_identity(config, fingerprint) == metadata["identity"]:
         return []

@@ -11,10 +11,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import lit_gen
 from lit_gen.cli import commands, exchange
+from lit_gen.cli.main import main
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion import BetaChain, Epsilon, OnChain, Sample, Timesteps, V
@@ -226,6 +228,31 @@ def test_other_images_pickles_and_classes_are_one_line(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UserError, match=r"pip install 'lit_gen\[diffusers\]'"):
         imported(folder, tmp_path / "runs")
+
+
+@pytest.mark.slow
+def test_a_sweep_evaluates_an_imported_run_and_never_trains_it(tmp_path: Path) -> None:
+    run = imported(folder_of(tmp_path / "tiny")[0], tmp_path / "runs")
+    before = run.checkpoint.read_bytes()
+    parameters = {"config": str(run.config), "sampler.steps": 2, "trainer.accelerator": "cpu"}
+    parameters |= {
+        "evaluation.num_samples": 16,
+        "evaluation.feature_net": "DigitsFeatures",
+        "evaluation.batch_size": 16,
+    }
+    parameters |= {"evaluation.metrics": "[FrechetDistance]", "wandb.mode": "disabled"}
+    sweep = {key: {"value": value} for key, value in parameters.items()} | {"sampler": {"values": ["DDIM", "Heun"]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "s", "method": "grid", "parameters": sweep}))
+    assert main(["sweep", str(tmp_path / "sweep.yaml"), "--root", str(tmp_path / "runs")]) == 0
+    results = [json.loads(path.read_text()) for path in run.evaluations.glob("*/result.json")]
+    assert sorted(result["sampler"]["name"] for result in results) == ["DDIM", "Heun"]
+    assert len(list((tmp_path / "runs").glob("digits*"))) == 1 and run.checkpoint.read_bytes() == before
+    with pytest.raises(UserError, match="model.warmup: cannot change, since .* was imported"):
+        commands.fit(["--config", str(run.config), "--model.warmup=10"])
+    assert main(["reproduce", str(run.directory), "--evaluation-only"]) == 0
+    assert main(["export", str(run.directory), "--to", str(tmp_path / "exported")]) == 0
+    ours, theirs = lit_gen.load(run.directory), lit_gen.load(tmp_path / "exported")
+    assert torch.equal(*(model.sample(2, sampler=Heun(steps=2)) for model in (ours, theirs)))
 
 
 FUNCTION = ["--model.schedule=Rectified", "--model.parameterization=Velocity"]
