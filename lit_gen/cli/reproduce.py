@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.core.text import printable
+from lit_gen.core.yaml import load_yaml
 from lit_gen.evaluation.device import device_name
 from lit_gen.experiment.fit import fit_run
 from lit_gen.experiment.loading import open_finished
@@ -22,12 +22,12 @@ from lit_gen.experiment.reproduction import (
     arguments_of,
     changed_surroundings,
     compare_curves,
-    compare_numbers,
+    compare_scores,
     compare_weights,
     edited_keys,
     recorded_threads,
 )
-from lit_gen.report.results import Result, read_results
+from lit_gen.report.results import read_results
 from lit_gen.runs.differences import to_lines
 from lit_gen.runs.directory import Run
 from lit_gen.training import processes
@@ -64,6 +64,8 @@ def reproduce(directory: Path, evaluation_only: bool, tolerance: float, keep: Pa
         raise UserError(f"RUN: {directory} has no evaluations; make one with lit-gen evaluate, or train it again")
     same, near = (all(outcome.within(limit) for outcome in outcomes) for limit in (0.0, tolerance))
     verdict = "bit-identical" if same else f"within {tolerance:g}" if near else "not reproduced"
+    if left := sum(len(outcome.not_repeated) for outcome in outcomes if not outcome.changed):
+        verdict += f", but {left} scores were not repeated"
     print(printable(f"{directory}: {verdict}"), flush=True)
     return 0 if near else 1
 
@@ -121,18 +123,12 @@ def _evaluated_again(run: Run, again: Run) -> list[Outcome]:
     """Evaluate the second run as the first was, and return the comparisons of their scores."""
     found = sorted(run.evaluations.glob("*/result.json"))
     outcomes = []
+    settings = load_yaml(run.config).get("evaluation") or {}
     for first in read_results(found) if found else []:
         name = f"scores of {first.path.parent.name}"
-        words = arguments_of(first.record.to_dict())
+        words = arguments_of(first.record.to_dict(), settings)
         with contextlib.redirect_stdout(io.StringIO()):
             path = commands.evaluate([str(again.directory), *words, "--wandb.mode", "disabled"])
         (second,) = read_results([path])
-        outcomes.append(compare_numbers(name, *_shared(first, second)))
+        outcomes.append(compare_scores(name, first.record, second.record))
     return outcomes
-
-
-def _shared(first: Result, second: Result) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the scores of both results with the same protocol."""
-    of_first, of_second = (result.record.score_protocols for result in (first, second))
-    names = [name for name in first.metrics if of_first.get(name) == of_second.get(name) and name in second.metrics]
-    return tuple({name: result.metrics[name] for name in names} for result in (first, second))  # type: ignore[return-value]

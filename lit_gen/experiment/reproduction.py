@@ -4,8 +4,8 @@ The same configuration, code, packages, data, device and number of threads give 
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import yaml
 from torch import Tensor
 
 from lit_gen.core.errors import UserError
+from lit_gen.evaluation.result_file import ResultRecord
 from lit_gen.experiment.identity import training_config, training_identity
 from lit_gen.experiment.imported import changed_settings
 from lit_gen.experiment.loading import read_checkpoint
 from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.runs.differences import Difference, differences
 from lit_gen.runs.directory import Run, environment
 from lit_gen.runs.metrics_file import read_metrics
@@ -36,6 +38,7 @@ class Outcome:
         changed: Names of those that differ.
         largest: Largest relative difference; infinite if a number is missing on one side.
         where: Name of the number with the largest difference.
+        not_repeated: Names of numbers of the first run that the second does not have, and that do not count.
     """
 
     what: str
@@ -43,16 +46,18 @@ class Outcome:
     changed: tuple[str, ...] = ()
     largest: float = 0.0
     where: str = ""
+    not_repeated: tuple[str, ...] = ()
 
     def within(self, tolerance: float) -> bool:
         """Return whether all differences are within a relative tolerance."""
         return not self.changed or self.largest <= tolerance
 
     def __str__(self) -> str:
+        rest = f"; not repeated: {', '.join(self.not_repeated)}" if self.not_repeated else ""
         if not self.changed:
-            return f"{self.what}: {self.num} bit-identical"
+            return f"{self.what}: {self.num} bit-identical{rest}"
         size = "one is missing" if math.isinf(self.largest) else f"largest relative difference {self.largest:.2g}"
-        return f"{self.what}: {len(self.changed)} of {self.num} differ, {size} ({self.where})"
+        return f"{self.what}: {len(self.changed)} of {self.num} differ, {size} ({self.where}){rest}"
 
 
 def edited_keys(run: Run) -> list[Difference]:
@@ -148,6 +153,24 @@ def compare_numbers(what: str, one: Mapping[str, float], other: Mapping[str, flo
     return _outcome(what, len({*one, *other}), sizes)
 
 
+def compare_scores(what: str, one: ResultRecord, other: ResultRecord) -> Outcome:
+    """Return the comparison of the scores of two results that have the same protocol.
+
+    Scores that only the first has, such as of a metric that the command line named, are not repeated. If there are no
+    others, nothing was reproduced.
+    """
+    sides = (one.score_protocols, other.score_protocols)
+    same = one.protocol == other.protocol
+    shared = [
+        name for name in one.metrics if same and name in other.metrics and sides[0].get(name) == sides[1].get(name)
+    ]
+    rest = tuple(name for name in one.metrics if name not in shared)
+    if not shared:
+        return Outcome(what, len(rest), rest, math.inf, rest[0] if rest else "no scores", rest)
+    found = compare_numbers(what, {name: one.metrics[name] for name in shared}, {n: other.metrics[n] for n in shared})
+    return replace(found, not_repeated=rest)
+
+
 def _outcome(what: str, num: int, sizes: dict[str, float]) -> Outcome:
     if not sizes:
         return Outcome(what, num)
@@ -155,11 +178,12 @@ def _outcome(what: str, num: int, sizes: dict[str, float]) -> Outcome:
     return Outcome(what, num, tuple(sizes), sizes[where], where)
 
 
-def arguments_of(result: Mapping[str, Any]) -> list[str]:
+def arguments_of(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
     """Return the arguments that repeat an evaluation of a run.
 
     Args:
         result: Content of its result.json.
+        evaluation: Settings of evaluations in the configuration of the run.
 
     Raises:
         UserError: If the sampler is guided by another run, whose place the result does not hold.
@@ -169,6 +193,9 @@ def arguments_of(result: Mapping[str, Any]) -> list[str]:
     words += [f"--evaluation.seed={result['seed']}", f"--evaluation.weights={result['weights']}"]
     if "inception_splits" in protocol:
         words.append(f"--evaluation.inception_splits={protocol['inception_splits']}")
+    by_name = {getattr(net, "name", ""): net.__name__ for net in _below(FeatureNet)}
+    if evaluation.get("feature_net") is None and protocol["feature_net"] in by_name:
+        words.append(f"--evaluation.feature_net={by_name[protocol['feature_net']]}")
     if sampler is not None:
         if isinstance(sampler.get("guidance"), dict) and "run" in sampler["guidance"]:
             raise UserError(
@@ -177,6 +204,13 @@ def arguments_of(result: Mapping[str, Any]) -> list[str]:
         text = yaml.safe_dump(_configured(sampler), default_flow_style=True, width=math.inf).strip()
         words.append(f"--sampler={text}")
     return words
+
+
+def _below(base: type) -> Iterator[type]:
+    children: list[type] = base.__subclasses__()
+    for child in children:
+        yield child
+        yield from _below(child)
 
 
 def _configured(described: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import yaml
 
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
-from lit_gen.experiment.reproduction import compare_numbers
+from lit_gen.evaluation.result_file import load_result
+from lit_gen.experiment.reproduction import compare_numbers, compare_scores
 from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 
@@ -57,6 +59,20 @@ def test_other_weights_are_not_reproduced(copy: Run, capsys: pytest.CaptureFixtu
     assert "largest relative difference 0.0099 (fd_digits)" in text and "not reproduced" in text
     assert main(["reproduce", str(copy.directory), "--evaluation-only", "--tolerance", "0.02"]) == 0
     assert "within 0.02" in capsys.readouterr().out
+
+
+def test_scores_that_were_not_repeated_do_not_count_as_equal(run: Run) -> None:
+    (path,) = run.evaluations.glob("*/result.json")
+    record = load_result(path)
+    assert str(compare_scores("scores", record, record)).startswith(f"scores: {len(record.metrics)} bit-identical")
+    fewer = replace(record, metrics={"fd_digits": record.metrics["fd_digits"]})
+    more = replace(record, metrics=record.metrics | {"mine": 1.0})
+    assert str(compare_scores("scores", more, fewer)).endswith("mine")
+    assert compare_scores("scores", more, fewer).within(0)
+    other = replace(record, protocol=replace(record.protocol, num_samples=7))
+    assert not compare_scores("scores", record, other).within(1e9)
+    unlike = replace(record, score_protocols={"fd_digits": {"metric": "another"}}, metrics=fewer.metrics)
+    assert not compare_scores("scores", record, unlike).within(1e9)
 
 
 def of_a_package(run: Run) -> None:
