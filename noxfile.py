@@ -79,10 +79,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def figures(session: nox.Session) -> None:
-    """Draw the figures of docs/diffusion.md that need no run; `-- FOLDER`: also the first result, from its sweep."""
+    """Draw the figures of docs/diffusion.md that need no run, and the tables and figures of results that exist."""
     install(session, "test")
     page = Path("docs/diffusion.md").read_text()
     for command in re.findall(r"^python (-m lit_gen\.report\.theory (?!learned).*)$", page, re.MULTILINE):
         session.run("python", *shlex.split(command))
-    if session.posargs:
-        session.run("python", "docs/update_start.py", *session.posargs)
+    session.run("python", "docs/update_tables.py", *session.posargs)

@@ -208,13 +208,19 @@ def _add_leaderboard(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="keep only these, for example protocol.num_samples=1000; may be repeated",
+        help="keep only these, such as model=EDM; may be repeated",
     )
     formats = parser.add_mutually_exclusive_group()
     for name, title in {"json": "JSON", "csv": "CSV", "markdown": "Markdown"}.items():
         formats.add_argument(
             f"--{name}", dest="format", action="store_const", const=name, default="table", help=f"print {title}"
         )
+    parser.add_argument(
+        "--columns",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        metavar="model,sampler,NFE",
+        help="columns of the Markdown table (default: all)",
+    )
     formats.add_argument(
         "--budgets",
         type=_budgets,
@@ -222,6 +228,7 @@ def _add_leaderboard(verbs: Verbs) -> None:
         help="a Markdown table of model and sampler against budgets of network evaluations",
     )
     parser.add_argument("--figure", type=Path, metavar="PNG", help="also plot the metric against the cost")
+    parser.add_argument("--samples", type=Path, metavar="PNG", help="also draw samples of the rows side by side")
     _add_comparisons(parser)
     parser.set_defaults(command=_leaderboard)
 
@@ -330,14 +337,15 @@ def _leaderboard(options: argparse.Namespace) -> int:
     from lit_gen.report import leaderboard, plots, render
     from lit_gen.report.results import load_results
 
-    if options.figure is not None and options.figure.suffix != ".png":
-        raise UserError(f"--figure: {options.figure} does not end in .png; give a name that does")
+    _check_leaderboard(options)
     board = leaderboard.rank(load_results(options.folder), by=options.by, where=options.where)
     if options.pareto:
         board = leaderboard.pareto(board, options.against)
-    if options.figure is not None:  # of the rows that the table shows
-        results = [result for row in board.rows for result in row.results]
-        plots.distance_vs_cost(results, options.figure, board.by, options.against)
+    shown = [result for row in board.rows for result in row.results]
+    if options.figure is not None:
+        plots.distance_vs_cost(shown, options.figure, board.by, options.against)
+    if options.samples is not None:
+        plots.side_by_side(shown, options.samples)
     if options.published is not None:
         board = leaderboard.with_published(board, options.published)
     if options.paired:
@@ -346,10 +354,21 @@ def _leaderboard(options: argparse.Namespace) -> int:
         print(render.to_budget_table(board, options.budgets).rstrip())
     elif options.format == "table":
         render.print_table(board)
+    elif options.format == "markdown":
+        print(render.to_markdown(board, options.columns).rstrip())
     else:
-        formats = {"json": render.to_json, "csv": render.to_csv, "markdown": render.to_markdown}
-        print(formats[options.format](board).rstrip())
+        print({"json": render.to_json, "csv": render.to_csv}[options.format](board).rstrip())
     return 0
+
+
+def _check_leaderboard(options: argparse.Namespace) -> None:
+    """Raise a UserError if options of the leaderboard do not fit together, before results are read."""
+    for name in ("figure", "samples"):
+        path = getattr(options, name)
+        if path is not None and path.suffix != ".png":
+            raise UserError(f"--{name}: {path} does not end in .png; give a name that does")
+    if options.columns and options.format != "markdown":
+        raise UserError("--columns: only a Markdown table takes them; add --markdown, or remove --columns")
 
 
 def _page(options: argparse.Namespace) -> int:

@@ -78,6 +78,19 @@ class Leaderboard:
         return line if self.likelihood is None else f"{line}; bits_per_dim {describe_likelihood(self.likelihood)}"
 
     @property
+    def shared_line(self) -> str:
+        """The seeds, weights and grid that all rows share, in one line of text."""
+        of_rows = [[result.record for result in row.results] for row in self.rows]
+        values = {
+            "training seed": [{str(each.training_seed) for each in row} for row in of_rows],
+            "sampling seed": [{str(each.seed) for each in row} for row in of_rows],
+            "weights": [{each.weights for each in row} for row in of_rows],
+            "grid": [{result.grid for result in row.results} for row in self.rows if row.first.grid],
+        }
+        shared = {name: sorted(sets[0]) for name, sets in values.items() if sets and sets.count(sets[0]) == len(sets)}
+        return "; ".join(f"{name} {', '.join(of_all)}" for name, of_all in shared.items())
+
+    @property
     def noise_line(self) -> str:
         """What intervals and ranks mean, and which scores are left out, in one line of text."""
         line = f"± half of a {LEVEL:.0%} interval; rank: 1 + the number of rows that beat this one outside the noise"

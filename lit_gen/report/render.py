@@ -129,23 +129,48 @@ def _cell(column: "_Column", row: Line) -> Cell:
     return Cell(text, None if missing else value)
 
 
-def to_markdown(board: Leaderboard) -> str:
-    """Return the leaderboard as a Markdown table with the protocol above it."""
+def to_markdown(board: Leaderboard, columns: Sequence[str] | None = None) -> str:
+    """Return the leaderboard as a Markdown table with the protocol above it.
+
+    Args:
+        board: The leaderboard.
+        columns: Names of the columns to show, without arrows; all of them if not given. Seeds, weights and grids that
+            all rows share are then named above the table.
+
+    Raises:
+        UserError: If there is no such column.
+    """
     headers, rows = to_cells(board)
-    texts = [[for_markdown(cell.text) for cell in row] for row in rows]
+    places = _places([header.name for header in headers], columns)
+    texts = [[for_markdown(row[place].text) for place in places] for row in rows]
     for line, cells in zip(_lines(board), texts, strict=True):
         if isinstance(line, Published):
             cells[:] = [cell if cell == "-" else f"*{cell}*" for cell in cells]
-    return _markdown_table(board, [header.name for header in headers], [header.align for header in headers], texts)
+    names, aligns = ([getattr(headers[place], of) for place in places] for of in ("name", "align"))
+    return _markdown_table(board, names, aligns, texts, None if columns is None else board.shared_line)
+
+
+def _places(headers: Sequence[str], columns: Sequence[str] | None) -> list[int]:
+    """Return the places of the columns to show among the headers; raise a UserError if one of them is missing."""
+    names = [header.rstrip(" ↓↑") for header in headers]
+    for column in columns or []:
+        if column not in names:
+            raise UserError(f"--columns: {column} is not a column; choose of {', '.join(names)}")
+    return [names.index(column) for column in columns or names]
 
 
 def _markdown_table(
-    board: Leaderboard, headers: Sequence[str], aligns: Sequence[str], rows: Sequence[Sequence[str]]
+    board: Leaderboard,
+    headers: Sequence[str],
+    aligns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    shared: str | None = None,
 ) -> str:
-    """Return a Markdown table with the protocol above it; the cells of the rows are Markdown already."""
+    """Return a Markdown table with the protocol above it, and what the rows share; their cells are Markdown already."""
     marks = ["---:" if align == "right" else ":---" for align in aligns]
     lines = [f"| {' | '.join(cells)} |" for cells in (list(map(for_markdown, headers)), marks, *rows)]
-    return "\n".join([for_markdown(board.protocol_line), "", *lines, "", for_markdown(board.noise_line)]) + "\n"
+    above = board.protocol_line + (f"; {shared}" if shared else "")
+    return "\n".join([for_markdown(above), "", *lines, "", for_markdown(board.noise_line)]) + "\n"
 
 
 def to_budget_table(board: Leaderboard, budgets: Sequence[int]) -> str:

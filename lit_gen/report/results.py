@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,7 +187,7 @@ def load_results(folder: Path | str) -> list[Result]:
 
 
 def select(results: list[Result], where: Iterable[str], option: str = "--where") -> list[Result]:
-    """Return the results that fulfil every condition.
+    """Return the results that fulfil the conditions, of those with the same key at least one.
 
     Args:
         results: The results to select from.
@@ -196,20 +197,25 @@ def select(results: list[Result], where: Iterable[str], option: str = "--where")
     Raises:
         UserError: If a condition has no `=`, names an unknown key, or leaves nothing.
     """
+    values: dict[str, list[str]] = defaultdict(list)
     for condition in where:
         key, equals, value = condition.partition("=")
         if not equals:
             raise UserError(f"{option} {condition}: expected KEY=VALUE; give for example protocol.num_samples=1000")
+        values[key].append(value)
+    for key, asked in values.items():
         present = sorted({str(result.get(key)) for result in results if result.get(key) is not None})
         if not present:
             raise UserError(
-                f"{option} {condition}: no result has the key {key}; give one such as model or protocol.num_samples"
+                f"{option} {key}={asked[0]}: no result has the key {key}; give one such as model or "
+                "protocol.num_samples"
             )
-        results = [result for result in results if _matches(result.get(key), value)]
-        if not results:
-            raise UserError(
-                f"{option} {condition}: no result fits; choose one of the values of {key}: {', '.join(present)}"
-            )
+        for value in asked:
+            if not any(_matches(result.get(key), value) for result in results):
+                raise UserError(
+                    f"{option} {key}={value}: no result fits; choose one of the values of {key}: {', '.join(present)}"
+                )
+        results = [result for result in results if any(_matches(result.get(key), value) for value in asked)]
     return results
 
 

@@ -49,7 +49,7 @@ def test_the_citation_names_this_version() -> None:
 
 def test_every_path_of_nox_exists() -> None:
     paths = re.findall(r'"((?:docs|tests|lit_gen|conf)/[\w./-]+)"', (ROOT / "noxfile.py").read_text())
-    assert "docs/update_start.py" in paths
+    assert "docs/update_tables.py" in paths
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 

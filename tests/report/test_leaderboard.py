@@ -19,7 +19,7 @@ from lit_gen.families.settings import Temperature, defaults
 from lit_gen.families.vq.token_sampling import TokenSampling
 from lit_gen.report.leaderboard import comparable, rank
 from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json, to_markdown, to_table
-from lit_gen.report.results import Result, load_results, read_result, select
+from lit_gen.report.results import Result, load_results, read_result
 from lit_gen.sweeps.journal import Journal
 
 PROTOCOL = {
@@ -201,22 +201,6 @@ def test_a_sweep_over_two_data_sets_ends_with_two_leaderboards(tmp_path, capsys)
     assert {path.name for path in folder.iterdir()} == {"leaderboard.md", *drawn}
     _report(paths[:2], folder)
     assert {"distance_vs_nfe.png", "samples.png"} <= {path.name for path in folder.iterdir()}
-
-
-def test_conditions_compare_values_of_every_type():
-    found = results(content("A"), content("B", sampler=None), content("C", nfe=20, run__recipe="1e3"))
-    assert [r.model for r in select(found, ["nfe=20"])] == ["C"]
-    assert [r.model for r in select(found, ["nfe=10.0"])] == ["A"]
-    assert [r.model for r in select(found, ["sampler=null"])] == ["B"]
-    assert [r.model for r in select(found, ["sampler.name=DDIM", "sampler.grid.rho=7"])] == ["A", "C"]
-    assert [r.model for r in select(found, ["protocol.image_shape=[1, 8, 8]", "run.recipe=1e3"])] == ["C"]
-    for condition, words in {
-        "model": "KEY=VALUE",
-        "modle=A": "no result has the key modle",
-        "model=Z": "values of model: A, B, C",
-    }.items():
-        with pytest.raises(UserError, match=words):
-            rank(found, where=[condition])
 
 
 def test_seeds_are_one_row_of_mean_and_deviation():
