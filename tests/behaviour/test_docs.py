@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -146,6 +147,11 @@ def test_other_commands_name_what_there_is(words: list[str]) -> None:
             assert load_sweep([ROOT / file]).trials
         case ["python", "-m", "lit_gen.report.theory", figure, *_]:
             assert callable(getattr(theory, figure))
+        case ["python", script, *_]:
+            ran = runpy.run_path(str(ROOT / script))
+            with pytest.raises(SystemExit) as stopped:
+                ran["main"](["--help"])
+            assert stopped.value.code == 0
         case _:
             pytest.fail(f"no check of {words[0]}")
 

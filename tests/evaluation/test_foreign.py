@@ -3,6 +3,7 @@
 import json
 import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,13 @@ def test_the_first_images_alone(samples: Path, tmp_path: Path, data: ImageDataMo
         images[:100], data, "Theirs", feature_net=DigitsFeatures(), root=tmp_path / "python", batch_size=128
     )
     theirs = score(samples / "pictures", tmp_path / "command", "--evaluation.num_samples=100", "--name=Theirs")
-    assert theirs["metrics"] == result.metrics and theirs["run"] == result.data["run"]
+    assert theirs["metrics"] == result.metrics and theirs["run"] == result.record.run.to_dict()
     assert (theirs["nfe"], theirs["num_parameters"], theirs["images_seen"]) == (None, None, None)
     more = lit_gen.score(
         images[:100], data, "Theirs", nfe=7, num_parameters=9, feature_net=DigitsFeatures, root=tmp_path / "python"
     )
-    assert more.path == result.path and more.data == result.data | {"nfe": 7, "num_parameters": 9}
-    assert json.loads(more.path.read_text()) == more.data
+    assert more.path == result.path and more.record == replace(result.record, nfe=7.0, num_parameters=9)
+    assert json.loads(more.path.read_text()) == more.record.to_dict()
 
 
 def test_a_foreign_row_stands_on_the_leaderboard(own: Path, samples: Path, tmp_path: Path, capsys: Any) -> None:
