@@ -25,11 +25,9 @@ from lit_gen.experiment.first_stage import WEIGHTS as FIRST_STAGE_WEIGHTS
 from lit_gen.experiment.loading import load_model, load_objects, open_finished
 from lit_gen.families.base import GenerativeModel
 from lit_gen.runs.directory import Run
-from lit_gen.runs.exported import CARD, CONFIG, FORMAT, WEIGHTS, Exported
+from lit_gen.runs.exported import CARD, CONFIG, FORMAT, SECTIONS, WEIGHTS, Exported
 from lit_gen.training.callbacks.ema import named_weights
 
-SECTIONS = ("seed_everything", "model", "data", "budget", "ema", "first_stage", "evaluation")
-"""Sections of a configuration that an exported model keeps; the others name a machine and its folders."""
 _OF_THE_RUN = (
     *("identity", "recipe", "seed", "flow"),
     *("training_seconds", "earlier_seconds", "training_flops", "earlier_flops"),

@@ -46,7 +46,7 @@ def import_exported(folder: Path, words: Sequence[str]) -> Run:
     check_fixed(words, str(folder))
     facts = DataFacts.recorded(exported.facts)
     assert facts is not None
-    with configured(exported.facts["config"], folder) as own:
+    with configured(exported.config, folder) as own:
         cli = ExperimentCLI([*own, *words], "import")
         experiment = cli.objects(facts)
         if any(word.startswith("--data.") for word in words):

@@ -117,7 +117,7 @@ def load_objects(run: Run) -> Experiment:
     """Build the experiment of a run, or of an exported folder; its data is not read if facts about it are recorded."""
     if Exported.is_one(run.directory):
         exported = Exported.open(run.directory)
-        with configured(exported.facts["config"], exported.folder) as words:
+        with configured(exported.config, exported.folder) as words:
             return build_objects(words, DataFacts.recorded(exported.facts))
     return build_objects(["--config", str(run.config)], DataFacts.recorded(run.metadata))
 

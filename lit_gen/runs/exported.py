@@ -25,6 +25,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FORMAT = 1
+SECTIONS = ("seed_everything", "model", "data", "budget", "ema", "first_stage", "evaluation")
+"""Sections of a configuration that an exported model keeps; the others name a machine and its folders."""
 REMEDY = "export it again with lit-gen export"
 _FIELDS = {
     "format": COUNT,
@@ -75,6 +77,11 @@ class Exported:
             raise UserError(f"{path}: format {facts['format']} is unknown; read it with a later version of lit_gen")
         check_fields(facts, _FIELDS, _REQUIRED, path, REMEDY)
         return cls(Path(folder), facts)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the model; other sections, which would name places, are left out."""
+        return {key: value for key, value in self.facts["config"].items() if key in SECTIONS}
 
     @property
     def path(self) -> Path:

@@ -1,5 +1,6 @@
 """`lit-gen export` and `lit-gen import`: the same samples and the same scores, from files that run no code."""
 
+import inspect
 import json
 import shutil
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 import lit_gen
 from lit_gen.cli import commands, exchange
@@ -110,6 +112,16 @@ def export(run: Run, folder: Path, push: str | None = None) -> Path:
     return exchange.export_model(options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+def test_a_folder_names_no_place_to_write_to(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    shutil.copytree(exported, folder)
+    changed(config__run={"root": str(elsewhere)}, config__wandb={"mode": "online"})(folder)
+    monkeypatch.chdir(tmp_path)
+    run = exchange.import_model([str(folder)])
+    assert run.directory.parent == Path("runs") and not elsewhere.exists()
+
+
 class Hub:
     """The two calls of huggingface_hub's HfApi, on this machine."""
 
@@ -131,6 +143,9 @@ def test_push_uploads_the_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = Hub()
+    for name in ("create_repo", "upload_folder"):
+        real = inspect.signature(getattr(HfApi, name)).parameters
+        assert set(inspect.signature(getattr(hub, name)).parameters) - {"name"} <= set(real)
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: hub))
     export(run, tmp_path / "one", "me/digits")
     assert hub.files == {"me/digits": ["README.md", "config.json", "model.safetensors"]}
