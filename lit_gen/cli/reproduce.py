@@ -14,6 +14,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.text import printable
 from lit_gen.core.yaml import load_yaml
 from lit_gen.evaluation.device import device_name
+from lit_gen.experiment.first_stage import FOLDER
 from lit_gen.experiment.fit import fit_run
 from lit_gen.experiment.loading import open_finished
 from lit_gen.experiment.parser import ExperimentCLI
@@ -97,8 +98,11 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 def _trained_again(run: Run, root: Path) -> Run:
-    """Train a run again from its configuration, with its number of CPU threads."""
+    """Train a run again from its configuration, with its number of CPU threads and a copy of its first stage."""
     place = ["--run.root", str(root), "--run.name", NAME, "--wandb.mode", "disabled"]
+    if (run.directory / FOLDER).is_dir():  # encoding the images writes files beside the first stage
+        copied = shutil.copytree(run.directory / FOLDER, root / FOLDER, ignore=shutil.ignore_patterns("encoded"))
+        place += ["--first_stage.run", str(Path(copied).resolve())]
     cli = ExperimentCLI(["--config", str(run.config), *place])
     with threads_restored():
         threads = recorded_threads(run)
@@ -113,7 +117,7 @@ def _copied(run: Run, root: Path) -> Run:
     place.mkdir()
     for name in ("config.yaml", "run.json"):
         shutil.copy(run.directory / name, place)
-    for folder in ("checkpoints", "first_stage"):
+    for folder in ("checkpoints", FOLDER):
         if (run.directory / folder).is_dir():
             (place / folder).symlink_to((run.directory / folder).resolve())
     return Run(place)

@@ -44,6 +44,14 @@ def test_a_run_is_reproduced_bit_by_bit(run: Run, tmp_path: Path, capsys: pytest
     assert again.metadata["identity"] == run.metadata["identity"]
 
 
+def test_two_stages_are_reproduced_and_left_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = commands.fit(arguments("LatentEDM", tmp_path, 64))
+    before = sorted(run.directory.rglob("*"))
+    assert main(["reproduce", str(run.directory)]) == 0
+    assert "averaged weights: 64 bit-identical" in capsys.readouterr().out
+    assert sorted(run.directory.rglob("*")) == before
+
+
 def test_other_weights_are_not_reproduced(copy: Run, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = torch.load(copy.checkpoint, weights_only=True)
     name, weight = max(checkpoint["state_dict"].items(), key=lambda each: each[1].numel())
