@@ -61,8 +61,10 @@ def reproduce(directory: Path, evaluation_only: bool, tolerance: float, keep: Pa
         outcomes += _evaluated_again(run, again)
     for outcome in outcomes:
         print(printable(f"  {outcome}"))
-    if not outcomes:
-        raise UserError(f"RUN: {directory} has no evaluations; make one with lit-gen evaluate, or train it again")
+    if not any(outcome.num for outcome in outcomes):
+        raise UserError(
+            f"RUN: {directory} has no evaluations that can be repeated; make one with lit-gen evaluate, or train it again"
+        )
     same, near = (all(outcome.within(limit) for outcome in outcomes) for limit in (0.0, tolerance))
     verdict = "bit-identical" if same else f"within {tolerance:g}" if near else "not reproduced"
     if left := sum(len(outcome.not_repeated) for outcome in outcomes if not outcome.changed):
@@ -130,7 +132,11 @@ def _evaluated_again(run: Run, again: Run) -> list[Outcome]:
     settings = load_yaml(run.config).get("evaluation") or {}
     for first in read_results(found) if found else []:
         name = f"scores of {first.path.parent.name}"
-        words = arguments_of(first.record.to_dict(), settings)
+        try:
+            words = arguments_of(first.record.to_dict(), settings)
+        except UserError as error:
+            outcomes.append(Outcome(f"{name} ({error})", 0, not_repeated=tuple(first.metrics)))
+            continue
         with contextlib.redirect_stdout(io.StringIO()):
             path = commands.evaluate([str(again.directory), *words, "--wandb.mode", "disabled"])
         (second,) = read_results([path])

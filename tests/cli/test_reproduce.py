@@ -138,11 +138,18 @@ def test_each_difference_has_a_name(
 
 
 def test_what_cannot_be_repeated_is_one_line(copy: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (result,) = copy.evaluations.glob("*/result.json")
+    content = json.loads(result.read_text())
+    content["sampler"]["guidance"] = {"name": "Guidance", "weight": 2.0, "interval": [0, "inf"], "run": "weaker"}
+    result.write_text(json.dumps(content))
+    assert main(["reproduce", str(copy.directory), "--evaluation-only"]) == 2
+    said = capsys.readouterr()
+    assert "not repeated: fd_digits" in said.out and "no evaluations that can be repeated" in said.err
     shutil.rmtree(copy.evaluations)
     copy.update(imported={"from": "elsewhere"})
     for words, said in (
         ([], "was imported and not trained here; add --evaluation-only"),
-        (["--evaluation-only"], "has no evaluations"),
+        (["--evaluation-only"], "has no evaluations that can"),
         (["--tolerance", "-1"], "--tolerance: -1.0 is not a relative difference"),
     ):
         assert main(["reproduce", str(copy.directory), *words]) == 2
