@@ -62,9 +62,7 @@ def reproduce(directory: Path, evaluation_only: bool, tolerance: float, keep: Pa
     for outcome in outcomes:
         print(printable(f"  {outcome}"))
     if not any(outcome.num for outcome in outcomes):
-        raise UserError(
-            f"RUN: {directory} has no evaluations that can be repeated; make one with lit-gen evaluate, or train it again"
-        )
+        raise UserError(f"RUN: {directory} has no evaluations that can be repeated; make one with lit-gen evaluate")
     same, near = (all(outcome.within(limit) for outcome in outcomes) for limit in (0.0, tolerance))
     verdict = "bit-identical" if same else f"within {tolerance:g}" if near else "not reproduced"
     if left := sum(len(outcome.not_repeated) for outcome in outcomes if not outcome.changed):
