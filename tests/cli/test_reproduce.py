@@ -143,8 +143,8 @@ def test_what_cannot_be_repeated_is_one_line(copy: Run, capsys: pytest.CaptureFi
     content["sampler"]["guidance"] = {"name": "Guidance", "weight": 2.0, "interval": [0, "inf"], "run": "weaker"}
     result.write_text(json.dumps(content))
     assert main(["reproduce", str(copy.directory), "--evaluation-only"]) == 2
-    said = capsys.readouterr()
-    assert "not repeated: fd_digits" in said.out and "no evaluations that can be repeated" in said.err
+    printed = capsys.readouterr()
+    assert "not repeated: fd_digits" in printed.out and "no evaluations that can be repeated" in printed.err
     shutil.rmtree(copy.evaluations)
     copy.update(imported={"from": "elsewhere"})
     for words, said in (

@@ -5,9 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
-import diffusers
+import diffusers as package
 import numpy as np
 import pytest
 import torch
@@ -19,10 +19,11 @@ from lit_gen.cli import commands, exchange
 from lit_gen.cli.main import main
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
-from lit_gen.families.diffusion import BetaChain, Epsilon, OnChain, Sample, Timesteps, V
+from lit_gen.families.diffusion import BetaChain, Epsilon, OnChain, Sample, Schedule, Timesteps, V
 from lit_gen.families.diffusion.samplers import DDIM, Heun
 from lit_gen.runs.directory import Run
 
+diffusers: Any = package  # its stubs of lazy imports have no attributes
 STEPS, NUM = 8, 3  # 8 divides 1000: with trailing, diffusers steps by T // steps whatever the next timestep is
 UNET = {
     "sample_size": 8,
@@ -65,9 +66,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-def folder_of(
-    path: Path, scheduler: str = "linear", network: Any = None, **settings: Any
-) -> tuple[Path, diffusers.DDIMPipeline]:
+def folder_of(path: Path, scheduler: str = "linear", network: Any = None, **settings: Any) -> tuple[Path, Any]:
     """Save a small pipeline with random weights, and return it."""
     torch.manual_seed(0)
     unet = network or diffusers.UNet2DModel(**{**UNET, **settings})
@@ -104,12 +103,12 @@ def check_same_images(run: Run, pipeline: Any, scheduler: str) -> None:
     )
     sampler = DDIM(steps=STEPS, grid=Timesteps(**settings))
     timesteps: list[float] = []
-    network = model.module.generator
+    network, schedule = model.module.generator, cast(Schedule, model.module.schedule)
     handle = network.register_forward_pre_hook(lambda _, given: timesteps.append(float(given[1][0])))
     ours = model.sample(NUM, seed=5, sampler=sampler, dtype="float")
     handle.remove()
-    start = sampler.times(model.module.schedule)[0]
-    noise = Noise(5, range(NUM)).normal((1, 8, 8)) * float(model.module.schedule(start)[1])
+    start = sampler.times(schedule)[0]
+    noise = Noise(5, range(NUM)).normal((1, 8, 8)) * float(schedule(start)[1])
     expected = theirs(pipeline, noise.float(), scheduler == "clipped")
     assert timesteps == pipeline.scheduler.timesteps.tolist(), "exactly, and one evaluation each"
     assert model.nfe == STEPS
