@@ -24,12 +24,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_gen.core.operations import OperationCounter
+from lit_gen.core.processes import alone
 from lit_gen.data.batches import Batch
 from lit_gen.families.base import GenerativeModel
 
 
 class TrainingCost(Callback):
-    """Callback that counts the operations of training on an image, in the first process."""
+    """Callback that counts the operations of training on an image, in every process.
+
+    All processes count, since a network of the user's own may communicate (`torch.nn.SyncBatchNorm`). Batches are those
+    of one process, so quantities over all processes are those of one.
+    """
 
     def __init__(self) -> None:
         self._per_image: dict[int, float] = {}
@@ -47,9 +52,9 @@ class TrainingCost(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: GenerativeModel, batch: Any, batch_idx: int) -> None:
         begun = [start for start in pl_module.phase_starts if start <= pl_module.images_seen]
-        if len(begun) == len(self._per_image) or self._failed or not trainer.is_global_zero:
+        if len(begun) == len(self._per_image) or self._failed:
             return
-        with isolate_rng(include_cuda=pl_module.device.type == "cuda"), warnings.catch_warnings():
+        with isolate_rng(include_cuda=pl_module.device.type == "cuda"), warnings.catch_warnings(), alone():
             warnings.simplefilter("ignore")
             try:
                 for start in begun[len(self._per_image) :]:

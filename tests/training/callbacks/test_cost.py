@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.cli import commands
+from lit_gen.core import processes
 from lit_gen.core.noise import Noise
 from lit_gen.core.operations import OperationCounter
 from lit_gen.data.batches import Batch
@@ -128,7 +129,7 @@ class InPhases(Linear):
 
 def test_phases_are_counted_when_they_begin_or_have_begun() -> None:
     early, late = 2 * PIXELS * HIDDEN * 2 + 2 * HIDDEN * PIXELS * 3, 2 * PIXELS * HIDDEN + 2 * HIDDEN * PIXELS * 2
-    first: Any = SimpleNamespace(is_global_zero=True)
+    first: Any = SimpleNamespace()
     for seen in ([0, 50, 100, 150], [150]):  # from the start, and resumed
         cost, model = TrainingCost(), InPhases()
         for images in seen:
@@ -146,12 +147,30 @@ class Odd(Linear):
 
 
 def test_an_unknown_cost_is_unknown() -> None:
-    cost, first = TrainingCost(), SimpleNamespace(is_global_zero=True)
+    cost, first = TrainingCost(), SimpleNamespace()
     cost.on_train_batch_start(first, Odd(), IMAGES, 0)  # type: ignore[arg-type]
     assert cost.flops(100) is None and TrainingCost().flops(100) is None
-    other = TrainingCost()
-    other.on_train_batch_start(SimpleNamespace(is_global_zero=False), Linear(), IMAGES, 0)  # type: ignore[arg-type]
-    assert other.flops(100) is None, "only the first process counts"
+
+
+class Summed(Linear):
+    """Sums over all processes in its step."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        total = processes.all_reduce_sum(torch.ones(()))
+        assert total == 1 and processes.ranks() == (0, 1) and processes.gather("a") == ["a"]
+        assert processes.from_first("b") == "b" and len(processes.all_gather_cat(torch.ones(2))) == 2
+        return super().training_step(batch, batch_idx)
+
+
+def test_no_process_waits_for_another_while_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a group in which every collective operation would fail."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    cost, plain = TrainingCost(), TrainingCost()
+    for counter, model in ((cost, Summed()), (plain, Linear())):
+        counter.on_train_batch_start(SimpleNamespace(), model, IMAGES, 0)  # type: ignore[arg-type]
+    assert cost.flops(60) == plain.flops(60) != 0
+    with pytest.raises((ValueError, RuntimeError)):
+        processes.all_reduce_sum(torch.ones(()))
 
 
 @pytest.mark.slow
