@@ -24,6 +24,8 @@ from lit_gen.metrics.feature_nets import DigitsFeatures
 from lit_gen.runs.directory import Run
 from tests.conftest import ROOT, arguments
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:

@@ -20,6 +20,8 @@ from lit_gen.core.errors import UserError
 from lit_gen.runs.directory import Run
 from tests.conftest import TINY, arguments
 
+pytestmark = pytest.mark.slow
+
 HEUN = ["--sampler=Heun", "--sampler.steps=2"]
 # "LatentEDM" and "TokenPrior" have a first stage; a GAN has a second network, which is not exported
 FAMILIES = ["LatentEDM", "TokenPrior", "GAN", "VQGAN", "VAE", "Glow", "PixelCNN", "PointFlow"]

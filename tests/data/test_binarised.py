@@ -142,6 +142,7 @@ def test_a_dynamic_training_resumes_with_the_same_bits(tmp_path: Path, monkeypat
     assert fixed.metadata["data"]["fingerprint"] != whole.metadata["data"]["fingerprint"]
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_source_within_a_source(tmp_path: Path) -> None:
     config = f"--data={ROOT / 'conf/data/binary_digits.yaml'}"
     words = [word for word in DIGITS if not word.startswith("--data.source")]

@@ -10,6 +10,7 @@ from lit_gen.cli import commands
 from tests.conftest import arguments
 
 
+@pytest.mark.slow
 def test_samples_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = arguments("VAE", tmp_path, 64)
     result = commands.run(words)

@@ -121,6 +121,7 @@ def test_what_a_callback_ends_is_said_in_one_line_and_not_finished(
     assert not Run(run.parent).finished
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_account")
 def test_an_evaluation_asks_for_the_account_before_it_computes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

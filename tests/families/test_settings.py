@@ -42,6 +42,7 @@ def words(root: Path, *more: str) -> list[str]:
     return ["--model=tests.families.test_settings.Halved", *rest]
 
 
+@pytest.mark.slow
 def test_initial_values_are_set_by_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Halved.calls.clear()
     interrupted = words(tmp_path, "--checkpoint.every=64", "--trainer.callbacks=tests.interrupt.Interrupt")
@@ -57,6 +58,7 @@ def test_initial_values_are_set_by_the_data_once(tmp_path: Path, monkeypatch: py
     assert torch.equal(images, train[[i * len(train) // 512 for i in range(512)]])
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_in_training_and_by_the_command(tmp_path: Path) -> None:
     run = commands.fit(words(tmp_path))
     (drawn,) = run.samples.glob("halves-*.png")
@@ -76,6 +78,7 @@ def test_training_images_are_shown_where_there_is_no_test_part(tmp_path: Path) -
     assert torch.equal(tiles[1], tiles[0] / 2)
 
 
+@pytest.mark.slow
 def test_a_picture_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = commands.fit(words(tmp_path))
     capsys.readouterr()

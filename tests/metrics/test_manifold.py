@@ -144,7 +144,7 @@ def test_the_spread_of_coverage_is_that_of_the_jackknife(num):
 @pytest.mark.slow
 def test_spread_of_precision_and_density():
     real = RealFeatures(normal(100, 3, 0))
-    samples = [normal(200, 3, i) * 1.2 + 0.5 for i in range(1, 301)]
+    samples = [normal(200, 3, i) * 1.2 + 0.5 for i in range(1, 201)]
     found = [
         estimates(PrecisionRecall(), real, features=x) | estimates(DensityCoverage(), real, features=x) for x in samples
     ]

@@ -244,6 +244,7 @@ def test_a_file_that_is_not_up_to_date_is_made_again(trained: Run) -> None:
         assert torch.equal(weight, again[name]) and torch.equal(weight, mended[name])
 
 
+@pytest.mark.slow
 def test_evaluations_name_their_weights(trained: Run) -> None:
     words = [str(trained.directory), "--sampler=DDIM", "--sampler.steps=3"]
     asked = ["ema", "ema:0.050", "ema:0.1@1024"]
@@ -265,6 +266,7 @@ def test_sample_takes_them(trained: Run, tmp_path: Path, capsys: pytest.CaptureF
     assert not np.array_equal(*images)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_in_one_line(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = str(trained.directory)
     assert said(capsys, "ema", name, "--std", "0.5").startswith("--std: 0.5 is not the relative width")

@@ -144,7 +144,7 @@ def test_masses_of_binary_images_sum_to_one_for_each_class(build: Builder) -> No
 
 @pytest.mark.parametrize(
     ("build", "likelihood", "num_levels"),
-    [(pixelcnn, FEW, 16), (transformer, FEW, 16), (pixelcnn_pp, MIXTURE, 256)],
+    [(pixelcnn, FEW, 16), (transformer, FEW, 16), pytest.param(pixelcnn_pp, MIXTURE, 256, marks=pytest.mark.slow)],
 )
 def test_masses_of_all_images_of_two_grey_pixels_sum_to_one(
     build: Builder, likelihood: Callable[[], PixelLikelihood], num_levels: int

@@ -337,6 +337,7 @@ def test_each_draws_by_its_own_sampler_image_by_image(cls):
     torch.testing.assert_close(both[1:], second, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "options"),
     [

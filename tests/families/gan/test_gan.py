@@ -254,6 +254,7 @@ def test_truncation_draws_nearer_to_the_middle() -> None:
     assert near.std(0).mean() < 0.5 * whole.std(0).mean()
 
 
+@pytest.mark.slow
 def test_averages_are_those_of_the_closed_form_and_buffers_come_along(tmp_path: Path) -> None:
     words = ["--ema.decay=0.15", "--model.discriminator_steps=1"]
     initial: Any = ExperimentCLI(arguments("GAN", tmp_path, 64, *words)).objects().model
