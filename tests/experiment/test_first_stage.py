@@ -379,7 +379,8 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
         "data.flip": [*token, stage, "--data.flip=true"],
         "model.augment": [*edm, "--model.augment=EDMAugmentation"],
         "is not finished": [*token, f"--first_stage.run={unfinished}"],
-        "first_stage.weights": [*token, stage, "--first_stage.weights=best"],
+        "first_stage.weights: 'last' names no weights": [*token, stage, "--first_stage.weights=last"],
+        "the run has no best checkpoint": [*token, stage, "--first_stage.weights=best"],
         "reflow.teacher": arguments("RectifiedFlow", root, 64, val, stage, f"--reflow.teacher={latent.directory}"),
         "VQVAE + EDM has no likelihood": [*edm, "--evaluation.likelihood=all"],
         # these of a first stage that is yet to be trained
