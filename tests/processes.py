@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,9 @@ from torch import distributed
 from torch.multiprocessing import start_processes
 
 from lit_gen.cli.main import main
+
+MOST_SECONDS = 1200
+"""Time after which processes that have not ended are taken to hang."""
 
 multiprocessing.set_forkserver_preload(
     ["lit_gen.cli.commands", "lit_gen.experiment.parser", "torch._dynamo", "sklearn.datasets"]
@@ -35,12 +39,19 @@ def in_processes(count: int, work: Callable[[int, Path], object], folder: Path, 
     Raises:
         ProcessRaisedException: it raised in one of them.
         ProcessExitedException: one of them was killed.
+        TimeoutError: they hang, as in a collective operation that one of them does not take part in.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
     size = str(count)
     torchrun = {"TORCHELASTIC_RUN_ID": "tests", "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": "0"}
     everywhere = address | torchrun | environment
-    start_processes(_begin, (work, folder, everywhere), nprocs=count, start_method="forkserver")
+    started = start_processes(_begin, (work, folder, everywhere), nprocs=count, join=False, start_method="forkserver")
+    end = time.monotonic() + MOST_SECONDS
+    while not started.join(timeout=10):
+        if time.monotonic() > end:
+            for process in started.processes:
+                process.kill()
+            raise TimeoutError(f"the processes of {folder} wait for each other, or take more than {MOST_SECONDS} s")
 
 
 def lit_gen_in_two_processes(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
