@@ -79,7 +79,7 @@ def evaluate(
     Args:
         run: The run directory, or a model that `load` returned, which saves loading it for each sampler.
         sampler: The sampler, such as `Heun(steps=18)`; the family's own if not given.
-        weights: `ema`, `raw` or a power-function average such as `ema:0.1`; those of a loaded model.
+        weights: `ema`, `raw`, `best` or an average such as `ema:0.1`; by default those of a loaded model.
         num_samples: Number of samples.
         seed: Seed of the noise.
         metrics: Metrics of the samples, such as `[FrechetDistance(), VendiScore()]`.

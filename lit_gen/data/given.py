@@ -46,7 +46,7 @@ def read_given(path: Path, data: ImageDataModule, num_images: int | None = None)
         num_images: Number of images, the first ones; all if not given.
 
     Raises:
-        UserError: If there is no such file, it is of another form, holds other images than the data does, or too few.
+        UserError: If the file does not exist or has another form, or its images are too few or unlike the data.
     """
     path = path.expanduser()
     if path.is_dir():

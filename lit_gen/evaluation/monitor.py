@@ -108,7 +108,7 @@ class UndefinedScoreError(UserError):
 
 
 class Monitored:
-    """What the evaluations of one training run have in common: protocol, real images, metrics and names of the scores.
+    """Protocol, real images, metrics and names of scores that all evaluations of one training run share.
 
     Args:
         settings: The settings.
@@ -118,7 +118,7 @@ class Monitored:
         cache: Folder of the features and moments of real images.
 
     Raises:
-        UserError: If data, feature net and model do not have what the metrics need, or there is no such score.
+        UserError: If data, feature net or model lack an input of a metric, or no metric gives the score.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class RunFacts(Record):
         recipe: The same without the seed.
         finished: False for a run that is evaluated before its end.
         directory: Name of its directory.
-        foreign: Whether the samples were made by other software: there is no run.
+        foreign: Whether other software made the samples, outside any run.
         images: Hash of such samples as a set, of their pixels and labels.
     """
 
@@ -215,7 +215,7 @@ _KNOWN_OF_A_RUN = {
     **dict.fromkeys(("nfe", "timing.images_per_second"), POSITIVE),
     "training_seed": either(COUNT, FLAG),
 }
-"""What may be null for foreign samples alone."""
+"""Fields that may be null, for foreign samples alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,7 @@ def import_function(name: str, words: Sequence[str], images_seen: int = 0) -> Ru
         images_seen: Number of images that it was trained on; 0 if unknown.
 
     Raises:
-        UserError: If there is no such function, or a key is missing.
+        UserError: If the function does not exist, or a key is missing.
     """
     own = [
         f"--model={_DIFFUSION}.Diffusion",

@@ -56,7 +56,7 @@ def read_checkpoint(run: Run, best: bool = False) -> dict[str, Any]:
     """Read a run's last checkpoint, or the one with the best score of the evaluations during training.
 
     Raises:
-        UserError: If the file is damaged, a field is missing or of a wrong type, or there is no best checkpoint.
+        UserError: If the file is damaged, a field is missing or of a wrong type, or the best checkpoint does not exist.
     """
     path = run.best_checkpoint if best else run.checkpoint
     if best and not path.is_file():

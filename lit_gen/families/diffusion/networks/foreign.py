@@ -74,7 +74,7 @@ class DiffusersNetwork(nn.Module):
 
 
 def null_class(kind: str, settings: dict[str, Any], num_classes: int) -> int | None:
-    """Return the row of the class embedding that stands for "no class"; None if there is no such row."""
+    """Return the row of the class embedding that stands for "no class"; None if the network has none."""
     embedded = num_embedded(kind, settings)
     if kind == "DiTTransformer2DModel":
         return embedded
