@@ -36,7 +36,7 @@ from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.report.leaderboard import rank
 from lit_gen.report.results import Result, load_results
 from lit_gen.report.table import Table
-from lit_gen.runs.directory import Run
+from lit_gen.runs.directory import REFERENCE, Run
 from lit_gen.training import processes
 
 __all__ = ["Result", "Table", "TrainedModel", "evaluate", "leaderboard", "load", "score"]
@@ -114,7 +114,7 @@ def evaluate(
         check_scored(replace(model.experiment, sampler=sampler, evaluation=evaluation), model.device)
         model.module.follow_classes(model.data)
         subject = Subject(model.run, model.module, model.data, model.prepare(sampler))
-        _, path, _ = evaluate_subject(evaluation, subject, model.run.directory.parent / ".reference")
+        _, path, _ = evaluate_subject(evaluation, subject, model.run.directory.parent / REFERENCE)
     return Result(path, load_result(path))
 
 

@@ -26,6 +26,7 @@ from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.evaluation.real_images import DataImages
 from lit_gen.evaluation.result_file import Protocol, ResultRecord, RunFacts, Timing, save_result
 from lit_gen.evaluation.sampling import GivenImages
+from lit_gen.runs.directory import REFERENCE
 
 OF_A_MODEL = ("seed", "num_repeats", "least_of", "weights", "likelihood", "likelihood_method", "other_data")
 """Settings of an evaluation that only a model has."""
@@ -86,7 +87,7 @@ def score_foreign(
     images, labels = foreign.images
     evaluation = evaluation.changed(num_samples=len(images))
     net = evaluation.features_of(data).to(device)
-    real = DataImages(data, evaluation.split, net, root / ".reference")
+    real = DataImages(data, evaluation.split, net, root / REFERENCE)
     protocol = evaluation.protocol(data, net)
     content = content_hash(foreign.images)
     identity = hashlib.sha256(json.dumps([content, foreign.name]).encode()).hexdigest()
