@@ -72,7 +72,7 @@ class Subject:
 
 def evaluate_repeats(
     evaluation: Evaluation, subject: Subject, cache: Path
-) -> Iterator[tuple[dict[str, Any], Path, bool]]:
+) -> Iterator[tuple[ResultRecord, Path, bool]]:
     """Evaluate with each sampling seed, and yield what `evaluate` returns as soon as it is written; collective.
 
     The feature net and the real images are loaded once.
@@ -84,7 +84,7 @@ def evaluate_repeats(
 
 def evaluate(
     evaluation: Evaluation, subject: Subject, cache: Path, real: DataImages | None = None
-) -> tuple[dict[str, Any], Path, bool]:
+) -> tuple[ResultRecord, Path, bool]:
     """Sample, quantise and score, and compute the likelihood of test images if it is asked for; collective.
 
     An existing result is kept; metrics that the evaluation names and a likelihood that it lacks are added to it.
@@ -111,7 +111,7 @@ def evaluate(
             if ranks()[0] == 0:
                 _replace_result(path, result)
             computed = True
-    return result.to_dict(), path, computed
+    return result, path, computed
 
 
 def _real_images(evaluation: Evaluation, subject: Subject, cache: Path) -> DataImages:
