@@ -109,6 +109,9 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
             fits = [w for w in IN_THE_CHECKOUT if w[:2] == ["lit-gen", "fit"] and "--ema.stds" in w]
             names = [default_name(ROOT / w[w.index("--config") + 1]) for w in fits]
             assert Path(words[2]).name.removesuffix("-*") in names
+        case "evaluate" if Path(words[2]).parent == Path("runs/board"):  # tests/behaviour/test_one_board.py runs it
+            imported = next(w for w in IN_THE_CHECKOUT if w[1:2] == ["import"] and w[-1] == "runs/board")
+            assert Path(words[2]).name == f"digits_{imported[2]}-*"
         case "reflow" | "evaluate":
             made = Path(words[2]).name.removesuffix("-*").replace("2-", "")
             config = next(c for c in (ROOT / "conf/experiment").glob("*.yaml") if default_name(c) == made)
