@@ -21,7 +21,7 @@ from lit_gen.evaluation.cost import flops_per_image
 from lit_gen.evaluation.device import device_name
 from lit_gen.evaluation.file_objects import ABSENT
 from lit_gen.evaluation.floors import floors
-from lit_gen.evaluation.likelihood import compute_likelihood
+from lit_gen.evaluation.likelihood import compute_likelihood, likelihood_floors
 from lit_gen.evaluation.metrics import check_needs, default_metrics, missing_metrics, score_protocols
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.evaluation.real_images import DataImages
@@ -107,7 +107,14 @@ def evaluate(
     if evaluation.likelihood:
         scores = score_test_images(evaluation, subject)
         if result.likelihood != scores.likelihood:
-            result = replace(result, metrics=result.metrics | scores.metrics, likelihood=scores.likelihood)
+            num_images = scores.likelihood.protocol.num_images
+            known = likelihood_floors(subject.data, num_images) if isinstance(num_images, int) else {}
+            result = replace(
+                result,
+                metrics=result.metrics | scores.metrics,
+                likelihood=scores.likelihood,
+                floors=result.floors | known,
+            )
             if ranks()[0] == 0:
                 _replace_result(path, result)
             computed = True
