@@ -77,7 +77,8 @@ def evaluate(
 
     Args:
         run: The run directory, or a model that `load` returned, which saves loading it for each sampler.
-        sampler: The sampler, such as `Heun(steps=18)`; the family's own if not given.
+        sampler: The sampler, such as `Heun(steps=18)`; if not given that of the run, which imported runs have, or else
+            that of the family.
         weights: `ema`, `raw`, `best` or an average such as `ema:0.1`; by default those of a loaded model.
         num_samples: Number of samples.
         seed: Seed of the noise.
@@ -110,6 +111,7 @@ def evaluate(
             **{"likelihood_method": likelihood_method, "weights": model.weights, "num_repeats": 1},
         )
         evaluation.compare_data(model.run, model.module, model.data)
+        sampler = sampler or model.experiment.sampler
         check_scored(replace(model.experiment, sampler=sampler, evaluation=evaluation), model.device)
         model.module.follow_classes(model.data)
         subject = Subject(model.run, model.module, model.data, model.prepare(sampler))
