@@ -1,4 +1,4 @@
-"""Colours that people with any colour vision can tell apart: those of Okabe and Ito, and shades of them if there are more.
+"""Colours that people with any colour vision can tell apart: those of Okabe and Ito, then darker shades of them.
 
 Okabe & Ito, "Color Universal Design", 2008, https://jfly.uni-koeln.de/color/
 """
