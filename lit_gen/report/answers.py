@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_gen.report import labels
 from lit_gen.report.comparison import compare
+from lit_gen.report.labels import names
 from lit_gen.report.leaderboard import Leaderboard
 from lit_gen.report.numbers import with_interval
 from lit_gen.report.rows import LEVEL, Row, Spread
@@ -114,16 +114,16 @@ def _telling(found: Sequence[Budget]) -> Budget | None:
 
 
 def _sentence(best: Best, board: Leaderboard, ranked: Sequence[Row]) -> str:
-    names = dict(zip(map(id, ranked), labels.names(ranked), strict=True))
-    text = f"{names[id(best.row)]} has the best {board.by}: {best.score}."
+    named = dict(zip(map(id, ranked), names(ranked), strict=True))
+    text = f"{named[id(best.row)]} has the best {board.by}: {best.score}."
     if best.row.spread(board.by) is None:
         text += " Its interval is unknown."
     if best.beaten:
         text += f" It beats {_rows(best.beaten)} outside the noise."
     if best.tied:
-        named = "; ".join(names[id(row)] for row in best.tied[:MOST_NAMED])
+        listed = "; ".join(named[id(row)] for row in best.tied[:MOST_NAMED])
         more = f"; and {len(best.tied) - MOST_NAMED} more" if len(best.tied) > MOST_NAMED else ""
-        text += f" It cannot be told apart from {_rows(len(best.tied))}: {named}{more}."
+        text += f" It cannot be told apart from {_rows(len(best.tied))}: {listed}{more}."
     if best.unknown:
         text += f" It is ahead of {_rows(best.unknown)}, whose noise is unknown: run more seeds to tell them apart."
     if best.row.copies:

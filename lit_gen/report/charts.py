@@ -228,10 +228,8 @@ def cost_chart(board: Leaderboard, against: str, styles: Styles) -> CostChart | 
     for row in known:
         number, spread, score = numbers[id(row)], row.spread(board.by), scores[id(row)]
         ends = None if spread is None else (y.place(score - spread.half_width), y.place(score + spread.half_width))
-        colour, marker = (
-            styles.colours.get(styles.models[number]),
-            styles.markers.get(styles.samplers[number], MOST_MARKERS),
-        )
+        colour = styles.colours.get(styles.models[number])
+        marker = styles.markers.get(styles.samplers[number], MOST_MARKERS)
         place = x.place(row.cost(against)), y.place(score)
         marks.append(Mark(number, *place, ends, colour, marker, id(row) in front))
     sign = -1.0 if board.better[board.by] == "higher" else 1.0

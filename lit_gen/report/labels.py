@@ -1,42 +1,49 @@
 """Short names of evaluations among others: what tells them apart, and nothing else."""
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 from lit_gen.report.results import Result
 from lit_gen.report.rows import Row
 
 
-def family(result: Result, results: Sequence[Result]) -> str:
-    """Return the name of the model, or of the run if several runs have that model, with its weights if they differ."""
+class Labels:
+    """The names of evaluations of one protocol.
 
-    def trainings(of: Sequence[Result]) -> set[str]:
-        return {other.record.run.recipe or other.record.run.identity for other in of}
+    Args:
+        results: All evaluations.
+        escape: Escapes a name for where it is shown.
+    """
 
-    alike = [other for other in results if other.model == result.model]
-    name = result.model if len(trainings(alike)) == 1 else result.record.run.name + result.mark
-    several = len({other.record.weights for other in alike}) > 1
-    return f"{name} {result.record.weights}" if several else name
+    def __init__(self, results: Sequence[Result], escape: Callable[[str], str] = str) -> None:
+        self._escape = escape
+        self._trainings: dict[str, set[str]] = defaultdict(set)
+        self._weights: dict[str, set[str]] = defaultdict(set)
+        for result in results:
+            self._trainings[result.model].add(result.record.run.recipe or result.record.run.identity)
+            self._weights[result.model].add(result.record.weights)
+        self._several_grids = len({grid for result in results if (grid := result.grid)}) > 1
 
+    def family(self, result: Result) -> str:
+        """Return the name of the model, or of the run if several have that model, with its weights if they differ."""
+        model = result.model
+        name = model if len(self._trainings[model]) == 1 else result.record.run.name + result.mark
+        return self._escape(f"{name} {result.record.weights}" if len(self._weights[model]) > 1 else name)
 
-def sampler(result: Result, results: Sequence[Result]) -> str:
-    """Return the label of the sampler, with its grid if the results have several grids; empty without a sampler."""
-    grids = {other.grid for other in results if other.grid}
-    return f"{result.sampler} {result.grid}" if result.grid and len(grids) > 1 else result.sampler
+    def sampler(self, result: Result) -> str:
+        """Return the label of the sampler, with its grid if there are several grids; empty without a sampler."""
+        sampler, grid = result.sampler, result.grid
+        return self._escape(f"{sampler} {grid}" if grid and self._several_grids else sampler)
 
-
-def evaluations(result: Result) -> str:
-    """Return the NFE of a result, such as `NFE 35`; empty if it is unknown."""
-    nfe = result.number("nfe")
-    return f"NFE {nfe:g}" if math.isfinite(nfe) else ""
-
-
-def setting(result: Result, results: Sequence[Result]) -> str:
-    """Return the sampler, if there is one, and the NFE of a result."""
-    return ", ".join(filter(None, (sampler(result, results), evaluations(result))))
+    def setting(self, result: Result) -> str:
+        """Return the sampler, if there is one, and the NFE of a result, such as `Heun, NFE 35`."""
+        nfe = result.number("nfe")
+        return ", ".join(filter(None, (self.sampler(result), f"NFE {nfe:g}" if math.isfinite(nfe) else "")))
 
 
 def names(rows: Sequence[Row]) -> list[str]:
     """Return a name of each row among the others: model or run, sampler and NFE."""
     firsts = [row.first for row in rows]
-    return [", ".join(filter(None, (family(first, firsts), setting(first, firsts)))) for first in firsts]
+    labels = Labels(firsts)
+    return [", ".join(filter(None, (labels.family(first), labels.setting(first)))) for first in firsts]

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from lit_gen.core.files import write_atomically
 from lit_gen.core.records import read_each
 from lit_gen.core.text import printable
 from lit_gen.core.version import __version__
-from lit_gen.report import labels, plots, trainings
+from lit_gen.report import plots, trainings
 from lit_gen.report.answers import CAUTION, Answer, Budget, find_answers, find_budgets
 from lit_gen.report.charts import COSTS, CostChart, Styles, cost_chart
 from lit_gen.report.embedding import Room, embedded, strip
+from lit_gen.report.labels import Labels, names
 from lit_gen.report.leaderboard import Leaderboard, comparable, rank
 from lit_gen.report.numbers import with_interval
 from lit_gen.report.render import Cell, Header, lines_of, to_cells
@@ -143,7 +145,7 @@ class Comparison:
         """Number of samplers without a marker of their own."""
         return len({entry.sampler for entry in self.entries}) - len(self.styles.markers)
 
-    @property
+    @cached_property
     def classes(self) -> list[Markup]:
         """The class attribute of the cells of each column."""
         names = [
@@ -175,7 +177,7 @@ def write_page(results: Sequence[Result], out: Path, title: str, largest: int = 
     number = iter(range(len(results)))
     comparisons = read_each(
         comparable(results),
-        lambda group: _comparison(group, found, f"c{next(number)}"),
+        lambda group: _comparison(group, found, f"table-{next(number)}"),
         "the page leaves out the results of this protocol",
     )
     known = list(found.values())
@@ -224,10 +226,10 @@ def _directory(result: Result) -> Path:
 def _trainings(results: Sequence[Result]) -> dict[Path, Training]:
     """Return the runs by directory; a damaged file of a run hides neither the others nor its evaluations."""
     directories = sorted({_directory(result) for result in results if not result.foreign})
-    names = short_paths(map(str, directories))
+    shortest = short_paths(map(str, directories))
     found = {}
     for number, directory in enumerate(directories):
-        arguments = (Run(directory), names[str(directory)], number)
+        arguments = (Run(directory), shortest[str(directory)], number)
         if (training := unless_damaged(read_training, None, "this training", *arguments)) is not None:
             found[directory] = training
     return found
@@ -260,19 +262,19 @@ def _comparison(results: Sequence[Result], found: Mapping[Path, Training], ancho
 
 def _entries(board: Leaderboard, found: Mapping[Path, Training], anchor: str) -> list[Entry]:
     """Return what the page shows of each row of a leaderboard."""
-    firsts = [row.first for row in board.rows]
+    short = Labels([row.first for row in board.rows])
     shown = of_one_seed([row.results for row in board.rows])
     seed = common_seed([row.results for row in board.rows])
     entries = []
-    for number, (row, name, result) in enumerate(zip(board.rows, labels.names(board.rows), shown, strict=True)):
+    for number, (row, name, result) in enumerate(zip(board.rows, names(board.rows), shown, strict=True)):
         run = found.get(_directory(result))
         command = command_of(result, {} if run is None else run.settings)
         entries.append(
             Entry(
-                id=f"{anchor}-{number}",
+                id=f"{anchor}-row-{number}",
                 name=printable(name) + (COPIES if row.copies else ""),
-                model=printable(labels.family(row.first, firsts)),
-                sampler=printable(labels.sampler(row.first, firsts)),
+                model=printable(short.family(row.first)),
+                sampler=printable(short.sampler(row.first)),
                 nfe=f"{row.mean('nfe'):g}" if math.isfinite(row.mean("nfe")) else "",
                 score=with_interval(row.mean(f"metrics.{board.by}"), row.spread(board.by)),
                 result=result,

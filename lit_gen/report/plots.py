@@ -15,7 +15,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_figure
 from lit_gen.pictures.colours import OKABE_ITO, palette
 from lit_gen.pictures.figures import new_figure, save_figure
-from lit_gen.report import labels
+from lit_gen.report.labels import Labels
 from lit_gen.report.leaderboard import describe_protocol, distance_metric, floors, group_seeds, refuse_unlike
 from lit_gen.report.results import Result
 from lit_gen.report.rows import COPIES, Row
@@ -156,11 +156,12 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
     num_columns = min(columns, max(map(len, samples)))
     size = max(48, *(images.shape[-1] for images in samples))
     seed = common_seed([[result] for result in chosen])
+    labels = Labels(chosen, for_figure)
     lines = []
     for result, images in zip(chosen, samples, strict=True):
         other = "" if result.record.seed == seed else f", seed {result.record.seed}"
-        setting = _setting(result, chosen) + other
-        lines.append(_Line(_model(result, chosen), setting, _score(result, metric), images[:columns]))
+        setting = labels.setting(result) + other
+        lines.append(_Line(labels.family(result), setting, _score(result, metric), images[:columns]))
     if (real := _real(chosen, num_columns)) is not None:
         lines.insert(0, _Line("real images", f"{chosen[0].protocol['split']} split", "", real))
     title = f"first {num_columns} samples of seed {seed}; "
@@ -228,10 +229,11 @@ def _check_comparable(results: Sequence[Result]) -> None:
 def _curves(results: Sequence[Result], against: str) -> Curves:
     """Return the rows whose cost is known, by model and sampler, in the order of their cost."""
     curves: Curves = defaultdict(list)
+    labels = Labels(results, for_figure)
     for group in group_seeds(results):
         row = Row(None, group)
         if math.isfinite(row.cost(against)):
-            curves[_model(row.first, results), _sampler(row.first, results)].append(row)
+            curves[labels.family(row.first), labels.sampler(row.first)].append(row)
     return {key: sorted(curve, key=lambda row: row.cost(against)) for key, curve in curves.items()}
 
 
@@ -344,23 +346,22 @@ def _add_legends(
 def _rows_of_samples(results: Sequence[Result]) -> list[Result]:
     """Return one result per group of seeds, of the seed that most groups have if it is there, in the order of rows."""
     chosen = of_one_seed(group_seeds(results))
-    families = list(dict.fromkeys(_model(result, chosen) for result in chosen))
+    labels = Labels(chosen, for_figure)
+    families = list(dict.fromkeys(map(labels.family, chosen)))
     return sorted(
         chosen,
-        key=lambda result: (families.index(_model(result, chosen)), result.sampler, result.grid, result.number("nfe")),
+        key=lambda result: (families.index(labels.family(result)), result.sampler, result.grid, result.number("nfe")),
     )
 
 
 def _scatters(results: Sequence[Result], samples: list[np.ndarray], path: Path | str, columns: int = 4) -> Path:
     """Draw the points of every evaluation, one panel each, after a panel of real points."""
     metric = distance_metric(results)
-    panels = [
-        (
-            f"{textwrap.fill(f'{_model(result, results)}, {_setting(result, results)}', 38)}\n{_score(result, metric)}",
-            points,
-        )
-        for result, points in zip(results, samples, strict=True)
-    ]
+    labels = Labels(results, for_figure)
+    panels = []
+    for result, points in zip(results, samples, strict=True):
+        what = textwrap.fill(f"{labels.family(result)}, {labels.setting(result)}", 38)
+        panels.append((f"{what}\n{_score(result, metric)}", points))
     if (real := _real(results, max(map(len, samples)))) is not None:
         panels.insert(0, (f"real points, {results[0].protocol['split']} split\n", real))
     columns = min(columns, len(panels))
@@ -382,18 +383,6 @@ def _shown(row: Row, metric: str) -> dict[str, object]:
     first = row.first
     labels = {"model": first.model, "sampler": first.sampler, "grid": first.grid}
     return labels | {"nfe": row.mean("nfe"), metric: row.mean(f"metrics.{metric}")}
-
-
-def _model(result: Result, results: Sequence[Result]) -> str:
-    return for_figure(labels.family(result, results))
-
-
-def _sampler(result: Result, results: Sequence[Result]) -> str:
-    return for_figure(labels.sampler(result, results))
-
-
-def _setting(result: Result, results: Sequence[Result]) -> str:
-    return for_figure(labels.setting(result, results))
 
 
 def _score(result: Result, metric: str) -> str:

@@ -1,5 +1,6 @@
 """The page's section of each training run: its facts, environment, curves, pictures and configuration."""
 
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -22,6 +23,9 @@ from lit_gen.runs.metrics_file import read_metrics
 Kept = TypeVar("Kept")
 Curves = dict[str, list[tuple[float, float]]]
 Draw = Callable[[Panel], str]
+
+_PLAIN = re.compile(r"[\w./=-]+", re.ASCII)
+"""Names that are anchors as they are."""
 
 POINTS_OF_ALL = 60_000
 """Number of points of the curves of all runs together; more curves have fewer points each."""
@@ -93,7 +97,7 @@ def read_training(run: Run, name: str, number: int) -> Training:
     text = unless_damaged(_text, "", "its configuration", run.config)
     settings: dict[str, Any] = unless_damaged(_settings, {}, "its settings", run.config) if text else {}
     return Training(
-        id=f"run-{number}",
+        id=name if _PLAIN.fullmatch(name) else f"run-{number}",
         name=printable(name),
         command=printable(f"lit-gen reproduce {run.directory}"),
         facts={name: printable(value) for name, value in facts.items() if value not in (None, "")},
