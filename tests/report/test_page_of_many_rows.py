@@ -1,4 +1,4 @@
-"""A page of 500 rows of 20 runs keeps to 3 MB with all its samples and its script in a few seconds."""
+"""A page of 500 rows of 20 runs has at most 3 MB, and takes a few seconds."""
 
 import itertools
 import json
@@ -23,9 +23,8 @@ def write_many(root: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(NUM_RUNS):
         for name, nfe in itertools.product(SAMPLERS, BUDGETS):
-            data = content(
-                f"Model{number}", 20 * rng.random() + 1, sampler=DDIM | {"name": name, "steps": nfe}, nfe=nfe
-            )
+            sampler = DDIM | {"name": name, "steps": nfe}
+            data = content(f"Model{number}", 20 * rng.random() + 1, sampler=sampler, nfe=nfe)
             data["metrics"] |= {f"metric{place}": rng.random() for place in range(12)}
             errors = {"fd_digits": 0.5, **{f"metric{place}": 0.01 for place in range(12)}}
             path = write(root, data | {"standard_errors": errors}, f"{name}-{nfe}")
@@ -47,5 +46,7 @@ def test_five_hundred_rows_are_less_than_three_megabytes(tmp_path: Path) -> None
     assert time.process_time() - began < 60  # about 8 s of one core
     assert len(results) == 500 and len(text.encode()) < 3_000_000
     rows = re.findall(r'<tr id="(table-0-row-\d+)"', text)
-    assert len(rows) == 500 and text.count('alt="samples of ') == 500 and "Left out" not in text
+    shown = text.count('alt="samples of ')  # noise, the largest pictures that there are
+    left_out = re.search(r"Left out to keep the page small:.* (\d+) rows without their samples", text)
+    assert len(rows) == 500 and shown > 450 and shown + int(left_out[1] if left_out else 0) == 500
     assert all(f'href="#{row}" data-row' in text for row in rows)
