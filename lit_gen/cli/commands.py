@@ -118,7 +118,8 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> list[Path]:
     evaluated: list[tuple[dict[str, Any], Path]] = []
     together = objects.evaluation.num_repeats > 1 and tracking.under_an_agent()
     with processes.losses_reported(*ranks()):
-        for result, path, computed in evaluate_repeats(objects.evaluation, subject, cache):
+        for record, path, computed in evaluate_repeats(objects.evaluation, subject, cache):
+            result = record.to_dict()
             evaluated.append((result, path.parent))
             if ranks()[0] == 0:
                 if not together:

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ verbs:
 {chr(10).join(f"  {verb:11}  {does}" for verb, does in VERBS.items())}
 """
 VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
+FUNCTIONS = {verb: ("commands", verb) for verb in VERBS_WITH_A_CONFIGURATION} | {
+    "score": ("score", "score"),
+    "import": ("exchange", "import_model"),
+    "reference": ("reference", "reference"),
+}
+"""Module and function of the verbs that parse their own words."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,25 +126,9 @@ def _dispatch(words: list[str]) -> int:
     if verb in help.OF_A_RUN and {"-h", "--help"} & set(rest):
         print(help.OF_A_RUN[verb](), end="")
         return 0
-    if verb == "reference":
-        from lit_gen.cli.reference import reference
-
-        reference(rest)
-        return 0
-    if verb == "import":
-        from lit_gen.cli.exchange import import_model
-
-        import_model(rest)
-        return 0
-    if verb == "score":
-        from lit_gen.cli.score import score
-
-        score(rest)
-        return 0
-    if verb in VERBS_WITH_A_CONFIGURATION:
-        from lit_gen.cli import commands
-
-        getattr(commands, verb)(rest)
+    if verb in FUNCTIONS:
+        module, function = FUNCTIONS[verb]
+        getattr(import_module(f"lit_gen.cli.{module}"), function)(rest)
         return 0
     if verb and verb not in VERBS and not verb.startswith("-"):
         raise UserError(f"{verb}: no such verb; {closest(verb, VERBS, 'lit-gen --help lists them')}")

@@ -15,8 +15,9 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_figure
 from lit_gen.pictures.colours import OKABE_ITO, palette
 from lit_gen.pictures.figures import new_figure, save_figure
+from lit_gen.report.floors import floors
 from lit_gen.report.labels import Labels
-from lit_gen.report.leaderboard import describe_protocol, distance_metric, floors, group_seeds, refuse_unlike
+from lit_gen.report.leaderboard import describe_protocol, distance_metric, group_seeds, refuse_unlike
 from lit_gen.report.results import Result
 from lit_gen.report.rows import COPIES, Row
 from lit_gen.report.samples import common_seed, of_one_seed, read_samples, real_images
