@@ -44,6 +44,8 @@ for (const section of all("section.comparison")) {
   board.classList.add("few");
 }
 
+window.onbeforeprint = () => all("details.again").forEach(each => { each.open = true; });
+
 // A link to a row that a filter hides shows all rows again.
 const reveal = () => {
   const row = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
