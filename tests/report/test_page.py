@@ -19,6 +19,7 @@ from PIL import Image
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
 from lit_gen.data import Digits
+from lit_gen.report import plots
 from lit_gen.report.answers import find_answers
 from lit_gen.report.leaderboard import rank
 from lit_gen.report.page import write_page
@@ -26,7 +27,7 @@ from lit_gen.report.render import to_cells
 from lit_gen.report.results import load_results
 from lit_gen.report.trainings import read_curves
 from tests.conftest import arguments
-from tests.report.test_leaderboard import content, write
+from tests.report.test_leaderboard import PROTOCOL, content, write
 
 pytestmark = pytest.mark.slow
 """End-to-end runs; the gate runs them."""
@@ -217,6 +218,57 @@ def test_samples_that_were_deleted_are_left_out(runs: Path, tmp_path: Path) -> N
     assert main(["report", str(copy), "--out", str(out)]) == 0
     text = out.read_text()
     assert "samples of VAE, NFE 1" not in Page(text).pictures and 'data-against="nfe"' in text
+
+
+def test_other_images_than_those_of_the_protocol_are_not_shown_as_real(runs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    for config in copy.glob("*/config.yaml"):
+        config.write_text(config.read_text().replace("num_val: 64", "num_val: 32"))
+    out = tmp_path / "report.html"
+    with pytest.warns(
+        UserWarning, match="no longer those of the protocol; .* the row of real images"
+    ):
+        assert main(["report", str(copy), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "real images" not in Page(text).pictures and "The real images could not be read." in text
+    with pytest.warns(UserWarning, match="no longer those of the protocol; .* have no row of real images"):
+        plots.side_by_side(load_results(copy), tmp_path / "samples.png")
+
+
+def test_real_images_are_the_first_row_of_samples_side_by_side(runs: Path, tmp_path: Path) -> None:
+    picture = np.asarray(Image.open(plots.side_by_side(load_results(runs), tmp_path / "samples.png")).convert("L"))
+    windows = np.lib.stride_tricks.sliding_window_view(picture, (48, 48))
+    heights = []
+    samples = [np.load(result.path.with_name("samples.npz"))["images"][0, 0] for result in load_results(runs)]
+    for image in (Digits().load("train").images[0, 0], *samples):
+        large = image.repeat(6, 0).repeat(6, 1)
+        near = np.argwhere(windows[:, :, 24, :3] == large[24, :3])[:, :2]
+        [place] = {(y, x) for y, x in map(tuple, near) if np.array_equal(windows[y, x], large)}
+        heights.append(place[0])
+    assert heights[0] < min(heights[1:]) and len(set(heights)) == 3
+
+
+def test_points_of_the_plane_are_one_figure(tmp_path: Path) -> None:
+    protocol = PROTOCOL | {"quantisation": "none", "image_shape": [2, 1, 1]}
+    for model in ("A", "B"):
+        path = write(tmp_path, content(model, protocol=protocol))
+        points = np.random.default_rng(0).uniform(-1, 1, (50, 2, 1, 1)).astype(np.float32)
+        np.savez(path.with_name("samples.npz"), images=points)
+    text = write_page(load_results(tmp_path), tmp_path / "page.html", "title").read_text()
+    assert list(Page(text).pictures) == ["points of each evaluation, a panel each"]
+
+
+def test_samples_of_other_software_and_of_another_seed_say_so(tmp_path: Path) -> None:
+    for number, (model, seed) in enumerate((("A", 0), ("B", 0), ("C", 3), ("D", 0))):
+        data = content(model, number, seed=seed)
+        data["run"] |= {"foreign": True} if model == "D" else {}
+        path = write(tmp_path, data)
+        np.savez(path.with_name("samples.npz"), images=np.full((2, 3, 4, 4), 9, np.uint8))
+    page = write_page(load_results(tmp_path), tmp_path / "page.html", "title").read_text()
+    notes = re.findall('<span class="score">(from the noise .*?|made by .*?)</span>', page)
+    assert notes == ["from the noise of seed 3", "made by other software, from other noise"]
+    assert page.count("lit-gen evaluate") == 3, "the foreign samples have no command"
 
 
 def test_a_small_page_counts_what_it_leaves_out(runs: Path, tmp_path: Path) -> None:
