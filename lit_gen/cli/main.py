@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lit_gen.cli import help, run_verbs
+from lit_gen.cli import help, report, run_verbs
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import explain, write_atomically
 from lit_gen.core.text import closest, printable
@@ -32,7 +32,7 @@ VERBS = {
     "ema": "make an average of the weights of a run, of any width",
     "sweep": "run every trial of W&B sweep files on this machine, with no account",
     "leaderboard": "rank the evaluations under a folder",
-    "report": "write one HTML page of all evaluations under a folder, with pictures and curves",
+    "report": "write one HTML page of all evaluations under folders, with answers, charts and samples",
     "export": "write the model of a run as safetensors, settings and a model card",
     "import": "make a finished run of an exported model or of a foreign checkpoint",
     "compare": "show the settings, data and software in which two runs differ, and their scores",
@@ -153,7 +153,7 @@ def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
     for verb in VERBS_WITH_A_CONFIGURATION:
         verbs.add_parser(verb, add_help=False)
 
-    for add in (_add_ema, _add_sweep, _add_leaderboard, _add_report, *run_verbs.ADD):
+    for add in (_add_ema, _add_sweep, _add_leaderboard, report.add, *run_verbs.ADD):
         add(verbs)
     return parser, verbs.choices
 
@@ -258,22 +258,6 @@ def _add_comparisons(parser: help.Parser) -> None:
     )
 
 
-def _add_report(verbs: help.Verbs) -> None:
-    parser = verbs.add_parser(
-        "report",
-        usage="lit-gen report [FOLDER] [OPTIONS]",
-        description="Write one HTML page of all evaluations under a folder, with pictures and curves.\n\n"
-        "  lit-gen report runs --out report.html",
-        formatter_class=help.Formatter,
-    )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="KEY=VALUE", help="keep only these, as in the leaderboard"
-    )
-    parser.set_defaults(command=_page)
-
-
 def _budgets(text: str) -> list[int]:
     try:
         return [int(budget) for budget in text.split(",")]
@@ -368,12 +352,3 @@ def _check_leaderboard(options: argparse.Namespace) -> None:
             raise UserError(f"--{name}: {path} does not end in .png; give a name that does")
     if options.columns and options.format != "markdown":
         raise UserError("--columns: only a Markdown table takes them; add --markdown, or remove --columns")
-
-
-def _page(options: argparse.Namespace) -> int:
-    from lit_gen.report.page import write_page
-    from lit_gen.report.results import load_results, select
-
-    results = select(load_results(options.folder), options.where)
-    print(printable(write_page(results, options.out, str(options.folder))))
-    return 0

@@ -44,7 +44,7 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
         width: Width of the terminal in characters; a caption names the columns that do not fit.
     """
     columns = _columns(board)
-    lines = _lines(board)
+    lines = lines_of(board)
     cells = [[Text(printable(column.text(line))) for line in lines] for column in columns]
     needed = [max(len(column.name), *map(len, texts)) + 2 for column, texts in zip(columns, cells, strict=True)]
     left_out: list[str] = []
@@ -101,14 +101,14 @@ def to_cells(board: Leaderboard) -> Cells:
     """Return all columns of all rows."""
     columns = _columns(board)
     headers = [Header(printable(column.name), column.align, column.numeric) for column in columns]
-    return Cells(headers, [[_cell(column, line) for column in columns] for line in _lines(board)])
+    return Cells(headers, [[_cell(column, line) for column in columns] for line in lines_of(board)])
 
 
 Line = Row | Floor | Published
 """A line of a table: a row, the scores of real images, or a published score."""
 
 
-def _lines(board: Leaderboard) -> list[Line]:
+def lines_of(board: Leaderboard) -> list[Line]:
     """Return the rows, with the scores of real images and published ones at the places of their values."""
     lines: list[Line] = list(board.rows)
     sign = -1.0 if board.better[board.by] == "higher" else 1.0
@@ -151,7 +151,7 @@ def to_markdown(board: Leaderboard, columns: Sequence[str] | None = None) -> str
     headers, rows = to_cells(board)
     places = _places([header.name for header in headers], columns)
     texts = [[for_markdown(row[place].text) for place in places] for row in rows]
-    lines = _lines(board)
+    lines = lines_of(board)
     for line, cells in zip(lines, texts, strict=True):
         if isinstance(line, Published):
             cells[:] = [cell if cell == "-" else f"*{cell}*" for cell in cells]

@@ -23,7 +23,7 @@ from lit_gen.data.pairs import Pairs
 from lit_gen.metrics import Moments
 from lit_gen.metrics.reference_files import ReferenceFacts, write_reference
 from lit_gen.pictures import grids as images
-from lit_gen.report import page, plots, theory
+from lit_gen.report import plots, theory, trainings
 from lit_gen.runs import weights as averages
 from lit_gen.runs.directory import Run
 from lit_gen.runs.tracking import MetricsFile
@@ -236,7 +236,7 @@ def test_a_picture_that_is_being_drawn_is_not_on_the_page(tmp_path: Path) -> Non
     images.save_grid(NOISE, path)
     with replacing(tmp_path / "images-000000256.png") as temporary:
         temporary.write_bytes(b"half")
-        assert page._last_pictures(tmp_path) == {"images": path}
+        assert trainings.last_pictures(tmp_path) == {"images": path}
 
 
 def test_append_makes_the_file(tmp_path: Path) -> None:
