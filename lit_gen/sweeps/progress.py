@@ -26,7 +26,7 @@ def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
 
     Args:
         trials: The trials in order.
-        status: Status by trial id, finished or failed; the other trials are waiting.
+        status: Status by trial id, such as finished, failed or stopped early; the other trials are waiting.
     """
     labels = Labels(trials)
     table = Table(box=None, header_style="bold")
@@ -54,6 +54,28 @@ def reported_names(result: Path) -> list[str]:
     """Return the names under which the numbers of a result.json are logged, the choices for a sweep's `metric.name`."""
     metrics, timing = _scores(result), _scores(result, "timing")
     return [*metrics, "nfe", *timing] if metrics else []
+
+
+def metric_value(results: Sequence[Path], name: str) -> float | None:
+    """Return the value of a reported name, the mean over the results of a trial; None if one of them lacks it."""
+    values = []
+    for result in results:
+        metrics, timing = _scores(result), _scores(result, "timing")
+        found = metrics.get(name, timing.get(name))
+        if found is None and name == "nfe":
+            found = _nfe(result)
+        if found is None:
+            return None
+        values.append(float(found))
+    return fmean(values) if values else None
+
+
+def _nfe(result: Path) -> float | None:
+    try:
+        nfe = read_record(result, "").get("nfe")
+    except (OSError, UserError):
+        return None
+    return float(nfe) if isinstance(nfe, int | float) else None
 
 
 def _scores(result: Path, block: str = "metrics") -> dict[str, float]:
@@ -88,6 +110,8 @@ class SweepProgress:
         self._total = len(trials)
         self._finished = len(finished)
         self._failed = 0
+        self._told_of_waiting = False
+        self._seen_elsewhere: set[str] = set()
         self._estimate = Estimate([trial for trial in trials if trial.id not in finished], jobs)
         self._running: dict[str, TaskID] = {}
         self._steps: dict[str, Step] = {}
@@ -130,13 +154,13 @@ class SweepProgress:
             )
             self._bars.update(self._bar, **self._whole())
 
-    def silent(self, trial: Trial, process: int, seconds: float) -> None:
+    def silent(self, trial: Trial, process: int, seconds: float, until_replaced: float) -> None:
         """Report that the process of a running trial gives no sign of life."""
         self._steps.pop(trial.id, None)
         self._bars.update(self._running[trial.id], speed="", left="no sign of life")
         self.say(
             f"{self._labels.describe(trial)}: process {process} has given no sign of life for {seconds:.0f} s and may "
-            f"be stopped; resume it with kill -CONT {process}, or give the trial up with kill -KILL {process}"
+            f"be stopped; resume it with kill -CONT {process}, or it is replaced after {until_replaced:.0f} s"
         )
 
     def heard(self, trial: Trial, process: int) -> None:
@@ -150,18 +174,46 @@ class SweepProgress:
         self._estimate.ended(trial, seconds)
         self._ended(trial, f"{main_metrics(results)}  {seconds:.1f} s")
 
-    def failed(self, trial: Trial, error: str, log: Path, seconds: float) -> None:
-        """Report that a trial failed; the sweep continues."""
-        self._failed += 1
+    def stopped(self, trial: Trial, reason: str, seconds: float) -> None:
+        """Report that a trial was stopped early."""
+        self._finished += 1
         self._estimate.ended(trial)
-        self._ended(trial, f"FAILED: {error} (see {log})")
+        self._ended(trial, f"stopped early: {reason}  {seconds:.1f} s")
+
+    def failed(self, trial: Trial, error: str, log: Path, retry: str = "") -> None:
+        """Report that a trial failed, and which retry follows if one does; the sweep continues."""
+        self._estimate.ended(trial)
+        if retry:
+            self._estimate.added(trial)
+            self._ended(trial, f"failed and runs again ({retry}): {error} (see {log})")
+        else:
+            self._failed += 1
+            self._ended(trial, f"FAILED: {error} (see {log})")
+
+    def ended_elsewhere(self, trial: Trial, how: str, ends: bool = True) -> None:
+        """Report what another process did with a trial."""
+        self._estimate.removed(trial)
+        if trial.id in self._running:
+            self._estimate.ended(trial)
+        if ends and trial.id not in self._seen_elsewhere:
+            self._seen_elsewhere.add(trial.id)
+            self._finished += not how.startswith("FAILED")
+            self._failed += how.startswith("FAILED")
+        self._ended(trial, how if not ends else f"{how}, by another process")
+
+    def waiting_for_others(self, number: int) -> None:
+        """Report once that only trials of other processes are left."""
+        if not self._told_of_waiting:
+            self._told_of_waiting = True
+            self.say(f"waiting for {number} {'trial' if number == 1 else 'trials'} that other processes run")
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
         self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _ended(self, trial: Trial, text: str) -> None:
-        self._bars.remove_task(self._running.pop(trial.id))
+        if trial.id in self._running:
+            self._bars.remove_task(self._running.pop(trial.id))
         self._steps.pop(trial.id, None)
         self._bars.update(self._bar, **self._whole())
         done = self._finished + self._failed

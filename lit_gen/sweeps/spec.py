@@ -27,6 +27,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.yaml import load_yaml
 from lit_gen.runs.directory import TRAINED_FIRST
 from lit_gen.sweeps.command import arguments_of, command_tail
+from lit_gen.sweeps.hyperband import Hyperband, parse_early_terminate
 from lit_gen.sweeps.named_files import ENDINGS, NamedFiles
 from lit_gen.sweeps.objective import Objective, parse_objective
 from lit_gen.sweeps.schema import read_config
@@ -45,12 +46,14 @@ class Trial:
         parameters: The parameters as W&B stores them, in the order of the file.
         arguments: The arguments of `lit-gen run`.
         objective: `metric` of the sweep file.
+        hyperband: `early_terminate` of the sweep file.
     """
 
     id: str
     parameters: dict[str, Any]
     arguments: list[str]
     objective: Objective | None = None
+    hyperband: Hyperband | None = None
 
     @property
     def metric(self) -> str | None:
@@ -109,8 +112,8 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
             notes.append(f"{path}: {len(listed)} settings give {distinct} distinct trials{advice}")
         if config.get("description"):
             notes.append(f"{path}: {' '.join(config['description'].split())}")
-        if "early_terminate" in config:
-            notes.append(f"{path}: early_terminate needs wandb agent; every trial runs to its end here")
+    for trial in trials.values():
+        _check_monitored(trial, settings_of)
     notes += dict.fromkeys(note for trial in trials.values() for note in _trained_first(trial, settings_of))
     return Sweep(_folder_name(name or configs[0].get("name") or paths[0].stem), paths, list(trials.values()), notes)
 
@@ -137,6 +140,23 @@ def _trained_first(trial: Trial, settings_of: Callable[[str | None], dict[str, A
             of_first = of_first or settings_of(first).get(budget, default)
             own = option(trial.arguments, budget) or config.get(budget, default)
             yield f"{file}: first {first}: {of_first} images ({key}.{budget}), then itself: {own} images ({budget})"
+
+
+def _check_monitored(trial: Trial, settings_of: Callable[[str | None], dict[str, Any]]) -> None:
+    """Raise a UserError if a trial is to be stopped early and surely has no evaluations during its training.
+
+    What this cannot see, such as a group file, the trial finds before it trains.
+    """
+    file = option(trial.arguments, "config")
+    if trial.hyperband is None or option(trial.arguments, "monitor") is not None or file is None:
+        return
+    config = settings_of(file)
+    every = option(trial.arguments, "monitor.every") or config.get("monitor.every", 0)
+    if config and "monitor" not in config and str(every) == "0":
+        raise UserError(
+            f"{trial.hyperband.file}: early_terminate: {file} has no evaluations during training to compare trials by; "
+            "add the parameter monitor.every, a number of images"
+        )
 
 
 def _settings_of(file: str | None) -> dict[str, Any]:
@@ -167,7 +187,7 @@ def _folder_name(name: str) -> str:
 def _trials(
     config: dict[str, Any], path: Path, seed: int, count: int | None, named_files: NamedFiles
 ) -> Iterator[Trial]:
-    objective = parse_objective(config, path)
+    objective, hyperband = parse_objective(config, path), parse_early_terminate(config, path)
     space = parse_space(config.get("parameters"), f"{path}: parameters")
     command = command_tail(config, path)
     limits = [limit for limit in (count, config.get("run_cap")) if limit is not None]
@@ -191,7 +211,7 @@ def _trials(
             raise UserError(f"{path}: parameters: a value that JSON cannot hold ({error}); use texts as keys") from None
         identity = hashlib.sha256(key.encode()).hexdigest()[:12]
         arguments = arguments_of(command, parameters)
-        yield Trial(identity, parameters, arguments + _place(config, arguments), objective)
+        yield Trial(identity, parameters, arguments + _place(config, arguments), objective, hyperband)
 
 
 def _place(config: dict[str, Any], arguments: list[str]) -> list[str]:

@@ -38,6 +38,8 @@ def run(arguments: list[str]) -> list[Path]:
     if behaviour in ("SIGKILL", "SIGINT", "SIGTERM", "SIGSTOP", "SIGSEGV"):
         os.kill(os.getpid(), signal.Signals[behaviour])
         time.sleep(0.2)  # a signal that Python handles
+    if behaviour == "stops-once" and len(list(executions.glob("*"))) == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
     if behaviour == "hurried":  # as a second Ctrl-C, which comes where no trial catches it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

@@ -140,12 +140,6 @@ def test_run_cap_and_count_shorten_a_grid(tmp_path):
     assert [trial.parameters["x"] for trial in load_sweep([path], count=2).trials] == [0, 1]
 
 
-def test_early_terminate_is_noted(tmp_path):
-    stop = {"type": "hyperband", "min_iter": 3}
-    path = write(tmp_path, method="grid", parameters={"x": {"value": 1}}, early_terminate=stop)
-    assert "early_terminate" in load_sweep([path]).notes[0]
-
-
 X = {"x": {"values": [1, 2]}}
 
 
