@@ -58,7 +58,7 @@ class Hyperband:
         if not value > threshold:
             return None
         rank = sum(loss < value for loss in losses) + 1
-        return f"number {rank} of {len(losses)} after {bracket} evaluations, not among the best 1/{self.eta:g}"
+        return f"number {rank} of {len(losses)} at evaluation {bracket}, not among the best 1/{self.eta:g}"
 
 
 def parse_early_terminate(config: dict[str, Any], path: Path) -> Hyperband | None:
