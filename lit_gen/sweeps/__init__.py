@@ -2,7 +2,8 @@
 
 from lit_gen.sweeps.results import SweepResult, current_results, sweep_results
 from lit_gen.sweeps.runner import dry_run, run_sweep
-from lit_gen.sweeps.spec import Sweep, Trial, load_sweep
+from lit_gen.sweeps.spec import Sweep, load_sweep
+from lit_gen.sweeps.trial import Trial
 
 __all__ = [
     "Sweep",

@@ -1,5 +1,6 @@
 """The `command` of a sweep file and its macros: from parameters to the arguments of `lit-gen run`."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 from lit_gen.core.errors import UserError
 
+JSON_FILE = "${args_json_file}"
+"""The macro for the path of a file that holds the parameters as JSON."""
 _MACRO = re.compile(r"\$\{(\w+)\}")
 _ENVIRONMENT_MACRO = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
@@ -23,8 +26,8 @@ def command_tail(config: dict[str, Any], path: Path) -> list[str]:
     tail = parts[parts.index("run") + 1 :]
     for part in tail:
         macro = _MACRO.fullmatch(part)
-        if macro and macro[1] not in _MACROS:
-            raise UserError(f"{path}: command: {part} is not known after `run`; choose from {', '.join(_MACROS)}")
+        if macro and macro[1] not in (known := [*_MACROS, "args_json", "args_json_file"]):
+            raise UserError(f"{path}: command: {part} is not known after `run`; choose from {', '.join(known)}")
     return tail
 
 
@@ -41,10 +44,15 @@ _MACROS = {
 
 
 def arguments_of(command: list[str], parameters: dict[str, Any]) -> list[str]:
-    """Return the arguments of a trial: the elements of the command with its parameters in place of the macros."""
+    """Return the arguments of a trial: the elements of the command with its parameters in place of the macros.
+
+    `JSON_FILE` stays: only who runs the trial knows the folder of the sweep.
+    """
     arguments: list[str] = []
     for part in command:
-        if macro := _MACRO.fullmatch(part):
+        if part == "${args_json}":
+            arguments.append(json.dumps(parameters))
+        elif part != JSON_FILE and (macro := _MACRO.fullmatch(part)):
             for key, value in parameters.items():
                 arguments += _MACROS[macro[1]](key, value)
         else:

@@ -16,7 +16,7 @@ from math import isfinite
 from statistics import fmean
 
 from lit_gen.core.progress import Step
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 SHARE_OF_EVALUATION = 0.1
 """Assumed time of a trial that only evaluates, as a fraction of a trial that trains, until one has run."""

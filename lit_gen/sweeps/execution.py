@@ -21,9 +21,11 @@ from lit_gen.sweeps.locks import TrialLocks
 from lit_gen.sweeps.objective import Objective
 from lit_gen.sweeps.pool import Worker
 from lit_gen.sweeps.progress import SweepProgress, metric_value, reported_names
-from lit_gen.sweeps.queue import SharedTrials
-from lit_gen.sweeps.results import SweepResult, results_in
-from lit_gen.sweeps.spec import Sweep, Trial
+from lit_gen.sweeps.proposals import Proposals
+from lit_gen.sweeps.queue import SharedTrials, Training
+from lit_gen.sweeps.results import SweepResult, results_in, save_trials
+from lit_gen.sweeps.spec import Sweep
+from lit_gen.sweeps.trial import Trial
 
 SWEEP_VARIABLE = "LIT_GEN_SWEEP"
 SECONDS_OF_SILENCE = 60.0
@@ -72,28 +74,39 @@ class Execution:
         self._locks = TrialLocks(folder / "locks")
         self._journal = Journal(folder / JOURNAL_NAME, self._locks.process.token)
         events = self._journal.news()
-        self._judge = Judge(sweep.trials)
+        self._proposals = Proposals(sweep.searches)
+        proposed = [trial for event in events if (trial := self._proposals.hear(event)) is not None]
+        self._trials = {trial.id: trial for trial in [*sweep.trials, *proposed]}
+        trials = list(self._trials.values())
+        self._judge = Judge(trials)
         for event in events:
             self._judge.hear(event)
-        ended = outcomes(events)
-        finished = results_in(ended, root)
-        ids = {trial.id for trial in sweep.trials}
-        stopped = {
-            trial: str(event.get("reason"))
-            for trial, event in ended.items()
-            if trial in ids and event["event"] == "stopped"
-        }
-        results = {trial.id: finished[trial.id] for trial in sweep.trials if trial.id in finished}
-        self._result = SweepResult(sweep.name, folder, sweep.trials, results, stopped=stopped)
-        waiting = [trial for trial in sweep.trials if trial.id not in results and trial.id not in stopped]
+        results, stopped = self._ended_before(events)
+        self._result = SweepResult(sweep.name, folder, trials, results, stopped=stopped)
+        waiting = [trial for trial in trials if trial.id not in results and trial.id not in stopped]
         self._shared = SharedTrials(waiting, self._journal, self._locks)
-        self._workers = _workers(settings, len(waiting), sweep.name)
-        self._progress = SweepProgress(console, sweep.trials, [*results, *stopped], len(self._workers))
-        self._trials = {trial.id: trial for trial in sweep.trials}
+        self._workers = _workers(settings, len(waiting) + self._proposals.num_left, sweep.name)
+        self._progress = SweepProgress(console, trials, [*results, *stopped], len(self._workers))
+        self._progress.expect(len(trials) + self._proposals.num_left)
         self._notes = sweep.notes
+        save_trials(folder, trials)
         self._metrics: set[str] = set()
         self._reached: set[Objective] = set()
         self._interrupts = 0
+
+    def _ended_before(self, events: list[dict[str, Any]]) -> tuple[dict[str, list[Path]], dict[str, str]]:
+        """Return the results of the trials that finished, and the reasons of those that were stopped early."""
+        ended = outcomes(events)
+        finished = results_in(ended, self._root)
+        results = {trial: finished[trial] for trial in self._trials if trial in finished}
+        stopped = {
+            trial: str(ended[trial].get("reason"))
+            for trial in self._trials
+            if trial in ended and ended[trial]["event"] == "stopped"
+        }
+        for trial in stopped:
+            self._proposals.record(self._trials[trial], None, self._judge.losses(self._trials[trial]))
+        return results, stopped
 
     def run(self) -> SweepResult:
         """Run the trials, wait for those that other processes run, and return the outcome of all."""
@@ -119,7 +132,8 @@ class Execution:
         return self._result
 
     def _is_going_on(self) -> bool:
-        return self._shared.is_waiting or bool(self._busy()) or self._shared.num_elsewhere > 0
+        left = self._shared.is_waiting or self._shared.num_elsewhere or self._proposals.num_left
+        return bool(left or self._busy())
 
     def _busy(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.assignment]
@@ -127,20 +141,21 @@ class Execution:
     def _announce(self) -> None:
         for note in self._notes:
             self._progress.say(note)
-        total, finished = len(self._result.trials), len(self._result.results)
+        total, finished = len(self._result.trials) + self._proposals.num_left, len(self._result.results)
         done = f", {finished} of them finished before" if finished else ""
         done += f", {len(self._result.stopped)} stopped early before" if self._result.stopped else ""
         self._progress.say(f"sweep {self._result.name}: {total} trials{done}; folder {self._folder}")
         for trial in self._result.trials:
-            if trial.id in self._result.results and trial.objective is not None:
-                self._check_target(trial, trial.objective)
+            if trial.id in self._result.results:
+                self._score(trial)
 
-    def _hear(self) -> None:
+    def _hear(self, at_once: bool = False) -> None:
         """Record what other processes have done, and give up trials that they have taken over."""
-        for event in self._shared.news():
+        for event in self._shared.news(at_once):
             self._judge.hear(event)
-            trial = self._trials.get(event["trial"])
-            if trial is not None:
+            if (proposed := self._proposals.hear(event)) is not None:
+                self._add(proposed)
+            elif (trial := self._trials.get(event["trial"])) is not None:
                 self._record_of_others(trial, event)
         for lost in self._shared.give_up():
             for worker in self._busy():
@@ -155,22 +170,23 @@ class Execution:
             self._result.failures.pop(trial.id, None)
             self._result.results[trial.id] = [self._root / path for path in results_of(event)]
             self._progress.ended_elsewhere(trial, "finished")
-            if trial.objective is not None:
-                self._check_target(trial, trial.objective)
+            self._score(trial)
         elif event["event"] == "failed" and not event.get("again"):
             error = str(event.get("error"))
             self._result.failures[trial.id] = (error, self._folder / str(event.get("log")))
             self._progress.ended_elsewhere(trial, f"FAILED: {error}")
+            self._proposals.record(trial, None)
         elif event["event"] == "stopped":
             self._result.stopped[trial.id] = str(event.get("reason"))
             self._progress.ended_elsewhere(trial, "stopped early")
+            self._proposals.record(trial, None, self._judge.losses(trial))
 
     def _assign(self) -> None:
         for worker in self._workers:
             if worker.assignment:
                 continue
             busy = {training_of(worker.assignment.trial) for worker in self._workers if worker.assignment}
-            while (trial := self._shared.claim(busy)) is not None:
+            while (trial := self._next(busy)) is not None:
                 if (reason := self._judge.already_stopped(trial)) is None:
                     self._journal.append("started", trial.id, arguments=trial.arguments)
                     self._progress.started(trial)
@@ -178,6 +194,38 @@ class Execution:
                     break
                 self._progress.started(trial)
                 self._record_stopped(trial, f"the same training run: {reason}", 0.0)
+
+    def _next(self, busy: set[Training]) -> Trial | None:
+        """Return the next trial, if need be one that a search proposes; None if there is none to be had."""
+        while (trial := self._shared.claim(busy)) is None and self._propose():
+            pass
+        return trial
+
+    def _propose(self) -> bool:
+        """Let a search make a proposal, and return whether there is one; it may be a trial of before."""
+        if self._interrupts or not self._proposals.num_left:
+            return False
+        with self._journal.locked():  # two processes must not make the same proposal
+            self._hear(at_once=True)
+            search = next(self._proposals.open(), None)
+            if search is None:
+                return False
+            fields, trial = self._proposals.propose(search)
+            self._journal.append("proposed", trial.id, **fields)
+            self._proposals.hear({"event": "proposed", "trial": trial.id, **fields})
+        self._add(trial)
+        return True
+
+    def _add(self, trial: Trial) -> None:
+        """Add a proposed trial, unless it is one of before."""
+        if trial.id not in self._trials:
+            self._trials[trial.id] = trial
+            self._result.trials.append(trial)
+            self._judge.add(trial)
+            self._shared.add(trial)
+            self._progress.add(trial)
+            save_trials(self._folder, self._result.trials)
+        self._progress.expect(len(self._trials) + self._proposals.num_left)
 
     def _collect(self) -> None:
         """Wait briefly for answers, and record them."""
@@ -250,12 +298,10 @@ class Execution:
         self._shared.end(trial)
         self._result.results[trial.id] = results
         self._progress.finished(trial, results, seconds)
-        if trial.objective is None:
-            return
-        if trial.objective.name not in self._metrics:  # the first of its metric
-            self._metrics.add(trial.objective.name)
-            self._check_metric(trial.objective.name, results, "the first result does not hold")
-        self._check_target(trial, trial.objective)
+        if trial.metric is not None and trial.metric not in self._metrics:  # the first of its metric
+            self._metrics.add(trial.metric)
+            self._check_metric(trial.metric, results, "the first result does not hold")
+        self._score(trial)
 
     def _record_stopped(self, trial: Trial, reason: str, seconds: float) -> None:
         losses = self._judge.losses(trial)
@@ -263,6 +309,7 @@ class Execution:
         self._judge.hear({"event": "stopped", "trial": trial.id, "reason": reason})
         self._shared.end(trial)
         self._result.stopped[trial.id] = reason
+        self._proposals.record(trial, None, losses)
         self._progress.stopped(trial, reason, seconds)
 
     def _record_failed(self, trial: Trial, error: str, log: Path, retries: int) -> None:
@@ -275,16 +322,22 @@ class Execution:
             self._shared.put_back(trial)
         else:
             self._result.failures[trial.id] = (error, log)
+            self._proposals.record(trial, None)
             self._progress.failed(trial, error, log)
             self._shared.end(trial)
 
-    def _check_target(self, trial: Trial, objective: Objective) -> None:
-        """Give up the trials that wait if a finished one reaches the target of its sweep file."""
-        if objective.target is None or objective in self._reached:
+    def _score(self, trial: Trial) -> None:
+        """Tell the search of a finished trial its value, and end the sweep file if it reaches the target."""
+        objective = trial.objective
+        if objective is None or (objective.target is None and not self._proposals.is_any):
             return
         value = metric_value(self._result.results[trial.id], objective.name)
-        if value is not None and objective.is_reached(value):
+        self._proposals.record(trial, value)
+        if value is None:  # nothing to optimize by
+            self._proposals.close(objective)
+        elif objective.is_reached(value) and objective not in self._reached:
             self._reached.add(objective)
+            self._proposals.close(objective)
             self._shared.remove(lambda other: other.objective == objective)
             target = f"{objective.name} {value:.4g} reaches metric.target {objective.target:g}"
             self._progress.say(f"{target}; no other trial is started")

@@ -5,9 +5,11 @@
     {"event": "failed",   "trial": id, "time": ..., "error": one line, "log": path from the sweep's folder}
     {"event": "scored",   "trial": id, "time": ..., "images": images seen, "value": its metric during training}
     {"event": "stopped",  "trial": id, "time": ..., "reason": one line, "num_evaluations": ..., "seconds": ...}
+    {"event": "proposed", "trial": id, "time": ..., "search": hash, "number": from 0, "coordinates": {name: quantile}}
 
 A trial with several sampling seeds has `"results": [path, ...]` in addition; its `result` is the first of them.
-A failed trial with `"again": true` is run again. Only trials with `early_terminate` are scored and stopped.
+A failed trial with `"again": true` is run again. Only trials with `early_terminate` are scored and stopped,
+and only those with `method: bayes` are proposed.
 Each line is flushed to the disk before the next trial starts. A power cut can leave an incomplete last line, which the
 next writer removes. Several processes may write, also on several machines over shared storage: a lock of the file
 system orders their lines, and each line names its writer in `by`.

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lit_gen.sweeps.estimate import training_of
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 
 class Judge:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gen.core.progress import Step
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 
 @dataclass

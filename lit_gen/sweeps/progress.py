@@ -18,7 +18,7 @@ from lit_gen.core.records import SCORE, read_record, values_of
 from lit_gen.core.text import printable, shorten
 from lit_gen.sweeps.estimate import Estimate
 from lit_gen.sweeps.labels import Labels
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 
 def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
@@ -106,6 +106,7 @@ class SweepProgress:
 
     def __init__(self, console: Console, trials: Sequence[Trial], finished: Collection[str], jobs: int) -> None:
         self._console = console
+        self._trials = list(trials)
         self._labels = Labels(trials)
         self._total = len(trials)
         self._finished = len(finished)
@@ -130,6 +131,17 @@ class SweepProgress:
         for task in [*self._running.values(), self._bar]:
             self._bars.remove_task(task)
         self._bars.stop()
+
+    def add(self, trial: Trial) -> None:
+        """Add a trial that a search has proposed."""
+        self._trials.append(trial)
+        self._labels = Labels(self._trials)
+        self._estimate.added(trial)
+
+    def expect(self, total: int) -> None:
+        """Set the number of trials of the sweep."""
+        self._total = total
+        self._bars.update(self._bar, total=total, **self._whole())
 
     def started(self, trial: Trial) -> None:
         """Add a bar for a trial that begins."""

@@ -9,7 +9,7 @@ from typing import Any
 from lit_gen.sweeps.estimate import training_of
 from lit_gen.sweeps.journal import Journal
 from lit_gen.sweeps.locks import TrialLocks
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """Seconds between two looks at what other processes do."""

@@ -1,13 +1,16 @@
 """The outcome of a sweep, and the results of a sweep's folder."""
 
+import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.files import write_atomically
 from lit_gen.core.records import TEXT, read_json
 from lit_gen.sweeps.journal import JOURNAL_NAME, outcomes, read_journal, results_of
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 TRIALS_NAME = "trials.json"
 
@@ -46,6 +49,11 @@ class SweepResult:
 def sweep_results(folder: Path) -> dict[str, list[Path]]:
     """Return the result.json files of each finished trial of a sweep's folder by its id, if all of them still exist."""
     return results_in(outcomes(read_journal(folder / JOURNAL_NAME)), folder.parent.parent)
+
+
+def save_trials(folder: Path, trials: Sequence[Trial]) -> None:
+    """Save the ids of the trials of a sweep in its folder."""
+    write_atomically(folder / TRIALS_NAME, json.dumps([trial.id for trial in trials]) + "\n")
 
 
 def results_in(ended: dict[str, dict[str, object]], root: Path) -> dict[str, list[Path]]:

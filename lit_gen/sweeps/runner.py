@@ -22,13 +22,16 @@ from pathlib import Path
 from rich.console import Console
 
 from lit_gen.core.errors import UserError
-from lit_gen.core.files import write_atomically
+from lit_gen.core.files import write_atomically, writing
 from lit_gen.core.text import printable
+from lit_gen.sweeps.command import JSON_FILE
 from lit_gen.sweeps.execution import Execution, Settings
 from lit_gen.sweeps.journal import JOURNAL_NAME, outcomes, read_journal
 from lit_gen.sweeps.progress import trial_table
-from lit_gen.sweeps.results import TRIALS_NAME, SweepResult, sweep_results
-from lit_gen.sweeps.spec import Sweep, Trial, load_sweep, option
+from lit_gen.sweeps.proposals import Proposals
+from lit_gen.sweeps.results import SweepResult, sweep_results
+from lit_gen.sweeps.spec import Sweep, load_sweep
+from lit_gen.sweeps.trial import Trial, option
 
 
 def dry_run(
@@ -52,16 +55,23 @@ def dry_run(
     console = console or Console()
     sweep = load_sweep(files, seed, count, name)
     folder = root / "sweeps" / sweep.name
-    finished = sweep_results(folder)
+    finished, events = sweep_results(folder), read_journal(folder / JOURNAL_NAME)
+    proposals = Proposals(sweep.searches)
+    proposed = {trial.id: trial for event in events if (trial := proposals.hear(event)) is not None}
+    known = {trial.id for trial in sweep.trials}
+    sweep = replace(sweep, trials=sweep.trials + [proposed[trial] for trial in proposed if trial not in known])
     status = {
         trial: "finished"
         if trial in finished
         else {"finished": "waiting", "stopped": "stopped early"}.get(event["event"], "failed")
-        for trial, event in outcomes(read_journal(folder / JOURNAL_NAME)).items()
+        for trial, event in outcomes(events).items()
     }
     console.print(trial_table(sweep.trials, status))
     for note in sweep.notes:
         console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
+    for search in sweep.searches:
+        line = f"{search.file}: method: bayes proposes up to {search.num_proposals} trials, one after the other"
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     num_finished = sum(trial.id in finished for trial in sweep.trials)
     line = f"sweep {sweep.name}: {len(sweep.trials)} trials, {num_finished} of them finished"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -105,9 +115,13 @@ def run_sweep(
         raise UserError(f"--retries: {retries} is negative; give 0 or more")
     console = console or Console()
     sweep = load_sweep(files, seed, count, name)
-    sweep = replace(sweep, trials=[_rooted(trial, root) for trial in sweep.trials])
+    for search in sweep.searches:
+        search.check()
     folder = root / "sweeps" / sweep.name
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    searches = [search.made_by(lambda trial: _placed(trial, root, folder)) for search in sweep.searches]
+    sweep = replace(sweep, trials=[_placed(trial, root, folder) for trial in sweep.trials], searches=searches)
     _keep_files(sweep, folder)
     limit = None if time_limit is None else f"{time_limit:g}s"
     options = {"root": root, "jobs": jobs, "seed": seed, "count": count, "name": name}
@@ -126,15 +140,20 @@ def _command(files: Sequence[Path], **options: object) -> str:
     return shlex.join(["lit-gen", "sweep", *map(str, files), *words])
 
 
-def _rooted(trial: Trial, root: Path) -> Trial:
-    if option(trial.arguments, "run.root") is not None:
-        return trial
-    return replace(trial, arguments=[*trial.arguments, f"--run.root={root}"])
+def _placed(trial: Trial, root: Path, folder: Path) -> Trial:
+    """Return a trial with the runs folder among its arguments, and write its parameters if its command names a file."""
+    arguments = trial.arguments
+    if option(arguments, "run.root") is None:
+        arguments = [*arguments, f"--run.root={root}"]
+    if JSON_FILE in arguments:
+        path = folder / "arguments" / f"{trial.id}.json"
+        write_atomically(path, json.dumps(trial.parameters) + "\n")
+        arguments = [str(path) if argument == JSON_FILE else argument for argument in arguments]
+    return replace(trial, arguments=arguments)
 
 
 def _keep_files(sweep: Sweep, folder: Path) -> None:
-    """Save copies of the sweep files, numbered if two have the same name, and the ids of their trials."""
-    write_atomically(folder / TRIALS_NAME, json.dumps([trial.id for trial in sweep.trials]) + "\n")
+    """Save copies of the sweep files, numbered if two have the same name."""
     names: set[str] = set()
     for number, file in enumerate(sweep.files, start=1):
         name = file.name if file.name not in names else f"{number}-{file.name}"

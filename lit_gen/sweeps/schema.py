@@ -13,7 +13,7 @@ _KEYS = {
     *("project", "entity", "early_terminate", "apiVersion", "kind"),
 }
 _FOREIGN_KEYS = {"metrics", "scheduler", "controller", "job", "image_uri"}
-METHODS = ("grid", "random")
+METHODS = ("grid", "random", "bayes")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -47,13 +47,11 @@ def _check_keys(config: dict[str, Any], path: Path) -> None:
 
 def _check_values(config: dict[str, Any], path: Path) -> None:
     if "method" not in config:
-        raise UserError(f"{path}: method is missing; set it to {' or '.join(METHODS)}")
-    if config["method"] == "bayes":
-        raise UserError(f"{path}: method: bayes is not supported locally yet; use `wandb sweep` and `wandb agent`")
+        raise UserError(f"{path}: method is missing; set it to {', '.join(METHODS[:-1])} or {METHODS[-1]}")
     if config["method"] == "custom":
         raise UserError(
             f"{path}: method: local sweeps do not support custom, which needs `scheduler`; set it to "
-            f"{' or '.join(METHODS)}, or use `wandb sweep` and `wandb agent`"
+            f"{', '.join(METHODS[:-1])} or {METHODS[-1]}, or use `wandb sweep` and `wandb agent`"
         )
     if config["method"] not in METHODS:
         raise UserError(f"{path}: method: unknown method {config['method']!r:.200}; known: {', '.join(METHODS)}")

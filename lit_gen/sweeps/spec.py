@@ -19,46 +19,26 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.yaml import load_yaml
 from lit_gen.runs.directory import TRAINED_FIRST
+from lit_gen.sweeps.bayes import Search
 from lit_gen.sweeps.command import arguments_of, command_tail
 from lit_gen.sweeps.hyperband import Hyperband, parse_early_terminate
 from lit_gen.sweeps.named_files import ENDINGS, NamedFiles
 from lit_gen.sweeps.objective import Objective, parse_objective
 from lit_gen.sweeps.schema import read_config
-from lit_gen.sweeps.search_space import draw, grid_setting, grid_size, num_draws, parse_space, through_json
+from lit_gen.sweeps.search_space import Space, draw, grid_setting, grid_size, num_draws, parse_space, through_json
+from lit_gen.sweeps.trial import Trial, option
 
 MAX_TRIALS = 100_000
 """Largest number of trials of a sweep file."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting of the parameters of a sweep.
-
-    Args:
-        id: Hash of the fixed arguments, the parameters and the files they name; independent of the sweep file.
-        parameters: The parameters as W&B stores them, in the order of the file.
-        arguments: The arguments of `lit-gen run`.
-        objective: `metric` of the sweep file.
-        hyperband: `early_terminate` of the sweep file.
-    """
-
-    id: str
-    parameters: dict[str, Any]
-    arguments: list[str]
-    objective: Objective | None = None
-    hyperband: Hyperband | None = None
-
-    @property
-    def metric(self) -> str | None:
-        """Name of the score to optimize; None if the sweep file names none."""
-        return None if self.objective is None else self.objective.name
+SettingsOf = Callable[[str | None], dict[str, Any]]
+"""Function from the name of a configuration file to its values by dotted key."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +49,43 @@ class Sweep:
         name: Name of the sweep's folder and of the group in W&B: `name` in the first file, or the name of that file.
         files: The sweep files.
         trials: The trials of all files in order, each once.
-        notes: Lines for the user: descriptions of the files, keys that a local sweep ignores, runs to train first.
+        notes: Lines for the user: descriptions of the files, runs to train first.
+        searches: Files whose trials are proposed one after the other, with `method: bayes`.
     """
 
     name: str
     files: list[Path]
     trials: list[Trial]
     notes: list[str]
+    searches: list[Search] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Function from a setting of the parameters of a file to the trial."""
+
+    config: dict[str, Any]
+    path: Path
+    command: list[str]
+    objective: Objective | None
+    hyperband: Hyperband | None
+    named_files: NamedFiles
+    settings_of: SettingsOf
+
+    def __call__(self, setting: dict[str, Any]) -> Trial:
+        parameters = {key: through_json(value) for key, value in setting.items()}
+        try:
+            hashes = self.named_files.hashes(self.command, parameters)
+            key = json.dumps([self.command, parameters, hashes], sort_keys=True, default=str)
+        except TypeError as error:  # of keys that are no texts
+            where = f"{self.path}: parameters"
+            raise UserError(f"{where}: a value that JSON cannot hold ({error}); use texts as keys") from None
+        identity = hashlib.sha256(key.encode()).hexdigest()[:12]
+        arguments = arguments_of(self.command, parameters)
+        arguments += _place(self.config, arguments)
+        trial = Trial(identity, parameters, arguments, self.objective, self.hyperband)
+        _check_monitored(trial, self.settings_of)
+        return trial
 
 
 def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = None, name: str | None = None) -> Sweep:
@@ -83,8 +93,8 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
 
     Args:
         files: Sweep files; a union of grids takes several files.
-        seed: Seed of the random searches.
-        count: Largest number of trials per file, as `wandb agent --count`; a random search needs it or `run_cap`.
+        seed: Seed of the searches.
+        count: Largest number of trials per file, as `wandb agent --count`; random and bayes need it or `run_cap`.
         name: Name of the sweep; if None, the name in the first file.
 
     Raises:
@@ -98,38 +108,34 @@ def load_sweep(files: Sequence[Path | str], seed: int = 0, count: int | None = N
     trials: dict[str, Trial] = {}
     notes = []
     configs = [read_config(path) for path in paths]
+    searches = []
     settings_of, named_files = functools.cache(_settings_of), NamedFiles()
     for path, config in zip(paths, configs, strict=True):
-        listed = list(_trials(config, path, seed, count, named_files))
+        rules = parse_objective(config, path), parse_early_terminate(config, path)
+        make = _Maker(config, path, command_tail(config, path), *rules, named_files, settings_of)
+        space = parse_space(config.get("parameters"), f"{path}: parameters")
+        number = _num_trials(config, path, space, count)
+        if config["method"] == "bayes":
+            searches.append(_search(path, space, seed, number, make))
+        listed = [] if config["method"] == "bayes" else list(_trials(config, space, seed, number, make))
         for trial in listed:
             trials.setdefault(trial.id, trial)
         if (distinct := len({trial.id for trial in listed})) < len(listed):
             advice = ""
             if config["method"] == "random":
-                exhausted = distinct >= num_draws(parse_space(config["parameters"], f"{path}: parameters"))
+                exhausted = distinct >= num_draws(space)
                 advice = "; these are all: add values to parameters for more" if exhausted else ""
                 advice = advice or "; raise run_cap or --count for more"
             notes.append(f"{path}: {len(listed)} settings give {distinct} distinct trials{advice}")
         if config.get("description"):
             notes.append(f"{path}: {' '.join(config['description'].split())}")
-    for trial in trials.values():
-        _check_monitored(trial, settings_of)
     notes += dict.fromkeys(note for trial in trials.values() for note in _trained_first(trial, settings_of))
-    return Sweep(_folder_name(name or configs[0].get("name") or paths[0].stem), paths, list(trials.values()), notes)
+    return Sweep(
+        _folder_name(name or configs[0].get("name") or paths[0].stem), paths, list(trials.values()), notes, searches
+    )
 
 
-def option(arguments: Sequence[str], key: str) -> str | None:
-    """Return the last value of `--key=value` or `--key value` in the arguments; None if there is none."""
-    value = None
-    for index, argument in enumerate(arguments):
-        if argument.startswith(f"--{key}="):
-            value = argument.partition("=")[2]
-        elif argument == f"--{key}" and index + 1 < len(arguments):
-            value = arguments[index + 1]
-    return value
-
-
-def _trained_first(trial: Trial, settings_of: Callable[[str | None], dict[str, Any]]) -> Iterator[str]:
+def _trained_first(trial: Trial, settings_of: SettingsOf) -> Iterator[str]:
     """Yield a note for each experiment that a trial trains first, with the number of images of both."""
     file, budget, default = option(trial.arguments, "config"), "budget.num_images", "the default number of"
     config = settings_of(file)
@@ -142,7 +148,7 @@ def _trained_first(trial: Trial, settings_of: Callable[[str | None], dict[str, A
             yield f"{file}: first {first}: {of_first} images ({key}.{budget}), then itself: {own} images ({budget})"
 
 
-def _check_monitored(trial: Trial, settings_of: Callable[[str | None], dict[str, Any]]) -> None:
+def _check_monitored(trial: Trial, settings_of: SettingsOf) -> None:
     """Raise a UserError if a trial is to be stopped early and surely has no evaluations during its training.
 
     What this cannot see, such as a group file, the trial finds before it trains.
@@ -184,34 +190,42 @@ def _folder_name(name: str) -> str:
     return cleaned
 
 
-def _trials(
-    config: dict[str, Any], path: Path, seed: int, count: int | None, named_files: NamedFiles
-) -> Iterator[Trial]:
-    objective, hyperband = parse_objective(config, path), parse_early_terminate(config, path)
-    space = parse_space(config.get("parameters"), f"{path}: parameters")
-    command = command_tail(config, path)
+def _num_trials(config: dict[str, Any], path: Path, space: Space, count: int | None) -> int:
+    """Return the number of settings of a file.
+
+    Raises:
+        UserError: If it is not given, or above the limit.
+    """
+    method = config["method"]
     limits = [limit for limit in (count, config.get("run_cap")) if limit is not None]
-    if config["method"] == "grid":
+    if method == "grid":
         limits.append(grid_size(space))
     elif not limits:
-        raise UserError(f"{path}: method: random needs an end; set run_cap in the file, or pass --count")
+        raise UserError(f"{path}: method: {method} needs an end; set run_cap in the file, or pass --count")
     if (number := min(limits)) > MAX_TRIALS:
         much = f"{number:,}" if number < 10**15 else f"about 10^{math.log10(number):.0f}"
         raise UserError(
             f"{path}: parameters: {much} trials, and the limit is {MAX_TRIALS:,}; give fewer values, or a run_cap or "
             "--count within the limit"
         )
+    return number
+
+
+def _trials(
+    config: dict[str, Any], space: Space, seed: int, number: int, make: Callable[[dict[str, Any]], Trial]
+) -> Iterator[Trial]:
     for index in range(number):
-        setting = grid_setting(space, index) if config["method"] == "grid" else draw(space, f"{seed}/{index}")
-        parameters = {key: through_json(value) for key, value in setting.items()}
-        try:
-            hashes = named_files.hashes(command, parameters)
-            key = json.dumps([command, parameters, hashes], sort_keys=True, default=str)
-        except TypeError as error:  # of keys that are no texts
-            raise UserError(f"{path}: parameters: a value that JSON cannot hold ({error}); use texts as keys") from None
-        identity = hashlib.sha256(key.encode()).hexdigest()[:12]
-        arguments = arguments_of(command, parameters)
-        yield Trial(identity, parameters, arguments + _place(config, arguments), objective, hyperband)
+        yield make(grid_setting(space, index) if config["method"] == "grid" else draw(space, f"{seed}/{index}"))
+
+
+def _search(path: Path, space: Space, seed: int, number: int, make: _Maker) -> Search:
+    """Return the search of a file with `method: bayes`; raise a UserError if it cannot make a trial."""
+    objective = make.objective
+    if objective is None:
+        raise UserError(f"{path}: method: bayes needs a metric to optimize; set metric.name to a score of the results")
+    search = Search(path, space, objective, number, seed, make)
+    search.trial(search.middle)
+    return search
 
 
 def _place(config: dict[str, Any], arguments: list[str]) -> list[str]:

@@ -36,7 +36,7 @@ from typing import Any
 
 from lit_gen.core import progress, scores
 from lit_gen.core.errors import UserError
-from lit_gen.sweeps.spec import option
+from lit_gen.sweeps.trial import option
 
 SECONDS_BETWEEN_STEPS = 0.5
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0

@@ -15,7 +15,8 @@ from lit_gen.sweeps import run_sweep
 from lit_gen.sweeps.hyperband import Hyperband, parse_early_terminate
 from lit_gen.sweeps.judge import Judge
 from lit_gen.sweeps.objective import Objective
-from lit_gen.sweeps.spec import Trial, load_sweep
+from lit_gen.sweeps.spec import load_sweep
+from lit_gen.sweeps.trial import Trial
 from tests.conftest import arguments
 from tests.sweeps.test_runner import _path_of_the_workers, executions, read_journal, sweep  # noqa: F401
 

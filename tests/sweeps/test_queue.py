@@ -7,7 +7,7 @@ from lit_gen.sweeps.estimate import training_of
 from lit_gen.sweeps.journal import Journal
 from lit_gen.sweeps.locks import Process, TrialLocks
 from lit_gen.sweeps.queue import SharedTrials, TrialQueue
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 
 def trial(model: str, nfe: int) -> Trial:

@@ -458,6 +458,20 @@ def test_the_advice_repeats_the_command_with_its_options(tmp_path):
     assert shlex.split(command) == words
 
 
+def test_parameters_as_json_and_as_a_json_file(tmp_path):
+    path = write(tmp_path, x=[1, 2], **{"model.y": "a"})
+    command = ["lit-gen", "run", "--config", "${args_json_file}", "${args_json}"]
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"command": command}, sort_keys=False))
+    root = tmp_path / "runs"
+    listed = dry_run([path], root, console=Console(file=StringIO()))
+    assert listed.trials[0].arguments == ["--config", "${args_json_file}", '{"x": 1, "model.y": "a"}']
+    trials = [run_sweep([path], root, runner="fake_run:parameters", console=Console(file=StringIO())).trials[0]]
+    (file,) = [word for word in trials[0].arguments if word.endswith(".json")]
+    assert _read(Path(file)) == trials[0].parameters == {"x": 1, "model.y": "a"}
+    assert trials[0].id == listed.trials[0].id and len(list((root / "sweeps/demo/arguments").iterdir())) == 2
+    assert sorted(_read(path)["x"] for path in root.glob("read-*.json")) == [1, 2]
+
+
 def tracked(folder: Path, **keys: object) -> Path:
     path = write(folder, x=[1, 2])
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | keys))

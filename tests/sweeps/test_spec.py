@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from lit_gen.core.errors import UserError
-from lit_gen.sweeps.spec import load_sweep, option
+from lit_gen.sweeps.spec import load_sweep
+from lit_gen.sweeps.trial import option
 
 COMMAND = ["${env}", "lit-gen", "run", "--config=conf/x.yaml", "${args}"]
 
@@ -147,7 +148,8 @@ X = {"x": {"values": [1, 2]}}
     ("config", "words"),
     [
         ({"parameters": X}, ["method is missing"]),
-        ({"method": "bayes", "parameters": X}, ["bayes", "wandb agent"]),
+        ({"method": "bayes", "parameters": X}, ["bayes", "run_cap"]),
+        ({"method": "custom", "parameters": X}, ["custom", "wandb agent"]),
         ({"method": "gird", "parameters": X}, ["gird", "grid, random"]),
         ({"method": "grid"}, ["parameters", "at least one"]),
         ({"method": "grid", "parameters": {}}, ["parameters", "at least one"]),
