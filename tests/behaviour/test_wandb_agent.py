@@ -104,7 +104,7 @@ def test_a_training_and_two_evaluations_are_in_the_agents_sweep(server: str, tmp
         assert {key: config[key] for key in parameters} == parameters
         sampler = config["settings"]["sampler"]
         assert sampler["name"] == parameters["sampler"] and sampler["grid"]["name"] == "Karras"
-        assert summary["name"] == f"{run.name} {sampler['name']} nfe {parameters['sampler.nfe']} seed 0"
+        assert summary["name"] == f"EDM {sampler['name']} nfe {parameters['sampler.nfe']} seed 0, {run.name}"
         (result,) = run.glob(f"evaluations/{sampler['name']}-*/result.json")
         metric = json.loads(result.read_text())["metrics"]["fd_digits"]
         assert [row["fd_digits"] for row in history(records) if "fd_digits" in row] == [metric]
