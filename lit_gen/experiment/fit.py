@@ -24,7 +24,7 @@ from lit_gen.experiment.stages import Cost, learn_encoded, learn_pairs
 from lit_gen.experiment.trainer import make_trainer, order_callbacks
 from lit_gen.families.clock import Clock
 from lit_gen.runs.directory import REFERENCE, Run
-from lit_gen.runs.tracking import MetricsFile, Tracker
+from lit_gen.runs.tracking import Tracker
 from lit_gen.training import processes
 from lit_gen.training.callbacks.budget import Budget
 from lit_gen.training.callbacks.checkpoint import Checkpoint, check_world_size, threads_restored
@@ -67,7 +67,7 @@ def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
             run.create(_kept(config), **_facts(experiment, config, flow, spent))
             if stage is not None:
                 stage.save(run.directory / FOLDER)
-            experiment.tracking.announce()
+            experiment.tracking.announce(run.directory.parent)
         if unfinished:
             with threads_restored():
                 _train(trainer, experiment, config, run, spent.seconds)
@@ -110,9 +110,9 @@ def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run
     resume = _images_before(trainer, run)
     if resume is None:
         model.initialise(data.examples("train", model.num_initial).images)
-    trainer.loggers = experiment.tracking.loggers(run, config)
-    if resume is not None:
-        _announce_resume(trainer, run, resume)
+    trainer.loggers = experiment.tracking.loggers(run, config, resume)
+    if resume is not None and trainer.is_global_zero:
+        print(f"{run.directory}: resuming after {resume:,} images", flush=True)
     cost = TrainingCost()
     with _recorded(trainer, run, lambda: cost.flops(model.images_seen)) as record_cost, _explained(trainer):
         checkpoint = Checkpoint(experiment.checkpoint, run.checkpoint, record_cost)
@@ -168,15 +168,6 @@ def _images_before(trainer: Trainer, run: Run) -> int | None:
     check_world_size(checkpoint, trainer)
     images: int = checkpoint["images_seen"]
     return images
-
-
-def _announce_resume(trainer: Trainer, run: Run, images: int) -> None:
-    """Continue the curves of a run from a number of images."""
-    for logger in trainer.loggers:
-        if isinstance(logger, MetricsFile):
-            logger.resume(images)
-    if trainer.is_global_zero:
-        print(f"{run.directory}: resuming after {images:,} images", flush=True)
 
 
 @contextmanager

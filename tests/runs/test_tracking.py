@@ -113,7 +113,7 @@ def test_an_offline_run_holds_config_curves_and_images(
 
 def test_one_line_says_where_runs_go(capsys: pytest.CaptureFixture[str]) -> None:
     for mode, line in {"offline": OFFLINE, "online": "W&B: online, project mine", "disabled": None}.items():
-        Tracking(WandbSettings(mode=mode, project="mine")).announce()  # type: ignore[arg-type]
+        Tracking(WandbSettings(mode=mode, project="mine")).announce(Path())  # type: ignore[arg-type]
         assert capsys.readouterr().out == ("" if line is None else line + "\n")
 
 
@@ -262,7 +262,7 @@ def test_an_agents_run_holds_the_repeats_of_its_trial(tmp_path: Path, monkeypatc
 
 def test_where_an_agents_runs_go_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     under_an_agent(monkeypatch, tmp_path, "trial")
-    Tracking(WandbSettings(mode="online", project="ours")).announce()
+    Tracking(WandbSettings(mode="online", project="ours")).announce(tmp_path)
     assert capsys.readouterr().out == "W&B: online, project theirs\n"
 
 
