@@ -1,7 +1,7 @@
 """Serve the commands `lit-gen` and `wandb` from one process that has imported them: a call takes a fork, not seconds.
 
     python -m tests.behaviour.warm SOCKET       listens until it is terminated
-    command(SOCKET, path, "lit-gen", more)      writes an executable that calls `lit-gen ARGUMENTS more` there
+    command(SOCKET, path, "lit-gen", more)      writes an executable that calls `lit-gen ARGUMENTS` there
 
 The caller's arguments, environment, current folder and streams are those of the fork.
 """
@@ -13,7 +13,7 @@ import socket
 import stat
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +26,9 @@ SECONDS_BETWEEN_QUESTIONS = 0.2
 """Between two questions of W&B's agent what there is to do, in place of 5."""
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
-call = [{name!r}, sys.argv[1:] + {more!r}, dict(os.environ), os.getcwd()]
+more = {more!r}
+arguments = [*sys.argv[1:], *(added for word in sys.argv[1:] for added in more.get(word, []))]
+call = [{name!r}, arguments, dict(os.environ), os.getcwd()]
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     socket.send_fds(server, [json.dumps(call).encode()], [0, 1, 2])
@@ -35,9 +37,12 @@ with socket.socket(socket.AF_UNIX) as server:
 """
 
 
-def command(address: Path, path: Path, name: str, more: Sequence[str] = ()) -> None:
-    """Write an executable that calls a command in the process that listens at an address."""
-    path.write_text(CLIENT.format(python=sys.executable, name=name, more=list(more), address=str(address)))
+def command(address: Path, path: Path, name: str, more: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Write an executable that calls a command in the process that listens at an address.
+
+    A word that is a key of `more` adds words at the end.
+    """
+    path.write_text(CLIENT.format(python=sys.executable, name=name, more=dict(more or {}), address=str(address)))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
