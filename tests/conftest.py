@@ -98,6 +98,12 @@ TINY = {
         "--model.quantiser=VectorQuantiser",
         "--model.quantiser.num_codes=32",
     ],
+    "KLAutoencoder": [
+        "--model=KLAutoencoder",
+        "--model.latent_dim=3",
+        "--model.network=GaussianConvAutoencoder",
+        "--model.network.channels=8",
+    ],
     "GAN": [
         "--model=GAN",
         "--model.latent_dim=4",
