@@ -226,9 +226,7 @@ def test_other_images_than_those_of_the_protocol_are_not_shown_as_real(runs: Pat
     for config in copy.glob("*/config.yaml"):
         config.write_text(config.read_text().replace("num_val: 64", "num_val: 32"))
     out = tmp_path / "report.html"
-    with pytest.warns(
-        UserWarning, match="no longer those of the protocol; .* the row of real images"
-    ):
+    with pytest.warns(UserWarning, match="no longer those of the protocol; .* the row of real images"):
         assert main(["report", str(copy), "--out", str(out)]) == 0
     text = out.read_text()
     assert "real images" not in Page(text).pictures and "The real images could not be read." in text
