@@ -137,7 +137,7 @@ def test_a_folder_without_permission_is_said(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="x: cannot be written: Permission denied; choose a place that you may"):
             write_atomically(tmp_path / "x", "content")
         with pytest.raises(UserError, match="journal.jsonl: cannot be written: Permission denied"):
-            Journal(tmp_path / "journal.jsonl")
+            Journal(tmp_path / "journal.jsonl", "one")
     finally:
         os.seteuid(own)
         tmp_path.chmod(0o700)
@@ -170,7 +170,7 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
 
 def journal_of(folder: Path) -> tuple[Path, Callable[[int], object]]:
     path = folder / "journal.jsonl"
-    return path, lambda number: Journal(path).append("started", f"trial-{number}", arguments=["--x=1"] * 40)
+    return path, lambda number: Journal(path, "one").append("started", f"trial-{number}", arguments=["--x=1"] * 40)
 
 
 def metrics_of(folder: Path) -> tuple[Path, Callable[[int], object]]:

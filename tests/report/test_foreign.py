@@ -23,7 +23,7 @@ from lit_gen.report.page import write_page
 from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json, to_markdown
 from lit_gen.report.results import load_results, read_result
 from lit_gen.report.trainings import read_curves
-from lit_gen.sweeps.runner import current_results
+from lit_gen.sweeps.results import current_results
 from tests.behaviour.hostile import NAMES, edit_tree
 from tests.report.test_leaderboard import DDIM, content, results, with_likelihood, write
 

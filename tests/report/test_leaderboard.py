@@ -180,7 +180,7 @@ def test_equals_are_in_one_order(tmp_path):
 
 
 def test_a_sweep_over_two_data_sets_ends_with_two_leaderboards(tmp_path, capsys):
-    from lit_gen.cli.main import _report
+    from lit_gen.cli.sweep import _report
 
     paths = []
     for name, data, letters in (("A", "digits", "ab"), ("B", "digits", "ab"), ("C", "digits_binary", "ef")):
@@ -405,7 +405,7 @@ def test_results_are_found_below_a_folder_a_run_and_a_sweep(tmp_path):
     assert [each.path for each in load_results(first.parents[1])] == [first]
     sweep = tmp_path / "runs" / "sweeps" / "demo"
     sweep.mkdir(parents=True)
-    journal = Journal(sweep / "journal.jsonl")
+    journal = Journal(sweep / "journal.jsonl", "one")
     journal.append("finished", "t", result="deep/digits_B-0/evaluations/f/result.json", seconds=1.0)
     journal.append("finished", "u", result="gone/evaluations/f/result.json", seconds=1.0)
     journal.append("finished", "v", result=str(first.relative_to(tmp_path / "runs")), seconds=1.0)
