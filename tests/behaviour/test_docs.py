@@ -147,6 +147,10 @@ def test_other_commands_name_what_there_is(words: list[str]) -> None:
             assert (ROOT / "pyproject.toml").is_file()
         case ["wandb", "sweep", file]:
             assert load_sweep([ROOT / file]).trials
+        case ["wandb", "leet", path]:
+            assert path.split("/")[2] in SWEEPS
+        case ["pip", "install", tool]:  # of a script of the docs
+            assert f"import {tool}" in "".join(script.read_text() for script in DOCS.glob("*.py"))
         case ["python", "-m", "lit_gen.report.theory", figure, *_]:
             assert callable(getattr(theory, figure))
         case ["python", script, *_]:
