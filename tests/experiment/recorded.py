@@ -38,17 +38,20 @@ def modules_of_a_user(folder: Path) -> Iterator[None]:
     """
     (folder / "theirs.py").write_text(THEIRS)
     (folder / "broken.py").write_text("raise RuntimeError('no licence')\n")
-    before, modules = Path.cwd(), set(sys.modules)
+    before = Path.cwd()
     sys.path.insert(0, str(folder))
     os.chdir(folder)
+    others = {name: sys.modules.pop(name, None) for name in ("theirs", "broken")}  # of other tests
     try:
         with patch.object(key_help, "choices", _choices_of_lit_gen):
             yield
     finally:
         os.chdir(before)
         sys.path.remove(str(folder))
-        for name in {"theirs", "broken"} & set(sys.modules) - modules:
-            del sys.modules[name]
+        for name, module in others.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
 
 
 def _choices_of_lit_gen(kinds: Iterable[key_help.Kind]) -> dict[str, type]:
