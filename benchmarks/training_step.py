@@ -29,7 +29,7 @@ from lit_gen.data import ImageDataModule, Npz
 from lit_gen.experiment.trainer import quieten
 from lit_gen.families.diffusion import RectifiedFlow, UNet
 from lit_gen.runs.directory import Run
-from lit_gen.runs.tracking import WandbSettings, training_loggers
+from lit_gen.runs.tracking import Tracking, WandbSettings
 from lit_gen.training.callbacks import (
     EMA,
     Budget,
@@ -102,7 +102,7 @@ def main() -> None:
         num_images = args.batch * (WARM_UP + args.steps)
         trainer = Trainer(
             accelerator="cpu",
-            logger=training_loggers(WandbSettings(mode="offline"), run, {}),
+            logger=Tracking(WandbSettings(mode="offline")).loggers(run, {}),
             callbacks=[
                 Monitor(),
                 TrainingProgress(num_images),

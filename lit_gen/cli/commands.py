@@ -17,15 +17,17 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.processes import ranks
 from lit_gen.evaluation.evaluate import Subject, evaluate_repeats
 from lit_gen.experiment.checks import check_evaluation, check_scored
+from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.fit import fit_run
 from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.families.diffusion.models.flow_matching import FlowMatching
+from lit_gen.metrics.reference_files import ReferenceFacts
 from lit_gen.report.leaderboard import describe_likelihood
 from lit_gen.report.rows import quantile
-from lit_gen.runs import tracking
 from lit_gen.runs.directory import REFERENCE, Run
 from lit_gen.runs.power_averages import gamma_of
+from lit_gen.runs.tracking import LoggedEvaluation, over_repeats, under_an_agent
 from lit_gen.runs.weights import Width, reconstruct
 from lit_gen.training import processes
 
@@ -105,7 +107,7 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> list[Path]:
     the network may be compiled. Scores would then depend on whether `run` or `evaluate` computed them.
     """
     objects = cli.objects(DataFacts.recorded(run.metadata))
-    tracking.check_account(objects.wandb)
+    objects.tracking.check()
     objects = objects.with_accepted_data(run)
     device = processes.device(objects.trainer)
     sampler = check_scored(objects, device)
@@ -116,26 +118,37 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> list[Path]:
     model.prepare_sampler(sampler, objects.data)
     subject = Subject(run, model, objects.data, sampler)
     evaluated: list[tuple[dict[str, Any], Path]] = []
-    together = objects.evaluation.num_repeats > 1 and tracking.under_an_agent()
+    reference = _reference(objects, cache)
+    together = objects.evaluation.num_repeats > 1 and under_an_agent()
     with processes.losses_reported(*ranks()):
-        for result, path, computed in evaluate_repeats(objects.evaluation, subject, cache):
+        for record, path, computed in evaluate_repeats(objects.evaluation, subject, cache):
+            result = record.to_dict()
             evaluated.append((result, path.parent))
             if ranks()[0] == 0:
                 if not together:
                     config = cli.resolved()
                     config |= {"evaluation": config["evaluation"] | {"seed": result["seed"], "num_repeats": 1}}
-                    tracking.log_evaluation(objects.wandb, run, result, path.parent, config)
+                    objects.tracking.log(LoggedEvaluation(run, [result], [path.parent], config), reference)
                 print_result(result, path, computed)
     if ranks()[0] == 0 and len(evaluated) > 1:
         if together:
-            tracking.log_repeats(objects.wandb, run, evaluated, cli.resolved())
+            results, folders = zip(*evaluated, strict=True)
+            objects.tracking.log(LoggedEvaluation(run, results, folders, cli.resolved()), reference)
         _print_means([result for result, _ in evaluated])
     return [folder / "result.json" for _, folder in evaluated]
 
 
+def _reference(objects: Experiment, cache: Path) -> list[Path]:
+    """Return the files of the reference statistics, if they are to be uploaded."""
+    if "reference" not in (objects.wandb.artifacts or ()):
+        return []
+    net = objects.evaluation.features_of(objects.data)
+    return [ReferenceFacts.of(objects.data, objects.evaluation.split, net).path(cache)]
+
+
 def _print_means(results: list[dict[str, Any]]) -> None:
     """Print the mean and the standard deviation of each score over sampling seeds."""
-    scores = tracking.over_repeats([result["metrics"] for result in results])
+    scores = over_repeats([result["metrics"] for result in results])
     shown = {name: pair for name, pair in scores.items() if not name.endswith(("_std", "_stderr"))}
     values = ", ".join(f"{name} {mean:.4g} ± {deviation:.2g}" for name, (mean, deviation) in shown.items())
     seeds = f"{results[0]['seed']} to {results[-1]['seed']}"

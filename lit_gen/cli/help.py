@@ -37,6 +37,7 @@ MACHINE = (
     ("--data.source CLASS", None, "new location of the training images (default: as recorded)"),
     ("--trainer.accelerator NAME", "auto", "auto, gpu or cpu"),
     ("--trainer.devices N", "auto", "number of devices, or their indices"),
+    ("--tracker NAME", "wandb", "wandb, tensorboard, mlflow, or a list of them"),
     ("--wandb.mode MODE", "auto", "auto, online, offline or disabled"),
 )
 OF_THE_RUN = "Other keys are as in the config.yaml of the run."

@@ -11,10 +11,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lit_gen.cli import help, run_verbs, sweep
+from lit_gen.cli import help, report, run_verbs, sweep
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import explain
 from lit_gen.core.text import closest, printable
@@ -30,7 +31,7 @@ VERBS = {
     "ema": "make an average of the weights of a run, of any width",
     "sweep": "run every trial of W&B sweep files on this machine, with no account",
     "leaderboard": "rank the evaluations under a folder",
-    "report": "write one HTML page of all evaluations under a folder, with pictures and curves",
+    "report": "write one HTML page of all evaluations under folders, with answers, charts and samples",
     "export": "write the model of a run as safetensors, settings and a model card",
     "import": "make a finished run of an exported model or of a foreign checkpoint",
     "compare": "show the settings, data and software in which two runs differ, and their scores",
@@ -48,6 +49,12 @@ verbs:
 {chr(10).join(f"  {verb:11}  {does}" for verb, does in VERBS.items())}
 """
 VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
+FUNCTIONS = {verb: ("commands", verb) for verb in VERBS_WITH_A_CONFIGURATION} | {
+    "score": ("score", "score"),
+    "import": ("exchange", "import_model"),
+    "reference": ("reference", "reference"),
+}
+"""Module and function of the verbs that parse their own words."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,25 +125,9 @@ def _dispatch(words: list[str]) -> int:
     if verb in help.OF_A_RUN and {"-h", "--help"} & set(rest):
         print(help.OF_A_RUN[verb](), end="")
         return 0
-    if verb == "reference":
-        from lit_gen.cli.reference import reference
-
-        reference(rest)
-        return 0
-    if verb == "import":
-        from lit_gen.cli.exchange import import_model
-
-        import_model(rest)
-        return 0
-    if verb == "score":
-        from lit_gen.cli.score import score
-
-        score(rest)
-        return 0
-    if verb in VERBS_WITH_A_CONFIGURATION:
-        from lit_gen.cli import commands
-
-        getattr(commands, verb)(rest)
+    if verb in FUNCTIONS:
+        module, function = FUNCTIONS[verb]
+        getattr(import_module(f"lit_gen.cli.{module}"), function)(rest)
         return 0
     if verb and verb not in VERBS and not verb.startswith("-"):
         raise UserError(f"{verb}: no such verb; {closest(verb, VERBS, 'lit-gen --help lists them')}")
@@ -161,7 +152,7 @@ def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
     for verb in VERBS_WITH_A_CONFIGURATION:
         verbs.add_parser(verb, add_help=False)
 
-    for add in (_add_ema, sweep.add, _add_leaderboard, _add_report, *run_verbs.ADD):
+    for add in (_add_ema, sweep.add, _add_leaderboard, report.add, *run_verbs.ADD):
         add(verbs)
     return parser, verbs.choices
 
@@ -248,22 +239,6 @@ def _add_comparisons(parser: help.Parser) -> None:
     )
 
 
-def _add_report(verbs: help.Verbs) -> None:
-    parser = verbs.add_parser(
-        "report",
-        usage="lit-gen report [FOLDER] [OPTIONS]",
-        description="Write one HTML page of all evaluations under a folder, with pictures and curves.\n\n"
-        "  lit-gen report runs --out report.html",
-        formatter_class=help.Formatter,
-    )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="KEY=VALUE", help="keep only these, as in the leaderboard"
-    )
-    parser.set_defaults(command=_page)
-
-
 def _budgets(text: str) -> list[int]:
     try:
         return [int(budget) for budget in text.split(",")]
@@ -315,12 +290,3 @@ def _check_leaderboard(options: argparse.Namespace) -> None:
             raise UserError(f"--{name}: {path} does not end in .png; give a name that does")
     if options.columns and options.format != "markdown":
         raise UserError("--columns: only a Markdown table takes them; add --markdown, or remove --columns")
-
-
-def _page(options: argparse.Namespace) -> int:
-    from lit_gen.report.page import write_page
-    from lit_gen.report.results import load_results, select
-
-    results = select(load_results(options.folder), options.where)
-    print(printable(write_page(results, options.out, str(options.folder))))
-    return 0

@@ -10,7 +10,7 @@ from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.experiment.stages import KEYS_OF_THE_MACHINE
 from lit_gen.runs.directory import Run
 
-KEYS_OF_AN_EVALUATION = ("sampler", "evaluation", "wandb")
+KEYS_OF_AN_EVALUATION = ("sampler", "evaluation", "tracker", "wandb")
 
 
 def one_run(arguments: list[str], verb: str) -> tuple[Run, list[str]]:

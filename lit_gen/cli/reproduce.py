@@ -99,7 +99,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 def _trained_again(run: Run, root: Path) -> Run:
     """Train a run again from its configuration, with its number of CPU threads and a copy of its first stage."""
-    place = ["--run.root", str(root), "--run.name", NAME, "--wandb.mode", "disabled"]
+    place = ["--run.root", str(root), "--run.name", NAME, "--tracker", "wandb", "--wandb.mode", "disabled"]
     if (run.directory / FOLDER).is_dir():  # encoding the images writes files beside the first stage
         copied = shutil.copytree(run.directory / FOLDER, root / FOLDER, ignore=shutil.ignore_patterns("encoded"))
         place += ["--first_stage.run", str(Path(copied).resolve())]
@@ -136,7 +136,7 @@ def _evaluated_again(run: Run, again: Run) -> list[Outcome]:
             outcomes.append(Outcome(f"{name} ({error})", 0, not_repeated=tuple(first.metrics)))
             continue
         with contextlib.redirect_stdout(io.StringIO()):
-            path = commands.evaluate([str(again.directory), *words, "--wandb.mode", "disabled"])
+            path = commands.evaluate([str(again.directory), *words, "--tracker", "wandb", "--wandb.mode", "disabled"])
         (second,) = read_results([path])
         outcomes.append(compare_scores(name, first.record, second.record))
     return outcomes

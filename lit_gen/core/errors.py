@@ -21,6 +21,10 @@ class LostProcessError(UserError):
     exit_code = 1
 
 
+class DivergedError(UserError):
+    """Training with a loss or weights that are not finite."""
+
+
 class NoTestImagesError(UserError):
     """Request for test images of a data set that has only training images."""
 

@@ -25,7 +25,6 @@ from lit_gen.experiment.loading import load_weaker
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler
 from lit_gen.families.settings import Sampler
-from lit_gen.runs import tracking
 from lit_gen.runs.weights import parse_weights
 from lit_gen.training import processes
 from lit_gen.training.precision import check_precision
@@ -95,7 +94,7 @@ def check_training(experiment: Experiment) -> None:
     data, model, settings = experiment.data, experiment.model, experiment.trainer
     if experiment.stage is not None and experiment.reflow.teacher is not None:
         raise UserError("reflow.teacher: flows of latents cannot be trained on pairs; remove it, or remove first_stage")
-    tracking.check_account(experiment.wandb)
+    experiment.tracking.check()
     model.check_data(data)
     model.check_optimizers()
     _check_lengths(settings, model)

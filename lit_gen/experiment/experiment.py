@@ -13,7 +13,7 @@ from lit_gen.experiment.reflow import Reflow
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
 from lit_gen.runs.directory import Run, RunSettings
-from lit_gen.runs.tracking import WandbSettings
+from lit_gen.runs.tracking import TrackerName, Tracking, WandbSettings
 from lit_gen.training.callbacks.budget import BudgetSettings
 from lit_gen.training.callbacks.checkpoint import CheckpointSettings
 from lit_gen.training.callbacks.ema import EMASettings
@@ -37,6 +37,7 @@ class Experiment:
         sampler: The sampler; None for the default sampler of the model.
         evaluation: Protocol of the evaluation.
         run: Location of the run directory.
+        tracker: Where curves, pictures and scores are logged.
         wandb: Settings of Weights & Biases.
         trainer: Settings of the Trainer that lit_gen reads itself.
     """
@@ -53,6 +54,7 @@ class Experiment:
     sampler: Sampler | None
     evaluation: Evaluation
     run: RunSettings
+    tracker: TrackerName | list[TrackerName]
     wandb: WandbSettings
     trainer: TrainerSettings
 
@@ -66,6 +68,11 @@ class Experiment:
     def stage(self) -> FirstStage | None:
         """The first stage, or None if the model trains on images."""
         return self.first_stage if self.first_stage.run is not None else None
+
+    @property
+    def tracking(self) -> Tracking:
+        """The trackers of the training and of the evaluations."""
+        return Tracking.of(self.tracker, self.wandb)
 
     def with_accepted_data(self, run: Run) -> "Experiment":
         """Return the experiment of an evaluation of a run, with other data than that of the run if they are accepted.

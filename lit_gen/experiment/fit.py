@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from lit_gen.core import scores
-from lit_gen.core.errors import LostProcessError, UserError
+from lit_gen.core.errors import DivergedError, LostProcessError, UserError
 from lit_gen.core.files import remove_temporaries
 from lit_gen.core.processes import from_first
 from lit_gen.evaluation.device import device_name
@@ -24,8 +24,8 @@ from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.experiment.stages import Cost, learn_encoded, learn_pairs
 from lit_gen.experiment.trainer import make_trainer, order_callbacks
 from lit_gen.families.clock import Clock
-from lit_gen.runs import tracking
 from lit_gen.runs.directory import REFERENCE, Run
+from lit_gen.runs.tracking import Tracker
 from lit_gen.training import processes
 from lit_gen.training.callbacks.budget import Budget
 from lit_gen.training.callbacks.checkpoint import Checkpoint, check_world_size, threads_restored
@@ -71,7 +71,7 @@ def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
             run.create(_kept(config), **_facts(experiment, config, flow, spent))
             if stage is not None:
                 stage.save(run.directory / FOLDER)
-            tracking.announce(experiment.wandb)
+            experiment.tracking.announce(run.directory.parent)
         if unfinished:
             with threads_restored():
                 _train(trainer, experiment, config, run, spent.seconds)
@@ -114,9 +114,9 @@ def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run
     resume = _images_before(trainer, run)
     if resume is None:
         model.initialise(data.examples("train", model.num_initial).images)
-    trainer.loggers = tracking.training_loggers(experiment.wandb, run, config)
-    if resume is not None:
-        _announce_resume(trainer, run, resume)
+    trainer.loggers = experiment.tracking.loggers(run, config, resume)
+    if resume is not None and trainer.is_global_zero:
+        print(f"{run.directory}: resuming after {resume:,} images", flush=True)
     cost = TrainingCost()
     with _recorded(trainer, run, lambda: cost.flops(model.images_seen)) as record_cost, _explained(trainer):
         checkpoint = Checkpoint(experiment.checkpoint, run.checkpoint, record_cost)
@@ -174,15 +174,6 @@ def _images_before(trainer: Trainer, run: Run) -> int | None:
     return images
 
 
-def _announce_resume(trainer: Trainer, run: Run, images: int) -> None:
-    """Continue the curves of a run from a number of images."""
-    for logger in trainer.loggers:
-        if isinstance(logger, tracking.MetricsFile):
-            logger.resume(images)
-    if trainer.is_global_zero:
-        print(f"{run.directory}: resuming after {images:,} images", flush=True)
-
-
 @contextmanager
 def _recorded(trainer: Trainer, run: Run, flops: Callable[[], float | None]) -> Iterator[Callable[[], None]]:
     """Record the cost of the training at the end of the block, and close the loggers; yield what records it earlier."""
@@ -194,15 +185,22 @@ def _recorded(trainer: Trainer, run: Run, flops: Callable[[], float | None]) -> 
         more = {} if counted is None else {"training_flops": counted}
         run.update(training_seconds=before + time.perf_counter() - begin, **more)
 
+    trackers = [logger for logger in trainer.loggers if isinstance(logger, Tracker)]
     failed = True
     try:
         yield record_cost
         failed = False
+    except DivergedError as error:
+        if trainer.is_global_zero:
+            for tracker in trackers:
+                tracker.alert("training diverged", f"{run.directory.name}: {error}")
+        raise
     finally:
         if trainer.is_global_zero:
             with suppress(UserError) if failed else nullcontext():  # a full disk was reported already
                 record_cost()
-            tracking.finish(failed)
+            for tracker in trackers:
+                tracker.finish(failed)
 
 
 @contextmanager

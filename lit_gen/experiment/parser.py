@@ -2,8 +2,8 @@
 
 The keys are the arguments of the classes: `model`, `data`, `trainer`, and the settings of the callbacks `budget`,
 `checkpoint`, `ema`, `grid` and `monitor`. `reflow` replaces the images by pairs sampled from another run, `first_stage`
-by their codes or latents. In addition, `sampler` and `evaluation` do not change the weights, and `run` and `wandb` name
-the places of the files.
+by their codes or latents. In addition, `sampler` and `evaluation` do not change the weights, and `run`, `tracker` and
+`wandb` name the places of the files.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from lit_gen.experiment.trust import check_parsed, keys_alone, plain_key
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import Sampler
 from lit_gen.runs.directory import TRAINED_FIRST, RunSettings
-from lit_gen.runs.tracking import WandbSettings
+from lit_gen.runs.tracking import TrackerName, WandbSettings
 from lit_gen.training.callbacks.budget import BudgetSettings
 from lit_gen.training.callbacks.checkpoint import CheckpointSettings
 from lit_gen.training.callbacks.ema import EMASettings
@@ -120,6 +120,12 @@ class ExperimentCLI(LightningCLI):
             default=None,
             enable_path=True,
             help="The sampler; null: the default sampler of the model.",
+        )
+        parser.add_argument(
+            "--tracker",
+            type=TrackerName | list[TrackerName],
+            default="wandb",
+            help="Where curves, pictures and scores are logged in addition to the run directory; may be a list.",
         )
         for group, key in GROUPS.items():
             if group is not ImageDataModule:  # added by LightningCLI

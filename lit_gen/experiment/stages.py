@@ -143,6 +143,7 @@ def _trained(cli: ExperimentCLI, key: str, name: str, fit: Fit, *more: str) -> R
         raise UserError(f"{key}: {name} is neither a run directory nor the file of an experiment; check the path")
     config = cli.resolved()
     shared = {"seed_everything": config["seed_everything"], "run.root": config["run"]["root"]}
+    shared["tracker"] = config["tracker"]
     shared |= {f"wandb.{key}": value for key, value in config["wandb"].items() if value is not None}
     for other in (*(key for key in KEYS_OF_THE_MACHINE if key.startswith("trainer")), *more):
         section, _, setting = other.partition(".")

@@ -14,7 +14,7 @@ from lit_gen.runs.differences import ENVIRONMENT, Difference, differences, to_li
 from lit_gen.runs.directory import Run
 from lit_gen.runs.metrics_file import read_metrics
 
-PLACES = ("run", "wandb")
+PLACES = ("run", "tracker", "wandb")
 """Sections of a configuration that name places and not settings."""
 COST = ("images_seen", "training_seconds", "training_flops")
 

@@ -1,1 +1,1 @@
-"""Run directories: their files, weights and averages, and their records in W&B."""
+"""Run directories: their files, weights and averages, and their records in W&B, TensorBoard and MLflow."""

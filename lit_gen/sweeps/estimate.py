@@ -21,7 +21,7 @@ from lit_gen.sweeps.trial import Trial
 SHARE_OF_EVALUATION = 0.1
 """Assumed time of a trial that only evaluates, as a fraction of a trial that trains, until one has run."""
 
-_EVALUATION_ARGUMENT = re.compile(r"--(sampler|evaluation|wandb)\b")
+_EVALUATION_ARGUMENT = re.compile(r"--(sampler|evaluation|tracker|wandb)\b")
 
 
 def training_of(trial: Trial) -> frozenset[str]:

@@ -5,38 +5,34 @@ import json
 import math
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
+from wandb.util import get_core_path
 
+from lit_gen import __version__
 from lit_gen.cli import commands
+from lit_gen.core.errors import DivergedError
 from lit_gen.runs.directory import Run
-from lit_gen.runs.tracking import (
-    Curves,
-    MetricsFile,
-    WandbSettings,
-    announce,
-    evaluation_name,
-    finish,
-    log_evaluation,
-    log_repeats,
-)
+from lit_gen.runs.tracking import Curves, LoggedEvaluation, MetricsFile, Tracking, WandbSettings, evaluation_name
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 
 pytestmark = pytest.mark.slow
 """End-to-end runs; the gate runs them."""
 
-WANDB = Path(sys.executable).parent / "wandb"
 OFFLINE = "W&B: offline, files stay in the run directory (wandb login, or --wandb.mode online, to upload)"
 
 
 def read_back(folder: Path, *options: str) -> str:
-    """What W&B's own reader prints of an offline run."""
-    done = subprocess.run([WANDB, "leet", "inspect", "--json", *options, folder], capture_output=True, text=True)
+    """What `wandb leet inspect` prints of an offline run; its reader is called without the command that imports W&B."""
+    (file,) = folder.glob("run-*.wandb")
+    words = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
+    words += ["--run-file", str(file), str(folder.parent)]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -84,13 +80,18 @@ def test_an_offline_run_holds_config_curves_and_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LIT_GEN_SWEEP", "my_sweep")
-    result = json.loads(commands.run(offline(tmp_path, "--wandb.tags=[mine]")).read_text())
+    result = json.loads(
+        commands.run(offline(tmp_path, "--wandb.tags=[mine]", "--wandb.artifacts=[checkpoint]")).read_text()
+    )
     assert [line for line in capsys.readouterr().out.splitlines() if "W&B" in line] == [OFFLINE]
     train, evaluate = wandb_runs(tmp_path)
     summary, records = inspect(train)
     assert what_it_is(records) == ("train", "my_sweep", ["mine", "sweep"]) and summary["tags"] == ["mine", "sweep"]
     assert summary["config"]["model"]["class_path"].endswith("WGAN")
     assert summary["config"]["budget"]["num_images"] == 640
+    assert summary["config"]["code"]["packages"]["lit_gen"] == __version__
+    assert {"git_commit", "git_dirty"} <= summary["config"]["code"].keys()
+    assert summary["name"] == f"WGAN seed 0, {train.parents[1].name}"
     assert "sampler" not in summary["config"], "a training has none"
     logged = [row for row in history(records) if "train/loss" in row]
     assert [row["images"] for row in logged] == [128, 256, 384, 512, 640]
@@ -106,12 +107,15 @@ def test_an_offline_run_holds_config_curves_and_images(
     for name, value in {**result["metrics"], **result["timing"], "nfe": 1}.items():
         assert summary["summary"][name] == value, name
     assert summary["config"]["run"]["directory"] == train.parents[1].name
+    assert summary["config"]["run"]["wandb_id"] == wandb_id(train)
+    assert summary["name"] == f"WGAN one pass nfe 1 seed 0, {train.parents[1].name}"
+    assert artifacts(train)["model", train.parents[1].name] == ["config.yaml", "last.ckpt", "run.json"]
     assert list(evaluate.glob("files/media/images/samples*.png"))
 
 
 def test_one_line_says_where_runs_go(capsys: pytest.CaptureFixture[str]) -> None:
     for mode, line in {"offline": OFFLINE, "online": "W&B: online, project mine", "disabled": None}.items():
-        announce(WandbSettings(mode=mode, project="mine"))  # type: ignore[arg-type]
+        Tracking(WandbSettings(mode=mode, project="mine")).announce(Path())  # type: ignore[arg-type]
         assert capsys.readouterr().out == ("" if line is None else line + "\n")
 
 
@@ -162,21 +166,30 @@ def train(folder: Path, settings: WandbSettings) -> Run:
     """A training as W&B sees it."""
     run = Run(folder / "digits_edm-1")
     run.create({}, identity="1", recipe="2", seed=0)
-    Curves(settings, run, {"model": EDM, "seed_everything": 0}).log_metrics({"train/loss": 1.0}, 64)
-    finish()
+    curves = Curves(settings, run, {"model": EDM, "seed_everything": 0})
+    curves.log_metrics({"train/loss": 1.0}, 64)
+    curves.finish(failed=False)
     return run
 
 
 def score(run: Run, settings: WandbSettings, seed: int, **changes: Any) -> dict[str, Any]:
     """An evaluation as W&B sees it; its result."""
     result = {
-        **{"sampler": HEUN, "nfe": 35.0, "weights": "ema", "seed": seed, "run": {"name": "digits_edm-1"}},
+        **{
+            "model": "EDM",
+            "sampler": HEUN,
+            "nfe": 35.0,
+            "weights": "ema",
+            "seed": seed,
+            "run": {"name": "digits_edm-1"},
+        },
         **{"protocol": {"num_samples": 24}, "metrics": {"fd_digits": 5.5 + seed, "fd_digits_stderr": float("nan")}},
         **{"timing": {"sampling_seconds": 0.5, "device": "cpu"}, **changes},
     }
     folder = run.evaluations / f"Heun-{seed}"
     folder.mkdir(parents=True)
-    log_evaluation(settings, run, result, folder, {"model": EDM, "sampler": None, "evaluation": {"seed": seed}})
+    config = {"model": EDM, "sampler": None, "evaluation": {"seed": seed}}
+    Tracking(settings).log(LoggedEvaluation(run, [result], [folder], config))
     return result
 
 
@@ -221,17 +234,25 @@ def test_an_agents_run_holds_the_repeats_of_its_trial(tmp_path: Path, monkeypatc
         folder = run.evaluations / f"Heun-{seed}"
         folder.mkdir(parents=True)
         result = {
-            **{"sampler": HEUN, "nfe": 35.0, "weights": "ema", "seed": seed, "run": {"name": "digits_edm-1"}},
+            **{
+                "model": "EDM",
+                "sampler": HEUN,
+                "nfe": 35.0,
+                "weights": "ema",
+                "seed": seed,
+                "run": {"name": "digits_edm-1"},
+            },
             **{"protocol": {"num_samples": 24}, "metrics": {"fd_digits": value}, "standard_errors": {"fd_digits": 0.3}},
             "timing": {"sampling_seconds": float(seed), "device": "cpu"},
         }
         evaluated.append((result, folder))
     under_an_agent(monkeypatch, tmp_path, "trial9", **{"evaluation.num_repeats": 3})
-    log_repeats(settings, run, evaluated, {"model": EDM})
-    log_repeats(settings, run, evaluated, {"model": EDM})
+    results, folders = zip(*evaluated, strict=True)
+    for _ in range(2):
+        Tracking(settings).log(LoggedEvaluation(run, results, folders, {"model": EDM}))
     (path,) = wandb_runs(tmp_path)
     read = json.loads(read_back(path, "--summary"))
-    assert read["name"] == "digits_edm-1 Heun nfe 35 seeds 0 to 2"
+    assert read["name"] == "EDM Heun nfe 35 seeds 0 to 2, digits_edm-1"
     found = {name: value for name, value in read["summary"].items() if not name.startswith("_")}
     assert found["fd_digits"] == 6.5
     assert found["fd_digits_std_over_seeds"] == pytest.approx(statistics.stdev([5.0, 6.0, 8.5]))
@@ -243,7 +264,7 @@ def test_an_agents_run_holds_the_repeats_of_its_trial(tmp_path: Path, monkeypatc
 
 def test_where_an_agents_runs_go_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     under_an_agent(monkeypatch, tmp_path, "trial")
-    announce(WandbSettings(mode="online", project="ours"))
+    Tracking(WandbSettings(mode="online", project="ours")).announce(tmp_path)
     assert capsys.readouterr().out == "W&B: online, project theirs\n"
 
 
@@ -258,19 +279,83 @@ def test_an_evaluation_is_logged_with_the_sampler_it_used(tmp_path: Path) -> Non
     assert summary["summary"]["fd_digits_standard_error"] == 0.5
     assert summary["summary"]["fd_digits_of_train_images"] == 0.25
     assert summary["config"]["sampler"] == HEUN and "settings" not in summary["config"]
-    assert summary["name"] == "digits_edm-1 Heun nfe 35 seed 2"
+    assert summary["name"] == "EDM Heun nfe 35 seed 2, digits_edm-1"
 
 
 @pytest.mark.parametrize(
     ("result", "name"),
     [
-        ({"sampler": {"name": "RK45"}, "nfe": 61.25, "weights": "ema", "seed": 7}, "r RK45 nfe 61.25 seed 7"),
-        ({"sampler": HEUN, "nfe": 35, "weights": "ema:0.1", "seed": 0}, "r Heun nfe 35 ema:0.1 weights seed 0"),
-        ({"sampler": None, "nfe": 1.0, "weights": "raw", "seed": 3}, "r one pass nfe 1 raw weights seed 3"),
+        ({"sampler": {"name": "RK45"}, "nfe": 61.25, "weights": "ema", "seed": 7}, "EDM RK45 nfe 61.25 seed 7, r"),
+        ({"sampler": HEUN, "nfe": 35, "weights": "ema:0.1", "seed": 0}, "EDM Heun nfe 35 ema:0.1 weights seed 0, r"),
+        ({"sampler": None, "nfe": 1.0, "weights": "raw", "seed": 3}, "EDM one pass nfe 1 raw weights seed 3, r"),
     ],
 )
 def test_the_name_of_an_evaluation(result: dict[str, Any], name: str) -> None:
-    assert evaluation_name("r", result) == name
+    assert evaluation_name("r", result | {"model": "EDM"}) == name
+
+
+def tables(folder: Path) -> dict[str, dict[str, Any]]:
+    """The tables of an offline run by key, as W&B shows them."""
+    return {
+        path.name.rpartition("_")[0].rpartition("_")[0]: json.loads(path.read_text())
+        for path in folder.glob("files/media/table/*.json")
+    }
+
+
+def artifacts(folder: Path) -> dict[tuple[str, str], list[str]]:
+    """The files of each artifact of an offline run, by type and name; all of them are kept in the run directory."""
+    found = [record["artifact"] for record in records_of(folder) if record["type"] == "artifact"]
+    entries = [entry for each in found for entry in each["manifest"]["contents"]]
+    assert all(Path(entry["local_path"]).is_relative_to(folder.parent) for entry in entries)
+    assert all(Path(entry["local_path"]).is_file() for entry in entries)
+    return {(each["type"], each["name"]): [entry["path"] for entry in each["manifest"]["contents"]] for each in found}
+
+
+def test_tables_of_samples_and_a_chart_of_distance_against_nfe(tmp_path: Path) -> None:
+    """Of three evaluations: two of one sampler, and one of another protocol that is no point of their curve."""
+    settings, run = WandbSettings(mode="offline", artifacts=["reference"]), Run(tmp_path / "digits_edm-1")
+    statistics = tmp_path / "digits-train-net-0123.npz"
+    statistics.write_bytes(b"moments")
+    for seed, (nfe, num_samples) in enumerate([(35.0, 24), (17.0, 24), (9.0, 48)]):
+        result = {
+            **{"model": "EDM", "sampler": HEUN, "nfe": nfe, "weights": "ema", "seed": seed, "run": {"name": "r"}},
+            **{"protocol": {"num_samples": num_samples}, "metrics": {"fd_digits": nfe / 2}, "timing": {}},
+        }
+        folder = run.evaluations / f"Heun-{seed}"
+        folder.mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / "samples.png")
+        (folder / "result.json").write_text(json.dumps(result))
+        Tracking(settings).log(LoggedEvaluation(run, [result], [folder], {"model": EDM}), [statistics])
+    found = {json.loads(read_back(path, "--summary"))["summary"]["nfe"]: path for path in wandb_runs(tmp_path)}
+    second = tables(found[17.0])
+    assert second["distance_vs_nfe_table"] == {
+        "columns": ["sampler", "nfe", "fd_digits"],
+        "data": [["EDM Heun Karras", 17.0, 8.5], ["EDM Heun Karras", 35.0, 17.5]],
+    }
+    (row,) = second["samples_by_sampler"]["data"]
+    named = dict(zip(second["samples_by_sampler"]["columns"], row, strict=True))
+    assert {key: named[key] for key in ("model", "sampler", "nfe", "seed", "fd_digits", "run")} == {
+        **{"model": "EDM", "sampler": "Heun", "nfe": 17.0, "seed": 1, "fd_digits": 8.5, "run": "digits_edm-1"}
+    }
+    assert tables(found[9.0])["distance_vs_nfe_table"]["data"] == [["EDM Heun Karras", 9.0, 4.5]]
+    kept = artifacts(found[17.0])
+    assert kept["reference", "digits-train-net-0123"] == ["digits-train-net-0123.npz"]
+    (pictured,) = (paths for (_, name), paths in kept.items() if name.endswith("samples_by_sampler"))
+    assert any(path.endswith("samples.png") for path in pictured)
+    axes = [record["metric"] for record in records_of(found[9.0]) if record["type"] == "metric"]
+    assert ("*", "nfe") in [(axis.get("glob_name"), axis.get("step_metric")) for axis in axes]
+
+
+def test_wandb_hears_of_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    words = offline(tmp_path, "--model.optimizer.lr=1e30", "--wandb.artifacts=[checkpoint]")
+    with pytest.raises(DivergedError):
+        commands.fit(words)
+    (path,) = wandb_runs(tmp_path)
+    (alert,) = (record["alert"] for record in records_of(path) if record["type"] == "alert")
+    assert (alert["level"], alert["title"]) == ("ERROR", "training diverged")
+    assert alert["text"].startswith(path.parents[1].name) and "lower the learning rate" in alert["text"]
+    assert exit_codes(tmp_path) == [1]
+    assert not artifacts(path), "those of a finished run alone"
 
 
 def exit_codes(tmp_path: Path) -> list[int]:
@@ -297,7 +382,7 @@ def test_an_evaluation_that_was_killed_before_wandb_had_it_is_logged_the_next_ti
         raise CrashError
 
     with monkeypatch.context() as patch:
-        patch.setattr("lit_gen.runs.tracking.log_evaluation", killed)
+        patch.setattr("lit_gen.runs.tracking.Tracking.log", killed)
         with pytest.raises(CrashError):
             commands.run(offline(tmp_path))
     assert len(wandb_runs(tmp_path)) == 1, "the training"

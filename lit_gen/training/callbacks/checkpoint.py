@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 
-from lit_gen.core.errors import UserError
+from lit_gen.core.errors import DivergedError, UserError
 from lit_gen.core.files import publish, staged
 from lit_gen.families.base import GenerativeModel
 from lit_gen.training.processes import BATCHES_BETWEEN_AGREEMENTS, SECONDS_TO_LEAVE
@@ -228,7 +228,7 @@ def check_world_size(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         )
 
 
-def diverged(what: str, trainer: Trainer, pl_module: GenerativeModel) -> UserError:
+def diverged(what: str, trainer: Trainer, pl_module: GenerativeModel) -> DivergedError:
     """Return the error of a run with non-finite values: which weights are kept, and what may help."""
     paths = [callback.path for callback in trainer.callbacks if isinstance(callback, Checkpoint)]  # type: ignore[attr-defined]
     saved = [f"{path} keeps the last good weights" for path in paths if path.is_file()]
@@ -236,7 +236,7 @@ def diverged(what: str, trainer: Trainer, pl_module: GenerativeModel) -> UserErr
     clipping = "set --trainer.gradient_clip_val, " if pl_module.automatic_optimization else ""
     if hasattr(pl_module, "gradient_clip"):
         clipping = "set --model.gradient_clip, "
-    return UserError(
+    return DivergedError(
         f"{what} after {pl_module.images_seen} images; {kept}: lower the learning rate, {clipping}or use "
         "--trainer.precision 32-true"
     )

@@ -11,7 +11,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import GenerativeModel
 from lit_gen.pictures.grids import save_picture, save_tiles
-from lit_gen.runs.tracking import Curves
+from lit_gen.runs.tracking import Tracker
 from lit_gen.training.callbacks.ema import EMA
 
 NUM_SHOWN = 16
@@ -86,7 +86,7 @@ class SampleGrid(Callback):
         for logger in trainer.loggers:
             if numbers:
                 logger.log_metrics({f"samples/{name}": value for name, value in numbers.items()}, pl_module.images_seen)
-            if isinstance(logger, Curves):
+            if isinstance(logger, Tracker):
                 for name, picture in {"samples": path, **shown}.items():
                     logger.log_picture(name, picture, pl_module.images_seen)
 
