@@ -168,7 +168,10 @@ X = {"x": {"values": [1, 2]}}
         ({"method": "grid", "parameters": X, "metric": {"name": "a", "goal": "up"}}, ["metric.goal", "up"]),
         ({"method": "grid", "parameters": X, "command": "lit-gen run"}, ["command", "list"]),
         ({"method": "grid", "parameters": X, "command": ["python", "${args}"]}, ["command", "`run`"]),
-        ({"method": "grid", "parameters": X, "command": ["run", "${args_json_file}"]}, ["command", "args_json_file"]),
+        (
+            {"method": "grid", "parameters": X, "command": ["run", "${args_dict}"]},
+            ["command", "args_dict", "args_json_file"],
+        ),
     ],
 )
 def test_bad_sweeps_name_file_and_key(tmp_path, config, words):
