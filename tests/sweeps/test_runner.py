@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import random
@@ -345,6 +346,14 @@ def _finished(root: Path) -> set[str]:
     return {trial for trial, event in outcomes(events).items() if event["event"] == "finished"}
 
 
+def _is_worker(pid: int) -> bool:
+    """Return whether a process is a worker of a sweep, and not a later one with the id of such a worker."""
+    try:
+        return b"lit_gen.sweeps.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def _alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -355,18 +364,21 @@ def _alive(pid: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 @pytest.mark.slow
 def test_sigkill_at_any_moment_loses_no_finished_trial_and_repeats_none(tmp_path):
+    """Of one to three parents and their workers; then two parents finish."""
     path = write(tmp_path, x=list(range(16)), sleep=0.15)
     root = tmp_path / "runs"
     rng = random.Random(0)
     counted: Counter = Counter()
     done: set[str] = set()
-    for _ in range(8):
-        process = _start(path, root)
-        try:
-            process.wait(rng.uniform(0.2, 1.2))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    for number in range(8):
+        parents = [_start(path, root) for _ in range(1 + number % 3)]
+        time.sleep(rng.uniform(0.2, 1.2))
+        if number % 2 and (workers := sorted(filter(_is_worker, set(worker_pids_of(root))))):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(workers), signal.SIGKILL)
+        for parent in parents:
+            parent.kill()
+            parent.wait()
         deadline = time.monotonic() + 30
         while any(map(_alive, worker_pids_of(root))) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -375,10 +387,14 @@ def test_sigkill_at_any_moment_loses_no_finished_trial_and_repeats_none(tmp_path
         repeated = {key for key in executions(root) if executions(root)[key] > counted[key]}
         assert not repeated & {_key(root, trial) for trial in done}
         done, counted = _finished(root), executions(root)
-    process = _start(path, root)
-    assert process.wait(60) == 0
+    parents = [_start(path, root) for _ in range(2)]
+    assert [parent.wait(60) for parent in parents] == [0, 0]
     assert len(_finished(root)) == 16
     assert all(executions(root)[_key(root, trial)] == counted[_key(root, trial)] for trial in done)
+    events = read_journal(root / "sweeps" / "demo" / "journal.jsonl")
+    finished = Counter(event["trial"] for event in events if event["event"] == "finished")
+    assert set(finished.values()) == {1}
+    assert list((root / "sweeps" / "demo" / "locks").iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
