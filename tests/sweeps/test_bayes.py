@@ -19,7 +19,7 @@ from lit_gen.sweeps.journal import read_journal
 from lit_gen.sweeps.proposals import Proposals
 from lit_gen.sweeps.search_space import draw
 from lit_gen.sweeps.spec import load_sweep
-from tests.sweeps.test_runner import _path_of_the_workers, executions, sweep  # noqa: F401
+from tests.sweeps.fake_sweeps import executions, sweep
 
 pytest.importorskip("optuna", reason="needs the extra sweep")
 
@@ -121,19 +121,13 @@ def test_a_sweep_that_was_killed_makes_the_same_proposals(tmp_path: Path, monkey
     for _ in range(2):
         with pytest.raises(RuntimeError):
             sweep(path, tmp_path / "killed")
-    monkeypatch.undo()
-    _path(monkeypatch)
+    monkeypatch.setattr(execution.SweepProgress, "started", start)
     result, _ = sweep(path, tmp_path / "killed")
     assert [trial.parameters for trial in result.trials] == parameters and list(result.results) == list(whole.results)
     assert set(executions(tmp_path / "killed").values()) == {1}
     listed = dry_run([path], tmp_path / "killed")
     assert [trial.parameters for trial in listed.trials] == parameters
     assert json.loads((result.folder / "trials.json").read_text()) == list(result.results)
-
-
-def _path(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parents[1]}")
 
 
 def test_parallel_jobs_and_a_target(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from rich.console import Console
 from lit_gen.core.errors import UserError
 from lit_gen.sweeps import run_sweep
 from lit_gen.sweeps.hyperband import Hyperband, parse_early_terminate
+from lit_gen.sweeps.journal import read_journal
 from lit_gen.sweeps.judge import Judge
 from lit_gen.sweeps.objective import Objective
 from lit_gen.sweeps.spec import load_sweep
 from lit_gen.sweeps.trial import Trial
 from tests.conftest import arguments
-from tests.sweeps.test_runner import _path_of_the_workers, executions, read_journal, sweep  # noqa: F401
+from tests.sweeps.fake_sweeps import executions, sweep
 
 HERE = Path("s.yaml")
 
