@@ -18,6 +18,7 @@ from lit_gen.sweeps.judge import Judge
 from lit_gen.sweeps.objective import Objective
 from lit_gen.sweeps.spec import load_sweep
 from lit_gen.sweeps.trial import Trial
+from lit_gen.sweeps.workers import _Answers, _Judged
 from tests.conftest import arguments
 from tests.sweeps.fake_sweeps import executions, sweep
 
@@ -120,10 +121,13 @@ def test_trials_are_stopped_recorded_and_not_run_again(tmp_path: Path) -> None:
     assert sum(executions(tmp_path / "runs").values()) == 8
 
 
-def test_a_metric_that_is_not_logged_during_training_fails_the_trial(tmp_path: Path) -> None:
-    result, _ = sweep(write(tmp_path, {"scores": {"value": 1}}, metric="fid"), tmp_path / "runs")
-    ((error, _),) = result.failures.values()
-    assert error.startswith("metric.name: early_terminate compares trials by fid") and "name one of fd_digits" in error
+def test_a_metric_that_is_not_logged_during_training_is_refused() -> None:
+    judged = _Judged("trial", "fid", None, _Answers(-1))
+    with pytest.raises(UserError, match="early_terminate compares trials by fid, .* name one of fd_digits, recall"):
+        judged.expect(["fd_digits", "recall"])
+    with pytest.raises(UserError, match="set monitor.every"):
+        judged.expect([])
+    assert not judged.hear(100, {"fd_digits": 1.0}) and judged.reason is None, "a score that is not defined"
 
 
 def test_a_sweep_without_evaluations_during_training_is_refused(tmp_path: Path) -> None:
