@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from lit_gen.core.errors import UserError
-from lit_gen.sweeps import run_sweep
+from lit_gen.sweeps import dry_run, run_sweep
 from lit_gen.sweeps.hyperband import Hyperband, parse_early_terminate
 from lit_gen.sweeps.journal import read_journal
 from lit_gen.sweeps.judge import Judge
@@ -119,6 +119,14 @@ def test_trials_are_stopped_recorded_and_not_run_again(tmp_path: Path) -> None:
     again, output = sweep(path, tmp_path / "runs")
     assert again.stopped == result.stopped and "4 stopped early before" in output
     assert sum(executions(tmp_path / "runs").values()) == 8
+    listed = StringIO()
+    dry_run([path], tmp_path / "runs", console=Console(file=listed, width=120))
+    assert listed.getvalue().count("stopped early") == 4
+    path.write_text(
+        yaml.safe_dump({k: v for k, v in yaml.safe_load(path.read_text()).items() if k != "early_terminate"})
+    )
+    whole, _ = sweep(path, tmp_path / "runs")
+    assert len(whole.results) == 10 and not whole.stopped, "without the key they run to their end"
 
 
 def test_a_metric_that_is_not_logged_during_training_is_refused() -> None:

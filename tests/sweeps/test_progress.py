@@ -46,6 +46,29 @@ def test_elsewhere_a_line_for_each_trial_that_ends_and_no_more() -> None:
     assert shown(terminal=False).splitlines() == ["[1/2] EDM    100.0 s"]
 
 
+def test_a_trial_that_another_process_runs_again_counts_once() -> None:
+    output = StringIO()
+    with SweepProgress(Console(file=output, width=160), TRIALS, finished=[], jobs=1) as progress:
+        progress.started(TRIALS[0])
+        progress.failed(TRIALS[0], "bad", Path("log"), retry="1 of 1")
+        progress.started(TRIALS[0])
+        progress.failed(TRIALS[0], "bad", Path("log"))
+        progress.ended_elsewhere(TRIALS[0], "finished")
+        progress.started(TRIALS[1])
+        progress.ended_elsewhere(TRIALS[1], "another process took the trial over", ends=False)
+        progress.ended_elsewhere(TRIALS[1], "FAILED: bad")
+        for _ in range(2):
+            progress.waiting_for_others(1)
+    assert output.getvalue().splitlines() == [
+        "[0/2] EDM  failed and runs again (1 of 1): bad (see log)",
+        "[1/2] EDM  FAILED: bad (see log)",
+        "[1/2] EDM  finished, by another process",
+        "[1/2] VAE  another process took the trial over",
+        "[2/2] VAE  FAILED: bad, by another process",
+        "waiting for 1 trial that other processes run",
+    ]
+
+
 @pytest.mark.parametrize("width", [80, 120, 200])
 @pytest.mark.parametrize("files", [["quickstart", "quickstart_one_pass"], ["points"], ["likelihood", "families"]])
 def test_every_number_is_seen_at_every_width(files: list[str], width: int) -> None:
