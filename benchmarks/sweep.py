@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py [--trials 20000]
 
-It takes minutes where the disk takes milliseconds to flush a file: a trial flushes four times.
+It takes minutes where the disk takes milliseconds to flush a file: a trial flushes three times.
 Three ratios of processor time: listing trials that name many configuration files over parsing a file for each trial;
 and, for listing and for sharing, a trial of a long sweep over one of a sweep of 1,000 trials, which is about one unless
 a step is quadratic.

@@ -242,7 +242,7 @@ class Execution:
                 self._watch(worker)
 
     def _judge_scores(self, worker: Worker) -> None:
-        """Tell a trial that has evaluated its weights whether it goes on."""
+        """Tell a trial that has evaluated its weights whether it continues."""
         assignment = worker.assignment
         assert assignment is not None
         while assignment.scores:
