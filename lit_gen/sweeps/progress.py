@@ -8,37 +8,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
-from rich.text import Text
 
 from lit_gen.core.display import Description, Number, bar, clock, speed
 from lit_gen.core.errors import UserError
 from lit_gen.core.progress import Step
 from lit_gen.core.records import SCORE, read_record, values_of
-from lit_gen.core.text import printable, shorten
+from lit_gen.core.text import printable
 from lit_gen.sweeps.estimate import Estimate
 from lit_gen.sweeps.labels import Labels
 from lit_gen.sweeps.trial import Trial
-
-
-def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
-    """Return the trials as a table of number, id, varying parameters and status.
-
-    Args:
-        trials: The trials in order.
-        status: Status by trial id, such as finished, failed or stopped early; the other trials are waiting.
-    """
-    labels = Labels(trials)
-    table = Table(box=None, header_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("trial")
-    for name in labels.columns.values():
-        table.add_column(Text(printable(name)))
-    table.add_column("status")
-    for number, trial in enumerate(trials, start=1):
-        values = [Text(shorten(printable(labels.short(trial.parameters.get(key, ""))), 80)) for key in labels.columns]
-        table.add_row(str(number), trial.id, *values, status.get(trial.id, "waiting"))
-    return table
 
 
 def main_metrics(results: Sequence[Path]) -> str:

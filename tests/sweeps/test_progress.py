@@ -12,8 +12,9 @@ from rich.text import Text
 from lit_gen.core.progress import Step
 from lit_gen.sweeps import load_sweep
 from lit_gen.sweeps.labels import Labels
-from lit_gen.sweeps.progress import SweepProgress, reported_names, trial_table
+from lit_gen.sweeps.progress import SweepProgress, reported_names
 from lit_gen.sweeps.trial import Trial
+from lit_gen.sweeps.trial_table import print_trials
 from tests.conftest import ROOT
 
 TRIALS = [Trial("a", {"model": "EDM"}, ["--model=EDM"]), Trial("b", {"model": "VAE"}, ["--model=VAE"])]
@@ -161,7 +162,7 @@ def test_files_of_one_stem_are_told_apart_by_their_folders() -> None:
     shown = ["a/base", "conf/b/base", "other/b/base", "edm", "data/birds", "old/birds"]
     assert [labels.describe(trial) for trial in trials] == shown
     console = Console(file=StringIO(), width=120)
-    console.print(trial_table(trials, {}))
+    print_trials(console, trials, {})
     assert all(f" {name} " in console.file.getvalue() for name in shown)  # type: ignore[attr-defined]
     alike = [Trial(name, {"config": name}, []) for name in ("x.yaml", "x.yml", "./x.json")]
     assert [Labels(alike).describe(trial) for trial in alike] == ["x.yaml", "x.yml", "./x.json"]
