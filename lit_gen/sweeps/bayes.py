@@ -6,10 +6,10 @@ knowledge draws what `method: random` draws; only `values` without probabilities
     proposal i = TPE(seed, i, losses of proposals 0 ... i - 1)
 
 The sampler has a seed of its own for each proposal, so proposal i depends only on the seed, i, and what was known. The
-journal holds all proposals. A search that was killed reads them and goes on as if it had not been; with one job, which
-knows all losses at each proposal, it makes the same ones. A trial that is running counts as a bad one near its
-parameters, so that parallel jobs do not propose the same (a "constant liar"). A trial that failed counts as the worst
-so far, and one that was stopped early by its evaluations during training.
+journal holds all proposals. A search that was killed reads them and resumes; with one job, which knows all losses at
+each proposal, it makes the same ones. A trial that is running counts as a bad one near its parameters, so that parallel
+jobs do not propose the same (a "constant liar"). A trial that failed counts as the worst so far. One that was stopped
+early counts by its evaluations during training.
 
 Bergstra et al., "Algorithms for Hyper-Parameter Optimization",
 https://papers.nips.cc/paper/4443-algorithms-for-hyper-parameter-optimization

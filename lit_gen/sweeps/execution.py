@@ -100,9 +100,9 @@ class Execution:
         finished = results_in(ended, self._root)
         results = {trial: finished[trial] for trial in self._trials if trial in finished}
         stopped = {
-            trial: str(ended[trial].get("reason"))
-            for trial in self._trials
-            if trial in ended and ended[trial]["event"] == "stopped"
+            key: str(ended[key].get("reason"))
+            for key, trial in self._trials.items()
+            if trial.hyperband is not None and key in ended and ended[key]["event"] == "stopped"
         }
         for trial in stopped:
             self._proposals.record(self._trials[trial], None, self._judge.losses(self._trials[trial]))
@@ -242,7 +242,7 @@ class Execution:
                 self._watch(worker)
 
     def _judge_scores(self, worker: Worker) -> None:
-        """Tell a trial that has evaluated its weights whether it goes on."""
+        """Tell a trial that has evaluated its weights whether it continues."""
         assignment = worker.assignment
         assert assignment is not None
         while assignment.scores:

@@ -7,7 +7,7 @@ A trial is compared at brackets b_1 < b_2 < ..., numbers of evaluations during t
 
 Let v be the n values that all trials of the sweep file have had at the last bracket that a trial has reached. The
 trial is stopped if its own value there is worse than number floor(n / eta) of v (from 0, best first), so that about the
-best 1 / eta of them go on. With `strict: false` its best value so far counts in place of the value at the bracket. A
+best 1 / eta of them continue. With `strict: false` its best value so far counts in place of the value at the bracket. A
 trial looks after each of its evaluations, so one that was alone at a bracket is compared with those that follow.
 
 Li et al., "Hyperband: A Novel Bandit-Based Approach to Hyperparameter Optimization", https://arxiv.org/abs/1603.06560
@@ -42,7 +42,7 @@ class Hyperband:
     file: Path
 
     def verdict(self, own: Sequence[float], others: Iterable[Sequence[float]]) -> str | None:
-        """Return why a trial is to be stopped; None if it goes on.
+        """Return why a trial is to be stopped; None if it continues.
 
         Args:
             own: The losses of the trial so far, one per evaluation.

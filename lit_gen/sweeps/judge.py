@@ -43,7 +43,7 @@ class Judge:
         return [loss for _, loss in sorted(self._losses.get(trial.id, {}).items())]
 
     def verdict(self, trial: Trial) -> str | None:
-        """Return why a trial is to be stopped after its last evaluation; None if it goes on."""
+        """Return why a trial is to be stopped after its last evaluation; None if it continues."""
         if trial.hyperband is None:
             return None
         others = [

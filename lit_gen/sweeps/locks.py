@@ -103,21 +103,26 @@ class _Held:
 
     def give_sign(self) -> None:
         """Change the counter, unless another process has taken the lock over."""
-        try:
-            if not self.lost:
-                self._beat += 1
+        if not self.lost:
+            self._beat += 1
+            with suppress(OSError):  # storage that is away for a while
                 self._write()
-                found = _holder(self.path.read_bytes())
-                self.lost = found is not None and found.token != self._process.token
+            self.check()
+
+    def check(self) -> None:
+        """Find out whether another process has taken the lock over."""
+        try:
+            found = _holder(self.path.read_bytes())
+            self.lost = self.lost or (found is not None and found.token != self._process.token)
         except FileNotFoundError:
             self.lost = True
-        except OSError:  # storage that is away for a while; a stale handle of one that came back
+        except OSError:  # a stale handle of storage that came back
             with suppress(OSError):
                 self.lost = not self.path.exists()
 
     def remove(self) -> None:
         """Remove the file, unless another process has taken the lock over."""
-        self.give_sign()
+        self.check()
         if not self.lost:
             self.path.unlink(missing_ok=True)
         os.close(self.descriptor)

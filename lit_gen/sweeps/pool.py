@@ -119,7 +119,7 @@ class Worker:
         self._send(request)
 
     def reply(self, reason: str | None) -> None:
-        """Tell the trial, which waits after an evaluation during its training, to stop for a reason or to go on."""
+        """Tell the trial, which waits after an evaluation during its training, to stop for a reason or to continue."""
         self._send({"stop": reason})
 
     def _send(self, message: dict[str, Any]) -> None:

@@ -8,37 +8,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
-from rich.text import Text
 
 from lit_gen.core.display import Description, Number, bar, clock, speed
 from lit_gen.core.errors import UserError
 from lit_gen.core.progress import Step
 from lit_gen.core.records import SCORE, read_record, values_of
-from lit_gen.core.text import printable, shorten
+from lit_gen.core.text import printable
 from lit_gen.sweeps.estimate import Estimate
 from lit_gen.sweeps.labels import Labels
 from lit_gen.sweeps.trial import Trial
-
-
-def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
-    """Return the trials as a table of number, id, varying parameters and status.
-
-    Args:
-        trials: The trials in order.
-        status: Status by trial id, such as finished, failed or stopped early; the other trials are waiting.
-    """
-    labels = Labels(trials)
-    table = Table(box=None, header_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("trial")
-    for name in labels.columns.values():
-        table.add_column(Text(printable(name)))
-    table.add_column("status")
-    for number, trial in enumerate(trials, start=1):
-        values = [Text(shorten(printable(labels.short(trial.parameters.get(key, ""))), 80)) for key in labels.columns]
-        table.add_row(str(number), trial.id, *values, status.get(trial.id, "waiting"))
-    return table
 
 
 def main_metrics(results: Sequence[Path]) -> str:
@@ -112,7 +90,7 @@ class SweepProgress:
         self._finished = len(finished)
         self._failed = 0
         self._told_of_waiting = False
-        self._seen_elsewhere: set[str] = set()
+        self._has_failed: dict[str, bool] = {}
         self._estimate = Estimate([trial for trial in trials if trial.id not in finished], jobs)
         self._running: dict[str, TaskID] = {}
         self._steps: dict[str, Step] = {}
@@ -182,13 +160,13 @@ class SweepProgress:
 
     def finished(self, trial: Trial, results: Sequence[Path], seconds: float) -> None:
         """Report the results of a trial, one per sampling seed."""
-        self._finished += 1
+        self._count(trial, failed=False)
         self._estimate.ended(trial, seconds)
         self._ended(trial, f"{main_metrics(results)}  {seconds:.1f} s")
 
     def stopped(self, trial: Trial, reason: str, seconds: float) -> None:
         """Report that a trial was stopped early."""
-        self._finished += 1
+        self._count(trial, failed=False)
         self._estimate.ended(trial)
         self._ended(trial, f"stopped early: {reason}  {seconds:.1f} s")
 
@@ -199,7 +177,7 @@ class SweepProgress:
             self._estimate.added(trial)
             self._ended(trial, f"failed and runs again ({retry}): {error} (see {log})")
         else:
-            self._failed += 1
+            self._count(trial, failed=True)
             self._ended(trial, f"FAILED: {error} (see {log})")
 
     def ended_elsewhere(self, trial: Trial, how: str, ends: bool = True) -> None:
@@ -207,11 +185,19 @@ class SweepProgress:
         self._estimate.removed(trial)
         if trial.id in self._running:
             self._estimate.ended(trial)
-        if ends and trial.id not in self._seen_elsewhere:
-            self._seen_elsewhere.add(trial.id)
-            self._finished += not how.startswith("FAILED")
-            self._failed += how.startswith("FAILED")
+        if ends:
+            self._count(trial, failed=how.startswith("FAILED"))
         self._ended(trial, how if not ends else f"{how}, by another process")
+
+    def _count(self, trial: Trial, failed: bool) -> None:
+        """Count a trial as ended, only once: another process may run one again that failed here."""
+        before = self._has_failed.get(trial.id)
+        if before is not None:
+            self._failed -= before
+            self._finished -= not before
+        self._has_failed[trial.id] = failed
+        self._failed += failed
+        self._finished += not failed
 
     def waiting_for_others(self, number: int) -> None:
         """Report once that only trials of other processes are left."""

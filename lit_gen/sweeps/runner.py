@@ -27,11 +27,11 @@ from lit_gen.core.text import printable
 from lit_gen.sweeps.command import JSON_FILE
 from lit_gen.sweeps.execution import Execution, Settings
 from lit_gen.sweeps.journal import JOURNAL_NAME, outcomes, read_journal
-from lit_gen.sweeps.progress import trial_table
 from lit_gen.sweeps.proposals import Proposals
 from lit_gen.sweeps.results import SweepResult, sweep_results
 from lit_gen.sweeps.spec import Sweep, load_sweep
 from lit_gen.sweeps.trial import Trial, option
+from lit_gen.sweeps.trial_table import print_trials
 
 
 def dry_run(
@@ -66,7 +66,7 @@ def dry_run(
         else {"finished": "waiting", "stopped": "stopped early"}.get(event["event"], "failed")
         for trial, event in outcomes(events).items()
     }
-    console.print(trial_table(sweep.trials, status))
+    print_trials(console, sweep.trials, status)
     for note in sweep.notes:
         console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
     for search in sweep.searches:

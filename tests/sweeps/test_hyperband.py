@@ -11,14 +11,16 @@ import yaml
 from rich.console import Console
 
 from lit_gen.core.errors import UserError
-from lit_gen.sweeps import run_sweep
+from lit_gen.sweeps import dry_run, run_sweep
 from lit_gen.sweeps.hyperband import Hyperband, parse_early_terminate
+from lit_gen.sweeps.journal import read_journal
 from lit_gen.sweeps.judge import Judge
 from lit_gen.sweeps.objective import Objective
 from lit_gen.sweeps.spec import load_sweep
 from lit_gen.sweeps.trial import Trial
+from lit_gen.sweeps.workers import _Answers, _Judged
 from tests.conftest import arguments
-from tests.sweeps.test_runner import _path_of_the_workers, executions, read_journal, sweep  # noqa: F401
+from tests.sweeps.fake_sweeps import executions, sweep
 
 HERE = Path("s.yaml")
 
@@ -117,12 +119,23 @@ def test_trials_are_stopped_recorded_and_not_run_again(tmp_path: Path) -> None:
     again, output = sweep(path, tmp_path / "runs")
     assert again.stopped == result.stopped and "4 stopped early before" in output
     assert sum(executions(tmp_path / "runs").values()) == 8
+    listed = StringIO()
+    dry_run([path], tmp_path / "runs", console=Console(file=listed, width=120))
+    assert listed.getvalue().count("stopped early") == 4
+    path.write_text(
+        yaml.safe_dump({k: v for k, v in yaml.safe_load(path.read_text()).items() if k != "early_terminate"})
+    )
+    whole, _ = sweep(path, tmp_path / "runs")
+    assert len(whole.results) == 10 and not whole.stopped, "without the key they run to their end"
 
 
-def test_a_metric_that_is_not_logged_during_training_fails_the_trial(tmp_path: Path) -> None:
-    result, _ = sweep(write(tmp_path, {"scores": {"value": 1}}, metric="fid"), tmp_path / "runs")
-    ((error, _),) = result.failures.values()
-    assert error.startswith("metric.name: early_terminate compares trials by fid") and "name one of fd_digits" in error
+def test_a_metric_that_is_not_logged_during_training_is_refused() -> None:
+    judged = _Judged("trial", "fid", None, _Answers(-1))
+    with pytest.raises(UserError, match="early_terminate compares trials by fid, .* name one of fd_digits, recall"):
+        judged.expect(["fd_digits", "recall"])
+    with pytest.raises(UserError, match="set monitor.every"):
+        judged.expect([])
+    assert not judged.hear(100, {"fd_digits": 1.0}) and judged.reason is None, "a score that is not defined"
 
 
 def test_a_sweep_without_evaluations_during_training_is_refused(tmp_path: Path) -> None:

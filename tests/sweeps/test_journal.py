@@ -87,12 +87,12 @@ def test_a_writer_that_was_stopped_with_the_lock_does_not_stop_the_others(tmp_pa
 
 
 def test_reading_on_takes_time_in_proportion(tmp_path):
-    """20,000 trials, one event each, with a look after every hundred; reading all each time takes minutes."""
+    """20,000 trials, one event each, with a look after every 400; reading all each time takes minutes."""
     path = tmp_path / "journal.jsonl"
     journal, found = Journal(path, "someone"), 0
     begin = time.process_time()
-    for start in range(0, 20_000, 100):
+    for start in range(0, 20_000, 400):
         with path.open("a") as file:
-            file.writelines(f'{{"event": "finished", "trial": "{start + n}", "result": "r"}}\n' for n in range(100))
+            file.writelines(f'{{"event": "finished", "trial": "{start + n}", "result": "r"}}\n' for n in range(400))
         found += len(journal.news())
     assert found == 20_000 and time.process_time() - begin < 2

@@ -12,8 +12,9 @@ from rich.text import Text
 from lit_gen.core.progress import Step
 from lit_gen.sweeps import load_sweep
 from lit_gen.sweeps.labels import Labels
-from lit_gen.sweeps.progress import SweepProgress, reported_names, trial_table
+from lit_gen.sweeps.progress import SweepProgress, reported_names
 from lit_gen.sweeps.trial import Trial
+from lit_gen.sweeps.trial_table import print_trials
 from tests.conftest import ROOT
 
 TRIALS = [Trial("a", {"model": "EDM"}, ["--model=EDM"]), Trial("b", {"model": "VAE"}, ["--model=VAE"])]
@@ -44,6 +45,29 @@ def test_bars_of_the_trials_and_of_the_sweep_tell_images_per_second() -> None:
 
 def test_elsewhere_a_line_for_each_trial_that_ends_and_no_more() -> None:
     assert shown(terminal=False).splitlines() == ["[1/2] EDM    100.0 s"]
+
+
+def test_a_trial_that_another_process_runs_again_counts_once() -> None:
+    output = StringIO()
+    with SweepProgress(Console(file=output, width=160), TRIALS, finished=[], jobs=1) as progress:
+        progress.started(TRIALS[0])
+        progress.failed(TRIALS[0], "bad", Path("log"), retry="1 of 1")
+        progress.started(TRIALS[0])
+        progress.failed(TRIALS[0], "bad", Path("log"))
+        progress.ended_elsewhere(TRIALS[0], "finished")
+        progress.started(TRIALS[1])
+        progress.ended_elsewhere(TRIALS[1], "another process took the trial over", ends=False)
+        progress.ended_elsewhere(TRIALS[1], "FAILED: bad")
+        for _ in range(2):
+            progress.waiting_for_others(1)
+    assert output.getvalue().splitlines() == [
+        "[0/2] EDM  failed and runs again (1 of 1): bad (see log)",
+        "[1/2] EDM  FAILED: bad (see log)",
+        "[1/2] EDM  finished, by another process",
+        "[1/2] VAE  another process took the trial over",
+        "[2/2] VAE  FAILED: bad, by another process",
+        "waiting for 1 trial that other processes run",
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
@@ -138,7 +162,7 @@ def test_files_of_one_stem_are_told_apart_by_their_folders() -> None:
     shown = ["a/base", "conf/b/base", "other/b/base", "edm", "data/birds", "old/birds"]
     assert [labels.describe(trial) for trial in trials] == shown
     console = Console(file=StringIO(), width=120)
-    console.print(trial_table(trials, {}))
+    print_trials(console, trials, {})
     assert all(f" {name} " in console.file.getvalue() for name in shown)  # type: ignore[attr-defined]
     alike = [Trial(name, {"config": name}, []) for name in ("x.yaml", "x.yml", "./x.json")]
     assert [Labels(alike).describe(trial) for trial in alike] == ["x.yaml", "x.yml", "./x.json"]

@@ -31,11 +31,11 @@ def test_trials_keep_their_order_but_for_busy_trainings() -> None:
 
 
 def test_a_long_queue_takes_time_in_proportion() -> None:
-    """20,000 trials of one training, and of as many trainings; a quadratic step takes minutes."""
-    for trials in ([trial("A", nfe) for nfe in range(20_000)], [trial(f"A{model}", 1) for model in range(20_000)]):
-        begin = time.process_time()
-        assert len(names(TrialQueue(trials), {training_of(trials[0])})) == 20_000
-        assert time.process_time() - begin < 2
+    """20,000 trials, half of them of one training and half of as many trainings; a quadratic step takes minutes."""
+    trials = [trial("A", nfe) for nfe in range(10_000)] + [trial(f"A{model}", 1) for model in range(10_000)]
+    begin = time.process_time()
+    assert len(names(TrialQueue(trials), {training_of(trials[0])})) == 20_000
+    assert time.process_time() - begin < 2
 
 
 def test_two_processes_share_trials_and_hear_of_each_other(tmp_path: Path) -> None:

@@ -1,68 +1,22 @@
 import json
 import os
-import random
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections import Counter
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from rich.console import Console
 
 from lit_gen.core.errors import UserError
-from lit_gen.sweeps import SweepResult, current_results, dry_run, execution, load_sweep, run_sweep, sweep_results
+from lit_gen.sweeps import current_results, dry_run, execution, load_sweep, run_sweep, sweep_results
 from lit_gen.sweeps.journal import outcomes, read_journal
 from lit_gen.sweeps.pool import ending
 from tests.cli.full_disk import files_of_at_most
-
-RUNNER = "fake_run:run"
-PARENT = """
-import sys
-from pathlib import Path
-from lit_gen.sweeps import run_sweep
-result = run_sweep([sys.argv[1]], Path(sys.argv[2]), jobs=2, runner="fake_run:run")
-sys.exit(result.exit_status)
-"""
-
-
-@pytest.fixture(autouse=True)
-def _path_of_the_workers(monkeypatch):
-    here = Path(__file__).parent
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
-    )
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-
-
-def write(folder: Path, **parameters: object) -> Path:
-    path = folder / "s.yaml"
-    entries = {
-        key: {"values": value} if isinstance(value, list) else {"value": value} for key, value in parameters.items()
-    }
-    path.write_text(yaml.safe_dump({"name": "demo", "method": "grid", "parameters": entries}, sort_keys=False))
-    return path
-
-
-def sweep(path: Path, root: Path, **options: Any) -> tuple[SweepResult, str]:
-    output = StringIO()
-    result = run_sweep([path], root, runner=RUNNER, console=Console(file=output, width=200), **options)
-    return result, output.getvalue()
-
-
-def executions(root: Path) -> Counter:
-    return Counter(path.name.partition("@")[0] for path in (root / "executions").glob("*"))
-
-
-def worker_pids(root: Path) -> list[int]:
-    return [json.loads(path.read_text())["pid"] for path in (root / "executions").glob("*")]
+from tests.sweeps.fake_sweeps import RUNNER, executions, read, sweep, worker_pids, write
 
 
 def test_a_sweep_runs_each_trial_once_and_remembers(tmp_path):
@@ -70,10 +24,7 @@ def test_a_sweep_runs_each_trial_once_and_remembers(tmp_path):
     root = tmp_path / "runs"
     result, output = sweep(path, root)
     assert result.exit_status == 0 and not result.failures and not result.interrupted
-    assert [read["metrics"]["fd_digits"] for (path,) in result.results.values() for read in [_read(path)]] == [
-        1.25,
-        1.25,
-    ]
+    assert [read(path)["metrics"]["fd_digits"] for (path,) in result.results.values()] == [1.25, 1.25]
     assert list(result.results) == [trial.id for trial in result.trials]
     assert result.folder == root / "sweeps" / "demo"
     assert (result.folder / "s.yaml").read_text() == path.read_text()
@@ -98,7 +49,7 @@ def test_a_trial_of_several_sampling_seeds_has_as_many_results(tmp_path):
     path, root = write(tmp_path, x=1, **{"evaluation.num_repeats": 3}), tmp_path / "runs"
     result, output = sweep(path, root)
     (paths,) = result.results.values()
-    assert [_read(path)["metrics"]["fd_digits"] for path in paths] == [1.25, 2.25, 3.25]
+    assert [read(path)["metrics"]["fd_digits"] for path in paths] == [1.25, 2.25, 3.25]
     assert "fd_digits 2.25  (mean of 3 sampling seeds)" in output
     journal = result.folder / "journal.jsonl"
     (event,) = outcomes(read_journal(journal)).values()
@@ -116,10 +67,6 @@ def test_a_trial_of_several_sampling_seeds_has_as_many_results(tmp_path):
     journal.write_text("".join(json.dumps(line | {"results": 7}) + "\n" for line in lines))
     with pytest.raises(UserError, match="line 1 is damaged"):
         sweep(path, root)
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text())
 
 
 def test_failures_are_reported_and_tried_again_and_the_sweep_goes_on(tmp_path):
@@ -232,7 +179,7 @@ def test_trials_look_like_the_command(tmp_path):
     path = write(tmp_path, x=1, **{"run.root": str(tmp_path / "elsewhere")})
     result, _ = sweep(path, tmp_path / "runs")
     (execution,) = (tmp_path / "elsewhere" / "executions").glob("*")
-    assert _read(execution)["argv"] == ["lit-gen", "run", "--x=1", f"--run.root={tmp_path / 'elsewhere'}"]
+    assert read(execution)["argv"] == ["lit-gen", "run", "--x=1", f"--run.root={tmp_path / 'elsewhere'}"]
     ((found,), (given,)) = (results[result.trials[0].id] for results in (sweep_results(result.folder), result.results))
     assert found.samefile(given)
 
@@ -270,167 +217,12 @@ def test_dry_run_lists_the_trials_and_touches_nothing(tmp_path):
     assert [row[2:] for row in rows[1:3]] == [["1", "finished"], ["2", "waiting"]]
 
 
-def test_two_parents_share_the_trials_and_both_report_all(tmp_path):
-    path, root = write(tmp_path, x=list(range(6)), sleep=0.1), tmp_path / "runs"
-    found: list[tuple[SweepResult, str]] = []
-    parents = [threading.Thread(target=lambda: found.append(sweep(path, root))) for _ in range(2)]
-    for parent in parents:
-        parent.start()
-    for parent in parents:
-        parent.join()
-    assert executions(root) == dict.fromkeys([f"sleep=0.1_x={x}" for x in range(6)], 1)
-    assert found[0][0].results == found[1][0].results and len(found[0][0].results) == 6
-    assert all("6 finished, 0 failed of 6 trials" in output for _, output in found)
-    assert any("finished, by another process" in output for _, output in found)
-    assert list((root / "sweeps" / "demo" / "locks").iterdir()) == []
-
-
-def test_a_failed_trial_runs_again_as_often_as_asked_unless_its_settings_are_at_fault(tmp_path):
-    path, root = write(tmp_path, behaviour=["exception", "user-error", "SIGKILL"]), tmp_path / "runs"
-    result, output = sweep(path, root, retries=2)
-    assert executions(root) == {"behaviour=exception": 3, "behaviour=SIGKILL": 3, "behaviour=user-error": 1}
-    assert len(result.failures) == 3 and "0 finished, 3 failed of 3" in output
-    assert "exception  failed and runs again (1 of 2): ValueError: bad thing (see " in output
-    assert " --retries 2; finished" in output, "the advice repeats the option"
-
-
-def test_a_trial_that_takes_too_long_is_ended(tmp_path):
-    """After the time limit it gets a SIGINT, to save its state; the next trial gets a worker of its own."""
-    path, root = write(tmp_path, sleep=[30, 0]), tmp_path / "runs"
-    result, output = sweep(path, root, time_limit=1.0)
-    ((error, log),) = result.failures.values()
-    assert error == "the trial took longer than --time-limit, 1 s" and len(result.results) == 1
-    assert "KeyboardInterrupt" in log.read_text() and " --time-limit 1s; finished" in output
-
-
-@pytest.mark.slow
-def test_a_silent_worker_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(execution, "SECONDS_OF_SILENCE", 1.2)
-    monkeypatch.setattr(execution, "SECONDS_UNTIL_REPLACED", 1.6)
-    path, root = write(tmp_path, behaviour="stops-once"), tmp_path / "runs"
-    result, output = sweep(path, root)
-    assert len(result.results) == 1 and executions(root) == {"behaviour=stops-once": 2}
-    assert "no sign of life for" in output and "stops-once" not in result.failures
-    events = read_journal(result.folder / "journal.jsonl")
-    assert [event["event"] for event in events] == ["started", "failed", "started", "finished"]
-    assert events[1]["again"] and "no sign of life" in events[1]["error"]
-
-
-def test_the_target_of_the_metric_ends_the_sweep(tmp_path):
-    """The trials have 1.25, 2.25 and so on, one more per sampling seed, and their mean."""
-    path = write(tmp_path, x=[1, 2, 3], **{"evaluation.num_repeats": [5, 1]})
-    metric = {"name": "fd_digits", "goal": "minimize", "target": 1.3}
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"metric": metric}, sort_keys=False))
-    for _ in range(2):
-        result, output = sweep(path, tmp_path / "runs")
-        assert len(result.results) == 2 and result.exit_status == 0
-        assert "fd_digits 1.25 reaches metric.target 1.3; no other trial is started" in output
-    assert sum(executions(tmp_path / "runs").values()) == 2
-
-
 def test_bad_settings_are_refused(tmp_path):
     path = write(tmp_path, x=[1])
     with pytest.raises(UserError, match="--jobs"):
         sweep(path, tmp_path / "runs", jobs=0)
     with pytest.raises(UserError, match="--retries"):
         sweep(path, tmp_path / "runs", retries=-1)
-
-
-def _start(path: Path, root: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", PARENT, str(path), str(root)], stdout=subprocess.PIPE, text=True)
-
-
-def _finished(root: Path) -> set[str]:
-    events = read_journal(root / "sweeps" / "demo" / "journal.jsonl")
-    return {trial for trial, event in outcomes(events).items() if event["event"] == "finished"}
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-@pytest.mark.slow
-def test_sigkill_at_any_moment_loses_no_finished_trial_and_repeats_none(tmp_path):
-    path = write(tmp_path, x=list(range(16)), sleep=0.15)
-    root = tmp_path / "runs"
-    rng = random.Random(0)
-    counted: Counter = Counter()
-    done: set[str] = set()
-    for _ in range(8):
-        process = _start(path, root)
-        try:
-            process.wait(rng.uniform(0.2, 1.2))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        deadline = time.monotonic() + 30
-        while any(map(_alive, worker_pids_of(root))) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not any(map(_alive, worker_pids_of(root)))
-        assert done <= _finished(root)
-        repeated = {key for key in executions(root) if executions(root)[key] > counted[key]}
-        assert not repeated & {_key(root, trial) for trial in done}
-        done, counted = _finished(root), executions(root)
-    process = _start(path, root)
-    assert process.wait(60) == 0
-    assert len(_finished(root)) == 16
-    assert all(executions(root)[_key(root, trial)] == counted[_key(root, trial)] for trial in done)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-@pytest.mark.slow
-def test_of_two_parents_one_is_killed_and_the_other_does_its_trials(tmp_path):
-    """Each trial has one outcome; only those that the dead one was running are executed twice."""
-    path, root = write(tmp_path, x=list(range(12)), sleep=0.5), tmp_path / "runs"
-    parents = [_start(path, root) for _ in range(2)]
-    deadline = time.monotonic() + 60
-    while sum(executions(root).values()) < 5 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    parents[0].kill()
-    output, _ = parents[1].communicate(timeout=120)
-    assert parents[1].returncode == 0 and "12 finished, 0 failed of 12 trials" in output
-    events = [event for event in read_journal(root / "sweeps" / "demo" / "journal.jsonl")]
-    finished = Counter(event["trial"] for event in events if event["event"] == "finished")
-    assert len(finished) == 12 and set(finished.values()) == {1}
-    assert len({event["by"] for event in events}) == 2
-    assert 12 <= sum(executions(root).values()) <= 14
-    assert list((root / "sweeps" / "demo" / "locks").iterdir()) == []
-
-
-def worker_pids_of(root: Path) -> list[int]:
-    pids = []
-    for path in (root / "executions").glob("*"):
-        text = path.read_text()
-        if text:  # a kill may fall between making the file and filling it
-            pids.append(json.loads(text)["pid"])
-    return pids
-
-
-def _key(root: Path, trial: str) -> str:
-    result = outcomes(read_journal(root / "sweeps" / "demo" / "journal.jsonl"))[trial]["result"]
-    return Path(result).parts[0].removeprefix("run-")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_stops_the_trials_and_says_how_to_go_on(tmp_path, number):
-    path = write(tmp_path, x=[1, 2, 3], sleep=60)
-    root = tmp_path / "runs"
-    process = _start(path, root)
-    deadline = time.monotonic() + 60
-    while sum(executions(root).values()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    again = f"with the same command: lit-gen sweep {path} --root {root} --jobs 2; finished"
-    assert again in output and "0 finished, 0 failed of 3" in output
-    assert not any(map(_alive, worker_pids_of(root)))
-    events = read_journal(root / "sweeps" / "demo" / "journal.jsonl")
-    assert [event["event"] for event in events] == ["started", "started"]
 
 
 def test_the_last_trial_has_as_many_threads_as_the_first(tmp_path, monkeypatch):
@@ -467,9 +259,9 @@ def test_parameters_as_json_and_as_a_json_file(tmp_path):
     assert listed.trials[0].arguments == ["--config", "${args_json_file}", '{"x": 1, "model.y": "a"}']
     trials = [run_sweep([path], root, runner="fake_run:parameters", console=Console(file=StringIO())).trials[0]]
     (file,) = [word for word in trials[0].arguments if word.endswith(".json")]
-    assert _read(Path(file)) == trials[0].parameters == {"x": 1, "model.y": "a"}
+    assert read(Path(file)) == trials[0].parameters == {"x": 1, "model.y": "a"}
     assert trials[0].id == listed.trials[0].id and len(list((root / "sweeps/demo/arguments").iterdir())) == 2
-    assert sorted(_read(path)["x"] for path in root.glob("read-*.json")) == [1, 2]
+    assert sorted(read(path)["x"] for path in root.glob("read-*.json")) == [1, 2]
 
 
 def tracked(folder: Path, **keys: object) -> Path:

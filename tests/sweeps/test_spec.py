@@ -53,7 +53,7 @@ def test_arguments_are_those_of_wandb_agent(tmp_path):
     entries = {key: {"value": value} for key, value in parameters.items()} | {"optimizer": {"parameters": nested}}
     stored = {"args": {key: {"value": value} for key, value in parameters.items()}}
     expected = utils.create_sweep_command_args(stored)
-    for macro in ("args", "args_no_equals", "args_no_hyphens", "args_no_boolean_flags", "args_append_hydra"):
+    for macro in expected.keys() - {"args_dict"}:  # which only launches use
         path = write(tmp_path, method="grid", parameters=entries, command=["lit-gen", "run", f"${{{macro}}}"])
         (trial,) = load_sweep([path]).trials
         assert trial.arguments == expected[macro]
@@ -168,7 +168,10 @@ X = {"x": {"values": [1, 2]}}
         ({"method": "grid", "parameters": X, "metric": {"name": "a", "goal": "up"}}, ["metric.goal", "up"]),
         ({"method": "grid", "parameters": X, "command": "lit-gen run"}, ["command", "list"]),
         ({"method": "grid", "parameters": X, "command": ["python", "${args}"]}, ["command", "`run`"]),
-        ({"method": "grid", "parameters": X, "command": ["run", "${args_json_file}"]}, ["command", "args_json_file"]),
+        (
+            {"method": "grid", "parameters": X, "command": ["run", "${args_dict}"]},
+            ["command", "args_dict", "args_json_file"],
+        ),
     ],
 )
 def test_bad_sweeps_name_file_and_key(tmp_path, config, words):
@@ -299,3 +302,37 @@ def test_a_trials_own_project_comes_before_that_of_its_file(tmp_path: Path) -> N
     fixed = write(tmp_path, method="grid", parameters={"a": {"value": 1}}, command=command, **place)
     (trial,) = load_sweep([fixed]).trials
     assert trial.arguments == ["--wandb.entity", "mine", "--a=1", "--wandb.project=files"]
+
+
+# every top-level key of W&B's schema, with a value that it allows
+SCHEMA: dict[str, object] = {
+    "apiVersion": "v1",
+    "command": ["run", "${args}"],
+    "controller": {"type": "local"},
+    "description": "text",
+    "early_terminate": {"type": "hyperband", "max_iter": 9, "s": 2, "eta": 3, "strict": False},
+    "entity": "team",
+    "image_uri": "image",
+    "job": "job",
+    "kind": "sweep",
+    "method": "random",
+    "metric": {"name": "fd", "goal": "minimize", "target": 0, "impute": "worst", "impute_while_running": "false"},
+    "metrics": [{"name": "a"}, {"name": "b"}],
+    "name": "demo",
+    "parameters": {"monitor.every": {"value": 8}},
+    "program": "lit-gen",
+    "project": "project",
+    "run_cap": 1,
+    "scheduler": {"engine": "optuna"},
+}
+
+
+@pytest.mark.parametrize("key", SCHEMA)
+def test_every_key_of_the_schema_is_honoured_or_refused_by_name(tmp_path, key):
+    whole = {"method": "grid", "parameters": SCHEMA["parameters"], "metric": SCHEMA["metric"], "run_cap": 1}
+    path = write(tmp_path, **whole | {key: SCHEMA[key]})
+    if key in ("controller", "image_uri", "job", "metrics", "scheduler"):
+        with pytest.raises(UserError, match=f"{key}: local sweeps do not support this key"):
+            load_sweep([path])
+    else:
+        assert len(load_sweep([path]).trials) == 1
