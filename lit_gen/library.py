@@ -26,7 +26,6 @@ from lit_gen.evaluation.evaluate import Subject
 from lit_gen.evaluation.evaluate import evaluate as evaluate_subject
 from lit_gen.evaluation.foreign import Foreign, score_foreign
 from lit_gen.evaluation.protocol import Evaluation, FeatureNetFactory
-from lit_gen.evaluation.result_file import load_result
 from lit_gen.experiment.checks import check_scored
 from lit_gen.experiment.loading import load_objects
 from lit_gen.experiment.trained import TrainedModel, load
@@ -78,7 +77,8 @@ def evaluate(
 
     Args:
         run: The run directory, or a model that `load` returned, which saves loading it for each sampler.
-        sampler: The sampler, such as `Heun(steps=18)`; the family's own if not given.
+        sampler: The sampler, such as `Heun(steps=18)`; if not given that of the run, which imported runs have, or else
+            that of the family.
         weights: `ema`, `raw`, `best` or an average such as `ema:0.1`; by default those of a loaded model.
         num_samples: Number of samples.
         seed: Seed of the noise.
@@ -111,11 +111,12 @@ def evaluate(
             **{"likelihood_method": likelihood_method, "weights": model.weights, "num_repeats": 1},
         )
         evaluation.compare_data(model.run, model.module, model.data)
+        sampler = sampler or model.experiment.sampler
         check_scored(replace(model.experiment, sampler=sampler, evaluation=evaluation), model.device)
         model.module.follow_classes(model.data)
         subject = Subject(model.run, model.module, model.data, model.prepare(sampler))
-        _, path, _ = evaluate_subject(evaluation, subject, model.run.directory.parent / REFERENCE)
-    return Result(path, load_result(path))
+        record, path, _ = evaluate_subject(evaluation, subject, model.run.directory.parent / REFERENCE)
+    return Result(path, record)
 
 
 def score(
@@ -177,8 +178,8 @@ def score(
             num_kept=num_kept,
         )
         foreign = Foreign(given, name, nfe, num_parameters)
-        _, path, _ = score_foreign(evaluation, foreign, module, Path(root), torch.device(device))
-    return Result(path, load_result(path))
+        record, path, _ = score_foreign(evaluation, foreign, module, Path(root), torch.device(device))
+    return Result(path, record)
 
 
 def leaderboard(folder: str | Path = "runs", by: str | None = None, where: Mapping[str, object] | None = None) -> Table:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -99,6 +98,12 @@ TINY = {
         "--model.quantiser=VectorQuantiser",
         "--model.quantiser.num_codes=32",
     ],
+    "KLAutoencoder": [
+        "--model=KLAutoencoder",
+        "--model.latent_dim=3",
+        "--model.network=GaussianConvAutoencoder",
+        "--model.network.channels=8",
+    ],
     "GAN": [
         "--model=GAN",
         "--model.latent_dim=4",
@@ -179,6 +184,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Draw the same initial values whatever ran before."""
+    import torch  # which reads OMP_NUM_THREADS
+
     torch.manual_seed(0)
 
 

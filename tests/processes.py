@@ -47,7 +47,7 @@ def in_processes(count: int, work: Callable[[int, Path], object], folder: Path, 
     everywhere = address | torchrun | environment
     started = start_processes(_begin, (work, folder, everywhere), nprocs=count, join=False, start_method="forkserver")
     end = time.monotonic() + MOST_SECONDS
-    while not started.join(timeout=10):
+    while not started.join(timeout=10, grace_period=30):  # the other one ends by itself, and says why
         if time.monotonic() > end:
             for process in started.processes:
                 process.kill()

@@ -121,7 +121,8 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> list[Path]:
     reference = _reference(objects, cache)
     together = objects.evaluation.num_repeats > 1 and under_an_agent()
     with processes.losses_reported(*ranks()):
-        for result, path, computed in evaluate_repeats(objects.evaluation, subject, cache):
+        for record, path, computed in evaluate_repeats(objects.evaluation, subject, cache):
+            result = record.to_dict()
             evaluated.append((result, path.parent))
             if ranks()[0] == 0:
                 if not together:

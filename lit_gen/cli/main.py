@@ -5,19 +5,19 @@ Imports of torch and Lightning take seconds, so each verb imports what it needs 
 
 import argparse
 import os
-import re
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lit_gen.cli import help, run_verbs
+from lit_gen.cli import help, report, run_verbs, sweep
 from lit_gen.core.errors import UserError
-from lit_gen.core.files import explain, write_atomically
+from lit_gen.core.files import explain
 from lit_gen.core.text import closest, printable
 from lit_gen.core.version import __version__
 
@@ -31,7 +31,7 @@ VERBS = {
     "ema": "make an average of the weights of a run, of any width",
     "sweep": "run every trial of W&B sweep files on this machine, with no account",
     "leaderboard": "rank the evaluations under a folder",
-    "report": "write one HTML page of all evaluations under a folder, with pictures and curves",
+    "report": "write one HTML page of all evaluations under folders, with answers, charts and samples",
     "export": "write the model of a run as safetensors, settings and a model card",
     "import": "make a finished run of an exported model or of a foreign checkpoint",
     "compare": "show the settings, data and software in which two runs differ, and their scores",
@@ -49,6 +49,12 @@ verbs:
 {chr(10).join(f"  {verb:11}  {does}" for verb, does in VERBS.items())}
 """
 VERBS_WITH_A_CONFIGURATION = ("fit", "run", "evaluate", "sample", "reflow")
+FUNCTIONS = {verb: ("commands", verb) for verb in VERBS_WITH_A_CONFIGURATION} | {
+    "score": ("score", "score"),
+    "import": ("exchange", "import_model"),
+    "reference": ("reference", "reference"),
+}
+"""Module and function of the verbs that parse their own words."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,25 +125,9 @@ def _dispatch(words: list[str]) -> int:
     if verb in help.OF_A_RUN and {"-h", "--help"} & set(rest):
         print(help.OF_A_RUN[verb](), end="")
         return 0
-    if verb == "reference":
-        from lit_gen.cli.reference import reference
-
-        reference(rest)
-        return 0
-    if verb == "import":
-        from lit_gen.cli.exchange import import_model
-
-        import_model(rest)
-        return 0
-    if verb == "score":
-        from lit_gen.cli.score import score
-
-        score(rest)
-        return 0
-    if verb in VERBS_WITH_A_CONFIGURATION:
-        from lit_gen.cli import commands
-
-        getattr(commands, verb)(rest)
+    if verb in FUNCTIONS:
+        module, function = FUNCTIONS[verb]
+        getattr(import_module(f"lit_gen.cli.{module}"), function)(rest)
         return 0
     if verb and verb not in VERBS and not verb.startswith("-"):
         raise UserError(f"{verb}: no such verb; {closest(verb, VERBS, 'lit-gen --help lists them')}")
@@ -162,7 +152,7 @@ def _parser() -> tuple[help.Parser, dict[str, help.Parser]]:
     for verb in VERBS_WITH_A_CONFIGURATION:
         verbs.add_parser(verb, add_help=False)
 
-    for add in (_add_ema, _add_sweep, _add_leaderboard, _add_report, *run_verbs.ADD):
+    for add in (_add_ema, sweep.add, _add_leaderboard, report.add, *run_verbs.ADD):
         add(verbs)
     return parser, verbs.choices
 
@@ -181,24 +171,6 @@ def _add_ema(verbs: help.Verbs) -> None:
     )
     parser.add_argument("--at", type=int, default=None, metavar="IMAGES", help="images seen by then (default: all)")
     parser.set_defaults(command=_ema)
-
-
-def _add_sweep(verbs: help.Verbs) -> None:
-    parser = verbs.add_parser(
-        "sweep",
-        usage="lit-gen sweep SWEEP.yaml ... [OPTIONS]",
-        description="Run every trial of W&B sweep files on this machine, with no account.\n\n"
-        "  lit-gen sweep sweeps/quickstart.yaml --jobs 2",
-        formatter_class=help.Formatter,
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml", help="one W&B sweep file or more")
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    parser.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of a random search (default: 0)")
-    parser.add_argument("--count", type=int, default=None, help="number of trials of a random search")
-    parser.add_argument("--name", default=None, help="name of the sweep's folder (default: the first file's name)")
-    parser.add_argument("--dry-run", action="store_true", help="list the trials and stop")
-    parser.set_defaults(command=_sweep)
 
 
 def _add_leaderboard(verbs: help.Verbs) -> None:
@@ -267,22 +239,6 @@ def _add_comparisons(parser: help.Parser) -> None:
     )
 
 
-def _add_report(verbs: help.Verbs) -> None:
-    parser = verbs.add_parser(
-        "report",
-        usage="lit-gen report [FOLDER] [OPTIONS]",
-        description="Write one HTML page of all evaluations under a folder, with pictures and curves.\n\n"
-        "  lit-gen report runs --out report.html",
-        formatter_class=help.Formatter,
-    )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="runs (default: runs)")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="KEY=VALUE", help="keep only these, as in the leaderboard"
-    )
-    parser.set_defaults(command=_page)
-
-
 def _budgets(text: str) -> list[int]:
     try:
         return [int(budget) for budget in text.split(",")]
@@ -296,49 +252,6 @@ def _ema(options: argparse.Namespace) -> int:
     run, _ = commands.one_run(options.run, "ema")
     commands.ema(run.directory, options.std, options.at)
     return 0
-
-
-def _sweep(options: argparse.Namespace) -> int:
-    from lit_gen import sweeps
-    from lit_gen.core.seeds import check_seed
-
-    check_seed(options.seed, "--seed")
-    if options.jobs < 1:
-        raise UserError(f"--jobs: {options.jobs} is not a positive number of trials; give 1 or more")
-    common = {"seed": options.seed, "count": options.count, "name": options.name}
-    if options.dry_run:
-        sweeps.dry_run(options.files, options.root, **common)
-        return 0
-    done = sweeps.run_sweep(options.files, options.root, jobs=options.jobs, **common)
-    if done.results and not done.interrupted:
-        try:
-            _report(sorted({path for results in done.results.values() for path in results}), done.folder)
-        except UserError as error:  # a report that cannot be made does not undo the trials
-            print(f"no report: {printable(error)}")
-            return max(done.exit_status, 1)
-    return done.exit_status
-
-
-def _report(paths: list[Path], folder: Path) -> None:
-    """Write leaderboard, distance against evaluations and samples side by side for each protocol of a sweep."""
-    from lit_gen.report import leaderboard, plots, render
-    from lit_gen.report.results import read_results
-
-    groups = leaderboard.comparable(read_results(paths))
-    tables, files = [], [folder / "leaderboard.md"]
-    for number, results in enumerate(groups, start=1):
-        board = leaderboard.rank(results)
-        render.print_table(board)
-        tables.append(render.to_markdown(board))
-        data = re.sub(r"[^\w.=-]+", "_", results[0].protocol["data"])[:80]
-        ending = "" if len(groups) == 1 else f"_{number}_{data}"
-        distances, samples = folder / f"distance_vs_nfe{ending}.png", folder / f"samples{ending}.png"
-        plots.distance_vs_cost(results, distances)
-        plots.side_by_side(results, samples)
-        files += [distances, samples]
-    write_atomically(files[0], "\n".join(tables))
-    for file in files:
-        print(printable(file))
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
@@ -377,12 +290,3 @@ def _check_leaderboard(options: argparse.Namespace) -> None:
             raise UserError(f"--{name}: {path} does not end in .png; give a name that does")
     if options.columns and options.format != "markdown":
         raise UserError("--columns: only a Markdown table takes them; add --markdown, or remove --columns")
-
-
-def _page(options: argparse.Namespace) -> int:
-    from lit_gen.report.page import write_page
-    from lit_gen.report.results import load_results, select
-
-    results = select(load_results(options.folder), options.where)
-    print(printable(write_page(results, options.out, str(options.folder))))
-    return 0

@@ -21,4 +21,5 @@ def score(arguments: list[str]) -> None:
     name = options.images.resolve().stem if options.name is None else options.name
     foreign = Foreign(images, name, options.nfe, options.parameters)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print_result(*score_foreign(evaluation, foreign, data, options.root, device))
+    result, path, computed = score_foreign(evaluation, foreign, data, options.root, device)
+    print_result(result.to_dict(), path, computed)

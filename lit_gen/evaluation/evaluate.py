@@ -21,7 +21,7 @@ from lit_gen.evaluation.cost import flops_per_image
 from lit_gen.evaluation.device import device_name
 from lit_gen.evaluation.file_objects import ABSENT
 from lit_gen.evaluation.floors import floors
-from lit_gen.evaluation.likelihood import compute_likelihood
+from lit_gen.evaluation.likelihood import compute_likelihood, likelihood_floors
 from lit_gen.evaluation.metrics import check_needs, default_metrics, missing_metrics, score_protocols
 from lit_gen.evaluation.protocol import Evaluation
 from lit_gen.evaluation.real_images import DataImages
@@ -72,7 +72,7 @@ class Subject:
 
 def evaluate_repeats(
     evaluation: Evaluation, subject: Subject, cache: Path
-) -> Iterator[tuple[dict[str, Any], Path, bool]]:
+) -> Iterator[tuple[ResultRecord, Path, bool]]:
     """Evaluate with each sampling seed, and yield what `evaluate` returns as soon as it is written; collective.
 
     The feature net and the real images are loaded once.
@@ -84,7 +84,7 @@ def evaluate_repeats(
 
 def evaluate(
     evaluation: Evaluation, subject: Subject, cache: Path, real: DataImages | None = None
-) -> tuple[dict[str, Any], Path, bool]:
+) -> tuple[ResultRecord, Path, bool]:
     """Sample, quantise and score, and compute the likelihood of test images if it is asked for; collective.
 
     An existing result is kept; metrics that the evaluation names and a likelihood that it lacks are added to it.
@@ -107,11 +107,18 @@ def evaluate(
     if evaluation.likelihood:
         scores = score_test_images(evaluation, subject)
         if result.likelihood != scores.likelihood:
-            result = replace(result, metrics=result.metrics | scores.metrics, likelihood=scores.likelihood)
+            num_images = scores.likelihood.protocol.num_images
+            known = likelihood_floors(subject.data, num_images) if isinstance(num_images, int) else {}
+            result = replace(
+                result,
+                metrics=result.metrics | scores.metrics,
+                likelihood=scores.likelihood,
+                floors=result.floors | known,
+            )
             if ranks()[0] == 0:
                 _replace_result(path, result)
             computed = True
-    return result.to_dict(), path, computed
+    return result, path, computed
 
 
 def _real_images(evaluation: Evaluation, subject: Subject, cache: Path) -> DataImages:

@@ -70,7 +70,7 @@ def check_settings(evaluation: Evaluation) -> None:
 
 def score_foreign(
     evaluation: Evaluation, foreign: Foreign, data: ImageDataModule, root: Path, device: torch.device
-) -> tuple[dict[str, Any], Path, bool]:
+) -> tuple[ResultRecord, Path, bool]:
     """Score images as `evaluation.evaluate.evaluate` scores those of a run, and return what it returns.
 
     Args:
@@ -116,7 +116,7 @@ def score_foreign(
     if added:  # the images were scored before, and now more is known about their model
         result = replace(result, **added)
         save_result(path, result)
-    return result.to_dict(), path, computed
+    return result, path, computed
 
 
 def _result(foreign: Foreign, run: RunFacts, protocol: Protocol, device: torch.device) -> ResultRecord:

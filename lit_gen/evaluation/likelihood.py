@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def compute_likelihood(
     """
     assert isinstance(protocol.num_images, int)
     images, labels = data.images("test"), data.labels("test")
-    chosen = np.arange(protocol.num_images) * len(images) // protocol.num_images  # a split may be sorted by class
+    chosen = evenly_spaced(protocol.num_images, len(images))
     share: dict[int, Tensor] = {}
     seconds, nfe = 0.0, 0.0
     with shared_batches("likelihood", protocol.num_images, batch_size) as batches:
@@ -95,9 +96,6 @@ def compute_likelihood(
             nfe = max(nfe, model.nfe)
     shares = gather((share, seconds, nfe))
     log_p = in_order(each for each, _, _ in shares)
-    metrics = mean_and_stderr("bits_per_dim", bits_per_dim(log_p, math.prod(data.image_shape)))
-    if data.source.num_levels == 2:  # as papers on binary images report it
-        metrics |= mean_and_stderr("nll_nats", -log_p)
     record = LikelihoodRecord(
         protocol=protocol,
         nfe=max(each for _, _, each in shares),
@@ -105,7 +103,56 @@ def compute_likelihood(
         seconds=max(each for _, each, _ in shares),
         device=device_name(model.device, ranks()[1]),
     )
-    return LikelihoodScores(metrics=metrics, likelihood=record)
+    return LikelihoodScores(metrics=_metrics(log_p, data), likelihood=record)
+
+
+def likelihood_floors(data: ImageDataModule, num_images: int) -> dict[str, dict[str, Any]]:
+    """Return what is known of the likelihood of test images without a model, as rows like those of `floors`.
+
+    | row | P(x) of an image of D values |
+    | --- | --- |
+    | equal_values | L^-D for L possible values: 8 bits per dimension for 8-bit images, 1 for binary ones |
+    | histogram | the product of p(x_d), with the shares p of the values of training images in each channel |
+
+    The shares are those after one more pixel of each value, so none of them is 0.
+
+    Args:
+        data: The data.
+        num_images: Number of test images, evenly spaced.
+    """
+    images, train, levels = data.images("test"), data.images("train"), data.source.num_levels
+    step = 255 // (levels - 1)
+    counts = np.ones((len(train[0]), levels))
+    for start in range(0, len(train), 1024):
+        for channel, values in enumerate(np.array(train[start : start + 1024]).swapaxes(0, 1)):
+            counts[channel] += np.bincount(values.ravel() // step, minlength=levels)
+    log_p = np.log(counts / counts.sum(1, keepdims=True))
+    known = torch.zeros(num_images, dtype=torch.float64)
+    for row, index in enumerate(evenly_spaced(num_images, len(images))):
+        known[row] = sum(float(log_p[channel][values // step].sum()) for channel, values in enumerate(images[index]))
+    num_dims = math.prod(data.image_shape)
+    rows = {"equal_values": torch.full_like(known, -num_dims * math.log(levels)), "histogram": known}
+    return {name: _row(_metrics(log_p, data), num_images) for name, log_p in rows.items()}
+
+
+def _row(metrics: dict[str, float], num_images: int) -> dict[str, Any]:
+    errors = {name.removesuffix("_stderr"): value for name, value in metrics.items() if name.endswith("_stderr")}
+    scores = {name: value for name, value in metrics.items() if not name.endswith("_stderr")}
+    known = {name: error for name, error in errors.items() if math.isfinite(error)}
+    return {"num_images": num_images, "scores": scores, "standard_errors": known}
+
+
+def _metrics(log_p: Tensor, data: ImageDataModule) -> dict[str, float]:
+    """Return the scores of log-likelihoods (N,) with their standard errors."""
+    metrics = mean_and_stderr("bits_per_dim", bits_per_dim(log_p, math.prod(data.image_shape)))
+    if data.source.num_levels == 2:  # as papers on binary images report it
+        metrics |= mean_and_stderr("nll_nats", -log_p)
+    return metrics
+
+
+def evenly_spaced(num_chosen: int, num_images: int) -> np.ndarray:
+    """Return indices of evenly spaced images, since a split may be sorted by class."""
+    return np.arange(num_chosen) * num_images // num_chosen
 
 
 def mean_and_stderr(name: str, values: Tensor) -> dict[str, float]:

@@ -23,6 +23,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import distributed, nn
 
+from lit_gen.core import scores
 from lit_gen.core.errors import UserError, belonging_to
 from lit_gen.core.modes import evaluating
 from lit_gen.core.pixels import NotFiniteError
@@ -147,6 +148,7 @@ class Monitored:
         if self.score not in directions:
             raise UserError(f"monitor.score: {self.score} is not a score here; choose one of {', '.join(directions)}")
         self.better: Direction = directions[self.score]
+        self.names = list(directions)
         kept = {"protocol": facts.to_dict(), "scores": score_protocols(self.metrics, self.real), "score": self.score}
         sampler = None if self.sampler is None else self.sampler.to_dict()
         self.facts = json.dumps({**kept, "sampler": sampler, "seed": settings.seed}, sort_keys=True)
@@ -247,6 +249,9 @@ class ScoreMonitor(Callback):
         with named():
             self._monitored = Monitored(self.settings, self.evaluation, pl_module, data, self.cache)
             self._monitored.scoring(pl_module)  # before the first step, not after many
+        if trainer.is_global_zero:
+            for listener in scores.listeners:
+                listener.expect(self._monitored.names)
         self._scored_at = pl_module.images_seen
         if self._best.get("protocol") != self._monitored.facts:  # values of other samples cannot be compared
             self._best = {}
@@ -256,7 +261,9 @@ class ScoreMonitor(Callback):
     ) -> None:
         every = self.settings.every
         if pl_module.whole_step and pl_module.images_seen // every > self._scored_at // every:
-            self._score(trainer, pl_module)
+            found = self._score(trainer, pl_module)
+            if trainer.is_global_zero and any([each.hear(self._scored_at, found) for each in scores.listeners]):
+                self.checkpoint.stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         if pl_module.images_seen != self._scored_at:
@@ -269,21 +276,25 @@ class ScoreMonitor(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: GenerativeModel, checkpoint: dict[str, Any]) -> None:
         self._best = checkpoint.get("monitor", {})
 
-    def _score(self, trainer: Trainer, model: GenerativeModel) -> None:
-        """Score the averaged weights on all processes, log the scores, and save the checkpoint if it is the best."""
+    def _score(self, trainer: Trainer, model: GenerativeModel) -> dict[str, float]:
+        """Score the averaged weights on all processes, log the scores, and save the checkpoint if it is the best.
+
+        Returns:
+            The scores; empty if they are not defined for the samples.
+        """
         monitored = self._monitored
         assert monitored is not None
         images = self._scored_at = model.images_seen
         ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))  # type: ignore[attr-defined]
         try:
             with torch.no_grad(), named(), ema.averaged(model.generator), _buffers_of_first(model.generator):
-                scores = monitored.scores(model)
+                found = monitored.scores(model)
         except UndefinedScoreError as error:  # weights whose samples have no score may still become better
             log.warning("no score after %s images: %s", f"{images:,}", error)
-            return
+            return {}
         for logger in trainer.loggers:
-            logger.log_metrics({**scores, **self.axes(images)}, images)
-        value = scores[monitored.score]
+            logger.log_metrics({**found, **self.axes(images)}, images)
+        value = found[monitored.score]
         if from_first(monitored.is_better(value, self._best.get("value"))):
             best = {"score": monitored.score, "value": value, "images_seen": images}
             best |= {"num_samples": self.settings.num_samples, "seed": self.settings.seed}
@@ -291,6 +302,7 @@ class ScoreMonitor(Callback):
             self.checkpoint.save_as(self.path, trainer, model)
             if trainer.is_global_zero:
                 self.saved(best)
+        return found
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def stored_weights(model: GenerativeModel) -> dict[str, Tensor]:
 
 def describe(run: Run, objects: Experiment, model: GenerativeModel, weights: str) -> dict[str, Any]:
     """Return the content of config.json."""
-    metadata, sampler = run.metadata, model.default_sampler()
+    metadata, sampler = run.metadata, objects.sampler or model.default_sampler()
     facts = DataFacts.recorded(metadata) or objects.data.describe()  # an older version did not record them
     return {
         "format": FORMAT,

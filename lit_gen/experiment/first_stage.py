@@ -37,8 +37,8 @@ from lit_gen.data.encoded import Encoded, load_values, save_values
 from lit_gen.data.module import ImageDataModule
 from lit_gen.experiment.arguments import as_arguments
 from lit_gen.experiment.files import opening
+from lit_gen.families.autoencoder import ImageAutoencoder
 from lit_gen.families.base import GenerativeModel
-from lit_gen.families.vq.models.vqgan import VQVAE
 from lit_gen.runs.directory import Run, read_metadata
 from lit_gen.runs.weights import parse_weights
 from lit_gen.training.callbacks.ema import EMASettings, load_weights, named_weights
@@ -72,7 +72,7 @@ Build = Callable[[list[str], DataFacts | None], FirstStageExperiment]
 
 @dataclass(frozen=True)
 class FirstStageSettings:
-    """The VQVAE or VQGAN whose codes or latents the model trains on; without one, the model trains on images.
+    """The VQVAE, VQGAN or KLAutoencoder whose codes or latents the model trains on; without one, it trains on images.
 
     Args:
         run: Its run, or the file of its experiment, which is then trained first. null: no first stage.
@@ -131,23 +131,23 @@ class FirstStage:
         with isolate_rng(), opening(config, "first_stage.run"), belonging_to("first_stage.run"):
             facts = DataFacts.recorded(self.metadata) if path.is_dir() else None
             experiment = self._build(["--config", str(config), *as_arguments(self.run_overrides)], facts)
-        if not isinstance(experiment.model, VQVAE):
+        if not isinstance(experiment.model, ImageAutoencoder):
             raise UserError(
                 f"first_stage.run: {self.run} holds the model {type(experiment.model).__name__}, which has no "
-                "codes; name a VQVAE or VQGAN"
+                "codes or latents; name a VQVAE, VQGAN or KLAutoencoder"
             )
         return experiment
 
     @property
-    def model(self) -> VQVAE:
+    def model(self) -> ImageAutoencoder:
         """The model, with the weights that `load` gives it."""
         model = self._experiment.model
-        assert isinstance(model, VQVAE)
+        assert isinstance(model, ImageAutoencoder)
         return model
 
     @property
     def num_codes(self) -> int:
-        """K; 0 without a first stage."""
+        """K; 0 without a first stage, or for one of latents alone."""
         return 0 if self.run is None else self.model.num_codes
 
     def shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -180,7 +180,7 @@ class FirstStage:
 
     # --- known once it is trained ---
 
-    def load(self, directory: Path, load_run: Callable[[Path, VQVAE, str], object]) -> None:
+    def load(self, directory: Path, load_run: Callable[[Path, ImageAutoencoder, str], object]) -> None:
         """Load the weights from a copy that `save` made, or from a run.
 
         Args:

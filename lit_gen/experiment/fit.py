@@ -8,6 +8,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
+from lit_gen.core import scores
 from lit_gen.core.errors import DivergedError, LostProcessError, UserError
 from lit_gen.core.files import remove_temporaries
 from lit_gen.core.processes import from_first
@@ -48,6 +49,9 @@ def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
     if (imported := imported_run(cli.words, config)) is not None:
         return imported
     check_training(experiment)
+    if not experiment.monitor.every:
+        for listener in scores.listeners:
+            listener.expect([])
     model.follow_classes(data)
     flow, spent = 1, Cost()
     if stage is not None:

@@ -1,4 +1,4 @@
-"""Import foreign denoisers: folders of diffusers, and functions of the user's own.
+"""Import foreign models: folders of diffusers, and functions of the user's own.
 
 A folder of diffusers holds a network and the settings of its scheduler:
 
@@ -7,6 +7,9 @@ A folder of diffusers holds a network and the settings of its scheduler:
 
 The folder of a network alone also has the file scheduler_config.json, or the folder scheduler. The betas become a
 `BetaChain`, and the prediction type a parameterization of the same timesteps (`OnChain`).
+
+The folder of an autoencoder, such as PIPELINE/vae/, needs no scheduler, and becomes the run of a first stage:
+`KLAutoencoder`, or `VQVAE` with the codebook of the folder.
 """
 
 import hashlib
@@ -19,12 +22,14 @@ from torch import Tensor
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.records import read_record
+from lit_gen.data.module import ImageDataModule
 from lit_gen.experiment.arguments import normalise_arguments
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.importing import check_fixed, write_run
 from lit_gen.experiment.loading import configured
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.experiment.real_data import parse_real_data
+from lit_gen.families.base import GenerativeModel
 from lit_gen.families.diffusion.chains import BETAS
 from lit_gen.families.diffusion.networks.foreign import (
     KINDS,
@@ -35,6 +40,14 @@ from lit_gen.families.diffusion.networks.foreign import (
     null_class,
     num_embedded,
 )
+from lit_gen.families.vae.foreign import (
+    AUTOENCODERS,
+    DiffusersAutoencoder,
+    check_autoencoder,
+    num_latent_channels,
+)
+from lit_gen.families.vae.kl_autoencoder import KLAutoencoder
+from lit_gen.families.vq.models.vqgan import VQVAE
 from lit_gen.runs.directory import Run
 from lit_gen.runs.exported import load_tensors
 
@@ -46,7 +59,9 @@ PREDICTIONS = {"epsilon": "Epsilon", "v_prediction": "V", "sample": "Sample"}
 """Parameterization of each prediction type."""
 CLIPPING = ("DDPMScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler")
 """Schedulers that clip the prediction of x_0 unless their settings say otherwise."""
-_DIFFUSION = "lit_gen.families.diffusion"
+CODEBOOK = "quantize.embedding.weight"
+"""Name of the codes among the weights of a VQModel."""
+_DIFFUSION, _VAE, _VQ = "lit_gen.families.diffusion", "lit_gen.families.vae", "lit_gen.families.vq"
 
 
 def is_of_diffusers(folder: Path) -> bool:
@@ -69,29 +84,46 @@ def import_folder(folder: Path, words: Sequence[str], images_seen: int = 0) -> R
     import_diffusers()
     check_fixed(words, str(folder))
     place = _network_of(folder)
-    settings, scheduler = _read(place / CONFIG), _read(_scheduler_of(folder, place))
-    kind = settings.get("_class_name")
-    if kind not in KINDS:
-        raise UserError(f"PATH: {place / CONFIG}: the class {kind} is not supported; choose one of {', '.join(KINDS)}")
+    settings = _read(place / CONFIG)
+    kind, version = settings.get("_class_name"), settings.get("_diffusers_version")
+    if kind not in (*KINDS, *AUTOENCODERS):
+        supported = ", ".join((*KINDS, *AUTOENCODERS))
+        raise UserError(f"PATH: {place / CONFIG}: the class {kind} is not supported; choose one of {supported}")
     settings = {key: value for key, value in settings.items() if not key.startswith("_")}
-    where = f"PATH: {place / CONFIG}"
     data = parse_real_data([word for word in normalise_arguments(words) if word.startswith("--data.")], "import").data
-    check_images(kind, settings, data.image_shape, where)
-    config = {
-        "model": _model(kind, settings, scheduler, _classes(kind, settings, data.num_classes, where), place),
-        "sampler": _sampler(scheduler),
-    }
+    config = _configuration(kind, settings, data, folder, place)
     weights = _weights_of(place)
     with configured(config) as own:
         cli = ExperimentCLI([*own, *words], "import")
         experiment = cli.objects()
-    network = experiment.model.generator
-    assert isinstance(network, DiffusersNetwork)
-    _load(network, weights, place)
-    versions = {
-        key: value for key in ("_diffusers_version",) if isinstance(value := _read(place / CONFIG).get(key), str)
-    }
+    _load(experiment.model, weights, place)
+    versions = {"_diffusers_version": version} if isinstance(version, str) else {}
     return _written(cli, experiment, folder.resolve().name, {"from": f"diffusers {kind}"} | versions, images_seen)
+
+
+def _configuration(
+    kind: str, settings: dict[str, Any], data: ImageDataModule, folder: Path, place: Path
+) -> dict[str, Any]:
+    """Return the configuration of the run of a network."""
+    where = f"PATH: {place / CONFIG}"
+    if kind in AUTOENCODERS:
+        check_autoencoder(settings, data.image_shape, where)
+        return {"model": _autoencoder(kind, settings)}
+    scheduler = _read(_scheduler_of(folder, place))
+    check_images(kind, settings, data.image_shape, where)
+    classes = _classes(kind, settings, data.num_classes, where)
+    return {"model": _model(kind, settings, scheduler, classes, place), "sampler": _sampler(scheduler)}
+
+
+def _autoencoder(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a first stage."""
+    network = {"class_path": f"{_VAE}.DiffusersAutoencoder", "init_args": {"kind": kind, "settings": settings}}
+    made = {"latent_dim": num_latent_channels(kind, settings), "network": network}
+    if kind == "AutoencoderKL":
+        return {"class_path": f"{_VAE}.KLAutoencoder", "init_args": made}
+    codebook = {"num_codes": settings.get("num_vq_embeddings", 256), "ema": False}
+    quantiser = {"class_path": f"{_VQ}.VectorQuantiser", "init_args": codebook}
+    return {"class_path": f"{_VQ}.VQVAE", "init_args": made | {"quantiser": quantiser}}
 
 
 def import_function(name: str, words: Sequence[str], images_seen: int = 0) -> Run:
@@ -143,7 +175,10 @@ def _network_of(folder: Path) -> Path:
         return folder
     for part in ("vae", "vqvae", "movq"):
         if (folder / part).is_dir():
-            raise UserError(f"PATH: {folder / part}: a pipeline of latents is not supported; choose one of pixels")
+            raise UserError(
+                f"PATH: {folder}: a pipeline of latents is not supported; choose one of pixels, or import "
+                f"{folder / part} alone as a first stage"
+            )
     for part in ("unet", "transformer"):
         if (folder / part).is_dir():
             return folder / part
@@ -179,10 +214,17 @@ def _weights_of(place: Path) -> dict[str, Tensor]:
     return load_tensors(path)
 
 
-def _load(network: DiffusersNetwork, weights: dict[str, Tensor], place: Path) -> None:
+def _load(model: GenerativeModel, weights: dict[str, Tensor], place: Path) -> None:
+    """Load the weights of a network of diffusers, and of the codebook of a VQModel."""
+    network = model.autoencoder.network if isinstance(model, VQVAE | KLAutoencoder) else model.generator
+    assert isinstance(network, DiffusersNetwork | DiffusersAutoencoder)
+    weights = {name: weight.float() for name, weight in weights.items()}
     try:
-        network.model.load_state_dict({name: weight.float() for name, weight in weights.items()})
-    except RuntimeError as error:
+        if isinstance(model, VQVAE):
+            quantiser = model.autoencoder.quantiser
+            quantiser.load_state_dict(quantiser.state_dict() | {"codes": weights.pop(CODEBOOK)})
+        network.model.load_state_dict(weights)
+    except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"PATH: {place / WEIGHTS}: does not fit {CONFIG} ({reason}); restore both files") from None
 

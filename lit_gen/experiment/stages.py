@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_gen.core import scores
 from lit_gen.core.errors import UserError, belonging_to
 from lit_gen.experiment.arguments import as_arguments
 from lit_gen.experiment.experiment import Experiment
@@ -158,7 +159,8 @@ def _trained(cli: ExperimentCLI, key: str, name: str, fit: Fit, *more: str) -> R
                 f"then what follows it: {_length(cli)} (--budget.num_images)",
                 flush=True,
             )
-        return fit(first, experiment)
+        with scores.unheard():
+            return fit(first, experiment)
 
 
 def _length(cli: ExperimentCLI) -> str:

@@ -126,7 +126,8 @@ class TrainedModel:
         Args:
             n: Number of images.
             seed: Seed of the noise.
-            sampler: The sampler, such as `Heun(steps=18)`; that of the family if not given.
+            sampler: The sampler, such as `Heun(steps=18)`; if not given that of the run, which imported runs have,
+                or else that of the family.
             label: A class of a class-conditional model, by its name or number, for all images. If not given, the
                 classes have the frequencies of the training images.
             first: Index of the first image.
@@ -168,11 +169,14 @@ class TrainedModel:
         return torch.full((len(index),), class_number(label, self.module, self.data.class_names, key))
 
     def prepare(self, sampler: Sampler | None) -> Sampler | None:
-        """Return a sampler with all that it needs: the weaker model of its guidance, or a fit to training images.
+        """Return a sampler, or else that of the run, with all that it needs.
+
+        It may need the weaker model of its guidance, or a fit to training images.
 
         Raises:
             UserError: If the model does not support the sampler, or what it needs is missing.
         """
+        sampler = sampler or self.experiment.sampler
         if self._prepared is None or self._prepared[0] is not sampler:
             ready = ready_sampler(self.module, sampler, self.device)
             if ready is not None and ready.learns_from_data:

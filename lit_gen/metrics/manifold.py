@@ -46,8 +46,8 @@ def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float,
     return num_balls / (k * len(fake)), float(covered.double().mean())
 
 
-class PrecisionRecall(StoredMetric):
-    """Precision and recall of at most `max_images` samples and as many evenly spaced real images.
+class BallMetric(StoredMetric):
+    """A metric of balls around at most `max_images` samples and as many evenly spaced real images.
 
     Args:
         k: Number of neighbours that a ball reaches.
@@ -56,17 +56,30 @@ class PrecisionRecall(StoredMetric):
 
     needs = frozenset({"features"})
 
-    def __init__(self, k: int = 3, max_images: int = 10_000) -> None:
+    def __init__(self, k: int, max_images: int = 10_000) -> None:
         super().__init__()
         self.k, self.max_images = k, max_images
-
-    def directions(self, real: RealImages) -> dict[str, Direction]:
-        return {"precision": "higher", "recall": "higher"}
 
     def begin(self) -> None:
         super().begin()
         self.real_features = self.real.evenly("reference", self.max_images)
-        check_points(self.real_features, self.k + 1, f"precision with {self.k} neighbours", "real images")
+        first = next(iter(self.directions(self.real)))
+        check_points(self.real_features, self.k + 1, f"{first} with {self.k} neighbours", "real images")
+
+
+class PrecisionRecall(BallMetric):
+    """Precision and recall of at most `max_images` samples and as many evenly spaced real images.
+
+    Args:
+        k: Number of neighbours that a ball reaches.
+        max_images: Largest number of samples and of real images.
+    """
+
+    def __init__(self, k: int = 3, max_images: int = 10_000) -> None:
+        super().__init__(k, max_images)
+
+    def directions(self, real: RealImages) -> dict[str, Direction]:
+        return {"precision": "higher", "recall": "higher"}
 
     def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
         fake = samples.features
@@ -103,7 +116,7 @@ class PrecisionRecall(StoredMetric):
         return torch.stack(radii, 1)
 
 
-class DensityCoverage(StoredMetric):
+class DensityCoverage(BallMetric):
     """Density and coverage, of at most `max_images` samples and as many evenly spaced real images.
 
     Coverage is not a mean over samples. Its spread is that of the jackknife: the influence of a sample is the share of
@@ -115,19 +128,11 @@ class DensityCoverage(StoredMetric):
         max_images: Largest number of samples and of real images.
     """
 
-    needs = frozenset({"features"})
-
     def __init__(self, k: int = 5, max_images: int = 10_000) -> None:
-        super().__init__()
-        self.k, self.max_images = k, max_images
+        super().__init__(k, max_images)
 
     def directions(self, real: RealImages) -> dict[str, Direction]:
         return {"density": "higher", "coverage": "higher"}
-
-    def begin(self) -> None:
-        super().begin()
-        self.real_features = self.real.evenly("reference", self.max_images)
-        check_points(self.real_features, self.k + 1, f"coverage with {self.k} neighbours", "real images")
 
     def score(self, samples: ScoredBatch) -> dict[str, Estimate]:
         fake = samples.features

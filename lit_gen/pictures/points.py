@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.data.points import PointSource, grid_of_points
+from lit_gen.pictures.colours import OKABE_ITO
 from lit_gen.pictures.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def shade(axes: "Axes", log_density: Tensor, reach: float = 1.0, darkest: float 
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
 
 
-def draw_points(axes: "Axes", points: Tensor, colour: str = "C3") -> None:
+def draw_points(axes: "Axes", points: Tensor, colour: str = OKABE_ITO[1]) -> None:
     """Draw points (N, 2, 1, 1) as dots, smaller ones if there are many."""
     x, y = points.flatten(1).T.numpy()
     axes.scatter(x, y, s=min(12.0, 4000 / len(points)), color=colour, linewidths=0, alpha=0.7)
@@ -86,4 +87,4 @@ def draw_paths(axes: "Axes", states: list[tuple[float, Tensor]], num_lines: int 
     for line in lines.transpose(0, 1)[:num_lines].numpy():
         axes.plot(*line.T, color="0.3", linewidth=0.6)
     axes.plot(*lines[0, :num_lines].T.numpy(), ".", color="0.2", markersize=2.5)
-    axes.plot(*lines[-1].T.numpy(), ".", color="C3", markersize=3, markeredgewidth=0)
+    axes.plot(*lines[-1].T.numpy(), ".", color=OKABE_ITO[1], markersize=3, markeredgewidth=0)

@@ -23,6 +23,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.evaluation import drawn_classes
 from lit_gen.evaluation.result_file import score_protocol
 from lit_gen.report.comparison import compare, describe
+from lit_gen.report.floors import Floor, floors
 from lit_gen.report.published import Published, published
 from lit_gen.report.results import Result, select, split_conditions
 from lit_gen.report.rows import LEVEL, Row
@@ -32,9 +33,6 @@ LIKELIHOODS = ("bits_per_dim", "nll_nats")
 
 RECONSTRUCTIONS = ("rfd_", "rfid", "psnr", "ssim", "codebook_")
 """Beginnings of the names of reconstruction metrics, which have a separate protocol."""
-
-FLOORS = {"train": "training images, drawn again", "held_out": "held-out images"}
-"""Titles of the rows of real images."""
 
 _HIDDEN = ("_std", "_stderr", "_floor")
 """Endings of the names of scores that have no column of their own."""
@@ -64,7 +62,7 @@ class Leaderboard:
     metrics: list[str]
     protocol: dict[str, object]
     rows: list[Row]
-    floors: list["Floor"]
+    floors: list[Floor]
     better: dict[str, str]
     likelihood: dict[str, object] | None = None
     left_out: list[str] = field(default_factory=list)
@@ -105,23 +103,6 @@ class Leaderboard:
         if self.published:
             line += f"; in italics, not ranked: published values ({self.published_protocol})"
         return line
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Scores of real images in place of samples.
-
-    Attributes:
-        title: What the images are.
-        num_images: Number of images.
-        scores: Scores by name.
-        errors: Their standard errors.
-    """
-
-    title: str
-    num_images: int
-    scores: dict[str, float]
-    errors: dict[str, float]
 
 
 def distance_metric(results: Sequence[Result]) -> str:
@@ -242,20 +223,6 @@ def _ranked(results: Sequence[Result], by: str, best: str) -> list[Row]:
         for place, row in enumerate(finite)
     ]
     return rows + [row for row in groups if row not in finite]
-
-
-def floors(results: Sequence[Result]) -> list[Floor]:
-    """Return the scores of real images, which results of one protocol have in common."""
-    rows: dict[str, Floor] = {}
-    for result in results:
-        for name, floor in result.record.floors.items():
-            before = rows.get(name, Floor(FLOORS.get(name, name), floor["num_images"], {}, {}))
-            rows[name] = replace(
-                before,
-                scores=floor["scores"] | before.scores,
-                errors=floor.get("standard_errors", {}) | before.errors,
-            )
-    return list(rows.values())
 
 
 def _refuse_unlike_scores(results: Sequence[Result], by: str) -> None:

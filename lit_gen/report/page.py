@@ -1,235 +1,331 @@
-"""Write one HTML page for a folder: leaderboards, pictures, and each training run with its curves and settings.
+"""Write one HTML page for folders of runs: answers, leaderboards, charts, samples, and each training run.
 
-The page embeds its pictures, so that it is one file to mail or keep.
+The page embeds its pictures, styles and script, so that it is one file to mail or keep. It has a largest size: tables
+and charts come first, then samples, curves, pictures and configurations fill the room that is left, best rows first.
+The page counts what it leaves out.
 """
 
-import base64
-import io
 import math
 import tempfile
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from PIL import Image
+from markupsafe import Markup
 
 from lit_gen.core.errors import UserError
-from lit_gen.core.files import read_regular, read_text, write_atomically
+from lit_gen.core.files import write_atomically
 from lit_gen.core.records import read_each
 from lit_gen.core.text import printable
 from lit_gen.core.version import __version__
-from lit_gen.report import plots
-from lit_gen.report.leaderboard import comparable, rank
-from lit_gen.report.render import Cells, to_cells
+from lit_gen.report import plots, trainings
+from lit_gen.report.answers import CAUTION, Answer, Budget, find_answers, find_budgets
+from lit_gen.report.charts import COSTS, CostChart, Styles, cost_chart
+from lit_gen.report.embedding import Room, embedded, strip
+from lit_gen.report.labels import Labels, names
+from lit_gen.report.leaderboard import Leaderboard, comparable, rank
+from lit_gen.report.numbers import with_interval
+from lit_gen.report.render import Cell, Header, lines_of, to_cells
 from lit_gen.report.results import Result
+from lit_gen.report.row_facts import Facts, command_of, facts_of_row
+from lit_gen.report.rows import COPIES, Row
+from lit_gen.report.samples import common_seed, of_one_seed, real_images, samples_of
+from lit_gen.report.trainings import Training, read_training, unless_damaged
 from lit_gen.runs.directory import Run
-from lit_gen.runs.metrics_file import read_metrics
 from lit_gen.sweeps.labels import short_paths
 
-Kept = TypeVar("Kept")
-Curves = dict[str, list[tuple[float, float]]]
+MEGABYTE = 1_000_000
+LARGEST = 3 * MEGABYTE
+"""Largest size of the page in bytes by default."""
 
-LARGEST_PICTURE = 2400
-"""Pixels of the longer side of a picture; larger pictures are scaled down."""
+COLUMNS_OF_SAMPLES = 12
+"""Number of samples of each row."""
+
+FIRST_COLUMNS = {"#", "model", "sampler", "grid", "NFE", "images/s"}
+"""Columns that are shown at first, with the first scores; a switch shows all."""
+NUM_FIRST_SCORES = 3
 
 
-@dataclass(frozen=True)
+@dataclass
+class Entry:
+    """A row of a leaderboard.
+
+    Args:
+        id: Its anchor on the page.
+        name: What tells it from the others: model, sampler and NFE.
+        model: Name of its model among the others.
+        sampler: Name of its sampler; empty without one.
+        nfe: Its network evaluations per image as text; empty if unknown.
+        score: Its score with its interval.
+        result: The evaluation whose samples are shown, of the seed that most rows have.
+        note: What is special about its samples, such as another seed.
+        command: The command that repeats the evaluation; empty for foreign samples.
+        num_others: Number of its other evaluations, which differ in their seeds.
+        runs: Anchors of its training runs by name.
+        samples: Its samples as a row of pixels, a data URI, if there is room.
+    """
+
+    id: str
+    name: str
+    model: str
+    sampler: str
+    nfe: str
+    score: str
+    result: Result
+    note: str
+    command: str
+    num_others: int
+    runs: dict[str, str]
+    samples: str = ""
+
+
+@dataclass
 class Comparison:
     """Evaluations of one protocol.
 
     Args:
-        data: Name of the data set.
-        protocol: The protocol in one line.
-        noise: What intervals and ranks mean.
-        table: The leaderboard.
-        distances: Distance against network evaluations, a data URI; None if those of all results are unknown.
-        samples: Samples side by side, a data URI; None if some samples were deleted.
-        neighbours: Samples beside their nearest training images, data URIs by model.
+        id: Its anchor on the page.
+        board: The leaderboard.
+        headers: Headers of the table.
+        first: Whether each column is shown at first.
+        lines: Lines of the table: the row, or None for real images and published scores, and the cells.
+        entries: The rows.
+        answers: Questions with their answers.
+        budgets: The best row within each budget of evaluations.
+        styles: Colours and markers of the charts.
+        charts: Score against each known cost.
+        seed: The sampling seed whose samples are shown.
+        real: Real images as a row of pixels, a data URI, if there is room.
+        figure: Points of the plane side by side, a data URI, if there is room.
+        neighbours: Samples beside their nearest training images, data URIs by model, if there is room.
     """
 
-    data: str
-    protocol: str
-    noise: str
-    table: Cells
-    distances: str | None
-    samples: str | None
-    neighbours: dict[str, str]
+    id: str
+    board: Leaderboard
+    headers: list[Header]
+    first: list[bool]
+    lines: list[tuple[Entry | None, list[Cell]]]
+    entries: list[Entry]
+    answers: list[Answer]
+    budgets: list[Budget]
+    styles: Styles
+    charts: list[CostChart]
+    seed: int
+    real: str = ""
+    figure: str = ""
+    neighbours: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def data(self) -> str:
+        """Name of the data set."""
+        return printable(self.board.protocol["data"])
+
+    @property
+    def models(self) -> list[str]:
+        """The models of the rows, best first."""
+        return list(dict.fromkeys(entry.model for entry in self.entries))
+
+    @property
+    def samplers(self) -> list[str]:
+        """The samplers of the rows, best first; families without samplers have none."""
+        return list(dict.fromkeys(entry.sampler for entry in self.entries if entry.sampler))
+
+    @property
+    def num_grey(self) -> int:
+        """Number of models without a colour of their own."""
+        return len(self.models) - len(self.styles.colours)
+
+    @property
+    def num_dots(self) -> int:
+        """Number of samplers without a marker of their own."""
+        return len({entry.sampler for entry in self.entries}) - len(self.styles.markers)
+
+    @cached_property
+    def classes(self) -> list[Markup]:
+        """The class attribute of the cells of each column."""
+        names = [
+            " ".join(filter(None, ("n" if header.align == "right" else "", "" if first else "more")))
+            for header, first in zip(self.headers, self.first, strict=True)
+        ]
+        return [Markup(f' class="{name}"' if name else "") for name in names]
+
+    def entry(self, row: Row) -> Entry:
+        """Return what the page shows of a row."""
+        return next(entry for entry, other in zip(self.entries, self.board.rows, strict=True) if other is row)
 
 
-@dataclass(frozen=True)
-class Training:
-    """One run.
-
-    Args:
-        name: Name of its directory, with the folders above it if another run has the same name.
-        facts: Facts of the run by name, such as its device.
-        curves: Its curves, a data URI; None if it has none.
-        pictures: The latest picture of each kind by name, data URIs.
-        config: Its config.yaml.
-    """
-
-    name: str
-    facts: dict[str, str]
-    curves: str | None
-    pictures: dict[str, str]
-    config: str
-
-
-def write_page(results: Sequence[Result], out: Path, title: str) -> Path:
+def write_page(results: Sequence[Result], out: Path, title: str, largest: int = LARGEST) -> Path:
     """Write the page.
 
     Args:
         results: Evaluations of any protocols; evaluations of one protocol are compared.
         out: The HTML file.
         title: Title of the page.
+        largest: Largest size of the page in bytes; pictures, curves and configurations beyond it are left out.
 
     Raises:
         UserError: If the name of the file does not end in .html, or its folder cannot be written.
     """
     if out.suffix not in (".html", ".htm"):
         raise UserError(f"--out: {out} must end in .html; give such a name")
-    runs = {result.path.parents[2] for result in results if not result.foreign}
-    with tempfile.TemporaryDirectory() as scratch:
-        comparisons = read_each(
-            comparable(results),
-            lambda group: _comparison(group, Path(scratch)),
-            "the page leaves out the results of this protocol",
-        )
-        # a damaged file of a run does not hide the others, nor the numbers of its evaluations
-        names = short_paths(map(str, runs))
-        found = [
-            _unless_damaged(_training, None, "this training", Run(run), names[str(run)], Path(scratch))
-            for run in sorted(runs)
-        ]
-        trainings = [training for training in found if training is not None]
+    found = _trainings(results)
+    number = iter(range(len(results)))
+    comparisons = read_each(
+        comparable(results),
+        lambda group: _comparison(group, found, f"table-{next(number)}"),
+        "the page leaves out the results of this protocol",
+    )
+    known = list(found.values())
+    runs = {training.directory: place for place, training in enumerate(known)}
+    rows = [(entry, row) for each in comparisons for entry, row in zip(each.entries, each.board.rows, strict=True)]
+    of_rows = {entry.id: (runs.get(_directory(row.first)), facts_of_row(row)) for entry, row in rows}
+    content: dict[str, Any] = {
+        "title": printable(title),
+        "comparisons": comparisons,
+        "trainings": known,
+        "facts": Facts([training.texts for training in known], of_rows).to_dict(),
+        "num_evaluations": len(results),
+        "caution": CAUTION,
+        "version": __version__,
+        "created": datetime.now().astimezone().isoformat(" ", "minutes"),
+        "left_out": {},
+    }
     environment = Environment(
-        loader=PackageLoader("lit_gen.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("lit_gen.report", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("page.html.jinja").render(
-        title=printable(title),
-        comparisons=comparisons,
-        trainings=trainings,
-        num_evaluations=len(results),
-        version=__version__,
-        created=datetime.now().astimezone().isoformat(" ", "minutes"),
-    )
+    environment.filters |= {"printable": printable, "sort_key": _sort_key}
+    page = environment.get_template("page.html.jinja")
+    room = Room(largest - len(page.render(content).encode()) - 10_000)
+    for comparison in comparisons:
+        _fill(comparison, room)
+    panel = environment.get_template("panel.svg.jinja")
+    trainings.fill(known, room, lambda each: panel.render(panel=each))
+    text = page.render(content | {"left_out": room.left_out})
+    if len(text.encode()) > largest:
+        warnings.warn(
+            f"{out}: {len(text.encode()) / MEGABYTE:.1f} MB without any pictures; choose some of the rows with --where",
+            stacklevel=2,
+        )
     write_atomically(out, text)
     return out
 
 
-def _unless_damaged(read: Callable[..., Kept], otherwise: Kept, what: str, *arguments: Any) -> Kept:
-    """Return the result of a reader; if a file is damaged, warn and return the alternative."""
-    try:
-        return read(*arguments)
-    except UserError as error:
-        warnings.warn(f"{error}; the page leaves {what} out", stacklevel=2)
-        return otherwise
+def _sort_key(value: float | str) -> str:
+    return f"{value:.9g}" if isinstance(value, int | float) else value
 
 
-def _comparison(results: list[Result], scratch: Path) -> Comparison:
-    board = rank(results)
-    known = any(math.isfinite(row.cost("nfe")) for row in board.rows)
-    distances = _embedded(plots.distance_vs_cost(results, scratch / "distances.png")) if known else None
-    samples = _unless_damaged(_side_by_side, None, "the samples side by side", results, scratch / "samples.png")
-    data, protocol = printable(board.protocol["data"]), printable(board.protocol_line)
-    noise = printable(board.noise_line)
-    return Comparison(data, protocol, noise, to_cells(board), distances, samples, _neighbours(results))
+def _directory(result: Result) -> Path:
+    return result.path.parents[2]
 
 
-def _neighbours(results: Sequence[Result]) -> dict[str, str]:
-    """Return the pictures of samples beside their nearest training images, one per model."""
-    found: dict[str, str] = {}
-    for result in results:
-        path = result.path.with_name("neighbours.png")
-        if result.model not in found and path.is_file():
-            picture = _unless_damaged(_embedded, "", "the nearest training images", path)
-            found |= {printable(result.model): picture} if picture else {}
+def _trainings(results: Sequence[Result]) -> dict[Path, Training]:
+    """Return the runs by directory; a damaged file of a run hides neither the others nor its evaluations."""
+    directories = sorted({_directory(result) for result in results if not result.foreign})
+    shortest = short_paths(map(str, directories))
+    found = {}
+    for number, directory in enumerate(directories):
+        arguments = (Run(directory), shortest[str(directory)], number)
+        if (training := unless_damaged(read_training, None, "this training", *arguments)) is not None:
+            found[directory] = training
     return found
 
 
-def _side_by_side(results: Sequence[Result], path: Path) -> str | None:
-    """Draw samples of the results; None if some samples were deleted to save room."""
-    if not all(result.path.with_name("samples.npz").exists() for result in results):
-        return None
-    return _embedded(plots.side_by_side(results, path))
-
-
-def _training(run: Run, name: str, scratch: Path) -> Training:
-    metadata = run.metadata
-    seconds = metadata.get("training_seconds")
-    facts = {
-        "model": metadata.get("title"),
-        "data": metadata.get("data", {}).get("name"),
-        "images seen": f"{metadata['images_seen']:,}" if "images_seen" in metadata else None,
-        "training": None if seconds is None else f"{seconds:,.0f} s on {metadata.get('device', 'an unknown device')}",
-        "training FLOPs": f"{flops:.3g}" if (flops := metadata.get("training_flops")) is not None else None,
-        "seed": metadata.get("seed"),
-        "status": metadata.get("status"),
-        "commit": f"{(metadata.get('git_commit') or 'none')[:10]}{' (dirty)' if metadata.get('git_dirty') else ''}",
-        "identity": metadata.get("identity", "")[:16],
-        "packages": ", ".join(f"{name} {version}" for name, version in metadata.get("packages", {}).items()),
-    }
-    curves: Curves = _unless_damaged(read_curves, {}, "its curves", run.directory / "metrics.csv")
-    drawn = None if not curves else _embedded(plots.training_curves(curves, scratch / "curves.png"))
-    pictures = {
-        printable(name): _unless_damaged(_embedded, "", "this picture", path)
-        for name, path in _last_pictures(run.samples).items()
-    }
-    return Training(
-        printable(name),
-        {name: printable(value) for name, value in facts.items() if value not in (None, "")},
-        drawn,
-        {name: picture for name, picture in pictures.items() if picture},
-        printable(_unless_damaged(_text, "", "its configuration", run.config), lines=True),
+def _comparison(results: Sequence[Result], found: Mapping[Path, Training], anchor: str) -> Comparison:
+    board = rank(results)
+    entries = _entries(board, found, anchor)
+    by_row = {id(row): entry for row, entry in zip(board.rows, entries, strict=True)}
+    headers, cells = to_cells(board)
+    lines = [(by_row.get(id(line)), row) for line, row in zip(lines_of(board), cells, strict=True)]
+    scores = [f"{name} {'↑' if board.better[name] == 'higher' else '↓'}" for name in board.metrics[:NUM_FIRST_SCORES]]
+    shown = FIRST_COLUMNS | {printable(score) for score in scores}
+    styles = Styles([entry.model for entry in entries], [entry.sampler for entry in entries])
+    charts = [chart for against in COSTS if (chart := cost_chart(board, against, styles)) is not None]
+    return Comparison(
+        id=anchor,
+        board=board,
+        headers=headers,
+        first=[header.name in shown for header in headers],
+        lines=lines,
+        entries=entries,
+        answers=find_answers(board),
+        budgets=find_budgets(board),
+        styles=styles,
+        charts=charts,
+        seed=common_seed([row.results for row in board.rows]),
     )
 
 
-def _text(path: Path) -> str:
-    return read_text(path) if path.exists() else ""
+def _entries(board: Leaderboard, found: Mapping[Path, Training], anchor: str) -> list[Entry]:
+    """Return what the page shows of each row of a leaderboard."""
+    short = Labels([row.first for row in board.rows])
+    shown = of_one_seed([row.results for row in board.rows])
+    seed = common_seed([row.results for row in board.rows])
+    entries = []
+    for number, (row, name, result) in enumerate(zip(board.rows, names(board.rows), shown, strict=True)):
+        run = found.get(_directory(result))
+        command = command_of(result, {} if run is None else run.settings)
+        entries.append(
+            Entry(
+                id=f"{anchor}-row-{number}",
+                name=printable(name) + (COPIES if row.copies else ""),
+                model=printable(short.family(row.first)),
+                sampler=printable(short.sampler(row.first)),
+                nfe=f"{row.mean('nfe'):g}" if math.isfinite(row.mean("nfe")) else "",
+                score=with_interval(row.mean(f"metrics.{board.by}"), row.spread(board.by)),
+                result=result,
+                note=_note(result, seed),
+                command=command,
+                num_others=len(row.results) - 1,
+                runs=_runs(row, found),
+            )
+        )
+    return entries
 
 
-def read_curves(path: Path) -> Curves:
-    """Read the curves of a metrics.csv by name, as points (images seen, value); empty if there is no such file."""
-    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in read_metrics(path) if path.exists() else []:
-        for name, value in row.items():
-            if name != "images":
-                curves[name].append((float(row["images"]), float(value)))
-    return dict(curves)
+def _note(result: Result, seed: int) -> str:
+    """Return why samples of a row do not come from the noise of the others in their column; empty if they do."""
+    if result.foreign:
+        return "made by other software, from other noise"
+    return "" if result.record.seed == seed else f"from the noise of seed {result.record.seed}"
 
 
-def _last_pictures(folder: Path) -> dict[str, Path]:
-    """Return the latest picture of each kind, such as `images-000120064.png` and `reconstructions-...png`."""
-    last: dict[str, Path] = {}
-    for path in sorted(folder.glob("[!.]*-*.png")):
-        last[path.stem.rpartition("-")[0]] = path
-    return last
+def _runs(row: Row, found: Mapping[Path, Training]) -> dict[str, str]:
+    known = (found.get(_directory(result)) for result in row.results)
+    return {training.name: training.id for training in known if training is not None}
 
 
-@contextmanager
-def _strict() -> Iterator[None]:
-    """Turn the warning about a picture of too many pixels into an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+def _fill(comparison: Comparison, room: Room) -> None:
+    """Add samples and nearest training images to a comparison, as far as there is room, best rows first."""
+    kept = [entry for entry in comparison.entries if entry.result.path.with_name("samples.npz").exists()]
+    results = [entry.result for entry in kept]
+    if results and results[0].protocol.get("quantisation") == "none":
+        comparison.figure = room.take(_points(results), "pictures of points")
+        kept = []
+    reserve = 0.45 * room.num_bytes
+    if kept:
+        real = unless_damaged(real_images, None, "the row of real images", results, COLUMNS_OF_SAMPLES)
+        if real is not None:
+            comparison.real = room.take(strip(real, COLUMNS_OF_SAMPLES), "rows of real images")
+    for entry in kept:
+        images = unless_damaged(samples_of, None, "its samples", entry.result)
+        if images is not None:
+            entry.samples = room.take(strip(images, COLUMNS_OF_SAMPLES), "rows without their samples", reserve)
+    for result in (result for row in comparison.board.rows for result in row.results):
+        path = result.path.with_name("neighbours.png")
+        model = printable(result.model)
+        if model not in comparison.neighbours and path.is_file():
+            picture = unless_damaged(embedded, "", "the nearest training images", path)
+            if picture and (picture := room.take(picture, "pictures of nearest training images", reserve / 2)):
+                comparison.neighbours[model] = picture
 
 
-def _embedded(path: Path) -> str:
-    """Return a PNG as a data URI, scaled down if it is very large."""
-    try:
-        data = read_regular(path)
-        with _strict(), Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            if max(picture.size) > LARGEST_PICTURE:
-                picture.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
-                smaller = io.BytesIO()
-                picture.save(smaller, "PNG")
-                data = smaller.getvalue()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: not a readable picture ({error}); restore it, or delete it") from None
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+def _points(results: Sequence[Result]) -> str:
+    """Return the points of each evaluation in one picture; empty, with a warning, if none can be read."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "points.png"
+        return unless_damaged(lambda: embedded(plots.side_by_side(results, path)), "", "the points side by side")

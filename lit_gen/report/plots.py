@@ -3,20 +3,24 @@
 import itertools
 import math
 import textwrap
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_figure
+from lit_gen.pictures.colours import OKABE_ITO, palette
 from lit_gen.pictures.figures import new_figure, save_figure
-from lit_gen.report.leaderboard import describe_protocol, distance_metric, floors, group_seeds, refuse_unlike
+from lit_gen.report.floors import floors
+from lit_gen.report.labels import Labels
+from lit_gen.report.leaderboard import describe_protocol, distance_metric, group_seeds, refuse_unlike
 from lit_gen.report.results import Result
 from lit_gen.report.rows import COPIES, Row
-from lit_gen.report.samples import read_samples
+from lit_gen.report.samples import common_seed, of_one_seed, read_samples, real_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,13 +72,13 @@ def distance_vs_cost(
     sampled = [family for family in families if any((family, sampler) in curves for sampler in samplers)]
     if len(sampled) > 1 and len(samplers) > MOST_SAMPLERS:
         panels = {family: [key for key in curves if key[0] == family or key[0] not in sampled] for family in sampled}
-        of_samplers = {sampler: f"C{index % 10}" for index, sampler in enumerate(samplers)}
+        of_samplers = dict(zip(samplers, palette(len(samplers)), strict=True))
         of_models = {family: _GREY for family in families if family not in sampled}
         colours = {key: of_samplers.get(key[1], _GREY) for key in curves}
     else:
         panels = {"": list(curves)}
         of_samplers = dict.fromkeys(samplers, _GREY)
-        of_models = {family: f"C{index % 10}" for index, family in enumerate(families)}
+        of_models = dict(zip(families, palette(len(families)), strict=True))
         colours = {key: of_models[key[0]] for key in curves}
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
@@ -114,10 +118,11 @@ def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: P
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes, (what, lines) in zip(grid, panels.items(), strict=False):
-        for index, (where, points) in enumerate(sorted(lines.items(), key=lambda line: line[0] != "train")):
+        ordered = sorted(lines.items(), key=lambda line: line[0] != "train")
+        for colour, (where, points) in zip(palette(len(ordered)), ordered, strict=True):
             x, y = zip(*points, strict=True)
             axes.plot(
-                x, y, color=f"C{index}", linewidth=1.1, marker="." if len(x) < 3 else None, label=for_figure(where, 40)
+                x, y, color=colour, linewidth=1.1, marker="." if len(x) < 3 else None, label=for_figure(where, 40)
             )
         axes.set_title(for_figure(what, 40), size=9)
         axes.tick_params(labelsize=7)
@@ -130,9 +135,11 @@ def training_curves(curves: Mapping[str, Sequence[tuple[float, float]]], path: P
 
 
 def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16) -> Path:
-    """Draw samples of every evaluation, one row each; images in the same column come from the same noise.
+    """Draw samples of every evaluation, one row each, below a row of real images of the split they are scored against.
 
-    Evaluations that differ only in their seeds share a row, which shows the samples of one of them.
+    Samples in the same column come from the same noise. Evaluations that differ only in their seeds share a row, which
+    shows the samples of one of them. If the data of the runs cannot be read, the picture has no real images, and a
+    warning says why.
 
     Args:
         results: Evaluations of one protocol, each with its samples.npz next to its result.json.
@@ -143,20 +150,45 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
         UserError: If there are no results, their protocols differ, there are too many, or none has its samples.
     """
     _check_comparable(results)
-    seed = results[0].record.seed
     chosen, samples = read_samples(_rows_of_samples(results))
     if any(images.dtype != np.uint8 for images in samples):
         return _scatters(chosen, samples, path)
     metric = distance_metric(chosen)
     num_columns = min(columns, max(map(len, samples)))
     size = max(48, *(images.shape[-1] for images in samples))
-    strips = [_strip(images[:columns], size, num_columns) for images in samples]
-    heading = np.full((24, strips[0].shape[1], 3), 255, np.uint8)
+    seed = common_seed([[result] for result in chosen])
+    labels = Labels(chosen, for_figure)
+    lines = []
+    for result, images in zip(chosen, samples, strict=True):
+        other = "" if result.record.seed == seed else f", seed {result.record.seed}"
+        setting = labels.setting(result) + other
+        lines.append(_Line(labels.family(result), setting, _score(result, metric), images[:columns]))
+    if (real := _real(chosen, num_columns)) is not None:
+        lines.insert(0, _Line("real images", f"{chosen[0].protocol['split']} split", "", real))
+    title = f"first {num_columns} samples of seed {seed}; "
+    title += "samples of one seed in the same column come from the same noise"
+    figure = _draw_lines(lines, size, num_columns, title)
+    return save_figure(figure, path, [_shown(Row(None, [result]), metric) for result in chosen], tight=True)
+
+
+class _Line(NamedTuple):
+    """A row of images (N, C, H, W) under a heading, with a label on its left and one on its right."""
+
+    heading: str
+    left: str
+    right: str
+    images: np.ndarray
+
+
+def _draw_lines(lines: Sequence[_Line], size: int, columns: int, title: str) -> "Figure":
+    """Return a figure with the lines below each other; lines of the same heading follow one another."""
+    strips = [_strip(line.images, size, columns) for line in lines]
+    space = np.full((24, strips[0].shape[1], 3), 255, np.uint8)
     blocks: dict[str | int, np.ndarray] = {}  # from top to bottom: a heading by its text, a strip by its number
-    for number, (result, strip) in enumerate(zip(chosen, strips, strict=True)):
-        blocks.setdefault(_family(result, chosen), heading)
+    for number, (line, strip) in enumerate(zip(lines, strips, strict=True)):
+        blocks.setdefault(line.heading, space)
         blocks[number] = strip
-    height, width = sum(map(len, blocks.values())), heading.shape[1]
+    height, width = sum(map(len, blocks.values())), space.shape[1]
     if max(width, height) > MOST_PIXELS:
         raise UserError(
             f"{len(strips)} rows of samples are a picture of {width} x {height} pixels, more than {MOST_PIXELS} on a "
@@ -170,15 +202,23 @@ def side_by_side(results: Sequence[Result], path: Path | str, columns: int = 16)
         if isinstance(label, str):
             axes.text(0, end - 4, label, size=9, weight="bold", va="bottom")
     middles = [ends[number] - len(strip) / 2 for number, strip in enumerate(strips)]
-    axes.set_yticks(middles, [_setting(result, chosen) for result in chosen], size=9)
+    axes.set_yticks(middles, [line.left for line in lines], size=9)
     right = axes.secondary_yaxis("right")
-    right.set_yticks(middles, [_score(result, metric) for result in chosen], size=8, color="0.35")
-    title = f"first {num_columns} samples of seed {seed}; images in the same column come from the same noise"
+    right.set_yticks(middles, [line.right for line in lines], size=8, color="0.35")
     axes.set_title(title, loc="left", size=9, color="0.35")
     for side in (axes, right):
         side.tick_params(length=0, labelbottom=False)
         side.spines[:].set_visible(False)
-    return save_figure(figure, path, [_shown(Row(None, [result]), metric) for result in chosen], tight=True)
+    return figure
+
+
+def _real(results: Sequence[Result], num: int) -> np.ndarray | None:
+    """Return real images or points; None, with a warning, if they cannot be read."""
+    try:
+        return real_images(results, num)
+    except UserError as error:
+        warnings.warn(f"{error}; the samples side by side have no row of real images", stacklevel=3)
+        return None
 
 
 def _check_comparable(results: Sequence[Result]) -> None:
@@ -190,10 +230,11 @@ def _check_comparable(results: Sequence[Result]) -> None:
 def _curves(results: Sequence[Result], against: str) -> Curves:
     """Return the rows whose cost is known, by model and sampler, in the order of their cost."""
     curves: Curves = defaultdict(list)
+    labels = Labels(results, for_figure)
     for group in group_seeds(results):
         row = Row(None, group)
         if math.isfinite(row.cost(against)):
-            curves[_family(row.first, results), _sampler(row.first, results)].append(row)
+            curves[labels.family(row.first), labels.sampler(row.first)].append(row)
     return {key: sorted(curve, key=lambda row: row.cost(against)) for key, curve in curves.items()}
 
 
@@ -304,31 +345,37 @@ def _add_legends(
 
 
 def _rows_of_samples(results: Sequence[Result]) -> list[Result]:
-    """Return one result per group of seeds, of the seed of the first result if it is there, in the order of rows."""
-    seed = results[0].record.seed
-    groups = group_seeds(results)
-    chosen = [min(group, key=lambda result: result.record.seed != seed) for group in groups]
-    families = list(dict.fromkeys(_family(result, chosen) for result in chosen))
+    """Return one result per group of seeds, of the seed that most groups have if it is there, in the order of rows."""
+    chosen = of_one_seed(group_seeds(results))
+    labels = Labels(chosen, for_figure)
+    families = list(dict.fromkeys(map(labels.family, chosen)))
     return sorted(
         chosen,
-        key=lambda result: (families.index(_family(result, chosen)), result.sampler, result.grid, result.number("nfe")),
+        key=lambda result: (families.index(labels.family(result)), result.sampler, result.grid, result.number("nfe")),
     )
 
 
 def _scatters(results: Sequence[Result], samples: list[np.ndarray], path: Path | str, columns: int = 4) -> Path:
-    """Draw the points of every evaluation, one panel each."""
-    columns, metric = min(columns, len(results)), distance_metric(results)
-    rows = math.ceil(len(results) / columns)
+    """Draw the points of every evaluation, one panel each, after a panel of real points."""
+    metric = distance_metric(results)
+    labels = Labels(results, for_figure)
+    panels = []
+    for result, points in zip(results, samples, strict=True):
+        what = textwrap.fill(f"{labels.family(result)}, {labels.setting(result)}", 38)
+        panels.append((f"{what}\n{_score(result, metric)}", points))
+    if (real := _real(results, max(map(len, samples)))) is not None:
+        panels.insert(0, (f"real points, {results[0].protocol['split']} split\n", real))
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
     figure = new_figure(2.4 * columns, 2.7 * rows, 100)
     figure.set_layout_engine("constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, result, points in itertools.zip_longest(panels, results, samples):
+    for axes, panel in itertools.zip_longest(figure.subplots(rows, columns, squeeze=False).flatten(), panels):
         axes.set_axis_off()
-        if result is not None:
-            axes.scatter(*points[:, :, 0, 0].T, s=min(8.0, 2000 / len(points)), color="C3", linewidths=0)
+        if panel is not None:
+            title, points = panel
+            axes.scatter(*points[:, :, 0, 0].T, s=min(8.0, 2000 / len(points)), color=OKABE_ITO[0], linewidths=0)
             axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
-            what = textwrap.fill(f"{_family(result, results)}, {_setting(result, results)}", 38)
-            axes.set_title(f"{what}\n{_score(result, metric)}", size=7.5)
+            axes.set_title(title, size=7.5)
     return save_figure(figure, path, [_shown(Row(None, [result]), metric) for result in results])
 
 
@@ -337,30 +384,6 @@ def _shown(row: Row, metric: str) -> dict[str, object]:
     first = row.first
     labels = {"model": first.model, "sampler": first.sampler, "grid": first.grid}
     return labels | {"nfe": row.mean("nfe"), metric: row.mean(f"metrics.{metric}")}
-
-
-def _family(result: Result, results: Sequence[Result]) -> str:
-    """Return the name of the model, or of the run if several runs have that model, with its weights if they differ."""
-
-    def trainings(of: Sequence[Result]) -> set[str]:
-        return {other.record.run.recipe or other.record.run.identity for other in of}
-
-    alike = [other for other in results if other.model == result.model]
-    name = result.model if len(trainings(alike)) == 1 else result.record.run.name + result.mark
-    several = len({other.record.weights for other in alike}) > 1
-    return for_figure(f"{name} {result.record.weights}" if several else name)
-
-
-def _sampler(result: Result, results: Sequence[Result]) -> str:
-    """Return the label of the sampler, with its grid if the results have several grids."""
-    grids = {other.grid for other in results if other.grid}
-    return for_figure(f"{result.sampler} {result.grid}" if result.grid and len(grids) > 1 else result.sampler)
-
-
-def _setting(result: Result, results: Sequence[Result]) -> str:
-    """Return the sampler, if there is one, and the NFE of a result."""
-    nfe = f"NFE {result.number('nfe'):g}" if math.isfinite(result.number("nfe")) else ""
-    return ", ".join(filter(None, (_sampler(result, results), nfe)))
 
 
 def _score(result: Result, metric: str) -> str:

@@ -19,7 +19,8 @@ from rich.text import Text
 from lit_gen.core.errors import UserError
 from lit_gen.core.text import for_csv, for_markdown, printable
 from lit_gen.report.comparison import compare
-from lit_gen.report.leaderboard import LIKELIHOODS, Floor, Leaderboard
+from lit_gen.report.floors import Floor
+from lit_gen.report.leaderboard import LIKELIHOODS, Leaderboard
 from lit_gen.report.numbers import finite, known, known_count, significant, with_interval
 from lit_gen.report.published import Published
 from lit_gen.report.rows import COPIES, Row, Spread
@@ -43,7 +44,7 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
         width: Width of the terminal in characters; a caption names the columns that do not fit.
     """
     columns = _columns(board)
-    lines = _lines(board)
+    lines = lines_of(board)
     cells = [[Text(printable(column.text(line))) for line in lines] for column in columns]
     needed = [max(len(column.name), *map(len, texts)) + 2 for column, texts in zip(columns, cells, strict=True)]
     left_out: list[str] = []
@@ -54,6 +55,7 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
             del columns[index], cells[index], needed[index]
     caption = board.noise_line
     caption += f"; left out of this width: {', '.join(left_out)} (show all with --markdown)" if left_out else ""
+    names = [column.name for column in columns]
     shown = min(width, max(sum(needed) - 2, 80))
     table = Table(
         title=Text(printable(board.protocol_line)),
@@ -68,7 +70,8 @@ def to_table(board: Leaderboard, width: int = 400) -> Table:
     for name, align, *_ in columns:
         table.add_column(Text(printable(name)), justify=align, no_wrap=name not in ("sampler", "grid"))
     for line, *row in zip(lines, *cells, strict=True):
-        table.add_row(*row, style="italic" if isinstance(line, Published) else None)
+        if _has_a_score(line, names):
+            table.add_row(*row, style="italic" if isinstance(line, Published) else None)
     return table
 
 
@@ -98,14 +101,14 @@ def to_cells(board: Leaderboard) -> Cells:
     """Return all columns of all rows."""
     columns = _columns(board)
     headers = [Header(printable(column.name), column.align, column.numeric) for column in columns]
-    return Cells(headers, [[_cell(column, line) for column in columns] for line in _lines(board)])
+    return Cells(headers, [[_cell(column, line) for column in columns] for line in lines_of(board)])
 
 
 Line = Row | Floor | Published
 """A line of a table: a row, the scores of real images, or a published score."""
 
 
-def _lines(board: Leaderboard) -> list[Line]:
+def lines_of(board: Leaderboard) -> list[Line]:
     """Return the rows, with the scores of real images and published ones at the places of their values."""
     lines: list[Line] = list(board.rows)
     sign = -1.0 if board.better[board.by] == "higher" else 1.0
@@ -121,6 +124,11 @@ def _score(line: Line, metric: str) -> float:
     if isinstance(line, Published):
         return line.fid if metric == "fid" else math.nan
     return line.mean(f"metrics.{metric}") if isinstance(line, Row) else line.scores.get(metric, math.nan)
+
+
+def _has_a_score(line: Line, names: Sequence[str]) -> bool:
+    """Return whether a line has a score in one of the columns; rows and published scores stay without."""
+    return not isinstance(line, Floor) or any(name.rstrip(" ↓↑") in line.scores for name in names)
 
 
 def _cell(column: "_Column", row: Line) -> Cell:
@@ -143,10 +151,12 @@ def to_markdown(board: Leaderboard, columns: Sequence[str] | None = None) -> str
     headers, rows = to_cells(board)
     places = _places([header.name for header in headers], columns)
     texts = [[for_markdown(row[place].text) for place in places] for row in rows]
-    for line, cells in zip(_lines(board), texts, strict=True):
+    lines = lines_of(board)
+    for line, cells in zip(lines, texts, strict=True):
         if isinstance(line, Published):
             cells[:] = [cell if cell == "-" else f"*{cell}*" for cell in cells]
     names, aligns = ([getattr(headers[place], of) for place in places] for of in ("name", "align"))
+    texts = [cells for line, cells in zip(lines, texts, strict=True) if _has_a_score(line, names)]
     return _markdown_table(board, names, aligns, texts, None if columns is None else board.shared_line)
 
 

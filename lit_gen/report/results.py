@@ -14,7 +14,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.records import look_up, read_each
 from lit_gen.evaluation.result_file import ResultRecord, load_result
 from lit_gen.sweeps.journal import JOURNAL_NAME
-from lit_gen.sweeps.runner import current_results
+from lit_gen.sweeps.results import current_results
 
 OLDER_DEFAULTS: dict[str, dict[str, Any]] = {
     "DDPM": {"variance": "large"},

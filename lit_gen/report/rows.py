@@ -13,11 +13,11 @@ The interval of one training run says nothing about other training seeds.
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ LEVEL = 0.95
 COPIES = " (copies)"
 """Mark of a model whose samples copy training images."""
 
+
+Value = TypeVar("Value")
 
 COSTS = {"nfe": "nfe", "flops": "flops_per_image"}
 """Keys of the costs of an image in a result."""
@@ -72,6 +74,20 @@ def tail(ratio: float, freedom: float) -> float:
     return 2 * float(stdtr(freedom, -abs(ratio)))
 
 
+def _kept(function: "Callable[[Row, str], Value]") -> "Callable[[Row, str], Value]":
+    """Decorate a method of a row to compute each value once: a ranking compares every pair of rows."""
+
+    @wraps(function)
+    def wrapper(row: "Row", name: str) -> Value:
+        key = (function.__name__, name)
+        if key not in row.computed:
+            row.computed[key] = function(row, name)
+        value: Value = row.computed[key]
+        return value
+
+    return wrapper
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the leaderboard.
@@ -83,6 +99,11 @@ class Row:
 
     rank: int | None
     results: list[Result]
+
+    @cached_property
+    def computed(self) -> dict[tuple[str, str], Any]:
+        """Values that were computed before, by method and argument."""
+        return {}
 
     @property
     def first(self) -> Result:
@@ -129,6 +150,7 @@ class Row:
         """Whether the samples of most evaluations copy training images, outside the noise."""
         return 2 * sum(bool(result.record.copies) for result in self.results) > len(self.results)
 
+    @_kept
     def mean(self, key: str) -> float:
         """Return the mean over training runs of a number's mean over evaluations; NaN if one of them lacks it."""
         runs = self.by_training.values()
@@ -179,6 +201,7 @@ class Row:
         values = [result.number(f"metrics.{metric}") for result in chosen]
         return min(values) if all(map(math.isfinite, values)) else None
 
+    @_kept
     def training_means(self, metric: str) -> dict[object, float]:
         """Return the mean of a score for each training run, by its seed, or by its identity if seeds are equal."""
         seeds = {identity: results[0].record.training_seed for identity, results in self.by_training.items()}
@@ -188,12 +211,14 @@ class Row:
             for identity, results in self.by_training.items()
         }
 
+    @_kept
     def deviations(self, metric: str) -> np.ndarray | None:
         """Return the deviations (R,) of the mean of a score over samples; None if a result lacks them."""
         found = [_deviations(result.path).get(metric) for result in self.results]
         known = [each for each in found if each is not None]
         return np.mean(known, axis=0) if len(known) == len(found) else None
 
+    @_kept
     def spread(self, metric: str) -> Spread | None:
         """Return the noise of the mean of a score; None if it is unknown."""
         errors = [result.standard_error(metric) for result in self.results]

@@ -1,5 +1,9 @@
-"""Read the samples that an evaluation kept, which may be damaged or come from someone else: validated whole."""
+"""Read the samples that an evaluation kept, and the real images that they are like.
 
+Files may be damaged or come from someone else: each is validated whole.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +12,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.files import read_arrays
 from lit_gen.core.records import read_each
 from lit_gen.report.results import Result
+from lit_gen.runs.directory import Run
 
 MOST_BYTES = 2**28
 """Largest size in bytes of the samples of one evaluation."""
@@ -21,11 +26,16 @@ def read_samples(results: Sequence[Result]) -> tuple[list[Result], list[np.ndarr
     Raises:
         UserError: If no samples can be read.
     """
-    found = read_each(results, lambda result: (result, _samples(result)), "the samples side by side leave it out")
+    found = read_each(results, lambda result: (result, samples_of(result)), "the samples side by side leave it out")
     return [result for result, _ in found], [samples for _, samples in found]
 
 
-def _samples(result: Result) -> np.ndarray:
+def samples_of(result: Result) -> np.ndarray:
+    """Return the samples (N, C, H, W) that an evaluation kept: uint8 images, or float points of the plane.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
     file = result.path.with_name("samples.npz")
     try:
         images: np.ndarray = read_arrays(file, MOST_BYTES)["images"]
@@ -39,3 +49,44 @@ def _samples(result: Result) -> np.ndarray:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{file}: cannot read the samples ({reason}); evaluate the run again") from None
     return images
+
+
+def common_seed(groups: Sequence[Sequence[Result]]) -> int:
+    """Return the sampling seed that most groups of results have; of several, the lowest."""
+    seeds = Counter(seed for group in groups for seed in {result.record.seed for result in group})
+    return min(seeds, key=lambda seed: (-seeds[seed], seed))
+
+
+def of_one_seed(groups: Sequence[Sequence[Result]]) -> list[Result]:
+    """Return one result per group, of the seed that most groups have, if it is there."""
+    seed = common_seed(groups) if groups else 0
+    return [min(group, key=lambda result: result.record.seed != seed) for group in groups]
+
+
+def real_images(results: Sequence[Result], num: int) -> np.ndarray | None:
+    """Return evenly spaced real images (num, C, H, W) of the split that the results are scored against.
+
+    They are read from the data of a run; None if there is no run, as of foreign samples.
+
+    Args:
+        results: Evaluations of one protocol.
+        num: Largest number of images.
+
+    Raises:
+        UserError: If the data cannot be read, or its images are no longer those of the protocol.
+    """
+    own = [result for result in results if not result.foreign and not result.record.other_data]
+    directories = dict.fromkeys(result.path.parents[2] for result in own)
+    directory = next((each for each in directories if (each / "config.yaml").is_file()), None)
+    if directory is None:
+        return None
+    from lit_gen.experiment.loading import load_objects  # imports torch
+
+    protocol = own[0].protocol
+    data = load_objects(Run(directory)).data.with_facts(None)
+    if data.fingerprint(protocol["split"]) != protocol.get("data_fingerprint"):
+        raise UserError(f"{directory}: the images of its data are no longer those of the protocol; restore the data")
+    images = data.images(protocol["split"])
+    index = np.arange(min(num, len(images))) * len(images) // min(num, len(images))
+    redrawn = data.source.redraw(index, 0) if protocol["split"] == "train" else None
+    return np.array(images[index]) if redrawn is None else redrawn

@@ -40,6 +40,7 @@ from lit_gen.families.diffusion.schedules import VE, Cosine, EDMSchedule, Linear
 from lit_gen.metrics import WassersteinDistance, wasserstein
 from lit_gen.metrics.base import ScoredBatch
 from lit_gen.metrics.real import RealFeatures
+from lit_gen.pictures.colours import OKABE_ITO
 from lit_gen.pictures.figures import new_figure
 from lit_gen.pictures.points import draw_density, draw_paths, draw_points, shade
 from lit_gen.pictures.trajectories import Trajectories
@@ -77,14 +78,14 @@ def path(source: PointSource, out: Path) -> Path:
             noise = Noise(0, range(40))
             x = (1 - u) * source.exact.draw(noise)[0] + u * noise.normal((2,), torch.float64)
             towards = source.exact.posterior_mean(x, *_numbers(1 - u, u)) - x
-            axes.quiver(*x.T, *towards.T, angles="xy", scale_units="xy", scale=1, width=0.006, color="C3")
+            axes.quiver(*x.T, *towards.T, angles="xy", scale_units="xy", scale=1, width=0.006, color=OKABE_ITO[1])
     plane, levels_axes = (figure.add_axes(box) for box in ((0.06, 0.1, 0.29, 0.37), (0.45, 0.1, 0.36, 0.37)))
     t = torch.linspace(0, 1, 401, dtype=torch.float64)
     for index, (name, schedule) in enumerate(SCHEDULES.items()):
         alpha, sigma = schedule(t)
         line = ["-", "--", ":", "-", "-", "--"][index]
-        plane.plot(alpha, sigma, line, color=f"C{index}", linewidth=1.6)
-        levels_axes.semilogy(t[1:-1], (sigma / alpha)[1:-1], line, color=f"C{index}", linewidth=1.6, label=name)
+        plane.plot(alpha, sigma, line, color=OKABE_ITO[index], linewidth=1.6)
+        levels_axes.semilogy(t[1:-1], (sigma / alpha)[1:-1], line, color=OKABE_ITO[index], linewidth=1.6, label=name)
     plane.set(xlim=(-0.03, 1.06), ylim=(-0.03, 1.25), xlabel=r"$\alpha$", ylabel=r"$\sigma$")
     levels_axes.set(xlim=(0, 1), ylim=(1e-3, 300), xlabel="t", ylabel=r"$\sigma / \alpha$")
     levels_axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -133,10 +134,10 @@ def convergence(source: PointSource, out: Path, num_points: int = 1000) -> Path:
     of_order: list[tuple[str, str, DiffusionSampler]] = []
     for budget in (5, 7, 11, 15, 23, 31, 47, 63, 95, 127, 191, 255):
         of_order += [
-            ("DDIM = Euler", "C0o-", DDIM(nfe=budget)),
-            ("Heun", "C1s-", Heun(nfe=budget)),
-            ("DPMSolver (2M)", "C2^-", DPMSolver(nfe=budget)),
-            ("UniPC (order 3)", "C4v-", UniPC(nfe=budget, order=3)),
+            ("DDIM = Euler", "0o-", DDIM(nfe=budget)),
+            ("Heun", "1s-", Heun(nfe=budget)),
+            ("DPMSolver (2M)", "2^-", DPMSolver(nfe=budget)),
+            ("UniPC (order 3)", "4v-", UniPC(nfe=budget, order=3)),
         ]
     _draw_curves(left, of_order, lambda x: float((x - flow).flatten(1).norm(dim=1).median()), source, len(flow))
     left.set(xscale="log", yscale="log", xlabel="NFE", ylabel="median distance from the exact flow")
@@ -144,12 +145,12 @@ def convergence(source: PointSource, out: Path, num_points: int = 1000) -> Path:
     to_data: list[tuple[str, str, DiffusionSampler]] = []
     for budget in (5, 11, 23, 47, 95, 191, 383):
         to_data += [
-            ("DDIM", "C0o-", DDIM(nfe=budget)),
-            ("Heun", "C1s-", Heun(nfe=budget)),
-            ("DDPM (small)", "C3D-", DDPM(nfe=budget, variance="small")),
-            ("DDPM (large)", "C5*-", DDPM(nfe=budget, variance="large")),
-            ("EulerMaruyama", "C6x-", EulerMaruyama(nfe=budget, grid=UniformLogSNR())),
-            ("PredictorCorrector", "C7+-", PredictorCorrector(nfe=budget, norm="level")),
+            ("DDIM", "0o-", DDIM(nfe=budget)),
+            ("Heun", "1s-", Heun(nfe=budget)),
+            ("DDPM (small)", "3D-", DDPM(nfe=budget, variance="small")),
+            ("DDPM (large)", "5*-", DDPM(nfe=budget, variance="large")),
+            ("EulerMaruyama", "6x-", EulerMaruyama(nfe=budget, grid=UniformLogSNR())),
+            ("PredictorCorrector", "2+-", PredictorCorrector(nfe=budget, norm="level")),
         ]
     _draw_curves(right, to_data, lambda x: wasserstein(x.flatten(1), real), source, num_points)
     floor = sum(wasserstein(real, other) for other in others) / len(others)
@@ -184,7 +185,7 @@ def guidance(out: Path, num_points: int = 1500) -> Path:
             of_class = GaussianMixtureDenoiser(whole.means[label, None], whole.variances[label].sqrt()[None])
             noise = Noise(0, range(label, num_points, source.num_classes))
             points = Heun(steps=30, guidance=guide).sample(of_class, EDMSchedule(), noise, SHAPE)
-            draw_points(axes, points, f"C{label + 1}")
+            draw_points(axes, points, OKABE_ITO[label + 1])
         where = "" if interval == (0.0, math.inf) else rf", ${interval[0]:g} < \sigma / \alpha \leq {interval[1]:g}$"
         axes.set_title(f"w = {weight:g}{where}", size=9)
     return _save(figure, out)
@@ -299,14 +300,15 @@ def _draw_curves(
     source: PointSource,
     num: int,
 ) -> None:
-    """Plot one line through (NFE, error of the samples) per name."""
+    """Plot one line through (NFE, error of the samples) per name; its style begins with the number of its colour."""
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for name, style, sampler in curves:
         exact = MixtureDenoiser(source.exact)
         samples = _points(sampler, exact, num)
         points.setdefault((name, style), []).append((exact.evaluations, error(samples)))
     for (name, style), curve in points.items():
-        axes.plot(*zip(*curve, strict=True), style, label=name, markersize=4, linewidth=1.2)
+        colour = OKABE_ITO[int(style[0])]
+        axes.plot(*zip(*curve, strict=True), style[1:], color=colour, label=name, markersize=4, linewidth=1.2)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FORMAT = 1
-SECTIONS = ("seed_everything", "model", "data", "budget", "ema", "first_stage", "evaluation")
+SECTIONS = ("seed_everything", "model", "data", "budget", "ema", "first_stage", "evaluation", "sampler")
 """Sections of a configuration that an exported model keeps; the others name a machine and its folders."""
 REMEDY = "export it again with lit-gen export"
 _FIELDS = {

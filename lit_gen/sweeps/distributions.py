@@ -14,7 +14,7 @@ The names, the fields, their defaults and the inference of a missing `distributi
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -49,6 +49,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 _POSITIVE = {"q", "a", "b"}
 _OF_ANYTHING = {"constant", "categorical", "categorical_w_probabilities"}
+SMALLEST = 2.0**-53
+"""Smallest uniform random number; the largest is 1 - SMALLEST."""
 LARGEST = 10**100
 """Largest magnitude of a number of a distribution."""
 
@@ -131,11 +133,21 @@ class Distribution:
         Raises:
             UserError: If the value is too large for a floating-point number.
         """
+        if self.name in ("beta", "q_beta"):
+            return self._finite(lambda: self._quantised(rng.betavariate(self.fields["a"], self.fields["b"])))
+        return self.at(max(rng.random(), SMALLEST))
+
+    def at(self, u: float) -> Any:
+        """Return F^-1(u) for 0 < u < 1.
+
+        Raises:
+            UserError: If the value is too large for a floating-point number.
+        """
+        return self._finite(lambda: self.quantile(u))
+
+    def _finite(self, draw: Callable[[], Any]) -> Any:
         try:
-            if self.name in ("beta", "q_beta"):
-                value = self._quantised(rng.betavariate(self.fields["a"], self.fields["b"]))
-            else:
-                value = self.quantile(max(rng.random(), 2.0**-53))
+            value = draw()
         except OverflowError:
             value = math.inf
         if self.name not in _OF_ANYTHING and not math.isfinite(value):
@@ -143,7 +155,7 @@ class Distribution:
         return value
 
     def quantile(self, u: float) -> Any:
-        """Return F^-1(u) for 0 < u < 1; the beta distributions are not supported."""
+        """Return F^-1(u) for 0 < u < 1; raise an OverflowError if it is too large."""
         f = self.fields
         match self.name.removeprefix("q_"):
             case "constant":
@@ -167,6 +179,10 @@ class Distribution:
                 x = f["mu"] + f["sigma"] * NormalDist().inv_cdf(u)
             case "log_normal":
                 x = math.exp(f["mu"] + f["sigma"] * NormalDist().inv_cdf(u))
+            case "beta":
+                from scipy import special  # takes time to import
+
+                x = float(special.betaincinv(f["a"], f["b"], u))
             case other:
                 raise ValueError(f"no quantile function for {other}")
         return self._quantised(x)

@@ -9,13 +9,14 @@ before one has finished.
 
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
 
 from lit_gen.core.progress import Step
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 SHARE_OF_EVALUATION = 0.1
 """Assumed time of a trial that only evaluates, as a fraction of a trial that trains, until one has run."""
@@ -44,17 +45,43 @@ class Estimate:
     """
 
     def __init__(self, waiting: Sequence[Trial], jobs: int) -> None:
-        self._waiting = {trial.id: training_of(trial) for trial in waiting}
+        self._waiting: dict[str, frozenset[str]] = {}
+        self._num_waiting: Counter[frozenset[str]] = Counter()
         self._jobs = jobs
         self._begun: set[frozenset[str]] = set()
+        self._to_train: set[frozenset[str]] = set()
         self._running: dict[str, _Running] = {}
-        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        self._seconds = {True: 0.0, False: 0.0}
+        self._num_ended = {True: 0, False: 0}
+        for trial in waiting:
+            self.added(trial)
+
+    def added(self, trial: Trial) -> None:
+        """Add a trial to those that wait."""
+        training = training_of(trial)
+        if trial.id not in self._waiting:
+            self._waiting[trial.id] = training
+            self._num_waiting[training] += 1
+            if training not in self._begun:
+                self._to_train.add(training)
+
+    def removed(self, trial: Trial) -> frozenset[str]:
+        """Remove a trial from those that wait, if it is one, and return its training."""
+        training = self._waiting.pop(trial.id, None)
+        if training is None:
+            return training_of(trial)
+        self._num_waiting[training] -= 1
+        if not self._num_waiting[training]:
+            del self._num_waiting[training]
+            self._to_train.discard(training)
+        return training
 
     def started(self, trial: Trial) -> None:
         """Record that a trial starts."""
-        training = self._waiting.pop(trial.id, training_of(trial))
+        training = self.removed(trial)
         self._running[trial.id] = _Running(training not in self._begun, time.monotonic())
         self._begun.add(training)
+        self._to_train.discard(training)
 
     def stepped(self, trial: Trial, step: Step) -> None:
         """Record the progress of a running trial."""
@@ -66,7 +93,8 @@ class Estimate:
         """Record that a trial ended, with its time in seconds unless it failed."""
         running = self._running.pop(trial.id)
         if seconds is not None:
-            self._seconds[running.trains].append(seconds)
+            self._seconds[running.trains] += seconds
+            self._num_ended[running.trains] += 1
 
     def seconds_left(self) -> float | None:
         """Return the expected seconds until the last trial ends; None before the first progress."""
@@ -82,12 +110,13 @@ class Estimate:
             max((trial.total or (train if trial.trains else evaluate)) - (now - trial.since), 0.0)
             for trial in self._running.values()
         ]
-        num_trainings = len(set(self._waiting.values()) - self._begun)
+        num_trainings = len(self._to_train)
         waiting = num_trainings * train + (len(self._waiting) - num_trainings) * evaluate
         return max((sum(running) + waiting) / self._jobs, *running, 0.0)
 
     def _mean(self, trains: bool) -> float | None:
         """Return the mean seconds of the trials that train, or of the others; None if nothing is known of them."""
+        if self._num_ended[trains]:
+            return self._seconds[trains] / self._num_ended[trains]
         expected = [trial.total for trial in self._running.values() if trial.trains == trains and trial.total]
-        seconds = self._seconds[trains] or expected
-        return fmean(seconds) if seconds else None
+        return fmean(expected) if expected else None

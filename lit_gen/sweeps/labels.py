@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_gen.core.text import printable
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 Key = TypeVar("Key", bound=Hashable)
 

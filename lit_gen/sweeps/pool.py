@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lit_gen.core.progress import Step
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 
 @dataclass
@@ -25,6 +27,9 @@ class Assignment:
         since: Time of its start in seconds of `time.monotonic`.
         step: Its latest progress; None before the first.
         silent: Whether its process was reported as silent.
+        scores: Evaluations during its training that wait for a reply: images seen, and the value of the metric.
+        ending: Why it is being ended, in one line; None if it is not.
+        replaced: Whether it is ended because its process was silent, and not for a reason of its own.
     """
 
     trial: Trial
@@ -32,6 +37,25 @@ class Assignment:
     since: float = field(default_factory=time.monotonic)
     step: Step | None = None
     silent: bool = False
+    scores: deque[tuple[int, float]] = field(default_factory=deque)
+    ending: str | None = None
+    replaced: bool = False
+    _signals: deque[tuple[float, signal.Signals]] = field(default_factory=deque)
+
+    def end(self, reason: str, steps: Sequence[tuple[signal.Signals, float]]) -> None:
+        """Let `due` return signals that end the trial, each some seconds after the one before."""
+        if self.ending is None:
+            self.ending = reason
+            at = time.monotonic()
+            for number, seconds in steps:
+                self._signals.append((at, number))
+                at += seconds
+
+    def due(self) -> signal.Signals | None:
+        """Return the signal to send now; None if there is none."""
+        if self._signals and time.monotonic() >= self._signals[0][0]:
+            return self._signals.popleft()[1]
+        return None
 
     @property
     def seconds(self) -> float:
@@ -89,10 +113,21 @@ class Worker:
             )
             assert self._process.stdout is not None
             os.set_blocking(self._process.stdout.fileno(), False)
-        request = {"id": trial.id, "arguments": trial.arguments, "log": os.path.abspath(log)}
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended at once; `answer` reports how
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        request: dict[str, Any] = {"id": trial.id, "arguments": trial.arguments, "log": os.path.abspath(log)}
+        if trial.hyperband is not None:
+            request["metric"] = trial.metric
+        self._send(request)
+
+    def reply(self, reason: str | None) -> None:
+        """Tell the trial, which waits after an evaluation during its training, to stop for a reason or to go on."""
+        self._send({"stop": reason})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        if self._process.stdin.closed:  # it was told to end
+            return
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `answer` reports how
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
 
     @property
@@ -111,7 +146,7 @@ class Worker:
         return self._process.stdout if self._process else None
 
     def answer(self) -> dict[str, Any] | None:
-        """Return the answer to the trial, `{"status", "results" | "error"}`, without waiting; None if not yet there."""
+        """Return the answer to the trial, `{"status", "results" | "error" | "reason"}`; None if it is not there yet."""
         if self._process is None or self.assignment is None:
             return None
         dead = self._process.poll() is not None  # checked first: output before the end is read below
@@ -126,6 +161,9 @@ class Worker:
             answer = json.loads(line)
             if "step" in answer:
                 self.assignment.step = Step(*answer["step"])
+                continue
+            if "score" in answer:
+                self.assignment.scores.append((answer["images"], answer["score"]))
                 continue
             if answer["exit"]:
                 self.close(patience=30)

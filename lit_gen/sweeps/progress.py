@@ -18,7 +18,7 @@ from lit_gen.core.records import SCORE, read_record, values_of
 from lit_gen.core.text import printable, shorten
 from lit_gen.sweeps.estimate import Estimate
 from lit_gen.sweeps.labels import Labels
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 
 def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
@@ -26,7 +26,7 @@ def trial_table(trials: Sequence[Trial], status: dict[str, str]) -> Table:
 
     Args:
         trials: The trials in order.
-        status: Status by trial id, finished or failed; the other trials are waiting.
+        status: Status by trial id, such as finished, failed or stopped early; the other trials are waiting.
     """
     labels = Labels(trials)
     table = Table(box=None, header_style="bold")
@@ -54,6 +54,28 @@ def reported_names(result: Path) -> list[str]:
     """Return the names under which the numbers of a result.json are logged, the choices for a sweep's `metric.name`."""
     metrics, timing = _scores(result), _scores(result, "timing")
     return [*metrics, "nfe", *timing] if metrics else []
+
+
+def metric_value(results: Sequence[Path], name: str) -> float | None:
+    """Return the value of a reported name, the mean over the results of a trial; None if one of them lacks it."""
+    values = []
+    for result in results:
+        metrics, timing = _scores(result), _scores(result, "timing")
+        found = metrics.get(name, timing.get(name))
+        if found is None and name == "nfe":
+            found = _nfe(result)
+        if found is None:
+            return None
+        values.append(float(found))
+    return fmean(values) if values else None
+
+
+def _nfe(result: Path) -> float | None:
+    try:
+        nfe = read_record(result, "").get("nfe")
+    except (OSError, UserError):
+        return None
+    return float(nfe) if isinstance(nfe, int | float) else None
 
 
 def _scores(result: Path, block: str = "metrics") -> dict[str, float]:
@@ -84,10 +106,13 @@ class SweepProgress:
 
     def __init__(self, console: Console, trials: Sequence[Trial], finished: Collection[str], jobs: int) -> None:
         self._console = console
+        self._trials = list(trials)
         self._labels = Labels(trials)
         self._total = len(trials)
         self._finished = len(finished)
         self._failed = 0
+        self._told_of_waiting = False
+        self._seen_elsewhere: set[str] = set()
         self._estimate = Estimate([trial for trial in trials if trial.id not in finished], jobs)
         self._running: dict[str, TaskID] = {}
         self._steps: dict[str, Step] = {}
@@ -106,6 +131,17 @@ class SweepProgress:
         for task in [*self._running.values(), self._bar]:
             self._bars.remove_task(task)
         self._bars.stop()
+
+    def add(self, trial: Trial) -> None:
+        """Add a trial that a search has proposed."""
+        self._trials.append(trial)
+        self._labels = Labels(self._trials)
+        self._estimate.added(trial)
+
+    def expect(self, total: int) -> None:
+        """Set the number of trials of the sweep."""
+        self._total = total
+        self._bars.update(self._bar, total=total, **self._whole())
 
     def started(self, trial: Trial) -> None:
         """Add a bar for a trial that begins."""
@@ -130,13 +166,13 @@ class SweepProgress:
             )
             self._bars.update(self._bar, **self._whole())
 
-    def silent(self, trial: Trial, process: int, seconds: float) -> None:
+    def silent(self, trial: Trial, process: int, seconds: float, until_replaced: float) -> None:
         """Report that the process of a running trial gives no sign of life."""
         self._steps.pop(trial.id, None)
         self._bars.update(self._running[trial.id], speed="", left="no sign of life")
         self.say(
             f"{self._labels.describe(trial)}: process {process} has given no sign of life for {seconds:.0f} s and may "
-            f"be stopped; resume it with kill -CONT {process}, or give the trial up with kill -KILL {process}"
+            f"be stopped; resume it with kill -CONT {process}, or it is replaced after {until_replaced:.0f} s"
         )
 
     def heard(self, trial: Trial, process: int) -> None:
@@ -150,18 +186,46 @@ class SweepProgress:
         self._estimate.ended(trial, seconds)
         self._ended(trial, f"{main_metrics(results)}  {seconds:.1f} s")
 
-    def failed(self, trial: Trial, error: str, log: Path, seconds: float) -> None:
-        """Report that a trial failed; the sweep continues."""
-        self._failed += 1
+    def stopped(self, trial: Trial, reason: str, seconds: float) -> None:
+        """Report that a trial was stopped early."""
+        self._finished += 1
         self._estimate.ended(trial)
-        self._ended(trial, f"FAILED: {error} (see {log})")
+        self._ended(trial, f"stopped early: {reason}  {seconds:.1f} s")
+
+    def failed(self, trial: Trial, error: str, log: Path, retry: str = "") -> None:
+        """Report that a trial failed, and which retry follows if one does; the sweep continues."""
+        self._estimate.ended(trial)
+        if retry:
+            self._estimate.added(trial)
+            self._ended(trial, f"failed and runs again ({retry}): {error} (see {log})")
+        else:
+            self._failed += 1
+            self._ended(trial, f"FAILED: {error} (see {log})")
+
+    def ended_elsewhere(self, trial: Trial, how: str, ends: bool = True) -> None:
+        """Report what another process did with a trial."""
+        self._estimate.removed(trial)
+        if trial.id in self._running:
+            self._estimate.ended(trial)
+        if ends and trial.id not in self._seen_elsewhere:
+            self._seen_elsewhere.add(trial.id)
+            self._finished += not how.startswith("FAILED")
+            self._failed += how.startswith("FAILED")
+        self._ended(trial, how if not ends else f"{how}, by another process")
+
+    def waiting_for_others(self, number: int) -> None:
+        """Report once that only trials of other processes are left."""
+        if not self._told_of_waiting:
+            self._told_of_waiting = True
+            self.say(f"waiting for {number} {'trial' if number == 1 else 'trials'} that other processes run")
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
         self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _ended(self, trial: Trial, text: str) -> None:
-        self._bars.remove_task(self._running.pop(trial.id))
+        if trial.id in self._running:
+            self._bars.remove_task(self._running.pop(trial.id))
         self._steps.pop(trial.id, None)
         self._bars.update(self._bar, **self._whole())
         done = self._finished + self._failed

@@ -5,8 +5,11 @@ Importing torch and Lightning takes longer than many trials, so one process runs
 - reads a JSON line `{"id", "arguments", "log"}` from its standard input,
 - runs the trial with both output streams in the log file,
 - writes progress to its original standard output, `{"id", "step": [...]}` (see `core.progress`),
-- answers there with `{"id", "status": "finished" | "failed", "results" | "error", "exit"}`; `"exit": true` means that
-  the worker exits after this answer, because a process group cannot be used twice.
+- if the request holds a `metric`: writes it after each evaluation during training, `{"id", "images", "score"}`, and
+  reads a line `{"stop": reason | null}`; a reason ends the training after its checkpoint,
+- answers with `{"id", "status": "finished" | "failed" | "stopped", "results" | "error" | "reason", "exit"}`;
+  `"exit": true` means that the worker exits after this answer, because a process group cannot be used twice, and
+  `"user": true` that the error is one of the settings, which another attempt would meet again.
 
 An empty line every second is a sign of life. The worker exits when its standard input ends; on Linux it also ends with
 its parent in the middle of a trial.
@@ -27,13 +30,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_gen.core import progress
+from lit_gen.core import progress, scores
 from lit_gen.core.errors import UserError
-from lit_gen.sweeps.spec import option
+from lit_gen.sweeps.trial import option
 
 SECONDS_BETWEEN_STEPS = 0.5
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0
@@ -56,7 +59,9 @@ def main() -> None:
         for line in requests:
             request = json.loads(line)
             progress.listeners[:] = [_Teller(request["id"], answers)]
-            answer = _serve(request, settings.runner)
+            judged = _Judged(request["id"], request["metric"], requests, answers) if "metric" in request else None
+            scores.listeners[:] = [judged] if judged else []
+            answer = _serve(request, settings.runner, judged)
             answers.send(json.dumps(answer))
             if answer["exit"]:
                 break
@@ -102,6 +107,36 @@ class _Teller:
             self._answers.send(json.dumps({"id": self._trial, "step": reached}))
 
 
+class _Judged:
+    """A listener that sends the score of each evaluation during training to the sweep, which may stop the trial."""
+
+    def __init__(self, trial: str, metric: str, requests: Any, answers: _Answers) -> None:
+        self._trial = trial
+        self._metric = metric
+        self._requests = requests
+        self._answers = answers
+        self.reason: str | None = None
+
+    def expect(self, names: Collection[str]) -> None:
+        """Raise a UserError if the metric of the sweep is not among the scores."""
+        if self._metric not in names:
+            known = f"name one of {', '.join(names)}" if names else "set monitor.every to a number of images"
+            raise UserError(
+                f"metric.name: early_terminate compares trials by {self._metric}, which is not logged during training; "
+                f"{known}"
+            )
+
+    def hear(self, images: int, found: Mapping[str, float]) -> bool:
+        """Return whether the sweep stops the trial after these scores."""
+        if self._metric not in found:
+            return False
+        score = float(found[self._metric])
+        self._answers.send(json.dumps({"id": self._trial, "images": images, "score": score}))
+        reply = self._requests.readline()
+        self.reason = json.loads(reply)["stop"] if reply else None
+        return self.reason is not None
+
+
 def _die_with(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -127,7 +162,7 @@ def _look_like_the_command() -> None:
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("lit_gen.__main__")
 
 
-def _serve(request: dict[str, Any], runner: str) -> dict[str, Any]:
+def _serve(request: dict[str, Any], runner: str, judged: _Judged | None = None) -> dict[str, Any]:
     arguments = request["arguments"]
     log = Path(request["log"])
     begin = log.stat().st_size if log.exists() else 0
@@ -142,12 +177,16 @@ def _serve(request: dict[str, Any], runner: str) -> dict[str, Any]:
             answer |= {"status": "finished", "results": [os.path.abspath(result) for result in results]}
         except UserError as error:
             _log(str(error))
-            answer["error"] = str(error)
+            answer |= {"error": str(error), "user": True}
         except SystemExit as error:
             answer["error"] = f"exit status {error.code}"
         except KeyboardInterrupt:
-            _log(traceback.format_exc())
-            answer |= {"error": "the trial was interrupted, by SIGINT or SIGTERM", "exit": True}
+            if judged is not None and judged.reason is not None:
+                _log(f"stopped early: {judged.reason}")
+                answer |= {"status": "stopped", "reason": judged.reason}
+            else:
+                _log(traceback.format_exc())
+                answer |= {"error": "the trial was interrupted, by SIGINT or SIGTERM", "exit": True}
         except BaseException as error:
             _log(traceback.format_exc())
             answer["error"] = f"{type(error).__name__}: {error}"

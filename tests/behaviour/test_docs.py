@@ -102,16 +102,18 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
         case "sample":
             name = words[2].removesuffix("-*").removeprefix("runs/")
             configs = dict.fromkeys(w[w.index("--config") + 1] for w in IN_THE_CHECKOUT if "--config" in w)
-            alike = sorted(configs, key=lambda config: -SequenceMatcher(None, Path(config).stem, name).ratio())
-            assert any(default_name(ROOT / config) == name for config in alike)
+            assert config_of(name, [ROOT / config for config in configs])
         case "ema":
             assert words[3] == "--std" and float(words[4]) > 0
             fits = [w for w in IN_THE_CHECKOUT if w[:2] == ["lit-gen", "fit"] and "--ema.stds" in w]
             names = [default_name(ROOT / w[w.index("--config") + 1]) for w in fits]
             assert Path(words[2]).name.removesuffix("-*") in names
+        case "evaluate" if Path(words[2]).parent == Path("runs/board"):  # tests/behaviour/test_one_board.py runs it
+            imported = next(w for w in IN_THE_CHECKOUT if w[1:2] == ["import"] and w[-1] == "runs/board")
+            assert Path(words[2]).name == f"digits_{imported[2]}-*"
         case "reflow" | "evaluate":
             made = Path(words[2]).name.removesuffix("-*").replace("2-", "")
-            config = next(c for c in (ROOT / "conf/experiment").glob("*.yaml") if default_name(c) == made)
+            config = config_of(made, list((ROOT / "conf/experiment").glob("*.yaml")))
             given = [word for word in words[3:] if word != "--distill"]
             ExperimentCLI([f"--config={config}", *given])
         case "reference":  # tests/cli/test_reference.py runs them
@@ -128,8 +130,8 @@ def test_commands_name_what_there_is(words: list[str]) -> None:
         case "export" | "compare" | "reproduce":
             options = _parser()[0].parse_args(words[1:])
             runs = options.runs if words[1] == "compare" else [options.run]
-            names = [default_name(ROOT / w[w.index("--config") + 1]) for w in IN_THE_CHECKOUT if "--config" in w]
-            assert all(run.name.removesuffix("-*") in names for run in runs)
+            configs = dict.fromkeys(w[w.index("--config") + 1] for w in IN_THE_CHECKOUT if "--config" in w)
+            assert all(config_of(run.name.removesuffix("-*"), [ROOT / config for config in configs]) for run in runs)
         case verb:
             pytest.fail(f"no check of lit-gen {verb}")
 
@@ -198,6 +200,12 @@ def default_name(config: Path) -> str:
     objects = ExperimentCLI(["--config", str(config)]).objects()
     flow = "2-" if objects.reflow.teacher is not None else ""
     return re.sub(r"[^\w.=-]+", "_", f"{objects.data.name}_{flow}{objects.model.title.lower()}")
+
+
+def config_of(name: str, configs: list[Path]) -> Path:
+    """Return the experiment that makes runs of a name; those whose files are named alike are read first."""
+    alike = sorted(configs, key=lambda config: -SequenceMatcher(None, config.stem, name).ratio())
+    return next(config for config in alike if default_name(config) == name)
 
 
 def differing(one: Path, other: Path) -> float:

@@ -23,7 +23,7 @@ from lit_gen.data.pairs import Pairs
 from lit_gen.metrics import Moments
 from lit_gen.metrics.reference_files import ReferenceFacts, write_reference
 from lit_gen.pictures import grids as images
-from lit_gen.report import page, plots, theory
+from lit_gen.report import plots, theory, trainings
 from lit_gen.runs import weights as averages
 from lit_gen.runs.directory import Run
 from lit_gen.runs.tracking import MetricsFile
@@ -137,7 +137,7 @@ def test_a_folder_without_permission_is_said(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="x: cannot be written: Permission denied; choose a place that you may"):
             write_atomically(tmp_path / "x", "content")
         with pytest.raises(UserError, match="journal.jsonl: cannot be written: Permission denied"):
-            Journal(tmp_path / "journal.jsonl")
+            Journal(tmp_path / "journal.jsonl", "one")
     finally:
         os.seteuid(own)
         tmp_path.chmod(0o700)
@@ -170,7 +170,7 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
 
 def journal_of(folder: Path) -> tuple[Path, Callable[[int], object]]:
     path = folder / "journal.jsonl"
-    return path, lambda number: Journal(path).append("started", f"trial-{number}", arguments=["--x=1"] * 40)
+    return path, lambda number: Journal(path, "one").append("started", f"trial-{number}", arguments=["--x=1"] * 40)
 
 
 def metrics_of(folder: Path) -> tuple[Path, Callable[[int], object]]:
@@ -236,7 +236,7 @@ def test_a_picture_that_is_being_drawn_is_not_on_the_page(tmp_path: Path) -> Non
     images.save_grid(NOISE, path)
     with replacing(tmp_path / "images-000000256.png") as temporary:
         temporary.write_bytes(b"half")
-        assert page._last_pictures(tmp_path) == {"images": path}
+        assert trainings.last_pictures(tmp_path) == {"images": path}
 
 
 def test_append_makes_the_file(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def score(source: Npz, folder: Path, model: GenerativeModel, **settings: Any) ->
         evaluation, Subject(run, model, ImageDataModule(source), None), folder / ".reference"
     )
     assert computed and path.is_file()
-    return result | {"path": path}
+    return result.to_dict() | {"path": path}
 
 
 def test_a_perfect_model_of_rare_classes_has_no_distance(source: Npz, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_an_old_evaluation_of_equal_classes_becomes_comparable(source: Npz, tmp_
         found, same, computed = evaluate(
             evaluation, Subject(Run(tmp_path / str(conditional) / "run"), model, data, None), tmp_path
         )
-        assert (same, computed, found["protocol"]["drawn_classes"]) == (path, False, "reference")
+        assert (same, computed, found.protocol.drawn_classes) == (path, False, "reference")
         assert read_result(path).protocol["drawn_classes"] == "reference"
 
 

@@ -77,6 +77,8 @@ def test_it_is_off_unless_asked_for_and_added_to_what_stands_there(edm: Run) -> 
     assert not path.with_name("wandb_runs").exists(), "what W&B holds lacks the likelihood"
     bits = {key: added["metrics"].pop(key) for key in ("bits_per_dim", "bits_per_dim_stderr")}
     assert added.pop("likelihood")["protocol"]["num_images"] == 4
+    known = [added["floors"].pop(row) for row in ("equal_values", "histogram")]
+    assert [row["num_images"] for row in known] == [4, 4] and known[0]["scores"]["bits_per_dim"] == pytest.approx(8)
     assert added == without and all(math.isfinite(value) for value in bits.values())
     assert "likelihood" in evaluate(edm, *words), "not asked for again, and kept"
 

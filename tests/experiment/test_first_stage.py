@@ -365,7 +365,7 @@ def test_what_is_wrong_is_one_line(prior: Run, latent: Run, tmp_path: Path, caps
     cases = {
         "first_stage.run: TokenPrior learns the codes": [*token, "--first_stage.run=null"],
         "neither a run directory nor the file": [*token, "--first_stage.run=nowhere"],
-        "holds the model EDM, which has no codes": [
+        "holds the model EDM, which has no codes or latents": [
             *token,
             f"--first_stage.run={ROOT}/conf/experiment/digits_edm.yaml",
         ],

@@ -252,6 +252,8 @@ def test_a_sweep_evaluates_an_imported_run_and_never_trains_it(tmp_path: Path) -
     assert main(["export", str(run.directory), "--to", str(tmp_path / "exported")]) == 0
     ours, theirs = lit_gen.load(run.directory), lit_gen.load(tmp_path / "exported")
     assert torch.equal(*(model.sample(2, sampler=Heun(steps=2)) for model in (ours, theirs)))
+    own = DDIM(steps=50, grid=Timesteps(spacing="leading"))
+    assert torch.equal(ours.sample(2), ours.sample(2, sampler=own)) and torch.equal(ours.sample(2), theirs.sample(2))
 
 
 FUNCTION = ["--model.schedule=Rectified", "--model.parameterization=Velocity"]

@@ -19,10 +19,11 @@ from lit_gen.core.errors import UserError
 from lit_gen.pictures.figures import numbers_of
 from lit_gen.report import plots
 from lit_gen.report.leaderboard import rank
-from lit_gen.report.page import read_curves, write_page
+from lit_gen.report.page import write_page
 from lit_gen.report.render import print_table, to_budget_table, to_csv, to_json, to_markdown
 from lit_gen.report.results import load_results, read_result
-from lit_gen.sweeps.runner import current_results
+from lit_gen.report.trainings import read_curves
+from lit_gen.sweeps.results import current_results
 from tests.behaviour.hostile import NAMES, edit_tree
 from tests.report.test_leaderboard import DDIM, content, results, with_likelihood, write
 
@@ -161,7 +162,7 @@ def test_hostile_names_reach_neither_the_terminal_nor_the_page_raw(
         read_result(bad)
     page = Path("page.html").read_text()
     assert "\x1b" not in page and "<b>" not in page and "<script>x" not in page and "&lt;script&gt;x" in page
-    assert page.count('alt="curves against images seen"') == len(names)
+    assert page.count(" against images seen; last: ") == 2 * len(names)
     assert main(["leaderboard", "nowhere\x1b[31m"]) == 2
     assert "\x1b" not in capsys.readouterr().err
 
@@ -239,7 +240,7 @@ def test_a_page_stands_without_what_is_damaged(tmp_path: Path) -> None:
     for what in left_out:
         assert sum(what in message and "the page leaves" in message for message in messages) == 1
     text = (tmp_path / "page.html").read_text()
-    assert f'id="{run.name}"' in text and text.count('alt="samples side by side"') == 1
+    assert f'id="{run.name}"' in text and text.count('alt="samples of ') == 2
 
 
 def test_a_damaged_list_of_trials_is_said(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_equals_are_in_one_order(tmp_path):
 
 
 def test_a_sweep_over_two_data_sets_ends_with_two_leaderboards(tmp_path, capsys):
-    from lit_gen.cli.main import _report
+    from lit_gen.cli.sweep import _report
 
     paths = []
     for name, data, letters in (("A", "digits", "ab"), ("B", "digits", "ab"), ("C", "digits_binary", "ef")):
@@ -302,6 +302,22 @@ def test_likelihoods_of_one_protocol_are_a_column_and_rank():
         rank(found, by="bits_per_dim")
 
 
+def test_a_floor_is_a_line_of_tables_with_a_score_of_it():
+    rows = {
+        "equal_values": {"num_images": 50, "scores": {"bits_per_dim": 8.0}},
+        "train": {"num_images": 300, "scores": {"fd_digits": 0.25}},
+    }
+    board = rank(results(with_likelihood(content("A", floors=rows), 3.5)))
+    known = {"bits_per_dim": "50 test images, all values alike", "fd_digits": "300 training images, drawn again"}
+    for shown in (["bits_per_dim"], ["fd_digits"], ["inception_score"], ["fd_digits", "bits_per_dim"]):
+        lines = to_markdown(board, ["model", *shown]).splitlines()[4:]
+        titles = [line.split(" | ")[0].strip("| ") for line in lines if "images, " in line.split(" | ")[0]]
+        assert titles == [known[name] for name in shown if name in known]
+    output = io.StringIO()
+    Console(file=output, width=300).print(to_table(board, 300))
+    assert all(title in output.getvalue() for title in known.values())
+
+
 def test_nats_of_binary_images_are_ranked_as_bits_are():
     found = results(*(with_likelihood(content(name), bits) for name, bits in (("A", 0.5), ("B", 0.25))))
     for each, nats in zip(found, (22.2, 11.1), strict=True):
@@ -389,7 +405,7 @@ def test_results_are_found_below_a_folder_a_run_and_a_sweep(tmp_path):
     assert [each.path for each in load_results(first.parents[1])] == [first]
     sweep = tmp_path / "runs" / "sweeps" / "demo"
     sweep.mkdir(parents=True)
-    journal = Journal(sweep / "journal.jsonl")
+    journal = Journal(sweep / "journal.jsonl", "one")
     journal.append("finished", "t", result="deep/digits_B-0/evaluations/f/result.json", seconds=1.0)
     journal.append("finished", "u", result="gone/evaluations/f/result.json", seconds=1.0)
     journal.append("finished", "v", result=str(first.relative_to(tmp_path / "runs")), seconds=1.0)

@@ -5,7 +5,7 @@ import pytest
 from lit_gen.core.progress import Step
 from lit_gen.sweeps import estimate as module
 from lit_gen.sweeps.estimate import SHARE_OF_EVALUATION, Estimate, training_of
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 
 
 @pytest.fixture

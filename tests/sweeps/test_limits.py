@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from lit_gen.core.errors import UserError
 from lit_gen.sweeps.distributions import FIELDS
-from lit_gen.sweeps.spec import MAX_FILES, MAX_TRIALS, load_sweep
+from lit_gen.sweeps.named_files import MAX_FILES
+from lit_gen.sweeps.spec import MAX_TRIALS, load_sweep
 
 
 def write(folder: Path, **config: Any) -> Path:

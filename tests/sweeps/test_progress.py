@@ -13,7 +13,7 @@ from lit_gen.core.progress import Step
 from lit_gen.sweeps import load_sweep
 from lit_gen.sweeps.labels import Labels
 from lit_gen.sweeps.progress import SweepProgress, reported_names, trial_table
-from lit_gen.sweeps.spec import Trial
+from lit_gen.sweeps.trial import Trial
 from tests.conftest import ROOT
 
 TRIALS = [Trial("a", {"model": "EDM"}, ["--model=EDM"]), Trial("b", {"model": "VAE"}, ["--model=VAE"])]

@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from filelock import FileLock
 from rich.console import Console
 
 from lit_gen.core.errors import UserError
-from lit_gen.sweeps import SweepResult, current_results, dry_run, load_sweep, run_sweep, runner, sweep_results
+from lit_gen.sweeps import SweepResult, current_results, dry_run, execution, load_sweep, run_sweep, sweep_results
 from lit_gen.sweeps.journal import outcomes, read_journal
 from lit_gen.sweeps.pool import ending
 from tests.cli.full_disk import files_of_at_most
@@ -168,7 +167,7 @@ def test_how_a_worker_ended_is_said_by_name(tmp_path):
 @pytest.mark.slow
 def test_a_stopped_worker_is_reported_and_so_is_its_return(tmp_path, monkeypatch):
     """But not one that is busy without a word: it gives signs of life."""
-    monkeypatch.setattr(runner, "SECONDS_OF_SILENCE", 2.5)
+    monkeypatch.setattr(execution, "SECONDS_OF_SILENCE", 2.5)
     path, output, done = write(tmp_path, behaviour=["SIGSTOP", "none"], sleep=3), StringIO(), threading.Event()
 
     def wake() -> None:
@@ -271,13 +270,70 @@ def test_dry_run_lists_the_trials_and_touches_nothing(tmp_path):
     assert [row[2:] for row in rows[1:3]] == [["1", "finished"], ["2", "waiting"]]
 
 
+def test_two_parents_share_the_trials_and_both_report_all(tmp_path):
+    path, root = write(tmp_path, x=list(range(6)), sleep=0.1), tmp_path / "runs"
+    found: list[tuple[SweepResult, str]] = []
+    parents = [threading.Thread(target=lambda: found.append(sweep(path, root))) for _ in range(2)]
+    for parent in parents:
+        parent.start()
+    for parent in parents:
+        parent.join()
+    assert executions(root) == dict.fromkeys([f"sleep=0.1_x={x}" for x in range(6)], 1)
+    assert found[0][0].results == found[1][0].results and len(found[0][0].results) == 6
+    assert all("6 finished, 0 failed of 6 trials" in output for _, output in found)
+    assert any("finished, by another process" in output for _, output in found)
+    assert list((root / "sweeps" / "demo" / "locks").iterdir()) == []
+
+
+def test_a_failed_trial_runs_again_as_often_as_asked_unless_its_settings_are_at_fault(tmp_path):
+    path, root = write(tmp_path, behaviour=["exception", "user-error", "SIGKILL"]), tmp_path / "runs"
+    result, output = sweep(path, root, retries=2)
+    assert executions(root) == {"behaviour=exception": 3, "behaviour=SIGKILL": 3, "behaviour=user-error": 1}
+    assert len(result.failures) == 3 and "0 finished, 3 failed of 3" in output
+    assert "exception  failed and runs again (1 of 2): ValueError: bad thing (see " in output
+    assert " --retries 2; finished" in output, "the advice repeats the option"
+
+
+def test_a_trial_that_takes_too_long_is_ended(tmp_path):
+    """After the time limit it gets a SIGINT, to save its state; the next trial gets a worker of its own."""
+    path, root = write(tmp_path, sleep=[30, 0]), tmp_path / "runs"
+    result, output = sweep(path, root, time_limit=1.0)
+    ((error, log),) = result.failures.values()
+    assert error == "the trial took longer than --time-limit, 1 s" and len(result.results) == 1
+    assert "KeyboardInterrupt" in log.read_text() and " --time-limit 1s; finished" in output
+
+
+@pytest.mark.slow
+def test_a_silent_worker_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "SECONDS_OF_SILENCE", 1.2)
+    monkeypatch.setattr(execution, "SECONDS_UNTIL_REPLACED", 1.6)
+    path, root = write(tmp_path, behaviour="stops-once"), tmp_path / "runs"
+    result, output = sweep(path, root)
+    assert len(result.results) == 1 and executions(root) == {"behaviour=stops-once": 2}
+    assert "no sign of life for" in output and "stops-once" not in result.failures
+    events = read_journal(result.folder / "journal.jsonl")
+    assert [event["event"] for event in events] == ["started", "failed", "started", "finished"]
+    assert events[1]["again"] and "no sign of life" in events[1]["error"]
+
+
+def test_the_target_of_the_metric_ends_the_sweep(tmp_path):
+    """The trials have 1.25, 2.25 and so on, one more per sampling seed, and their mean."""
+    path = write(tmp_path, x=[1, 2, 3], **{"evaluation.num_repeats": [5, 1]})
+    metric = {"name": "fd_digits", "goal": "minimize", "target": 1.3}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"metric": metric}, sort_keys=False))
+    for _ in range(2):
+        result, output = sweep(path, tmp_path / "runs")
+        assert len(result.results) == 2 and result.exit_status == 0
+        assert "fd_digits 1.25 reaches metric.target 1.3; no other trial is started" in output
+    assert sum(executions(tmp_path / "runs").values()) == 2
+
+
 def test_bad_settings_are_refused(tmp_path):
     path = write(tmp_path, x=[1])
     with pytest.raises(UserError, match="--jobs"):
         sweep(path, tmp_path / "runs", jobs=0)
-    (tmp_path / "runs" / "sweeps" / "demo").mkdir(parents=True)
-    with FileLock(tmp_path / "runs" / "sweeps" / "demo" / ".lock"), pytest.raises(UserError, match="already running"):
-        sweep(path, tmp_path / "runs")
+    with pytest.raises(UserError, match="--retries"):
+        sweep(path, tmp_path / "runs", retries=-1)
 
 
 def _start(path: Path, root: Path) -> subprocess.Popen:
@@ -325,6 +381,26 @@ def test_sigkill_at_any_moment_loses_no_finished_trial_and_repeats_none(tmp_path
     assert all(executions(root)[_key(root, trial)] == counted[_key(root, trial)] for trial in done)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@pytest.mark.slow
+def test_of_two_parents_one_is_killed_and_the_other_does_its_trials(tmp_path):
+    """Each trial has one outcome; only those that the dead one was running are executed twice."""
+    path, root = write(tmp_path, x=list(range(12)), sleep=0.5), tmp_path / "runs"
+    parents = [_start(path, root) for _ in range(2)]
+    deadline = time.monotonic() + 60
+    while sum(executions(root).values()) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    parents[0].kill()
+    output, _ = parents[1].communicate(timeout=120)
+    assert parents[1].returncode == 0 and "12 finished, 0 failed of 12 trials" in output
+    events = [event for event in read_journal(root / "sweeps" / "demo" / "journal.jsonl")]
+    finished = Counter(event["trial"] for event in events if event["event"] == "finished")
+    assert len(finished) == 12 and set(finished.values()) == {1}
+    assert len({event["by"] for event in events}) == 2
+    assert 12 <= sum(executions(root).values()) <= 14
+    assert list((root / "sweeps" / "demo" / "locks").iterdir()) == []
+
+
 def worker_pids_of(root: Path) -> list[int]:
     pids = []
     for path in (root / "executions").glob("*"):
@@ -359,7 +435,7 @@ def test_ctrl_c_stops_the_trials_and_says_how_to_go_on(tmp_path, number):
 
 def test_the_last_trial_has_as_many_threads_as_the_first(tmp_path, monkeypatch):
     """One that is resumed when few are left goes on with the threads it began with."""
-    monkeypatch.setattr(runner, "_num_cores", lambda: 12)
+    monkeypatch.setattr(execution, "num_cores", lambda: 12)
     path = write(tmp_path, x=[1, 2, 3])
     result, _ = sweep(path, tmp_path / "runs", jobs=4)
     first = result.trials[0].id
@@ -380,6 +456,20 @@ def test_the_advice_repeats_the_command_with_its_options(tmp_path):
     command = advice.partition("same command: ")[2].partition("; finished trials")[0]
     words = ["lit-gen", "sweep", str(path), "--root", str(root), "--seed", "3", "--count", "2", "--name", "it's mine"]
     assert shlex.split(command) == words
+
+
+def test_parameters_as_json_and_as_a_json_file(tmp_path):
+    path = write(tmp_path, x=[1, 2], **{"model.y": "a"})
+    command = ["lit-gen", "run", "--config", "${args_json_file}", "${args_json}"]
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"command": command}, sort_keys=False))
+    root = tmp_path / "runs"
+    listed = dry_run([path], root, console=Console(file=StringIO()))
+    assert listed.trials[0].arguments == ["--config", "${args_json_file}", '{"x": 1, "model.y": "a"}']
+    trials = [run_sweep([path], root, runner="fake_run:parameters", console=Console(file=StringIO())).trials[0]]
+    (file,) = [word for word in trials[0].arguments if word.endswith(".json")]
+    assert _read(Path(file)) == trials[0].parameters == {"x": 1, "model.y": "a"}
+    assert trials[0].id == listed.trials[0].id and len(list((root / "sweeps/demo/arguments").iterdir())) == 2
+    assert sorted(_read(path)["x"] for path in root.glob("read-*.json")) == [1, 2]
 
 
 def tracked(folder: Path, **keys: object) -> Path:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from lit_gen.core.errors import UserError
-from lit_gen.sweeps.spec import load_sweep, option
+from lit_gen.sweeps.spec import load_sweep
+from lit_gen.sweeps.trial import option
 
 COMMAND = ["${env}", "lit-gen", "run", "--config=conf/x.yaml", "${args}"]
 
@@ -140,12 +141,6 @@ def test_run_cap_and_count_shorten_a_grid(tmp_path):
     assert [trial.parameters["x"] for trial in load_sweep([path], count=2).trials] == [0, 1]
 
 
-def test_early_terminate_is_noted(tmp_path):
-    stop = {"type": "hyperband", "min_iter": 3}
-    path = write(tmp_path, method="grid", parameters={"x": {"value": 1}}, early_terminate=stop)
-    assert "early_terminate" in load_sweep([path]).notes[0]
-
-
 X = {"x": {"values": [1, 2]}}
 
 
@@ -153,7 +148,8 @@ X = {"x": {"values": [1, 2]}}
     ("config", "words"),
     [
         ({"parameters": X}, ["method is missing"]),
-        ({"method": "bayes", "parameters": X}, ["bayes", "wandb agent"]),
+        ({"method": "bayes", "parameters": X}, ["bayes", "run_cap"]),
+        ({"method": "custom", "parameters": X}, ["custom", "wandb agent"]),
         ({"method": "gird", "parameters": X}, ["gird", "grid, random"]),
         ({"method": "grid"}, ["parameters", "at least one"]),
         ({"method": "grid", "parameters": {}}, ["parameters", "at least one"]),

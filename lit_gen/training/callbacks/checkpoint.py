@@ -136,6 +136,10 @@ class Checkpoint(Callback):
         if trainer.strategy.root_device.type == "cpu" and saved != own:
             torch.set_num_threads(saved)
 
+    def stop(self) -> None:
+        """Save a checkpoint after this batch and then stop, as after a Ctrl-C; call it from any process."""
+        self._interrupted = True
+
     def save(self, trainer: Trainer, pl_module: GenerativeModel) -> None:
         """Write the checkpoint and rename it at once."""
         self._write(trainer, pl_module)

@@ -54,8 +54,8 @@ class TokenPrior(GenerativeModel):
     ) -> None:
         if not num_codes:
             raise UserError(
-                "first_stage.run: TokenPrior learns the codes of a first stage, but none is given; name the run or the "
-                "experiment of a VQVAE or VQGAN"
+                "first_stage.run: TokenPrior learns the codes of a first stage, and there are none; name the run or "
+                "the experiment of a VQVAE or VQGAN"
             )
         super().__init__(image_shape, **kwargs)
         self.grid = self.image_shape[1:]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,24 +16,28 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.families.base import GenerativeModel
-from lit_gen.families.capabilities import Capabilities
+from lit_gen.families.autoencoder import ImageAutoencoder
 from lit_gen.families.gan.losses import hinge_discriminator_loss, wasserstein_generator_loss
 from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import Sampler
 from lit_gen.families.two_networks import TwoNetworks
-from lit_gen.families.vq.networks.autoencoder import ConvAutoencoder, PatchDiscriminator, QuantisedAutoencoder
+from lit_gen.families.vq.networks.autoencoder import (
+    AutoencoderNetwork,
+    ConvAutoencoder,
+    PatchDiscriminator,
+    QuantisedAutoencoder,
+)
 from lit_gen.families.vq.networks.quantisers import Quantised, Quantiser, VectorQuantiser, perplexity, usage
 from lit_gen.metrics.feature_nets import FeatureNet
 from lit_gen.metrics.perceptual import PerceptualKind, PerceptualLoss, perceptual_loss
-from lit_gen.metrics.reconstruction import psnr, reconstructed_split, reconstruction_scores, ssim
+from lit_gen.metrics.reconstruction import psnr, reconstruction_scores, ssim
 
-AutoencoderFactory = Callable[[tuple[int, int, int], int], ConvAutoencoder]
+AutoencoderFactory = Callable[[tuple[int, int, int], int], AutoencoderNetwork]
 QuantiserFactory = Callable[[int], Quantiser]
 DiscriminatorFactory = Callable[[tuple[int, int, int]], nn.Module]
 
 
-class VQVAE(GenerativeModel):
+class VQVAE(ImageAutoencoder):
     """Vector-quantised autoencoder (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937).
 
     Training minimises |x - decoder(z_q)|^2, averaged over pixels, plus the loss of the quantiser, where z_q are the
@@ -55,7 +60,7 @@ class VQVAE(GenerativeModel):
         UserError: If latent_dim is below 1.
     """
 
-    capabilities = Capabilities(pictures=("reconstructions",), float32_only=True)
+    capabilities = replace(ImageAutoencoder.capabilities, float32_only=True)
 
     def __init__(
         self,
@@ -107,6 +112,10 @@ class VQVAE(GenerativeModel):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Quantise latents (N, *latent_shape) and return their images."""
         return self.autoencoder.decode_latents(latents)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Return the images of the codes of images (N, C, H, W)."""
+        return self.decode(self.encode(images))
 
     # --- training ---
 
@@ -176,12 +185,6 @@ class VQVAE(GenerativeModel):
         self.nfe = 1.0
         return self.decode(self.autoencoder.place(uniform))
 
-    def picture(
-        self, name: str, images: Tensor, labels: Tensor | None, noise: Noise, sampler: Sampler | None = None
-    ) -> Tensor:
-        """Return images above their reconstructions."""
-        return torch.stack([images, self.decode(self.encode(images)).clamp(-1, 1)])
-
     def diagnostics(self, noise: Noise) -> dict[str, float]:
         """Return how the latest training images used the codebook, by frequencies averaged over steps.
 
@@ -204,11 +207,6 @@ class VQVAE(GenerativeModel):
         scores = reconstruction_scores(reconstruct, data, net, self.device)
         share = counts / counts.sum()
         return scores | {"codebook_usage": float(usage(share)), "codebook_perplexity": float(perplexity(share))}
-
-    def further_protocol(self, data: ImageDataModule) -> dict[str, Any]:
-        split = reconstructed_split(data)
-        facts = {"split": split, "data_fingerprint": data.fingerprint(split), "num_images": len(data.images(split))}
-        return {"reconstruction": {"protocol": facts}}
 
 
 class LessMomentumAdam(torch.optim.Adam):

@@ -7,6 +7,7 @@ Papers: Van den Oord et al. 2017, https://arxiv.org/abs/1711.00937; Esser et al.
 """
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,23 @@ from lit_gen.families.vq.networks.quantisers import Quantised, Quantiser, draw_c
 from lit_gen.networks.blocks import ResBlock, check_width, group_norm, initialise
 
 
-class ConvAutoencoder(nn.Module):
+class AutoencoderNetwork(nn.Module):
+    """Encoder and decoder of a first stage.
+
+    Attributes:
+        size: Height and width (h, w) of the latents.
+        encoder: Called with images (N, C, H, W), returns what the latents are made of, on the grid of the latents.
+        decoder: Called with latents on the grid, returns images.
+        last_layer: The last layer of the decoder, whose gradients weigh the adversarial loss of `VQGAN`.
+    """
+
+    size: tuple[int, int]
+    encoder: Any  # a module or a method
+    decoder: Any
+    last_layer: nn.Conv2d
+
+
+class ConvAutoencoder(AutoencoderNetwork):
     """Residual convolutional encoder and decoder: images (N, C, H, W) -> latents (N, dim, h, w) -> images.
 
     Each width after the first halves the resolution: two widths give h = H / 2, three h = H / 4.
@@ -35,6 +52,9 @@ class ConvAutoencoder(nn.Module):
     Raises:
         UserError: If the image size or a width is not supported.
     """
+
+    NUM_ENCODED: ClassVar[int] = 1
+    """Number of outputs of the encoder per latent."""
 
     def __init__(
         self,
@@ -61,7 +81,8 @@ class ConvAutoencoder(nn.Module):
             if level:
                 layers.append(nn.Conv2d(widths[level - 1], wide, 3, stride=2, padding=1))
             layers += [ResBlock(wide, wide, norm=True) for _ in range(num_blocks)]
-        layers += [*_middle(widths[-1], attention), group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], dim, 1)]
+        layers += [*_middle(widths[-1], attention), group_norm(widths[-1]), nn.SiLU()]
+        layers += [nn.Conv2d(widths[-1], self.NUM_ENCODED * dim, 1)]
         self.encoder = nn.Sequential(*layers)
 
         layers = [nn.Conv2d(dim, widths[-1], 3, padding=1), *_middle(widths[-1], attention)]
@@ -91,7 +112,7 @@ class QuantisedAutoencoder(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, network: ConvAutoencoder, quantiser: Quantiser) -> None:
+    def __init__(self, network: AutoencoderNetwork, quantiser: Quantiser) -> None:
         super().__init__()
         self.network = network
         self.quantiser = quantiser

@@ -1,0 +1,88 @@
+"""The verb `sweep`: its parser, and the tables and figures of a sweep. Nothing here takes time to import."""
+
+import argparse
+import re
+from pathlib import Path
+
+from lit_gen.cli import help
+from lit_gen.core.errors import UserError
+from lit_gen.core.files import write_atomically
+from lit_gen.core.text import printable
+
+_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+def add(verbs: help.Verbs) -> None:
+    """Add the verb to the parser of the command."""
+    parser = verbs.add_parser(
+        "sweep",
+        usage="lit-gen sweep SWEEP.yaml ... [OPTIONS]",
+        description="Run every trial of W&B sweep files on this machine, with no account.\n\n"
+        "  lit-gen sweep sweeps/quickstart.yaml --jobs 2\n\n"
+        "The same command, started again here or on another machine with the same --root, shares the trials.",
+        formatter_class=help.Formatter,
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="SWEEP.yaml", help="one W&B sweep file or more")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of a random search (default: 0)")
+    parser.add_argument("--count", type=int, default=None, help="number of trials of a random search")
+    parser.add_argument("--name", default=None, help="name of the sweep's folder (default: the first file's name)")
+    parser.add_argument("--retries", type=int, default=0, help="times to run a failed trial again (default: 0)")
+    parser.add_argument("--time-limit", type=_seconds, metavar="2h", help="end a trial after so long (default: never)")
+    parser.add_argument("--dry-run", action="store_true", help="list the trials and stop")
+    parser.set_defaults(command=_sweep)
+
+
+def _seconds(text: str) -> float:
+    """Return a duration such as 2h or 1h30m in seconds."""
+    if re.fullmatch(r"(\d+(\.\d+)?[dhms])+", text) and (found := re.findall(r"([\d.]+)([dhms])", text)):
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in found)
+        if seconds > 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r:.40} is not a duration such as 2h, 90m or 1h30m")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from lit_gen import sweeps
+    from lit_gen.core.seeds import check_seed
+
+    check_seed(options.seed, "--seed")
+    if options.jobs < 1:
+        raise UserError(f"--jobs: {options.jobs} is not a positive number of trials; give 1 or more")
+    common = {"seed": options.seed, "count": options.count, "name": options.name}
+    if options.dry_run:
+        sweeps.dry_run(options.files, options.root, **common)
+        return 0
+    done = sweeps.run_sweep(
+        options.files, options.root, jobs=options.jobs, retries=options.retries, time_limit=options.time_limit, **common
+    )
+    if done.results and not done.interrupted:
+        try:
+            _report(sorted({path for results in done.results.values() for path in results}), done.folder)
+        except UserError as error:  # a report that cannot be made does not undo the trials
+            print(f"no report: {printable(error)}")
+            return max(done.exit_status, 1)
+    return done.exit_status
+
+
+def _report(paths: list[Path], folder: Path) -> None:
+    """Write leaderboard, distance against evaluations and samples side by side for each protocol of a sweep."""
+    from lit_gen.report import leaderboard, plots, render
+    from lit_gen.report.results import read_results
+
+    groups = leaderboard.comparable(read_results(paths))
+    tables, files = [], [folder / "leaderboard.md"]
+    for number, results in enumerate(groups, start=1):
+        board = leaderboard.rank(results)
+        render.print_table(board)
+        tables.append(render.to_markdown(board))
+        data = re.sub(r"[^\w.=-]+", "_", results[0].protocol["data"])[:80]
+        ending = "" if len(groups) == 1 else f"_{number}_{data}"
+        distances, samples = folder / f"distance_vs_nfe{ending}.png", folder / f"samples{ending}.png"
+        plots.distance_vs_cost(results, distances)
+        plots.side_by_side(results, samples)
+        files += [distances, samples]
+    write_atomically(files[0], "\n".join(tables))
+    for file in files:
+        print(printable(file))
