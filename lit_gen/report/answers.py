@@ -125,7 +125,7 @@ def _sentence(best: Best, board: Leaderboard, ranked: Sequence[Row]) -> str:
         more = f"; and {len(best.tied) - MOST_NAMED} more" if len(best.tied) > MOST_NAMED else ""
         text += f" It cannot be told apart from {_rows(len(best.tied))}: {listed}{more}."
     if best.unknown:
-        text += f" It is ahead of {_rows(best.unknown)}, whose noise is unknown: run more seeds to tell them apart."
+        text += f" It is ahead of {_rows(best.unknown)}, but the noise is unknown: evaluate with more seeds to tell."
     if best.row.copies:
         text += " Its samples copy training images, so its score does not show that it generalises."
     return text + _floor(board)

@@ -243,6 +243,8 @@ def _comparison(results: Sequence[Result], found: Mapping[Path, Training], ancho
     lines = [(by_row.get(id(line)), row) for line, row in zip(lines_of(board), cells, strict=True)]
     scores = [f"{name} {'↑' if board.better[name] == 'higher' else '↓'}" for name in board.metrics[:NUM_FIRST_SCORES]]
     shown = FIRST_COLUMNS | {printable(score) for score in scores}
+    if len({grid for row in board.rows if (grid := row.first.grid)}) < 2:
+        shown -= {"grid"}
     styles = Styles([entry.model for entry in entries], [entry.sampler for entry in entries])
     charts = [chart for against in COSTS if (chart := cost_chart(board, against, styles)) is not None]
     return Comparison(

@@ -15,7 +15,7 @@ from lit_gen.cli.main import main
 from lit_gen.evaluation.result_file import load_result
 from lit_gen.experiment.reproduction import compare_numbers, compare_scores
 from lit_gen.runs.directory import Run
-from tests.conftest import arguments
+from tests.conftest import TINY, arguments
 
 pytestmark = pytest.mark.slow
 QUICK = ["--evaluation.metrics=[FrechetDistance]", "--sampler=Heun", "--sampler.steps=2", "--sampler.S_churn=1"]
@@ -50,6 +50,20 @@ def test_two_stages_are_reproduced_and_left_as_they_are(tmp_path: Path, capsys: 
     assert main(["reproduce", str(run.directory)]) == 0
     assert "averaged weights: 64 bit-identical" in capsys.readouterr().out
     assert sorted(run.directory.rglob("*")) == before
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("family", [*TINY, "Reflow"])
+def test_a_run_of_every_family_is_reproduced(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = commands.fit(arguments(family.replace("Reflow", "RectifiedFlow"), tmp_path, 128))
+    if family == "Reflow":
+        few = ["--reflow.num_pairs=128", "--reflow.sampler.steps=2", "--budget.num_images=128"]
+        run = commands.reflow([str(run.directory), *few])
+    commands.evaluate([str(run.directory)])
+    capsys.readouterr()
+    assert main(["reproduce", str(run.directory)]) == 0
+    text = capsys.readouterr().out
+    assert text.endswith(f"{run.directory}: bit-identical\n") and "scores of" in text and "raw weights" in text
 
 
 def test_other_weights_are_not_reproduced(copy: Run, capsys: pytest.CaptureFixture[str]) -> None:

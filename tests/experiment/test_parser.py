@@ -299,8 +299,8 @@ def test_choices_are_what_users_may_choose() -> None:
     with pytest.raises(UserError, match="unknown class Xyzzy") as error:
         ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Xyzzy"])
     assert str(error.value).endswith(
-        "one of AnnealedLangevin, DDIM, DDPM, DPMSolver, Euler, EulerMaruyama, GaussianMixturePrior, Heun, "
-        "PredictorCorrector, RK45, Temperature, TokenSampling, Truncation, UniPC"
+        "one of AnnealedLangevin, DDIM, DDPM, DEIS, DPMSolver, Euler, EulerMaruyama, GaussianMixturePrior, Heun, "
+        "IPNDM, LMS, PredictorCorrector, RK45, Temperature, TokenSampling, Truncation, UniPC"
     )
 
 

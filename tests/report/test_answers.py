@@ -40,7 +40,7 @@ def test_a_smaller_noise_tells_them_apart():
 def test_a_row_that_is_ahead_by_unknown_noise_is_not_said_to_beat():
     for answer in find_answers(board(*ROWS, error=None)):
         assert "Its interval is unknown." in answer.answer and "beats" not in answer.answer
-        assert re.search(r"ahead of \d other rows, whose noise is unknown: run more seeds", answer.answer)
+        assert re.search(r"ahead of \d other rows, but the noise is unknown: evaluate with more seeds", answer.answer)
 
 
 def test_questions_are_only_of_what_differs():

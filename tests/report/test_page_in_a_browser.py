@@ -204,6 +204,8 @@ def test_axe_finds_no_violation(page: str, tmp_path: Path, dark: bool) -> None:
       const { violations } = await axe.run(document);
       return violations.map(each => [each.id, each.nodes.map(node => node.html)]);"""
     assert in_browser(with_axe, tmp_path, probe, dark) == []
+    if dark:
+        return
     broken = with_axe.replace('alt="', 'data-alt="').replace("--soft: #5a5f66", "--soft: #c5c5c5")
     found = {name for name, _ in in_browser(broken, tmp_path, probe)}
     assert {"image-alt", "color-contrast"} <= found

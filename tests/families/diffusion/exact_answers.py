@@ -20,6 +20,9 @@ from lit_gen.families.diffusion.denoisers import per_image
 from lit_gen.families.diffusion.samplers import (
     DDIM,
     DDPM,
+    DEIS,
+    IPNDM,
+    LMS,
     RK45,
     AnnealedLangevin,
     DiffusionSampler,
@@ -59,6 +62,11 @@ SAMPLERS: list[DiffusionSampler] = [
     UniPC(steps=7),
     UniPC(steps=7, order=3, variant="bh1"),
     UniPC(steps=7, order=3, corrector=False),
+    DPMSolver(steps=7, order=3),
+    IPNDM(steps=7),
+    LMS(steps=7),
+    DEIS(steps=7, order=3),
+    DEIS(steps=7, order=2, variable="log"),
     RK45(rtol=1e-4, atol=1e-4),
 ]
 

@@ -20,6 +20,7 @@ The tables of diffusers are float32, hence the tolerance.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -44,6 +45,8 @@ from lit_gen.families.diffusion import (
 from lit_gen.families.diffusion.samplers import (
     DDIM,
     DDPM,
+    DEIS,
+    LMS,
     DiffusionSampler,
     DPMSolver,
     Euler,
@@ -330,6 +333,51 @@ def test_unip(mixture, steps):
     theirs = loop(with_levels(scheduler, steps), network, x)
     sampler = UniPC(steps=len(steps), order=3, corrector=False, grid=Knots(steps))
     torch.testing.assert_close(ours(sampler, network, VP, Epsilon()), theirs.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [KNOTS[0], UNEVEN])
+def test_dpm_solver_of_order_3(mixture, steps):
+    """From 15 steps on, the last but one step of diffusers has order 3, and ours order 2."""
+    network = network_of(mixture, VP, Epsilon())
+    scheduler = diffusers.DPMSolverMultistepScheduler(**(CHAIN | {"solver_order": 3}), final_sigmas_type="zero")
+    x = float(VP(1.0)[1]) * Noise(3, range(8)).normal(SHAPE, torch.float64)
+    theirs = loop(with_levels(scheduler, steps), network, x)
+    images = ours(DPMSolver(steps=len(steps), order=3, grid=Knots(steps)), network, VP, Epsilon())
+    torch.testing.assert_close(images, theirs.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", KNOTS)
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis(mixture, order: Literal[1, 2, 3], steps: list[int]):
+    """Its polynomials are in the logarithm of the noise level; its last step extrapolates, and ours returns D."""
+    network = network_of(mixture, VP, Epsilon())
+    scheduler = diffusers.DEISMultistepScheduler(**(CHAIN | {"solver_order": order, "lower_order_final": False}))
+    scheduler = with_levels(scheduler, steps)
+    scheduler.timesteps = scheduler.timesteps[:-1]
+    theirs = loop(scheduler, network, float(VP(1.0)[1]) * Noise(3, range(8)).normal(SHAPE, torch.float64))
+    x = last_but_one(DEIS(steps=len(steps), order=order, variable="log", grid=Knots(steps)), network)[0]
+    torch.testing.assert_close(x, theirs.double(), rtol=1e-5, atol=1e-5)
+
+
+def last_but_one(sampler: DiffusionSampler, network) -> tuple[Tensor, Tensor]:
+    """Return the state before the last step of a sampler, and the scale of the data there."""
+    states = list(sampler.trajectory(NetworkDenoiser(network, VP, Epsilon()), VP, Noise(3, range(8)), SHAPE))
+    t, x = states[-2]
+    return x, VP(t)[0]
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_lms(mixture, steps: int, order: Literal[1, 2, 3, 4]):
+    network = network_of(mixture, VP, Epsilon())
+    scheduler = diffusers.LMSDiscreteScheduler(beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    x = float(VP.ratio(1.0)) * Noise(3, range(8)).normal(SHAPE, torch.float64)
+    for index in scheduler.timesteps[:-1]:  # its last step extrapolates, ours returns D; it integrates to 1e-4
+        output = network(scheduler.scale_model_input(x, index), torch.full((8,), float(index)).double(), None)
+        x = scheduler.step(output, index, x, order=order).prev_sample
+    ours, alpha = last_but_one(LMS(steps=steps, order=order, grid=Uniform()), network)
+    torch.testing.assert_close(ours / alpha, x, rtol=1e-3, atol=1e-3)
 
 
 def test_predictor_corrector(mixture, monkeypatch):

@@ -26,6 +26,9 @@ from lit_gen.families.diffusion import (
 from lit_gen.families.diffusion.samplers import (
     DDIM,
     DDPM,
+    DEIS,
+    IPNDM,
+    LMS,
     RK45,
     AnnealedLangevin,
     DiffusionSampler,
@@ -165,6 +168,10 @@ def test_evaluations_are_counted(mixture, sampler: DiffusionSampler):
         (DPMSolver(nfe=1, method="singlestep"), 1, 1),
         (DPMSolver(nfe=8, method="singlestep", order=1), 8, 8),
         (UniPC(nfe=10), 10, 10),
+        (DPMSolver(nfe=9, order=3), 9, 9),
+        (IPNDM(nfe=6), 6, 6),
+        (LMS(nfe=5), 5, 5),
+        (DEIS(nfe=1), 1, 1),
     ],
 )
 def test_a_budget_is_filled_and_not_exceeded(mixture, sampler: GridSampler, steps: int, evaluations: int):
@@ -326,7 +333,8 @@ def test_steps_or_budget_but_not_both():
         (PredictorCorrector, {"norm": "batch"}),
         (AnnealedLangevin, {"steps_each": 0}),
         (AnnealedLangevin, {"step_size": 2.0}),
-        (DPMSolver, {"order": 3}),
+        (DPMSolver, {"order": 4}),
+        (DPMSolver, {"order": 3, "method": "singlestep"}),
         (DPMSolver, {"method": "2M"}),
         (DPMSolver, {"eta": -1.0}),
         (DPMSolver, {"eta": 1.0, "method": "singlestep"}),

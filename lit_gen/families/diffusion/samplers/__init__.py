@@ -7,6 +7,7 @@ With x = alpha_t x_0 + sigma_t eps, D = E[x_0 | x] from the denoiser and eps_hat
 - `Euler` and `Heun` integrate the probability-flow ODE dx/dt = alpha'(t) D + sigma'(t) eps_hat.
 - `RK45` integrates it with adaptive steps.
 - `DPMSolver` and `UniPC` integrate it exactly except for D, which they extrapolate from earlier evaluations.
+- `IPNDM`, `LMS` and `DEIS` extrapolate eps_hat from earlier evaluations.
 - `EulerMaruyama` integrates the reverse SDEs, which have the marginals of the probability flow; so does `DPMSolver`
   with eta > 0.
 - `PredictorCorrector` and `AnnealedLangevin` take Langevin steps at a fixed time, the former between steps in time.
@@ -15,6 +16,7 @@ The grid, the solver, the noise, the coordinates of the ODE and the model are in
 keeps no state. In the last step, to sigma = 0, all samplers return D, except `AnnealedLangevin` with `denoise=False`.
 """
 
+from lit_gen.families.diffusion.samplers.adams import DEIS, IPNDM, LMS
 from lit_gen.families.diffusion.samplers.adaptive import RK45
 from lit_gen.families.diffusion.samplers.ancestral import DDIM, DDPM
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler, GridSampler
@@ -26,6 +28,9 @@ from lit_gen.families.diffusion.samplers.sde import EulerMaruyama
 __all__ = [
     "DDIM",
     "DDPM",
+    "DEIS",
+    "IPNDM",
+    "LMS",
     "RK45",
     "AnnealedLangevin",
     "DPMSolver",

@@ -26,7 +26,7 @@ from lit_gen.families.diffusion.schedules import Schedule
 
 
 class DPMSolver(GridSampler):
-    r"""DPM-Solver++ of order 1 or 2, deterministic (2M, 2S) or stochastic (SDE).
+    r"""DPM-Solver++ of order 1 to 3, deterministic (2M, 2S, 3M) or stochastic (SDE).
 
     With h = lambda_s - lambda_t, a step is
 
@@ -37,6 +37,15 @@ class DPMSolver(GridSampler):
     - multistep: D + (D - D_previous) h / (2 h_previous), one evaluation per step. The first step has order 1.
     - singlestep: D at the middle of the step in lambda, reached by a step of order 1; two evaluations per step.
 
+    The multistep method of order 3 has the parabola through the last three values of D, with derivatives D^(1) and
+    D^(2) in lambda at t. The first two steps have orders 1 and 2, and the last but one has order 2:
+
+        x_s = sigma_s / sigma_t x_t
+            + alpha_s ((1 - e^{-h}) D + (h - 1 + e^{-h}) D^(1) + (h^2 / 2 - h + 1 - e^{-h}) D^(2) / 2)
+
+    The integral of the parabola is the same without the last division by 2, which is in the authors' code and all that
+    follow it. With it the error falls with the second power of the number of steps, and is smaller at 6 to 20.
+
     The last step, to sigma = 0, has order 1 and returns D. A step from pure noise (alpha = 0), at which lambda is
     infinite, also has order 1. At order 1 the sampler is `DDIM` with eta = 0 if eta = 0, and `DDIM` with eta = 1 if
     eta = 1.
@@ -44,7 +53,8 @@ class DPMSolver(GridSampler):
     Paper: Lu et al. 2022, https://arxiv.org/abs/2211.01095
 
     Args:
-        order: Order of convergence; with noise, of the convergence of moments.
+        order: Number of values of D; 1 and 2 are orders of convergence, with noise of the moments. 3 is multistep and
+            has no noise.
         method: Source of the second value of D at order 2.
         eta: g^2 of the reverse SDE in units of that of the forward process: 0 is deterministic and uses no noise, 1 is
             the paper's SDE-DPM-Solver++. It is the square of the noise_scale of `EulerMaruyama`.
@@ -56,13 +66,13 @@ class DPMSolver(GridSampler):
 
     def __init__(
         self,
-        order: Literal[1, 2] = 2,
+        order: Literal[1, 2, 3] = 2,
         method: Literal["multistep", "singlestep"] = "multistep",
         eta: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        if order not in (1, 2):
-            raise UserError(f"sampler.order: {order} is not an order of DPMSolver; choose 1 or 2")
+        if order not in (1, 2, 3):
+            raise UserError(f"sampler.order: {order} is not an order of DPMSolver; choose 1, 2 or 3")
         if method not in ("multistep", "singlestep"):
             raise UserError(f"sampler.method: {method!r} is not a method; choose multistep or singlestep")
         if eta < 0:
@@ -71,6 +81,10 @@ class DPMSolver(GridSampler):
             raise UserError(
                 f"sampler.eta: {eta} adds noise, which the method singlestep does not support; set it to 0, or choose "
                 "multistep"
+            )
+        if order == 3 and (method == "singlestep" or eta > 0):
+            raise UserError(
+                "sampler.order: 3 is multistep and has no noise; choose 2, or set method and eta to defaults"
             )
         self.order = order
         self.method = method
@@ -96,16 +110,34 @@ class DPMSolver(GridSampler):
         if self.order == 1 or self.method == "singlestep":
             yield from super().integrate(denoiser, schedule, x, times, noise)
             return
-        past: tuple[float, Tensor] | None = None  # h and D of the previous step
-        for t, s in pairwise(times):
+        past: list[tuple[float, Tensor]] = []  # h and D of the previous steps, the latest first
+        for index, (t, s) in enumerate(pairwise(times)):
             denoised = denoiser(x, *schedule(t))
             h = float(_log_snr(schedule, s) - _log_snr(schedule, t))
             guess = denoised
-            if past is not None and h < math.inf:  # after a step from pure noise, past[0] is infinite: order 1
-                guess = denoised + h / (2 * past[0]) * (denoised - past[1])
+            if past and h < math.inf:  # after a step from pure noise, past[0][0] is infinite: order 1
+                guess = self._guess(h, denoised, past[: len(times) - 2 - index])
             x = self._advance(schedule, x, t, s, guess, noise)
-            past = h, denoised
+            past = [(h, denoised), *past[: self.order - 2]]
             yield s, x
+
+    def _guess(self, h: float, denoised: Tensor, past: list[tuple[float, Tensor]]) -> Tensor:
+        """Return the constant D' of a step of order 2 or 3.
+
+        Args:
+            h: Step in lambda.
+            denoised: D(x_t).
+            past: Steps h_1, h_2 before, and D at their beginnings, the latest first.
+        """
+        (h_1, d_1), *earlier = past
+        if not earlier or math.isinf(earlier[0][0]):
+            return denoised + h / (2 * h_1) * (denoised - d_1)
+        h_2, d_2 = earlier[0]
+        slope = (denoised - d_1) / h_1
+        second = 2 * (slope - (d_1 - d_2) / h_2) / (h_1 + h_2)
+        first = slope + h_1 / 2 * second
+        whole = -math.expm1(-h)
+        return denoised + (h / whole - 1) * first + (h * (h / 2 - 1) / whole + 1) / 2 * second
 
     def _advance(self, schedule: Schedule, x: Tensor, t: float, s: float, denoised: Tensor, noise: Noise) -> Tensor:
         alpha_t, sigma_t = schedule(t)
