@@ -148,7 +148,7 @@ def test_other_commands_name_what_there_is(words: list[str]) -> None:
         case ["wandb", "sweep", file]:
             assert load_sweep([ROOT / file]).trials
         case ["wandb", "leet", path]:
-            assert path.split("/")[2] in SWEEPS
+            assert re.fullmatch(r"runs/\w+-\*/wandb", path)
         case ["pip", "install", tool]:  # of a script of the docs
             assert f"import {tool}" in "".join(script.read_text() for script in DOCS.glob("*.py"))
         case ["python", "-m", "lit_gen.report.theory", figure, *_]:

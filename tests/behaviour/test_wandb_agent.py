@@ -101,7 +101,7 @@ def agent(folder: Path, commands: Path) -> Iterator[Agent]:
     warm.command(commands, folder / "bin" / "wandb", "wandb")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "LIT_GEN_"))}
     environment |= {"HOME": str(folder), "WANDB_CONFIG_DIR": str(folder / "settings"), "WANDB_API_KEY": "0" * 40}
-    environment |= {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"WANDB_DIR": str(folder), "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     with ThreadingHTTPServer(("127.0.0.1", 0), SweepServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment["WANDB_BASE_URL"] = f"http://127.0.0.1:{server.server_port}"

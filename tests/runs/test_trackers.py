@@ -13,8 +13,10 @@ from PIL import Image
 
 from lit_gen.cli import commands
 from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
+from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.runs.directory import Run
-from lit_gen.runs.tracking import TrackerName
+from lit_gen.runs.tracking import TrackerName, Tracking, WandbSettings
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
 
@@ -114,6 +116,19 @@ def test_mlflow_has_curves_pictures_and_scores(tmp_path: Path, monkeypatch: pyte
         assert each.info.run_name == f"EDM Heun nfe {nfe:g} seed 0, {run.directory.name}"
         assert each.data.metrics["fd_digits"] == results[nfe]["metrics"]["fd_digits"]
         assert client.list_artifacts(each.info.run_id, "images")
+
+
+@pytest.mark.parametrize(
+    ("given", "names"), [("tensorboard", ("tensorboard",)), ("[mlflow,wandb]", ("mlflow", "wandb")), ("[]", ())]
+)
+def test_one_tracker_or_a_list(given: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    config = ExperimentCLI([*arguments("VAE", tmp_path), "--tracker", given]).config
+    assert Tracking.of(config.tracker, WandbSettings()).names == names
+
+
+def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^tracker: .*wandb, tensorboard, mlflow"):
+        ExperimentCLI([*arguments("VAE", tmp_path), "--tracker", "comet"])
 
 
 @pytest.mark.parametrize("tracker", ["tensorboard", "mlflow"])

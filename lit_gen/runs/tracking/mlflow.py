@@ -108,8 +108,17 @@ def _address(run: Run) -> str:
 
 def _experiment(client: "MlflowClient", name: str) -> str:
     """Return the id of an experiment, which is made if there is none."""
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
-    return client.create_experiment(name) if found is None else found.experiment_id
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:  # another process may have made it meanwhile
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
 
 
 def _runs(client: "MlflowClient", experiment: str, key: str, below: list[str] | None = None) -> list[str]:

@@ -187,7 +187,8 @@ def _init(of_agent: bool, **arguments: Any) -> "wandb.Run":
     _end_session()
     try:
         with nullcontext() if of_agent else _without_agent():
-            settings = wandb.Settings(silent=True, console="off")
+            # the list of all installed packages takes 0.1 s; that of the training run is enough
+            settings = wandb.Settings(silent=True, console="off", x_save_requirements=not of_agent)
             return wandb.init(settings=settings, reinit="finish_previous", **arguments)
     except wandb.errors.Error as error:
         reason = str(error).splitlines()[0]
