@@ -1,6 +1,8 @@
 """Print the table of docs/diffusion.md: solvers against the exact flow of two moons, by network evaluations."""
 
+import argparse
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -43,8 +45,9 @@ def end_of_the_flow(denoiser: GaussianMixtureDenoiser, start: Tensor) -> Tensor:
     return denoise(solved.y[:, -1], 0.002)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
     moons = TwoMoons().exact
     denoiser = GaussianMixtureDenoiser(moons.means, moons.variances.sqrt())
     schedule, noise, shape = EDMSchedule(), partial(Noise, 0, range(40)), (2, 1, 1)
