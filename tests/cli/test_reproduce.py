@@ -57,7 +57,12 @@ def test_two_stages_are_reproduced_and_left_as_they_are(tmp_path: Path, capsys: 
 def test_a_run_of_every_family_is_reproduced(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = commands.fit(arguments(family.replace("Reflow", "RectifiedFlow"), tmp_path, 128))
     if family == "Reflow":
-        few = ["--reflow.num_pairs=128", "--reflow.sampler.steps=2", "--budget.num_images=128"]
+        few = [
+            "--reflow.num_pairs=128",
+            "--reflow.sampler=Euler",
+            "--reflow.sampler.steps=2",
+            "--budget.num_images=128",
+        ]
         run = commands.reflow([str(run.directory), *few])
     commands.evaluate([str(run.directory)])
     capsys.readouterr()
