@@ -132,8 +132,14 @@ class Execution:
         return self._result
 
     def _is_going_on(self) -> bool:
-        left = self._shared.is_waiting or self._shared.num_elsewhere or self._proposals.num_left
-        return bool(left or self._busy())
+        """Return whether trials are left here or elsewhere; at the end, hear first what others have just ended."""
+        for at_once in (False, True):
+            if at_once:
+                self._hear(at_once)
+            left = self._shared.is_waiting or self._shared.num_elsewhere or self._proposals.num_left
+            if left or self._busy():
+                return True
+        return False
 
     def _busy(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.assignment]

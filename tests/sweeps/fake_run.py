@@ -44,6 +44,10 @@ def run(arguments: list[str]) -> list[Path]:
         time.sleep(0.2)  # a signal that Python handles
     if behaviour == "stops-once" and len(list(executions.glob("*"))) == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
+    if behaviour == "meets":  # a trial of another process
+        until = time.monotonic() + 20
+        while len({path.read_text() for path in executions.glob("*")}) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
     if behaviour == "hurried":  # as a second Ctrl-C, which comes where no trial catches it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_gen.sweeps import SweepResult, execution
-from lit_gen.sweeps.journal import outcomes, read_journal
+from lit_gen.sweeps import SweepResult, execution, load_sweep
+from lit_gen.sweeps.journal import Journal, outcomes, read_journal
+from lit_gen.sweeps.queue import SharedTrials, Training
+from lit_gen.sweeps.trial import Trial
 from tests.sweeps.fake_sweeps import executions, sweep, write
 
 PARENT = """
@@ -29,18 +31,35 @@ sys.exit(result.exit_status)
 
 
 def test_two_parents_share_the_trials_and_both_report_all(tmp_path):
-    path, root = write(tmp_path, x=list(range(4)), sleep=0.1), tmp_path / "runs"
+    path, root = write(tmp_path, x=list(range(4)), behaviour="meets"), tmp_path / "runs"
     found: list[tuple[SweepResult, str]] = []
     parents = [threading.Thread(target=lambda: found.append(sweep(path, root))) for _ in range(2)]
     for parent in parents:
         parent.start()
     for parent in parents:
         parent.join()
-    assert executions(root) == dict.fromkeys([f"sleep=0.1_x={x}" for x in range(4)], 1)
+    assert executions(root) == dict.fromkeys([f"behaviour=meets_x={x}" for x in range(4)], 1)
     assert found[0][0].results == found[1][0].results and len(found[0][0].results) == 4
     assert all("4 finished, 0 failed of 4 trials" in output for _, output in found)
     assert any("finished, by another process" in output for _, output in found)
     assert list((root / "sweeps" / "demo" / "locks").iterdir()) == []
+
+
+def test_a_trial_that_another_process_ends_at_the_last_moment_is_reported(tmp_path, monkeypatch):
+    """Between the last look at the others and the lock of the last trial."""
+    path, root = write(tmp_path, x=1), tmp_path / "runs"
+    claim = SharedTrials.claim
+
+    def ended_a_moment_before(self: SharedTrials, busy: set[Training]) -> Trial | None:
+        (trial,) = load_sweep([path]).trials
+        Journal(root / "sweeps" / "demo" / "journal.jsonl", "other").append("finished", trial.id, result="r.json")
+        monkeypatch.setattr(SharedTrials, "claim", claim)
+        return claim(self, busy)
+
+    monkeypatch.setattr(SharedTrials, "claim", ended_a_moment_before)
+    result, output = sweep(path, root)
+    assert list(result.results.values()) == [[root / "r.json"]] and not (root / "executions").exists()
+    assert "1 finished, 0 failed of 1 trials" in output
 
 
 def test_a_failed_trial_runs_again_as_often_as_asked_unless_its_settings_are_at_fault(tmp_path):
