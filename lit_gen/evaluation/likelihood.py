@@ -121,15 +121,15 @@ def likelihood_floors(data: ImageDataModule, num_images: int) -> dict[str, dict[
         num_images: Number of test images, evenly spaced.
     """
     images, train, levels = data.images("test"), data.images("train"), data.source.num_levels
-    step = 255 // (levels - 1)
+    level_of = np.rint(np.arange(256) * ((levels - 1) / 255)).astype(int)
     counts = np.ones((len(train[0]), levels))
     for start in range(0, len(train), 1024):
         for channel, values in enumerate(np.array(train[start : start + 1024]).swapaxes(0, 1)):
-            counts[channel] += np.bincount(values.ravel() // step, minlength=levels)
+            counts[channel] += np.bincount(level_of[values].ravel(), minlength=levels)
     log_p = np.log(counts / counts.sum(1, keepdims=True))
     known = torch.zeros(num_images, dtype=torch.float64)
     for row, index in enumerate(evenly_spaced(num_images, len(images))):
-        known[row] = sum(float(log_p[channel][values // step].sum()) for channel, values in enumerate(images[index]))
+        known[row] = sum(float(log_p[channel][level_of[values]].sum()) for channel, values in enumerate(images[index]))
     num_dims = math.prod(data.image_shape)
     rows = {"equal_values": torch.full_like(known, -num_dims * math.log(levels)), "histogram": known}
     return {name: _row(_metrics(log_p, data), num_images) for name, log_p in rows.items()}

@@ -90,9 +90,9 @@ class Estimate:
             running.total = time.monotonic() - running.since + step.seconds_left
 
     def ended(self, trial: Trial, seconds: float | None = None) -> None:
-        """Record that a trial ended, with its time in seconds unless it failed."""
-        running = self._running.pop(trial.id)
-        if seconds is not None:
+        """Record that a trial ended, with its time in seconds unless it failed; nothing if that is known already."""
+        running = self._running.pop(trial.id, None)
+        if running is not None and seconds is not None:
             self._seconds[running.trains] += seconds
             self._num_ended[running.trains] += 1
 

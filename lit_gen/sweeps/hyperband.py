@@ -32,7 +32,7 @@ class Hyperband:
     Args:
         brackets: Increasing numbers of evaluations.
         eta: One in `eta` trials passes a bracket.
-        strict: Whether the value at the bracket counts, and not the best one up to it.
+        strict: Whether the value at the bracket counts, and not the best one so far.
         file: The sweep file, whose trials are compared with each other.
     """
 

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from lit_gen.core.errors import UserError
 from lit_gen.core.files import writing
 
 SECONDS_BETWEEN_SIGNS = 3.0
@@ -64,7 +63,9 @@ class Process:
         if not system or (self.host, self.system) != (host, system):
             return False
         started = start_of(self.pid)
-        return started is None or (self.started is not None and started != self.started)
+        if started is None:
+            return not _is_hidden(self.pid)
+        return self.started is not None and started != self.started
 
 
 def _system() -> str:
@@ -84,6 +85,17 @@ def start_of(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def _is_hidden(pid: int) -> bool:
+    """Return whether a process of another user exists, which /proc hides if it is mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class _Held:
     """A lock of this process."""
 
@@ -93,7 +105,12 @@ class _Held:
         self._beat = 0
         self.lost = False
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        self._write()
+        try:
+            self._write()
+        except BaseException:  # a full disk
+            os.close(self.descriptor)
+            path.unlink(missing_ok=True)
+            raise
 
     def _write(self) -> None:
         # the counter is padded: a write in place then never leaves a rest of an older one
@@ -207,13 +224,11 @@ class TrialLocks:
         if trial in self._held or not all(self._is_lost(path) for path in below):
             return False
         generation = max((int(path.suffix[1:]) for path in below), default=0) + 1
-        try:
-            with writing(self._folder):
+        with writing(self._folder):
+            try:
                 held = _Held(self._folder / f"{trial}.{generation}", self.process)
-        except UserError:
-            if (self._folder / f"{trial}.{generation}").exists():  # another process was faster
+            except FileExistsError:  # another process was faster
                 return False
-            raise
         # a process that saw an older state of the folder may have created another file; then nobody has the lock
         if set(self._files_of(trial)) - set(below) != {held.path} or not all(map(self._is_lost, below)):
             held.remove()

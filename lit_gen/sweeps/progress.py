@@ -75,6 +75,8 @@ def _activity(step: Step) -> str:
 class SweepProgress:
     """Reports of a sweep on a console; a context manager.
 
+    A trial that another process took over and ended may still run here for a moment.
+
     Args:
         console: The console; bars appear only if it is a terminal.
         trials: All trials of the sweep.
@@ -129,7 +131,7 @@ class SweepProgress:
 
     def stepped(self, trial: Trial, step: Step) -> None:
         """Show how far a running trial is."""
-        if step != self._steps.get(trial.id):
+        if trial.id in self._running and step != self._steps.get(trial.id):
             self._steps[trial.id] = step
             self._estimate.stepped(trial, step)
             under_way = step.images_per_second > 0 and step.completed < step.total
@@ -147,7 +149,8 @@ class SweepProgress:
     def silent(self, trial: Trial, process: int, seconds: float, until_replaced: float) -> None:
         """Report that the process of a running trial gives no sign of life."""
         self._steps.pop(trial.id, None)
-        self._bars.update(self._running[trial.id], speed="", left="no sign of life")
+        if trial.id in self._running:
+            self._bars.update(self._running[trial.id], speed="", left="no sign of life")
         self.say(
             f"{self._labels.describe(trial)}: process {process} has given no sign of life for {seconds:.0f} s and may "
             f"be stopped; resume it with kill -CONT {process}, or it is replaced after {until_replaced:.0f} s"
@@ -155,7 +158,8 @@ class SweepProgress:
 
     def heard(self, trial: Trial, process: int) -> None:
         """Report that the process of a running trial gives signs of life again."""
-        self._bars.update(self._running[trial.id], left="")
+        if trial.id in self._running:
+            self._bars.update(self._running[trial.id], left="")
         self.say(f"{self._labels.describe(trial)}: process {process} is running again")
 
     def finished(self, trial: Trial, results: Sequence[Path], seconds: float) -> None:

@@ -1,11 +1,13 @@
 """Locks of trials between processes, of which all but one are fakes: other machines, other clocks, holders that die."""
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from lit_gen.core.errors import UserError
 from lit_gen.sweeps.locks import Process, TrialLocks, start_of
 
 LOST, SIGNS = 60.0, 3.0
@@ -151,3 +153,28 @@ def test_a_context_gives_signs_by_itself_and_lets_go_at_its_end(tmp_path: Path) 
         first = path.read_bytes()
         assert any(path.read_bytes() != first for _ in range(100_000))
     assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    a = machine(tmp_path, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(UserError, match="free some space"):
+            a.acquire("t")
+    assert list(tmp_path.iterdir()) == [] and a.acquire("t")
+
+
+@pytest.mark.skipif(not Process.this().system, reason="this system does not show its processes")
+def test_a_process_of_another_user_that_proc_hides_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError
+
+    a, b = machine(tmp_path, "here", pid=2**22 + 1), machine(tmp_path, "here", pid=os.getpid())
+    assert a.acquire("t")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", forbidden)
+        assert not b.acquire("t")
+    assert b.acquire("t")

@@ -70,6 +70,20 @@ def test_a_trial_that_another_process_runs_again_counts_once() -> None:
     ]
 
 
+def test_a_trial_that_another_process_has_ended_may_still_run_here() -> None:
+    """A machine that slept wakes up: another one has taken its trial over and finished it."""
+    output, trial = StringIO(), TRIALS[0]
+    with SweepProgress(Console(file=output, width=160), TRIALS, finished=[], jobs=1) as progress:
+        progress.started(trial)
+        progress.ended_elsewhere(trial, "finished")
+        progress.silent(trial, 5, 60.0, 600.0)
+        progress.heard(trial, 5)
+        progress.stepped(trial, Step("training", 6400, 64000, 640.0))
+        progress.finished(trial, [Path("nowhere")], 100.0)
+    lines = output.getvalue().splitlines()
+    assert lines[0] == "[1/2] EDM  finished, by another process" and lines[-1] == "[1/2] EDM    100.0 s"
+
+
 @pytest.mark.parametrize("width", [80, 120, 200])
 @pytest.mark.parametrize("files", [["quickstart", "quickstart_one_pass"], ["points"], ["likelihood", "families"]])
 def test_every_number_is_seen_at_every_width(files: list[str], width: int) -> None:
