@@ -58,6 +58,7 @@ class Search:
         objective: Its metric.
         num_proposals: Number of proposals.
         seed: Seed of the search.
+        command: Arguments that all its trials share, and macros.
         make: Function from a setting of the parameters to the trial.
     """
 
@@ -66,14 +67,15 @@ class Search:
     objective: Objective
     num_proposals: int
     seed: int
+    command: Sequence[str]
     make: Callable[[dict[str, Any]], Trial]
 
     @property
     def key(self) -> str:
-        """Name of the search in the journal: a hash of its parameters, metric and seed."""
+        """Name of the search in the journal: a hash of its parameters, metric, seed and command."""
         shape = [(path, each.name, each.fields) for path, each in _leaves(self.space)]
         goal = (self.objective.name, self.objective.maximize)
-        return hashlib.sha256(repr((shape, goal, self.seed)).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr((shape, goal, self.seed, list(self.command))).encode()).hexdigest()[:12]
 
     def check(self) -> None:
         """Raise a UserError if Optuna is not installed."""
@@ -161,9 +163,11 @@ def _setting(space: Space, coordinates: Coordinates, path: str) -> dict[str, Any
 def _value(leaf: Distribution, coordinate: float | None) -> Any:
     if leaf.name == "constant":
         return leaf.fields["value"]
-    if isinstance(coordinate, bool) or not isinstance(coordinate, int | float) or not coordinate >= 0:
+    values = leaf.fields["values"] if leaf.name == "categorical" else ()
+    if isinstance(coordinate, bool) or not isinstance(coordinate, int | float):
         raise UserError(f"{leaf.where}: the journal has no coordinate of this parameter; choose another --name")
+    if not 0 <= coordinate <= max(len(values) - 1, 1):
+        raise UserError(f"{leaf.where}: the journal has the coordinate {coordinate:g}; choose another --name")
     if leaf.name == "categorical":
-        values = leaf.fields["values"]
         return values[min(int(coordinate), len(values) - 1)]
     return leaf.at(min(max(coordinate, SMALLEST), 1 - SMALLEST))

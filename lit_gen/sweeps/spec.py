@@ -223,7 +223,7 @@ def _search(path: Path, space: Space, seed: int, number: int, make: _Maker) -> S
     objective = make.objective
     if objective is None:
         raise UserError(f"{path}: method: bayes needs a metric to optimize; set metric.name to a score of the results")
-    search = Search(path, space, objective, number, seed, make)
+    search = Search(path, space, objective, number, seed, make.command, make)
     search.trial(search.middle)
     return search
 

@@ -78,6 +78,23 @@ def test_every_distribution_is_searched_within_its_bounds(tmp_path: Path) -> Non
     assert len({repr(setting) for setting in settings}) == 14
 
 
+def test_files_that_differ_in_their_commands_are_searched_each(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "s.yaml" for name in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        write(path.parent, command=["run", f"--config={path.parent.name}", "${args}"])
+    assert Proposals(load_sweep(paths).searches).num_left == 24
+    assert Proposals(load_sweep([paths[0], paths[0]]).searches).num_left == 12, "one file, given twice"
+
+
+@pytest.mark.parametrize("coordinate", [7.0, -0.1, math.nan, math.inf, True, "0.5"])
+def test_a_coordinate_of_a_damaged_journal_is_refused(tmp_path: Path, coordinate: Any) -> None:
+    with pytest.raises(UserError, match="parameters.x: the journal has"):
+        search_of(tmp_path).trial({"x": coordinate, "y": 0.5})
+    with pytest.raises(UserError, match="parameters.x: the journal has"):
+        search_of(tmp_path, parameters={"x": {"values": ["a", "b"]}}).trial({"x": coordinate})
+
+
 def test_proposals_depend_on_seed_and_outcomes_alone(tmp_path: Path) -> None:
     def first(search: Search, number: int, known: list[tuple[Coordinates, Outcome]]) -> list[Coordinates]:
         known = list(known)
