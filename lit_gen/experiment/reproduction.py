@@ -186,15 +186,19 @@ def arguments_of(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> li
         evaluation: Settings of evaluations in the configuration of the run.
 
     Raises:
-        UserError: If the sampler is guided by another run, whose place the result does not hold.
+        UserError: If the sampler is guided by another run, whose place the result does not hold, or the result is one
+            of an older version and lacks a part of the protocol.
     """
     protocol, sampler = result["protocol"], result["sampler"]
+    for name in ("num_samples", "split"):
+        if name not in protocol:
+            raise UserError(f"protocol.{name}: the result does not hold it; evaluate the run with lit-gen evaluate")
     words = [f"--evaluation.{key}={protocol[key]}" for key in ("num_samples", "split")]
     words += [f"--evaluation.seed={result['seed']}", f"--evaluation.weights={result['weights']}"]
     if "inception_splits" in protocol:
         words.append(f"--evaluation.inception_splits={protocol['inception_splits']}")
     by_name = {getattr(net, "name", ""): net.__name__ for net in _below(FeatureNet)}
-    if evaluation.get("feature_net") is None and protocol["feature_net"] in by_name:
+    if evaluation.get("feature_net") is None and protocol.get("feature_net") in by_name:
         words.append(f"--evaluation.feature_net={by_name[protocol['feature_net']]}")
     if sampler is not None:
         if isinstance(sampler.get("guidance"), dict) and "run" in sampler["guidance"]:

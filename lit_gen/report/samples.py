@@ -66,7 +66,7 @@ def of_one_seed(groups: Sequence[Sequence[Result]]) -> list[Result]:
 def real_images(results: Sequence[Result], num: int) -> np.ndarray | None:
     """Return evenly spaced real images (num, C, H, W) of the split that the results are scored against.
 
-    They are read from the data of a run; None if there is no run, as of foreign samples.
+    They are read from the data of a run; None if there is no run, as of foreign samples, or the split is unknown.
 
     Args:
         results: Evaluations of one protocol.
@@ -75,18 +75,18 @@ def real_images(results: Sequence[Result], num: int) -> np.ndarray | None:
     Raises:
         UserError: If the data cannot be read, or its images are no longer those of the protocol.
     """
-    own = [result for result in results if not result.foreign and not result.record.other_data]
+    split = results[0].protocol.get("split")  # older versions did not record it
+    own = [result for result in results if split and not result.foreign and not result.record.other_data]
     directories = dict.fromkeys(result.path.parents[2] for result in own)
     directory = next((each for each in directories if (each / "config.yaml").is_file()), None)
     if directory is None:
         return None
     from lit_gen.experiment.loading import load_objects  # imports torch
 
-    protocol = own[0].protocol
     data = load_objects(Run(directory)).data.with_facts(None)
-    if data.fingerprint(protocol["split"]) != protocol.get("data_fingerprint"):
+    if data.fingerprint(split) != own[0].protocol.get("data_fingerprint"):
         raise UserError(f"{directory}: the images of its data are no longer those of the protocol; restore the data")
-    images = data.images(protocol["split"])
+    images = data.images(split)
     index = np.arange(min(num, len(images))) * len(images) // min(num, len(images))
-    redrawn = data.source.redraw(index, 0) if protocol["split"] == "train" else None
+    redrawn = data.source.redraw(index, 0) if split == "train" else None
     return np.array(images[index]) if redrawn is None else redrawn

@@ -243,6 +243,19 @@ def test_a_page_stands_without_what_is_damaged(tmp_path: Path) -> None:
     assert f'id="{run.name}"' in text and text.count('alt="samples of ') == 2
 
 
+def test_results_of_older_versions_are_on_the_page(tmp_path: Path) -> None:
+    """They lack parts of the protocol, so their rows have no row of real images and the command that repeats the run."""
+    for name in ("A", "B"):
+        data = content(name)
+        data["protocol"] = {"data": "digits"}
+        path = write(tmp_path, data)
+        np.savez(path.with_name("samples.npz"), images=np.zeros((2, 1, 8, 8), np.uint8))
+        (path.parents[2] / "config.yaml").write_text("model: VAE\n")
+    text = write_page(load_results(tmp_path), tmp_path / "page.html", "title").read_text()
+    assert text.count("--evaluation-only") == 2 and "Real images are not shown." in text
+    plots.side_by_side(load_results(tmp_path), tmp_path / "samples.png")
+
+
 def test_a_damaged_list_of_trials_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "sweeps" / "s"
     folder.mkdir(parents=True)

@@ -90,7 +90,7 @@ for (const charts of all(".charts")) {
 }
 
 // Settings in which two rows differ. Texts are stored once: rows and runs hold their indices, -1 for none.
-const facts = JSON.parse(document.getElementById("facts").textContent);
+const facts = JSON.parse(document.querySelector("script#facts").textContent);
 const factsOf = id => {
   const [run, ...own] = facts.rows[id], width = facts.keys.length - own.length;
   const shared = run < 0 ? Array(width).fill(-1) : facts.runs[run];
