@@ -75,7 +75,7 @@ def real_images(results: Sequence[Result], num: int) -> np.ndarray | None:
     Raises:
         UserError: If the data cannot be read, or its images are no longer those of the protocol.
     """
-    split = results[0].protocol.get("split")  # older versions did not record it
+    split: str = results[0].protocol.get("split", "")  # older versions did not record it
     own = [result for result in results if split and not result.foreign and not result.record.other_data]
     directories = dict.fromkeys(result.path.parents[2] for result in own)
     directory = next((each for each in directories if (each / "config.yaml").is_file()), None)

@@ -48,3 +48,16 @@ def test_binary_images_have_one_bit_and_nats(tmp_path: Path) -> None:
         "nll_nats": pytest.approx(64 * math.log(2), abs=1e-9),
     }
     assert rows["histogram"]["scores"]["bits_per_dim"] == pytest.approx(entropy, abs=1e-4), "but for one more pixel"
+
+
+def test_levels_that_do_not_divide_255_are_counted(colour: ImageDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 17 grey levels, the nearest values of 8 bits, equal in all channels."""
+    levels = {split: np.repeat(colour.images(split)[:, 2:] % 17, 3, 1) for split in ("train", "test")}
+    images = {split: np.rint(each * (255 / 16)).astype(np.uint8) for split, each in levels.items()}
+    monkeypatch.setattr(colour.source, "num_levels", 17)
+    monkeypatch.setattr(colour, "images", images.__getitem__)
+    counts = np.bincount(levels["train"][:, 0].ravel(), minlength=17) + 1
+    bits = -np.log2(counts / counts.sum())[levels["test"][:, 0]].mean()
+    rows = likelihood_floors(colour, 200)
+    assert rows["equal_values"]["scores"]["bits_per_dim"] == pytest.approx(math.log2(17), abs=1e-12)
+    assert rows["histogram"]["scores"]["bits_per_dim"] == pytest.approx(bits, abs=1e-12)

@@ -17,6 +17,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.data import Digits
 from lit_gen.experiment.loading import open_first_stage
 from lit_gen.families.autoencoder import ImageAutoencoder
+from lit_gen.families.vae.foreign import check_autoencoder
 from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 
@@ -120,6 +121,12 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         "norm_type spatial is not supported",
     ),
 }
+
+
+@pytest.mark.parametrize(("key", "value"), [("block_out_channels", 5), ("latent_channels", "x"), ("vq_embed_dim", 1.5)])
+def test_a_damaged_configuration_is_one_line(key: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"config: {key}: expected a"):
+        check_autoencoder({**SETTINGS, key: value}, (1, 8, 8), "config")
 
 
 @pytest.mark.parametrize("case", CASES)

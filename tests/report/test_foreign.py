@@ -244,7 +244,7 @@ def test_a_page_stands_without_what_is_damaged(tmp_path: Path) -> None:
 
 
 def test_results_of_older_versions_are_on_the_page(tmp_path: Path) -> None:
-    """They lack parts of the protocol, so their rows have no row of real images and the command that repeats the run."""
+    """They lack parts of the protocol, so the page has no real images, and commands that repeat the whole run."""
     for name in ("A", "B"):
         data = content(name)
         data["protocol"] = {"data": "digits"}

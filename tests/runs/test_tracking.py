@@ -326,6 +326,14 @@ def test_tables_of_samples_and_a_chart_of_distance_against_nfe(tmp_path: Path) -
         Image.new("L", (8, 8)).save(folder / "samples.png")
         (folder / "result.json").write_text(json.dumps(result))
         Tracking(settings).log(LoggedEvaluation(run, [result], [folder], {"model": EDM}), [statistics])
+        damaged = {
+            "protocol": {"num_samples": num_samples},
+            "weights": "ema",
+            "nfe": 1.0,
+            "metrics": {"fd_digits": 1.0},
+        }
+        (run.evaluations / "damaged").mkdir(exist_ok=True)
+        (run.evaluations / "damaged" / "result.json").write_text(json.dumps(damaged))
     found = {json.loads(read_back(path, "--summary"))["summary"]["nfe"]: path for path in wandb_runs(tmp_path)}
     second = tables(found[17.0])
     assert second["distance_vs_nfe_table"] == {

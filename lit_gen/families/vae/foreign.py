@@ -77,6 +77,13 @@ def num_latent_channels(kind: str, settings: dict[str, Any]) -> int:
 
 def check_autoencoder(settings: dict[str, Any], image_shape: tuple[int, int, int], key: str) -> None:
     """Raise a UserError unless an autoencoder of diffusers is one for images of a shape."""
+    blocks = settings.get("block_out_channels", (64,))
+    if not isinstance(blocks, list | tuple):
+        raise UserError(f"{key}: block_out_channels: expected a list, got {blocks!r:.99}; correct it")
+    for name in ("latent_channels", "vq_embed_dim"):
+        value = settings.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError(f"{key}: {name}: expected a whole number, got {value!r:.99}; correct it")
     channels, height, width = image_shape
     own = settings.get("in_channels", 3), settings.get("out_channels", 3)
     if own != (channels, channels):
@@ -84,7 +91,7 @@ def check_autoencoder(settings: dict[str, Any], image_shape: tuple[int, int, int
             f"{key}: the autoencoder takes {own[0]} channels and returns {own[1]}, but the data has {channels}; choose "
             "other data"
         )
-    factor = 2 ** (len(settings.get("block_out_channels", (64,))) - 1)
+    factor = 2 ** max(len(blocks) - 1, 0)
     if height % factor or width % factor:
         raise UserError(f"{key}: images of {height}x{width} are not a multiple of {factor}; choose other data")
     if settings.get("norm_type") == "spatial":

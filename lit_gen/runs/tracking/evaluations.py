@@ -96,6 +96,8 @@ class LoggedEvaluation:
         """
         points: dict[tuple[str, float], dict[int, float]] = {}
         for result in [*self._others(), *self.results]:
+            if not {"model", "sampler", "seed"} <= result.keys():
+                continue  # damaged: the leaderboard reports it
             value = result.get("metrics", {}).get(self.distance)
             alike = all(result.get(key) == self.result[key] for key in ("protocol", "weights"))
             if alike and isinstance(value, int | float) and isinstance(result.get("nfe"), int | float):
@@ -137,7 +139,7 @@ def _changed(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterat
         if isinstance(value, dict):
             yield str(value.get("name", json.dumps(value, sort_keys=True)))
             yield from _changed(value, defaults)
-        elif key not in ("name", "steps") and value != defaults.get(settings["name"], {}).get(key):
+        elif key not in ("name", "steps") and value != defaults.get(settings.get("name"), {}).get(key):
             yield f"{key}={value}"
 
 
