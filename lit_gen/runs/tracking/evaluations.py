@@ -139,7 +139,7 @@ def _changed(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterat
         if isinstance(value, dict):
             yield str(value.get("name", json.dumps(value, sort_keys=True)))
             yield from _changed(value, defaults)
-        elif key not in ("name", "steps") and value != defaults.get(settings.get("name"), {}).get(key):
+        elif key not in ("name", "steps") and value != defaults.get(settings.get("name", ""), {}).get(key):
             yield f"{key}={value}"
 
 
