@@ -30,6 +30,15 @@ def add(verbs: help.Verbs) -> None:
     parser.add_argument("--name", default=None, help="name of the sweep's folder (default: the first file's name)")
     parser.add_argument("--retries", type=int, default=0, help="times to run a failed trial again (default: 0)")
     parser.add_argument("--time-limit", type=_seconds, metavar="2h", help="end a trial after so long (default: never)")
+    parser.add_argument("--launcher", choices=["slurm"], help="run it as jobs of a cluster that share the trials")
+    parser.add_argument("--nodes", type=int, default=1, help="number of jobs of the launcher (default: 1)")
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameter of the jobs, such as timeout_min=240 or slurm_partition=gpu; may be repeated",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the trials and stop")
     parser.set_defaults(command=_sweep)
 
@@ -54,6 +63,10 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         sweeps.dry_run(options.files, options.root, **common)
         return 0
+    if options.launcher is not None:
+        return _launch(options)
+    if options.nodes != 1 or options.slurm:
+        raise UserError("--nodes: they are those of a launcher; add --launcher slurm, or remove --nodes and --slurm")
     done = sweeps.run_sweep(
         options.files, options.root, jobs=options.jobs, retries=options.retries, time_limit=options.time_limit, **common
     )
@@ -64,6 +77,29 @@ def _sweep(options: argparse.Namespace) -> int:
             print(f"no report: {printable(error)}")
             return max(done.exit_status, 1)
     return done.exit_status
+
+
+def _launch(options: argparse.Namespace) -> int:
+    """Run the sweep on the nodes of a cluster, report what it has, and return the largest exit status."""
+    from lit_gen.sweeps import current_results, load_sweep
+    from lit_gen.sweeps.launchers import make_launcher
+    from lit_gen.sweeps.runner import command_of
+
+    if options.nodes < 1:
+        raise UserError(f"--nodes: {options.nodes} is not a positive number of jobs; give 1 or more")
+    settings = dict(word.partition("=")[::2] for word in options.slurm)
+    if not all(settings.values()):
+        raise UserError("--slurm: give each parameter as KEY=VALUE, such as --slurm timeout_min=240")
+    name = load_sweep(options.files, options.seed, options.count, options.name).name
+    folder = options.root / "sweeps" / name
+    limit = None if options.time_limit is None else f"{options.time_limit:g}s"
+    kept = {key: getattr(options, key) for key in ("root", "jobs", "seed", "count", "name", "retries")}
+    words = command_of(options.files, **kept, time_limit=limit)[1:]
+    statuses = make_launcher(options.launcher, settings).launch(words, options.nodes, folder)
+    paths = {path for results in current_results(folder).values() for path in results}
+    if paths:
+        _report(sorted(paths), folder)
+    return max(statuses)
 
 
 def _report(paths: list[Path], folder: Path) -> None:

@@ -125,7 +125,7 @@ def run_sweep(
     _keep_files(sweep, folder)
     limit = None if time_limit is None else f"{time_limit:g}s"
     options = {"root": root, "jobs": jobs, "seed": seed, "count": count, "name": name}
-    again = _command(sweep.files, **options, retries=retries, time_limit=limit)
+    again = shlex.join(command_of(sweep.files, **options, retries=retries, time_limit=limit))
     settings = Settings(jobs, runner, retries, time_limit, again)
     return Execution(sweep, root, folder, settings, console).run()
 
@@ -133,11 +133,11 @@ def run_sweep(
 _DEFAULTS = {"root": Path("runs"), "jobs": 1, "seed": 0, "retries": 0}
 
 
-def _command(files: Sequence[Path], **options: object) -> str:
-    """Return the command line of a sweep, with the options that differ from their defaults."""
+def command_of(files: Sequence[Path], **options: object) -> list[str]:
+    """Return the words of the command of a sweep, with the options that differ from their defaults."""
     given = {key.replace("_", "-"): value for key, value in options.items() if value != _DEFAULTS.get(key)}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    return shlex.join(["lit-gen", "sweep", *map(str, files), *words])
+    return ["lit-gen", "sweep", *map(str, files), *words]
 
 
 def _placed(trial: Trial, root: Path, folder: Path) -> Trial:

@@ -300,7 +300,7 @@ def test_choices_are_what_users_may_choose() -> None:
         ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Xyzzy"])
     assert str(error.value).endswith(
         "one of AnnealedLangevin, DDIM, DDPM, DEIS, DPMSolver, Euler, EulerMaruyama, GaussianMixturePrior, Heun, "
-        "IPNDM, LMS, PredictorCorrector, RK45, Temperature, TokenSampling, Truncation, UniPC"
+        "IPNDM, LMS, PredictorCorrector, RK45, Restart, Temperature, TokenSampling, Truncation, UniPC"
     )
 
 

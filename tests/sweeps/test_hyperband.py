@@ -157,21 +157,21 @@ def test_a_sweep_without_evaluations_during_training_is_refused(tmp_path: Path) 
 @pytest.mark.slow
 def test_a_training_that_is_stopped_keeps_its_checkpoint(tmp_path: Path) -> None:
     """Two learning rates of EDM on digits, of which one learns nothing; then one whose metric nobody logs."""
-    monitor = ["--monitor.every=64", "--monitor.num_samples=32", "--monitor.sampler=Euler", "--monitor.sampler.steps=2"]
-    words = arguments("EDM", tmp_path / "runs", 64 * 3, *monitor, "--sampler=Euler", "--sampler.steps=2")
+    monitor = ["--monitor.every=64", "--monitor.num_samples=16", "--monitor.sampler=Euler", "--monitor.sampler.steps=2"]
+    words = arguments("EDM", tmp_path / "runs", 64 * 2, *monitor, "--sampler=Euler", "--sampler.steps=2")
     path = tmp_path / "s.yaml"
     config: dict[str, Any] = {"method": "grid", "metric": {"name": "fd_digits"}, "command": ["run", *words, "${args}"]}
     config["parameters"] = {"model.optimizer.lr": {"values": [3.0e-3, 1.0e-12]}}
-    config["early_terminate"] = {"type": "hyperband", "min_iter": 2, "eta": 3}
+    config["early_terminate"] = {"type": "hyperband", "min_iter": 1, "eta": 3}
     path.write_text(yaml.safe_dump(config))
     result = run_sweep([path], tmp_path / "runs", console=Console(file=StringIO()))
     learns, stands_still = result.trials
     assert not result.failures and list(result.results) == [learns.id] and list(result.stopped) == [stands_still.id]
-    assert result.stopped[stands_still.id] == "number 2 of 2 at evaluation 2, not among the best 1/3"
+    assert result.stopped[stands_still.id] == "number 2 of 2 at evaluation 1, not among the best 1/3"
     status = {json.loads(file.read_text())["status"]: file.parent for file in (tmp_path / "runs").glob("*/run.json")}
     assert sorted(status) == ["finished", "training"]
     checkpoint = torch.load(status["training"] / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["images_seen"] == 128, "right after the evaluation that stopped it"
+    assert checkpoint["images_seen"] == 64, "right after the evaluation that stopped it"
     config["parameters"] = {"monitor.every": {"value": 0}}
     path.write_text(yaml.safe_dump(config))
     ((error, _),) = run_sweep([path], tmp_path / "runs", console=Console(file=StringIO())).failures.values()

@@ -31,6 +31,7 @@ from lit_gen.families.diffusion.samplers import (
     EulerMaruyama,
     Heun,
     PredictorCorrector,
+    Restart,
     UniPC,
 )
 
@@ -67,6 +68,7 @@ SAMPLERS: list[DiffusionSampler] = [
     LMS(steps=7),
     DEIS(steps=7, order=3),
     DEIS(steps=7, order=2, variable="log"),
+    Restart(steps=7, low=0.5, high=3.0, repeats=2),
     RK45(rtol=1e-4, atol=1e-4),
 ]
 

@@ -38,6 +38,7 @@ from lit_gen.families.diffusion.samplers import (
     GridSampler,
     Heun,
     PredictorCorrector,
+    Restart,
     UniPC,
 )
 from tests.families.diffusion.exact_answers import SAMPLERS, Point, kolmogorov_smirnov, moments_for_normal_data, run
@@ -107,6 +108,8 @@ def test_draws_noise_only_where_it_is_used(mixture, sampler: DiffusionSampler):
             expected = 7  # none at the last step
         case DDIM():
             expected = 7 if sampler.eta > 0 else 1
+        case Restart():
+            expected = 1 + sampler.repeats
         case Heun(S_churn=0):
             expected = 1
         case Heun():
@@ -128,6 +131,8 @@ def test_draws_noise_only_where_it_is_used(mixture, sampler: DiffusionSampler):
 def test_evaluations_are_counted(mixture, sampler: DiffusionSampler):
     run(sampler, mixture, EDMSchedule())
     match sampler:
+        case Restart():
+            expected = 13 + 2 * sampler.repeats * sampler.interval_steps
         case Heun() | DPMSolver(method="singlestep"):
             expected = 13
         case PredictorCorrector():

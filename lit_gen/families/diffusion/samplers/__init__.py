@@ -9,7 +9,7 @@ With x = alpha_t x_0 + sigma_t eps, D = E[x_0 | x] from the denoiser and eps_hat
 - `DPMSolver` and `UniPC` integrate it exactly except for D, which they extrapolate from earlier evaluations.
 - `IPNDM`, `LMS` and `DEIS` extrapolate eps_hat from earlier evaluations.
 - `EulerMaruyama` integrates the reverse SDEs, which have the marginals of the probability flow; so does `DPMSolver`
-  with eta > 0.
+  with eta > 0. `Restart` integrates the probability flow, and goes back up by noise.
 - `PredictorCorrector` and `AnnealedLangevin` take Langevin steps at a fixed time, the former between steps in time.
 
 The grid, the solver, the noise, the coordinates of the ODE and the model are independent: any combination runs. A step
@@ -23,6 +23,7 @@ from lit_gen.families.diffusion.samplers.base import DiffusionSampler, GridSampl
 from lit_gen.families.diffusion.samplers.langevin import AnnealedLangevin, PredictorCorrector
 from lit_gen.families.diffusion.samplers.multistep import DPMSolver, UniPC
 from lit_gen.families.diffusion.samplers.ode import Euler, Heun
+from lit_gen.families.diffusion.samplers.restart import Restart
 from lit_gen.families.diffusion.samplers.sde import EulerMaruyama
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "GridSampler",
     "Heun",
     "PredictorCorrector",
+    "Restart",
     "DiffusionSampler",
     "UniPC",
 ]
