@@ -92,9 +92,8 @@ def _launch(options: argparse.Namespace) -> int:
         raise UserError("--slurm: give each parameter as KEY=VALUE, such as --slurm timeout_min=240")
     name = load_sweep(options.files, options.seed, options.count, options.name).name
     folder = options.root / "sweeps" / name
-    limit = None if options.time_limit is None else f"{options.time_limit:g}s"
     kept = {key: getattr(options, key) for key in ("root", "jobs", "seed", "count", "name", "retries")}
-    words = command_of(options.files, **kept, time_limit=limit)[1:]
+    words = command_of(options.files, options.time_limit, **kept)[1:]
     statuses = make_launcher(options.launcher, settings).launch(words, options.nodes, folder)
     paths = {path for results in current_results(folder).values() for path in results}
     if paths:

@@ -151,4 +151,4 @@ CAUTION = (
     f"Each comparison has a confidence of {LEVEL:.0%} on its own. Among many rows some are told apart by chance, and "
     "the score of the best of many is a little too good."
 )
-"""What answers from many comparisons do not show."""
+"""Limits of answers from many comparisons."""

@@ -1,4 +1,4 @@
-"""What is known without a model, shown beside results: scores of real images, and likelihoods."""
+"""Scores of real images and likelihoods without a model: lines of a leaderboard in addition to its rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -35,7 +35,7 @@ Coordinates = dict[str, float]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of a proposal.
+    """Outcome of a proposal so far.
 
     Args:
         loss: The value of the metric, smaller is better; None if the trial runs or failed.

@@ -123,9 +123,8 @@ def run_sweep(
     searches = [search.made_by(lambda trial: _placed(trial, root, folder)) for search in sweep.searches]
     sweep = replace(sweep, trials=[_placed(trial, root, folder) for trial in sweep.trials], searches=searches)
     _keep_files(sweep, folder)
-    limit = None if time_limit is None else f"{time_limit:g}s"
     options = {"root": root, "jobs": jobs, "seed": seed, "count": count, "name": name}
-    again = shlex.join(command_of(sweep.files, **options, retries=retries, time_limit=limit))
+    again = shlex.join(command_of(sweep.files, time_limit, **options, retries=retries))
     settings = Settings(jobs, runner, retries, time_limit, again)
     return Execution(sweep, root, folder, settings, console).run()
 
@@ -133,8 +132,9 @@ def run_sweep(
 _DEFAULTS = {"root": Path("runs"), "jobs": 1, "seed": 0, "retries": 0}
 
 
-def command_of(files: Sequence[Path], **options: object) -> list[str]:
+def command_of(files: Sequence[Path], time_limit: float | None, **options: object) -> list[str]:
     """Return the words of the command of a sweep, with the options that differ from their defaults."""
+    options["time_limit"] = None if time_limit is None else f"{time_limit:.15g}s"  # without an exponent
     given = {key.replace("_", "-"): value for key, value in options.items() if value != _DEFAULTS.get(key)}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     return ["lit-gen", "sweep", *map(str, files), *words]

@@ -68,6 +68,34 @@ def test_a_job_that_is_stopped_ends_its_command_and_is_queued_again(
     assert (other.words, other.folder, other._process) == (["sweep", "a.yaml"], str(tmp_path), None)
 
 
+def test_a_signal_in_the_middle_of_the_command_stops_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submitit calls `checkpoint` in a signal handler, while the job waits for its command."""
+    from lit_gen.sweeps.launchers import slurm
+
+    program, start = (
+        "import sys, time; sys.stdout.write('x'); sys.stdout.flush(); time.sleep(60)",
+        slurm.subprocess.Popen,
+    )
+    share = slurm.Share([])
+
+    def begin(*_: object, **__: object) -> object:
+        process = start([sys.executable, "-S", "-c", program], stdout=slurm.subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.read(1) == b"x"
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        return process
+
+    monkeypatch.setattr(slurm.subprocess, "Popen", begin)
+    monkeypatch.setattr(slurm, "SECONDS_TO_SAVE", 5.0)
+    statuses = []
+    before = signal.signal(signal.SIGALRM, lambda *_: statuses.append((share.checkpoint(), share._process.returncode)))
+    try:
+        assert share() == 128 + signal.SIGTERM, "as in a shell, and above the 0 of another job"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    ((_, status),) = statuses
+    assert status == -signal.SIGTERM, "it has ended by itself, and was not killed"
+
+
 def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(sweep_file(tmp_path))
     cases = {

@@ -15,6 +15,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.sweeps import current_results, dry_run, execution, load_sweep, run_sweep, sweep_results
 from lit_gen.sweeps.journal import outcomes, read_journal
 from lit_gen.sweeps.pool import ending
+from lit_gen.sweeps.runner import command_of
 from tests.cli.full_disk import files_of_at_most
 from tests.sweeps.fake_sweeps import RUNNER, executions, read, sweep, worker_pids, write
 
@@ -248,6 +249,15 @@ def test_the_advice_repeats_the_command_with_its_options(tmp_path):
     command = advice.partition("same command: ")[2].partition("; finished trials")[0]
     words = ["lit-gen", "sweep", str(path), "--root", str(root), "--seed", "3", "--count", "2", "--name", "it's mine"]
     assert shlex.split(command) == words
+
+
+@pytest.mark.parametrize("limit", ["2h", "12d", "0.5s", "1d1h1m1s"])
+def test_a_time_limit_is_repeated_as_the_command_reads_it(limit):
+    from lit_gen.cli.sweep import _seconds
+
+    seconds = _seconds(limit)
+    words = command_of([Path("s.yaml")], seconds)
+    assert words[:-1] == ["lit-gen", "sweep", "s.yaml", "--time-limit"] and _seconds(words[-1]) == seconds
 
 
 def test_parameters_as_json_and_as_a_json_file(tmp_path):

@@ -72,9 +72,11 @@ class Share:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
-        """Run the command, and return its exit status."""
+        """Run the command, and return its exit status; 128 and more is a signal, as in a shell."""
         self._process = subprocess.Popen([sys.executable, "-m", "lit_gen", *self.words], cwd=self.folder)
-        return self._process.wait()
+        while (status := self._ended_within(1.0)) is None:
+            pass
+        return status if status >= 0 else 128 - status
 
     def checkpoint(self) -> Any:
         """Stop the command, which saves the checkpoints of its trials, and queue the job again; submitit calls it."""
@@ -82,11 +84,21 @@ class Share:
 
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(SECONDS_TO_SAVE)
-            except subprocess.TimeoutExpired:
+            if self._ended_within(SECONDS_TO_SAVE) is None:
                 self._process.kill()
         return DelayedSubmission(Share(self.words))
+
+    def _ended_within(self, seconds: float) -> int | None:
+        """Return the exit status of the command; None if it still runs after a time.
+
+        A wait without a time holds a lock of the process, which `checkpoint`, called by a signal handler in the middle
+        of the wait, could never take.
+        """
+        assert self._process is not None
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
 
 def _status(job: Any) -> int:
