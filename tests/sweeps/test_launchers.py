@@ -87,13 +87,18 @@ def test_a_signal_in_the_middle_of_the_command_stops_it_at_once(monkeypatch: pyt
     monkeypatch.setattr(slurm.subprocess, "Popen", begin)
     monkeypatch.setattr(slurm, "SECONDS_TO_SAVE", 5.0)
     statuses = []
-    before = signal.signal(signal.SIGALRM, lambda *_: statuses.append((share.checkpoint(), share._process.returncode)))
+
+    def stop(*_: object) -> None:
+        share.checkpoint()
+        assert share._process is not None
+        statuses.append(share._process.returncode)
+
+    before = signal.signal(signal.SIGALRM, stop)
     try:
         assert share() == 128 + signal.SIGTERM, "as in a shell, and above the 0 of another job"
     finally:
         signal.signal(signal.SIGALRM, before)
-    ((_, status),) = statuses
-    assert status == -signal.SIGTERM, "it has ended by itself, and was not killed"
+    assert statuses == [-signal.SIGTERM], "it has ended by itself, and was not killed"
 
 
 def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
