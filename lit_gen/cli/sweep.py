@@ -66,7 +66,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.launcher is not None:
         return _launch(options)
     if options.nodes != 1 or options.slurm:
-        raise UserError("--nodes: they are those of a launcher; add --launcher slurm, or remove --nodes and --slurm")
+        raise UserError("--nodes: needs a launcher; add --launcher slurm, or remove --nodes and --slurm")
     done = sweeps.run_sweep(
         options.files, options.root, jobs=options.jobs, retries=options.retries, time_limit=options.time_limit, **common
     )

@@ -108,7 +108,8 @@ def evaluate(
         scores = score_test_images(evaluation, subject)
         if result.likelihood != scores.likelihood:
             num_images = scores.likelihood.protocol.num_images
-            known = likelihood_floors(subject.data, num_images) if isinstance(num_images, int) else {}
+            assert isinstance(num_images, int)
+            known = from_first(likelihood_floors(subject.data, num_images) if ranks()[0] == 0 else {})
             result = replace(
                 result,
                 metrics=result.metrics | scores.metrics,

@@ -105,7 +105,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     file = str(sweep_file(tmp_path))
     cases = {
         "--nodes: 0 is not a positive number": ["--launcher", "slurm", "--nodes", "0"],
-        "--nodes: they are those of a launcher": ["--nodes", "2"],
+        "--nodes: needs a launcher": ["--nodes", "2"],
         "--slurm: give each parameter as KEY=VALUE": ["--launcher", "slurm", "--slurm", "partition"],
         "--slurm: submitit refuses the jobs": ["--launcher", "slurm", "--slurm", "cluster=local", "--slurm", "cpu=2"],
     }
