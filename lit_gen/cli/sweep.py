@@ -89,7 +89,7 @@ def _launch(options: argparse.Namespace) -> int:
         raise UserError(f"--nodes: {options.nodes} is not a positive number of jobs; give 1 or more")
     settings = dict(word.partition("=")[::2] for word in options.slurm)
     if not all(settings.values()):
-        raise UserError("--slurm: give each parameter as KEY=VALUE, such as --slurm timeout_min=240")
+        raise UserError("--slurm: a parameter is not KEY=VALUE; give each one such as --slurm timeout_min=240")
     name = load_sweep(options.files, options.seed, options.count, options.name).name
     folder = options.root / "sweeps" / name
     kept = {key: getattr(options, key) for key in ("root", "jobs", "seed", "count", "name", "retries")}

@@ -106,7 +106,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     cases = {
         "--nodes: 0 is not a positive number": ["--launcher", "slurm", "--nodes", "0"],
         "--nodes: needs a launcher": ["--nodes", "2"],
-        "--slurm: give each parameter as KEY=VALUE": ["--launcher", "slurm", "--slurm", "partition"],
+        "--slurm: a parameter is not KEY=VALUE": ["--launcher", "slurm", "--slurm", "partition"],
         "--slurm: submitit refuses the jobs": ["--launcher", "slurm", "--slurm", "cluster=local", "--slurm", "cpu=2"],
     }
     for message, words in cases.items():
