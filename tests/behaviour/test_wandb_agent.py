@@ -28,7 +28,7 @@ pytestmark = [
 
 Agent = Callable[[dict[str, list[str]]], str]
 SWEEP, PROJECT, ENTITY = "sweep123", "agents_project", "agents_team"
-IN_THE_GATE = ("quickstart", "points", "likelihood", "samplers")
+IN_THE_GATE = ("quickstart", "points")
 """Sweeps that differ in data, families, kinds of parameters and repeats."""
 CHEAP = {"families": "digits_edm", "diffusion_digits": "digits_edm"}
 """Experiments whose own samplers take few steps."""

@@ -18,6 +18,9 @@ from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 FIT = ["fit", "--model=DDPM", "--data.source=Digits"]
 
 

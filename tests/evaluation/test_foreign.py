@@ -21,6 +21,9 @@ from lit_gen.data.given import arrange, content_hash, read_given
 from lit_gen.metrics.feature_nets import DigitsFeatures
 from tests.conftest import arguments
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 NUM = 300
 DIGITS = ["--data.source=Digits", "--evaluation.feature_net=DigitsFeatures"]
 

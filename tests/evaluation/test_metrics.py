@@ -30,6 +30,9 @@ from lit_gen.metrics import (
 from lit_gen.metrics.reference_files import ReferenceFacts, write_reference
 from tests.conftest import ROOT, arguments
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Path:

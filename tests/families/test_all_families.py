@@ -26,7 +26,7 @@ from tests.interrupt import KILL_AT, CrashError
 from tests.processes import in_two_processes
 
 NUM_BATCHES, EVERY = 7, 3
-BY_DEFAULT = ("EDM", "GAN")
+BY_DEFAULT = ("EDM",)
 """The slow tests have all families."""
 
 

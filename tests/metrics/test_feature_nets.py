@@ -64,7 +64,7 @@ def fashion() -> ImageDataModule:
     ("net", "source", "least"),
     [
         (DigitsFeatures, "data", 0.98),
-        pytest.param(FashionFeatures, "fashion", 0.9, marks=pytest.mark.slow),
+        pytest.param(FashionFeatures, "fashion", 0.9, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
     ],
 )
 def test_weights_are_small_and_their_recorded_accuracy_is_true(net, source, least, request):

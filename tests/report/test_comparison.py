@@ -63,6 +63,7 @@ def test_differences_lie_in_their_intervals_and_common_noise_cancels(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_several_training_seeds_have_the_interval_of_student(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(6)
     held, repeats = 0, 400

@@ -30,6 +30,9 @@ from lit_gen.runs.power_averages import (
 from lit_gen.runs.weights import Width, find_snapshots, load_average, parse_weights, reconstruct, save_snapshot
 from tests.conftest import arguments
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 
 def random_walk(num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Times in images, unevenly spaced, and the weights (num, 3) that hold up to each."""

@@ -19,6 +19,9 @@ from lit_gen.sweeps.runner import command_of
 from tests.cli.full_disk import files_of_at_most
 from tests.sweeps.fake_sweeps import RUNNER, executions, read, sweep, worker_pids, write
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 
 def test_a_sweep_runs_each_trial_once_and_remembers(tmp_path):
     path = write(tmp_path, **{"model.x": [1, 2], "sleep": 0})

@@ -21,6 +21,9 @@ from lit_gen.sweeps.queue import SharedTrials, Training
 from lit_gen.sweeps.trial import Trial
 from tests.sweeps.fake_sweeps import executions, sweep, write
 
+pytestmark = pytest.mark.slow
+"""End-to-end runs; the gate runs them."""
+
 PARENT = """
 import sys
 from pathlib import Path

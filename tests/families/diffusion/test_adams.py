@@ -86,6 +86,7 @@ def test_ipndm_is_the_published_loop(mixture) -> None:
     torch.testing.assert_close(found, end, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "order", "largest"),
     [
