@@ -1,12 +1,11 @@
 """Autoencoders of diffusers, built from the settings of their config.json."""
 
-import inspect
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
-from lit_gen.families.diffusion.networks.foreign import import_diffusers
+from lit_gen.families.diffusion.networks.foreign import class_and_settings
 from lit_gen.families.vq.networks.autoencoder import AutoencoderNetwork
 
 AUTOENCODERS = ("AutoencoderKL", "VQModel")
@@ -34,13 +33,7 @@ class DiffusersAutoencoder(AutoencoderNetwork):
         settings: dict[str, Any],
     ) -> None:
         super().__init__()
-        if kind not in AUTOENCODERS:
-            raise UserError(f"model.network.kind: {kind!r} is not supported; choose one of {', '.join(AUTOENCODERS)}")
-        cls = getattr(import_diffusers(), kind)
-        settings = {key: value for key, value in settings.items() if not key.startswith("_")}
-        known = inspect.signature(cls.__init__).parameters
-        if unknown := [key for key in settings if key not in known]:
-            raise UserError(f"model.network.settings: {kind} has no setting {unknown[0]}; remove it")
+        cls, settings = class_and_settings(kind, AUTOENCODERS, settings)
         check_autoencoder(settings, image_shape, "model.network.settings")
         self.model: Any = cls(**settings)
         if kind == "VQModel":

@@ -1,7 +1,7 @@
 """Networks of other software: those of diffusers, built from the settings of their config.json, and plain functions."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Literal
 
@@ -49,13 +49,7 @@ class DiffusersNetwork(nn.Module):
         self, image_shape: tuple[int, int, int], num_classes: int, kind: Kind, settings: dict[str, Any]
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise UserError(f"model.network.kind: {kind!r} is not supported; choose one of {', '.join(KINDS)}")
-        cls = getattr(import_diffusers(), kind)
-        settings = {key: value for key, value in settings.items() if not key.startswith("_")}
-        known = inspect.signature(cls.__init__).parameters
-        if unknown := [key for key in settings if key not in known]:
-            raise UserError(f"model.network.settings: {kind} has no setting {unknown[0]}; remove it")
+        cls, settings = class_and_settings(kind, KINDS, settings)
         check_images(kind, settings, image_shape, "model.network.settings")
         self.kind = kind
         self.null_class = null_class(kind, settings, num_classes)
@@ -71,6 +65,29 @@ class DiffusersNetwork(nn.Module):
         given = {"encoder_hidden_states": None} if self.kind == "UNet2DConditionModel" else {}
         output: Tensor = self.model(x, timestep=timesteps, class_labels=labels, return_dict=False, **given)[0]
         return output
+
+
+def class_and_settings(
+    kind: str, kinds: Sequence[str], settings: dict[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return a class of diffusers, and those of its settings that are arguments.
+
+    Args:
+        kind: Name of the class.
+        kinds: Names of the classes that are supported.
+        settings: Content of its config.json.
+
+    Raises:
+        UserError: If diffusers is not installed, or the class or a setting is not supported.
+    """
+    if kind not in kinds:
+        raise UserError(f"model.network.kind: {kind!r} is not supported; choose one of {', '.join(kinds)}")
+    cls = getattr(import_diffusers(), kind)
+    settings = {key: value for key, value in settings.items() if not key.startswith("_")}
+    known = inspect.signature(cls.__init__).parameters
+    if unknown := [key for key in settings if key not in known]:
+        raise UserError(f"model.network.settings: {kind} has no setting {unknown[0]}; remove it")
+    return cls, settings
 
 
 def null_class(kind: str, settings: dict[str, Any], num_classes: int) -> int | None:
