@@ -64,6 +64,9 @@ def test_latents_are_means_and_their_images_the_reconstructions() -> None:
 
 def test_a_log_variance_stays_finite() -> None:
     class Far(AutoencoderNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+
         def encoder(self, images: torch.Tensor) -> torch.Tensor:
             return torch.cat([images, 1e4 * images], 1)
 

@@ -6,6 +6,7 @@ of channels within one image, so its scores do not depend on other images.
 Papers: Van den Oord et al. 2017, https://arxiv.org/abs/1711.00937; Esser et al. 2021, https://arxiv.org/abs/2012.09841
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from lit_gen.families.vq.networks.quantisers import Quantised, Quantiser, draw_c
 from lit_gen.networks.blocks import ResBlock, check_width, group_norm, initialise
 
 
-class AutoencoderNetwork(nn.Module):
+class AutoencoderNetwork(nn.Module, ABC):
     """Encoder and decoder of a first stage.
 
     Attributes:
@@ -34,6 +35,10 @@ class AutoencoderNetwork(nn.Module):
     encoder: Any  # a module or a method
     decoder: Any
     last_layer: nn.Conv2d
+
+    @abstractmethod
+    def __init__(self) -> None:
+        super().__init__()
 
 
 class ConvAutoencoder(AutoencoderNetwork):
