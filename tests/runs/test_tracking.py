@@ -172,20 +172,16 @@ def train(folder: Path, settings: WandbSettings) -> Run:
     return run
 
 
+def result_of(seed: int, seconds: float, **metrics: float) -> dict[str, Any]:
+    """A result of one sampling seed."""
+    facts = {"model": "EDM", "sampler": HEUN, "nfe": 35.0, "weights": "ema", "seed": seed}
+    facts |= {"run": {"name": "digits_edm-1"}, "protocol": {"num_samples": 24}}
+    return facts | {"metrics": metrics, "timing": {"sampling_seconds": seconds, "device": "cpu"}}
+
+
 def score(run: Run, settings: WandbSettings, seed: int, **changes: Any) -> dict[str, Any]:
     """An evaluation as W&B sees it; its result."""
-    result = {
-        **{
-            "model": "EDM",
-            "sampler": HEUN,
-            "nfe": 35.0,
-            "weights": "ema",
-            "seed": seed,
-            "run": {"name": "digits_edm-1"},
-        },
-        **{"protocol": {"num_samples": 24}, "metrics": {"fd_digits": 5.5 + seed, "fd_digits_stderr": float("nan")}},
-        **{"timing": {"sampling_seconds": 0.5, "device": "cpu"}, **changes},
-    }
+    result = result_of(seed, 0.5, fd_digits=5.5 + seed, fd_digits_stderr=float("nan")) | changes
     folder = run.evaluations / f"Heun-{seed}"
     folder.mkdir(parents=True)
     config = {"model": EDM, "sampler": None, "evaluation": {"seed": seed}}
@@ -233,18 +229,7 @@ def test_an_agents_run_holds_the_repeats_of_its_trial(tmp_path: Path, monkeypatc
     for seed, value in enumerate((5.0, 6.0, 8.5)):
         folder = run.evaluations / f"Heun-{seed}"
         folder.mkdir(parents=True)
-        result = {
-            **{
-                "model": "EDM",
-                "sampler": HEUN,
-                "nfe": 35.0,
-                "weights": "ema",
-                "seed": seed,
-                "run": {"name": "digits_edm-1"},
-            },
-            **{"protocol": {"num_samples": 24}, "metrics": {"fd_digits": value}, "standard_errors": {"fd_digits": 0.3}},
-            "timing": {"sampling_seconds": float(seed), "device": "cpu"},
-        }
+        result = result_of(seed, float(seed), fd_digits=value) | {"standard_errors": {"fd_digits": 0.3}}
         evaluated.append((result, folder))
     under_an_agent(monkeypatch, tmp_path, "trial9", **{"evaluation.num_repeats": 3})
     results, folders = zip(*evaluated, strict=True)
