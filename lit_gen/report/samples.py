@@ -66,7 +66,7 @@ def of_one_seed(groups: Sequence[Sequence[Result]]) -> list[Result]:
 def real_images(results: Sequence[Result], num: int) -> np.ndarray | None:
     """Return evenly spaced real images (num, C, H, W) of the split that the results are scored against.
 
-    They are read from the data of a run; None if there is no run, as of foreign samples, or the split is unknown.
+    They come from the data of a run. The result is None for foreign samples alone, and if the split is unknown.
 
     Args:
         results: Evaluations of one protocol.

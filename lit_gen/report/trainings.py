@@ -146,7 +146,7 @@ def _text(path: Path) -> str:
 
 
 def read_curves(path: Path) -> Curves:
-    """Read the curves of a metrics.csv by name, as points (images seen, value); empty if there is no such file."""
+    """Read the curves of a metrics.csv by name, as points (images seen, value); empty for a missing file."""
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in read_metrics(path) if path.exists() else []:
         for name, value in row.items():

@@ -41,13 +41,13 @@ _TAKEN_OVER = "another process took the trial over"
 
 @dataclass(frozen=True)
 class Settings:
-    """How the trials are run.
+    """Settings of an execution.
 
     Args:
         jobs: Number of trials that run at once.
         runner: `module:function` that runs a trial.
         retries: How often a failed trial is run again.
-        time_limit: Seconds after which a trial is ended; None if there is no limit.
+        time_limit: Seconds after which a trial is ended; None for no limit.
         again: The command line, for advice.
     """
 
@@ -65,7 +65,7 @@ class Execution:
         sweep: The sweep.
         root: The runs folder.
         folder: Folder of the sweep.
-        settings: How the trials are run.
+        settings: Its settings.
         console: Console of the reports.
     """
 

@@ -1,4 +1,4 @@
-"""Which running trials are to be stopped early, from the evaluations of all trials of their sweep file."""
+"""The trials to stop early, chosen by the evaluations of all trials of their sweep file."""
 
 import math
 from collections.abc import Iterable

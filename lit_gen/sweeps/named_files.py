@@ -54,7 +54,7 @@ class NamedFiles:
         return hashes
 
     def _read(self, name: str) -> tuple[str, list[str]] | None:
-        """Return the hash of a file and the files that it may name; None if there is no such file."""
+        """Return the hash of a file and the files that it may name; None for a missing file."""
         if name not in self._files:
             self._files[name] = None
             if os.path.isfile(name):

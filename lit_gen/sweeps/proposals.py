@@ -37,7 +37,7 @@ class Proposals:
 
     @property
     def is_any(self) -> bool:
-        """Whether the sweep has a search."""
+        """Whether a file of the sweep proposes its trials by a search."""
         return bool(self._searches)
 
     def open(self) -> Iterator[Search]:

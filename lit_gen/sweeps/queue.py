@@ -102,7 +102,7 @@ class SharedTrials:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a trial waits to be run by this process."""
+        """Whether this process still has a trial to run."""
         return bool(self._queue)
 
     def add(self, trial: Trial) -> None:

@@ -104,7 +104,7 @@ def run_sweep(
         runner: `module:function` that runs a trial: arguments of `lit-gen run` -> its result.json files.
         console: Console of the reports.
         retries: How often a failed trial is run again, unless its settings are at fault.
-        time_limit: Seconds after which a trial is ended; None: no limit.
+        time_limit: Seconds after which a trial is ended; None for no limit.
 
     Raises:
         UserError: If a file is invalid.
