@@ -11,6 +11,7 @@ from lit_gen.experiment.stages import KEYS_OF_THE_MACHINE
 from lit_gen.runs.directory import Run
 
 KEYS_OF_AN_EVALUATION = ("sampler", "evaluation", "tracker", "wandb")
+KEYS_OF_A_TRAINING = ("model", "data", "budget", "ema", "first_stage", "trainer")
 
 
 def one_run(arguments: list[str], verb: str) -> tuple[Run, list[str]]:
@@ -48,12 +49,13 @@ def reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
     check_named(arguments, verb)
     run, rest = one_run(arguments, verb)
     own = ["--config", str(run.config)]
-    saved = ExperimentCLI(own).resolved()
     cli = ExperimentCLI([*own, *rest], verb, help.own_options(verb))
-    asked = cli.resolved()
+    if all(_is_of_an_evaluation(word) for word in cli.words[1:]):
+        return run, cli, False
+    saved, asked = ExperimentCLI(own).resolved(), cli.resolved()
     changed = [
         key
-        for section in ("model", "data", "budget", "ema", "first_stage", "trainer")
+        for section in KEYS_OF_A_TRAINING
         for key in _changed_keys(section, saved[section], asked[section])
         if not key.startswith((*KEYS_OF_THE_MACHINE, "data.source"))
     ]
@@ -63,6 +65,11 @@ def reopen(arguments: list[str], verb: str) -> tuple[Run, ExperimentCLI, bool]:
             f"{', '.join(KEYS_OF_AN_EVALUATION)} and data.source, or use lit-gen run to train with other settings"
         )
     return run, cli, saved["data"]["source"] != asked["data"]["source"]
+
+
+def _is_of_an_evaluation(word: str) -> bool:
+    """Return whether an argument `--KEY=VALUE` sets a key of an evaluation, and so none of the training."""
+    return word.removeprefix("--").partition("=")[0].partition(".")[0] in KEYS_OF_AN_EVALUATION
 
 
 def _changed_keys(key: str, saved: Any, asked: Any) -> list[str]:

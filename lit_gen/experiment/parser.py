@@ -7,12 +7,13 @@ by their codes or latents. In addition, `sampler` and `evaluation` do not change
 """
 
 import contextlib
+import copy
 import inspect
 import io
 import math
 from collections.abc import Sequence
 from enum import Enum
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from importlib import import_module
 from operator import or_
 from pathlib import Path
@@ -220,7 +221,11 @@ class ExperimentCLI(LightningCLI):
         return Experiment.of(self.config_init, TrainerSettings.of(vars(self.config.trainer)))
 
     def resolved(self) -> dict[str, Any]:
-        """Return the whole configuration, defaults included, as plain YAML types."""
+        """Return the whole configuration as it was parsed, defaults included, as plain YAML types."""
+        return copy.deepcopy(self._resolved)
+
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:
         try:
             text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=True)
         except (ValueError, TypeError) as error:

@@ -218,7 +218,10 @@ def differing(one: Path, other: Path) -> float:
     return float((np.abs(pixels[0] - pixels[1]).max(-1) > 25).mean())
 
 
-MARKS = {"trajectories": [pytest.mark.slow], "convergence": [pytest.mark.slow, pytest.mark.exhaustive]}
+MARKS = {
+    "trajectories": [pytest.mark.slow, pytest.mark.exhaustive],
+    "convergence": [pytest.mark.slow, pytest.mark.exhaustive],
+}
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,8 @@ def test_one_of_two_processes_killed_ends_the_other_in_a_line(start: str, tmp_pa
     """As torchrun starts them, and as Lightning starts the second from the first."""
     more = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.callbacks=tests.interrupt.Interrupt")
     words = words_of("VAE", tmp_path / "runs", *more)
-    for killed, other, images in (("second", 0, 3), ("first", 1, 5)):
+    moments = (("second", 0, 3), ("first", 1, 5)) if start == "alike" else (("second", 0, 5),)
+    for killed, other, images in moments:
         how = {KILL_AT: f"kill-{killed}:{images}"}
         if start == "alike":
             with pytest.raises(ProcessExitedException):
@@ -170,7 +171,7 @@ def test_one_of_two_processes_killed_ends_the_other_in_a_line(start: str, tmp_pa
         else:
             done = lit_gen("fit", *words, **how)
             code, said = str(done.returncode), done.stderr
-            assert int(code) == (1 if killed == "second" else -signal.SIGKILL), said
+            assert int(code) == 1, said
         (line,) = (line for line in said.splitlines() if line != "stopping after this batch; its checkpoint is saved")
         assert line.startswith(f"lit-gen: error: process {1 - other} of 2 has ended")
         assert line.endswith(f"process {other} stops; run the same command to resume from the last checkpoint")

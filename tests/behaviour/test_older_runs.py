@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from tests.conftest import TINY
 
 ARCHIVE = Path(__file__).parent / "golden" / "runs.tar.xz"
 BY_DEFAULT = ("VAE",)
+RESUMED = ("VAE", "EDM", "Glow", "TokenPrior", "WGAN")
+"""The gate resumes these; the exhaustive tests resume all."""
 RTOL = 1e-3
 """Another processor rounds otherwise, and ten steps of training carry it on."""
 
@@ -36,10 +39,13 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 NEWER = {"KLAutoencoder"}
 """Families that the older version did not have."""
-FAMILIES = [
-    name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow)
-    for name in sorted({*TINY, "Reflow"} - NEWER)
-]
+NAMES = sorted({*TINY, "Reflow"} - NEWER)
+
+
+def marks(name: str, in_gate: Collection[str]) -> list[pytest.MarkDecorator]:
+    """Return the marks of a family's test: neither by default, slow in the gate, else exhaustive as well."""
+    further = [] if name in in_gate else [pytest.mark.exhaustive]
+    return [] if name in BY_DEFAULT else [pytest.mark.slow, *further]
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def curves(text: str) -> dict[tuple[str, str], float]:
     return {key: float(value) for key, value in numbers if value and "per_second" not in key[1]}
 
 
-@pytest.mark.parametrize("older", FAMILIES, indirect=True)
+@pytest.mark.parametrize("older", [pytest.param(name, marks=marks(name, NAMES)) for name in NAMES], indirect=True)
 def test_its_result_is_found_and_its_samples_are_the_same(older: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
     run, golden = older
     (old,) = run.evaluations.glob("*/result.json")
@@ -78,7 +84,11 @@ def test_its_result_is_found_and_its_samples_are_the_same(older: tuple[Run, dict
     assert np.mean(difference > 1) < 0.02, "but for pixels that round to the next value"
 
 
-@pytest.mark.parametrize("older", [family for family in FAMILIES if "Reflow" not in str(family)], indirect=True)
+@pytest.mark.parametrize(
+    "older",
+    [pytest.param(name, marks=marks(name, RESUMED)) for name in NAMES if name != "Reflow"],
+    indirect=True,
+)
 def test_it_is_resumed_to_the_same_end(older: tuple[Run, dict[str, Any]]) -> None:
     run, golden = older
     words = [f"--config={run.config}", f"--run.root={run.directory.parent}"]

@@ -277,7 +277,7 @@ def generated(n: int, seed: int, better: bool) -> dict[str, Tensor]:
     [
         (KernelDistance, 500, ["kd_features"]),
         (FrechetDistance, 500, ["fd_features"]),
-        (DensityCoverage, 200, ["density", "coverage"]),
+        pytest.param(DensityCoverage, 200, ["density", "coverage"], marks=pytest.mark.exhaustive),
         pytest.param(PrecisionRecall, 200, ["precision", "recall"], marks=pytest.mark.exhaustive),
         pytest.param(partial(InceptionScore, splits=1), 500, ["inception_score"], marks=pytest.mark.exhaustive),
         pytest.param(

@@ -364,6 +364,7 @@ def test_typical_samples_are_not_copies() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_fresh_images_are_rarely_marked(digits: dict[str, Tensor], net: Callable[[Tensor], Tensor]) -> None:
     images = net(torch.cat([digits["train"], digits["test"]]))
     zs, all_zs, rates, cells = [], [], [], []

@@ -192,8 +192,17 @@ def test_validation_is_logged_against_images(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiling_leaves_the_keys_of_the_checkpoint_alone(tmp_path: Path) -> None:
-    plain = commands.fit(arguments("EDM", tmp_path, 64 * 12))
-    compiled = commands.fit(arguments("EDM", tmp_path, 64 * 12, "--model.compile=true"))
+    """With a small network for points, whose kernels are compiled in seconds."""
+    small = ["--model.network.width=16", "--model.network.depth=1", "--data.batch_size=64", "--budget.num_images=768"]
+    words = [
+        f"--config={ROOT}/conf/experiment/points_edm.yaml",
+        *small,
+        "--grid.num_samples=0",
+        "--wandb.mode=disabled",
+    ]
+    words += [f"--run.root={tmp_path}", "--trainer.accelerator=cpu"]
+    plain = commands.fit(words)
+    compiled = commands.fit([*words, "--model.compile=true"])
     assert plain != compiled
     one, other = (torch.load(run.checkpoint, weights_only=True) for run in (plain, compiled))
     assert one["state_dict"].keys() == other["state_dict"].keys()
@@ -206,5 +215,7 @@ def test_compiling_leaves_the_keys_of_the_checkpoint_alone(tmp_path: Path) -> No
         if not torch.equal(value, other["state_dict"]["network." + key])
     ]
     assert moved, "the average follows the compiled network, and lags behind it"
-    result = commands.evaluate([str(compiled.directory), "--sampler=DDIM", "--sampler.steps=2"])
+    result = commands.evaluate(
+        [str(compiled.directory), "--sampler=DDIM", "--sampler.steps=2", "--evaluation.num_samples=10"]
+    )
     assert result.is_file()
