@@ -72,7 +72,7 @@ def assert_equal_bits(one: dict[str, object], other: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["DDPM", "WGAN", "VAE"])
+@pytest.mark.parametrize("model", [pytest.param("DDPM", marks=pytest.mark.exhaustive), "WGAN", "VAE"])
 def test_resumed_training_ends_with_the_same_bits(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands.fit(training(model, tmp_path / "whole"))
     # before the first checkpoint, in an epoch, just at and after the end of an epoch (22, 23), in a later epoch

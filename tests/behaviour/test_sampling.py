@@ -36,8 +36,13 @@ SAMPLERS = [
     RK45(rtol=1e-4, atol=1e-4),
     Heun(nfe=9, S_churn=4),
 ]
-FAMILIES: list[tuple[str, DiffusionSampler | None]] = [
-    *[(model, sampler) for model in ("DDPM", "EDM", "RectifiedFlow") for sampler in SAMPLERS],
+FAMILIES: list[Any] = [
+    *[("EDM", sampler) for sampler in SAMPLERS],
+    *[
+        pytest.param(model, sampler, marks=pytest.mark.exhaustive)
+        for model in ("DDPM", "RectifiedFlow")
+        for sampler in SAMPLERS
+    ],
     ("VAE", None),
     ("WGAN", None),
 ]

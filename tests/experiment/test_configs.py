@@ -132,12 +132,12 @@ def test_every_experiment_has_an_identity() -> None:
 
 
 def kind(name: str) -> tuple[Any, ...]:
-    """What of an experiment its training goes through: classes, precision and the stages before it."""
+    """What of an experiment its training goes through: its classes and the stages before it."""
     config = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
     settings = config["model"].get("init_args", {}) if isinstance(config["model"], dict) else {}
     parts = [config["model"], *(settings.get(key) for key in ("network", "encoder", "generator"))]
     classes = [part["class_path"] if isinstance(part, dict) else part for part in parts]
-    return (*classes, config.get("trainer", {}).get("precision"), "first_stage" in config, "reflow" in config)
+    return (*classes, "first_stage" in config, "reflow" in config)
 
 
 def one_of_each_kind(further: pytest.MarkDecorator) -> list[Any]:
@@ -350,8 +350,8 @@ def test_the_trials_of_a_sweep_are_accepted(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        # further samplers, each of which the tests above draw with
-        pytest.param(name, marks=pytest.mark.exhaustive) if name.startswith("samplers_digits_") else name
+        # other budgets of samplers that the tests above draw with, of models that they train
+        pytest.param(name, marks=pytest.mark.exhaustive) if name.startswith(("samplers", "diffusion_digits")) else name
         for name in files("sweeps")
     ],
 )

@@ -110,6 +110,7 @@ def test_efficientnet_is_given_images_as_in_its_training() -> None:
 
 @needs_weights
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:the covariance of 1280 features")
 def test_efficientnet_distance_orders_pictures_by_their_quality() -> None:
     from sklearn.datasets import load_sample_image

@@ -142,6 +142,7 @@ def test_the_spread_of_coverage_is_that_of_the_jackknife(num):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_spread_of_precision_and_density():
     real = RealFeatures(normal(100, 3, 0))
     samples = [normal(200, 3, i) * 1.2 + 0.5 for i in range(1, 201)]

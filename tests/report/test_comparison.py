@@ -43,7 +43,7 @@ def samples(generator: torch.Generator, mean: float, common: torch.Tensor | floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", ["common", "of each"])
+@pytest.mark.parametrize("noise", ["common", pytest.param("of each", marks=pytest.mark.exhaustive)])
 def test_differences_lie_in_their_intervals_and_common_noise_cancels(tmp_path: Path, noise: str) -> None:
     generator = torch.Generator().manual_seed(5)
     held, widths, repeats = 0, [], 400

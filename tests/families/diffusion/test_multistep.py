@@ -77,7 +77,7 @@ def flow_end(points: GaussianMixtureDenoiser, start: torch.Tensor, sigma_max: fl
     [
         (80.0, 128, 4, 3e-7),  # the range that docs/diffusion.md plots
         (0.5, 256, 3, 1e-8),  # the first step, of order 2 with its corrector, matters here
-        pytest.param(80.0, 2048, 3, 2e-11, marks=pytest.mark.slow),
+        pytest.param(80.0, 2048, 3, 2e-11, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
     ],
 )
 def test_unipc_of_order_3_is_of_the_fourth_order_before_the_limit_and_of_the_third_in_it(
