@@ -194,7 +194,7 @@ def test_another_number_of_parts_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_the_order_of_one_and_resume(tmp_path: Path) -> None:
-    two: dict[str, Any] = {"strategy": "ddp_spawn", "devices": 2, "max_epochs": 2}
+    two: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "max_epochs": 2}
 
     def run(name: str, ckpt_path: Path | None = None) -> list[list[list[Any]]]:
         (tmp_path / name).mkdir()
