@@ -1,5 +1,7 @@
 """Flow maps: the identities of the exact map, and its sampler."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -164,7 +166,7 @@ def test_levels_above_those_of_the_map_are_refused() -> None:
 @pytest.mark.parametrize("make", [ResidualMLP, DiT, UNet])
 def test_networks_of_two_times(make: type) -> None:
     """Without a span they are the network of one time; trained, they depend on both times."""
-    small = {
+    small: dict[type, dict[str, Any]] = {
         UNet: {"channels": 8, "channel_mult": (1,), "num_blocks": 1},
         DiT: {"width": 8, "depth": 1, "num_heads": 2},
         ResidualMLP: {"width": 8, "depth": 1},

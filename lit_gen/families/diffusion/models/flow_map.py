@@ -80,7 +80,7 @@ class FlowMapModel(Diffusion):
             exact = GaussianMixtureDenoiser(torch.zeros(1, 1), torch.ones(1))
             sampler.sample(MixtureFlowMap(exact, self.schedule, 1), Noise(0, range(1)), (1,))
 
-    def default_sampler(self) -> Sampler:  # type: ignore[override]
+    def default_sampler(self) -> Sampler:
         return FlowMapSampler(steps=1)
 
     def draw(self, noise: Noise, labels: Tensor | None, sampler: Sampler | None) -> Tensor:

@@ -142,7 +142,7 @@ class MeanFlow(FlowMapModel):
         if s[0] == t[0]:
             return self.flow_map.predict(x, t, t, *conditions) - v
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-            u, du_dt = torch.func.jvp(
+            u, du_dt = torch.func.jvp(  # type: ignore[misc]
                 lambda x, t: self.flow_map.predict(x, t, s, *conditions), (x, t), (v, torch.ones_like(t))
             )
         error: Tensor = u - (v - per_image(t - s, v) * du_dt).detach()
