@@ -50,6 +50,10 @@ class Mixture(ABC):
         log_joint, means = self._joint(x, alpha, sigma)
         return (log_joint.softmax(-1)[..., None] * means).sum(1).reshape(x.shape).to(x.dtype)
 
+    def responsibilities(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return p(k | x), (N, K) float64; arguments as in `posterior_mean`."""
+        return self._joint(x, alpha, sigma)[0].softmax(-1)
+
     def log_density(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return log p(x_t), (N,) in nats; arguments as in `posterior_mean`."""
         return self._joint(x, alpha, sigma)[0].logsumexp(-1)

@@ -1,6 +1,9 @@
 r"""Conditioning of a network on the noise level, the class and the augmentation of each image by one vector e (N, E).
 
 e = MLP(features(c_noise)) + class embedding + W augment_labels
+
+A network of a flow map from time t to time s is conditioned on two times. c_noise is then (N, 2), its value at t and
+the span c_noise(t) - c_noise(s), and e has the further term MLP'(features(span)).
 """
 
 import math
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
+from lit_gen.networks.blocks import zeros
 
 TimeEmbedding = Literal["positional", "fourier"]
 
@@ -80,6 +84,7 @@ class ConditionalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features = num_features
+        self.emb_channels = emb_channels
         self.num_classes = num_classes
         self.fourier = FourierFeatures(num_features) if time_embedding == "fourier" else None
         self.embed_noise = nn.Sequential(
@@ -87,20 +92,33 @@ class ConditionalNetwork(nn.Module):
         )
         self.embed_label = nn.Embedding(num_classes + 1, emb_channels) if num_classes else None
         self.embed_augment = nn.Linear(augment_dim, emb_channels, bias=False) if augment_dim else None
+        self.embed_span: nn.Sequential | None = None
+
+    def condition_on_span(self) -> None:
+        """Add a second time, the span; its embedding is zero until it is trained."""
+        width = self.emb_channels
+        self.embed_span = nn.Sequential(nn.Linear(self.num_features, width), nn.SiLU(), zeros(nn.Linear(width, width)))
 
     def embedding(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         """Return the embedding e (N, E).
 
         Args:
-            c_noise: Noise levels (N,), in float32 or float64.
+            c_noise: Noise levels (N,), in float32 or float64; with a second time (N, 2), where (N,) means no span.
             labels: Classes (N,), below 0 for no class, or None.
             augment_labels: Augmentation labels (N, augment_dim), or None for images without augmentation.
 
         Raises:
-            UserError: If labels or augmentation labels are given to a network without them.
+            UserError: If labels, augmentation labels or a second time are given to a network without them.
         """
-        features = sinusoids(c_noise, self.num_features) if self.fourier is None else self.fourier(c_noise)
-        emb: Tensor = self.embed_noise(features.to(next(self.embed_noise.parameters()).dtype))
+        if c_noise.ndim == 1:
+            span = torch.zeros_like(c_noise)
+        elif self.embed_span is None:
+            raise UserError(f"c_noise: this {type(self).__name__} has one time; call condition_on_span, or pass (N,)")
+        else:
+            c_noise, span = c_noise.unbind(1)
+        emb: Tensor = self.embed_noise(self._features(c_noise))
+        if self.embed_span is not None:
+            emb = emb + self.embed_span(self._features(span))
         if self.embed_label is not None:
             if labels is None:
                 labels = torch.full_like(c_noise, -1, dtype=torch.long)
@@ -112,3 +130,8 @@ class ConditionalNetwork(nn.Module):
                 raise UserError(f"augment_labels: this {type(self).__name__} does not use them; set augment_dim")
             emb = emb + self.embed_augment(augment_labels.to(emb.dtype))
         return emb
+
+    def _features(self, c: Tensor) -> Tensor:
+        """Return the features (N, num_features) of c (N,), in the data type of the weights."""
+        features: Tensor = sinusoids(c, self.num_features) if self.fourier is None else self.fourier(c)
+        return features.to(next(self.embed_noise.parameters()).dtype)

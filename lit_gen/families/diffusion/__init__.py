@@ -28,13 +28,15 @@ from lit_gen.families.diffusion.densities import (
     UniformSteps,
     UniformTime,
 )
-from lit_gen.families.diffusion.grids import Grid, Karras, Quadratic, TimeShift, Uniform, UniformLogSNR
+from lit_gen.families.diffusion.flow_maps import FlowMap, MixtureFlowMap, NetworkFlowMap
+from lit_gen.families.diffusion.grids import Grid, Karras, Quadratic, TimeShift, Uniform, UniformAngle, UniformLogSNR
 from lit_gen.families.diffusion.guidance import Guidance
 from lit_gen.families.diffusion.likelihood import DiffusionLikelihood, ProbabilityFlow, VariationalBound
 from lit_gen.families.diffusion.models.ddpm import DDPM, ImprovedDDPM
 from lit_gen.families.diffusion.models.edm import EDM
 from lit_gen.families.diffusion.models.flow_matching import FlowMatching, RectifiedFlow
 from lit_gen.families.diffusion.models.general import Diffusion
+from lit_gen.families.diffusion.models.mean_flow import MeanFlow
 from lit_gen.families.diffusion.models.score_sde import ScoreSDE
 from lit_gen.families.diffusion.networks.dit import DiT
 from lit_gen.families.diffusion.networks.foreign import DiffusersNetwork, FunctionNetwork
@@ -85,6 +87,7 @@ __all__ = [
     "Epsilon",
     "ErrorOf",
     "FixedTime",
+    "FlowMap",
     "FlowMatching",
     "FunctionDenoiser",
     "GaussianMixtureDenoiser",
@@ -98,9 +101,12 @@ __all__ = [
     "LogitNormal",
     "LognormalSigma",
     "LossWeight",
+    "MeanFlow",
     "MinSNR",
     "MixtureDenoiser",
+    "MixtureFlowMap",
     "NetworkDenoiser",
+    "NetworkFlowMap",
     "Parameterization",
     "ProbabilityFlow",
     "Quadratic",
@@ -117,6 +123,7 @@ __all__ = [
     "UNet",
     "Uncertainty",
     "Uniform",
+    "UniformAngle",
     "UniformLogSNR",
     "UniformLogSigma",
     "UniformSteps",

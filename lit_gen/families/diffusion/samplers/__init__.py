@@ -10,6 +10,7 @@ With x = alpha_t x_0 + sigma_t eps, D = E[x_0 | x] from the denoiser and eps_hat
 - `IPNDM`, `LMS` and `DEIS` extrapolate eps_hat from earlier evaluations.
 - `EulerMaruyama` integrates the reverse SDEs, which have the marginals of the probability flow; so does `DPMSolver`
   with eta > 0. `Restart` integrates the probability flow, and goes back up by noise.
+- `FlowMapSampler` steps along the flow map of a model that has learned one, with one evaluation per step.
 - `PredictorCorrector` and `AnnealedLangevin` take Langevin steps at a fixed time, the former between steps in time.
 
 The grid, the solver, the noise, the coordinates of the ODE and the model are independent: any combination runs. A step
@@ -20,6 +21,7 @@ from lit_gen.families.diffusion.samplers.adams import DEIS, IPNDM, LMS
 from lit_gen.families.diffusion.samplers.adaptive import RK45
 from lit_gen.families.diffusion.samplers.ancestral import DDIM, DDPM
 from lit_gen.families.diffusion.samplers.base import DiffusionSampler, GridSampler
+from lit_gen.families.diffusion.samplers.flow_map import FlowMapSampler
 from lit_gen.families.diffusion.samplers.langevin import AnnealedLangevin, PredictorCorrector
 from lit_gen.families.diffusion.samplers.multistep import DPMSolver, UniPC
 from lit_gen.families.diffusion.samplers.ode import Euler, Heun
@@ -37,6 +39,7 @@ __all__ = [
     "DPMSolver",
     "Euler",
     "EulerMaruyama",
+    "FlowMapSampler",
     "GridSampler",
     "Heun",
     "PredictorCorrector",
