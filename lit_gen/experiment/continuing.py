@@ -123,8 +123,8 @@ def _without_processes(training: dict[str, Any]) -> dict[str, Any]:
 
 def _division(trainer: dict[str, Any]) -> Division | None:
     """Return the division of recorded settings of the Trainer; None if they are incomplete."""
-    counts = [trainer.get(key) for key in KEYS_OF_PROCESSES]
-    if not all(isinstance(count, int) and count > 0 for count in counts):
+    counts = [count for key in KEYS_OF_PROCESSES if isinstance(count := trainer.get(key), int) and count > 0]
+    if len(counts) < len(KEYS_OF_PROCESSES):
         return None
     devices, nodes, micro_batches = counts
     return Division(devices * nodes, micro_batches)
