@@ -81,6 +81,9 @@ def list_of(kind: Kind, least: int = 0, most: int = 10_000) -> Kind:
     )
 
 
+RECORDS = Kind("a list of objects", lambda value: isinstance(value, list) and all(map(RECORD.fits, value)))
+
+
 def values_of(kind: Kind) -> Kind:
     """Return the kind of objects with texts as keys and values of a kind."""
     return Kind(

@@ -99,7 +99,7 @@ def check_training(experiment: Experiment) -> None:
     model.check_optimizers()
     _check_lengths(settings, model)
     model.check_trainer(settings)
-    _check_steps(settings, model)
+    check_steps(settings, model)
     _check_times(settings)
     check_precision(settings.precision)
     num_images = len(data.images("train"))
@@ -130,7 +130,7 @@ def _check_lengths(settings: TrainerSettings, model: GenerativeModel) -> None:
         )
 
 
-def _check_steps(settings: TrainerSettings, model: GenerativeModel) -> None:
+def check_steps(settings: TrainerSettings, model: GenerativeModel) -> None:
     """Raise a UserError if the settings do not split an optimizer step into whole micro-batches."""
     parts = settings.accumulate_grad_batches
     if parts < 1:

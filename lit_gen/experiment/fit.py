@@ -14,7 +14,8 @@ from lit_gen.core.files import remove_temporaries
 from lit_gen.core.processes import from_first
 from lit_gen.evaluation.device import device_name
 from lit_gen.evaluation.monitor import ScoreMonitor
-from lit_gen.experiment.checks import check_training
+from lit_gen.experiment import continuing
+from lit_gen.experiment.checks import check_steps, check_training
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER
 from lit_gen.experiment.identity import recipe_identity, training_config, training_identity
@@ -23,12 +24,13 @@ from lit_gen.experiment.loading import read_checkpoint
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.experiment.stages import Cost, learn_encoded, learn_pairs
 from lit_gen.experiment.trainer import make_trainer, order_callbacks
-from lit_gen.families.clock import Clock
+from lit_gen.families.base import GenerativeModel
+from lit_gen.families.clock import Clock, Division
 from lit_gen.runs.directory import REFERENCE, Run
 from lit_gen.runs.tracking import Tracker
 from lit_gen.training import processes
 from lit_gen.training.callbacks.budget import Budget
-from lit_gen.training.callbacks.checkpoint import Checkpoint, check_world_size, threads_restored
+from lit_gen.training.callbacks.checkpoint import Checkpoint, threads_restored
 from lit_gen.training.callbacks.cost import TrainingCost
 from lit_gen.training.callbacks.ema import EMA
 from lit_gen.training.callbacks.monitor import Monitor
@@ -61,8 +63,11 @@ def fit_run(cli: ExperimentCLI, experiment: Experiment) -> Run:
     elif experiment.reflow.teacher is not None:
         flow, spent = learn_pairs(cli, experiment, fit_run)
     fingerprint = data.training_fingerprint
-    trainer = make_trainer(experiment.trainer, model, cli.instantiate_trainer)
-    run = Run.of(experiment.run, f"{data.name}_{model.title.lower()}", training_identity(config, fingerprint))
+    run = continuing.find_run(experiment.run, f"{data.name}_{model.title.lower()}", config, fingerprint)
+    settings, kept = continuing.keep_shares(run, experiment.trainer, model)
+    check_steps(settings, model)
+    trainer = make_trainer(settings, model, cli.instantiate_trainer)
+    model.clock = Clock(config["seed_everything"], kept=kept)
     with processes.turn(run, trainer) as unfinished:
         if unfinished:  # the last checks that can leave no run behind
             experiment.budget.check_left(spent.seconds)
@@ -107,11 +112,10 @@ def _facts(experiment: Experiment, config: dict[str, Any], flow: int, spent: Cos
 def _train(trainer: Trainer, experiment: Experiment, config: dict[str, Any], run: Run, spent: float) -> None:
     """Train in a run directory, from its last checkpoint if there is one, and record the end in run.json."""
     data, model = experiment.data, experiment.model
-    model.clock = Clock(config["seed_everything"])
     if trainer.is_global_zero:
         for folder in (run.directory, run.checkpoint.parent, run.snapshots, run.samples):
             remove_temporaries(folder)
-    resume = _images_before(trainer, run)
+    resume = _images_before(trainer, run, config, model)
     if resume is None:
         model.initialise(data.examples("train", model.num_initial).images)
     trainer.loggers = experiment.tracking.loggers(run, config, resume)
@@ -164,13 +168,16 @@ def _add_callbacks(
     order_callbacks(trainer, first, last)
 
 
-def _images_before(trainer: Trainer, run: Run) -> int | None:
+def _images_before(trainer: Trainer, run: Run, config: dict[str, Any], model: GenerativeModel) -> int | None:
     """Return the number of images in the last checkpoint, or None if there is no checkpoint to resume from."""
     if not run.checkpoint.is_file():
         return None
     checkpoint = read_checkpoint(run)
-    check_world_size(checkpoint, trainer)
     images: int = checkpoint["images_seen"]
+    before = checkpoint.get("world_size", trainer.world_size)
+    if before != trainer.world_size and trainer.is_global_zero:
+        today = Division(trainer.world_size, model.accumulate)
+        continuing.record(run, config, model.clock.kept, images, before, today)
     return images
 
 

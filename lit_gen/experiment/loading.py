@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_gen.core.data_facts import DataFacts
 from lit_gen.core.errors import UserError
-from lit_gen.core.records import COUNT, NUMBER, POSITIVE, RECORD, TEXT, Kind, check_fields, values_of
+from lit_gen.core.records import COUNT, NUMBER, POSITIVE, RECORD, RECORDS, TEXT, Kind, check_fields, values_of
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.first_stage import FOLDER, FirstStage, FirstStageSettings
 from lit_gen.experiment.parser import build_objects
@@ -26,7 +26,6 @@ from lit_gen.runs.weights import load_average, parse_weights
 from lit_gen.training.callbacks.ema import load_weights
 
 _TENSOR = Kind("a tensor of numbers", lambda value: isinstance(value, Tensor) and _is_whole(value))
-_RECORDS = Kind("a list of objects", lambda value: isinstance(value, list) and all(map(RECORD.fits, value)))
 _FIELDS = {
     **dict.fromkeys(("images_seen", "batches_seen", "epoch", "global_step"), COUNT),
     **dict.fromkeys(("world_size", "num_threads"), POSITIVE),
@@ -41,7 +40,7 @@ _FIELDS = {
     "monitor.value": NUMBER,
     **dict.fromkeys(("monitor.images_seen", "monitor.num_samples", "monitor.seed"), COUNT),
     **dict.fromkeys(("loops", "callbacks"), RECORD),
-    **dict.fromkeys(("optimizer_states", "lr_schedulers"), _RECORDS),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), RECORDS),
 }
 REMEDY = "restore it, or delete it and train again"
 

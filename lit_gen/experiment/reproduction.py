@@ -94,6 +94,8 @@ def changed_surroundings(run: Run, fingerprint: str, device: str, num_threads: i
         found.append(Difference("data.fingerprint", recorded, fingerprint))
     if device and metadata.get("device", device) != device:
         found.append(Difference("device", metadata["device"], device))
+    if metadata.get("continued"):
+        found.append(Difference("processes", "their number changed during the run", "the same throughout"))
     threads = recorded_threads(run)
     if threads is not None and threads != num_threads:
         found.append(Difference("threads", threads, num_threads))

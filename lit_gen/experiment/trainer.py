@@ -78,10 +78,9 @@ def _split_steps(model: GenerativeModel, settings: TrainerSettings) -> dict[str,
     model.split_steps(parts)
     if not model.automatic_optimization:
         return {"accumulate_grad_batches": 1}
-    if parts == 1:
-        return {}
-    counts = {key: getattr(settings, key) for key in COUNTED_IN_BATCHES}
-    return {key: count * parts for key, count in counts.items() if isinstance(count, int)}
+    counts = {key: getattr(settings, key) for key in COUNTED_IN_BATCHES} if parts > 1 else {}
+    batches = {key: count * parts for key, count in counts.items() if isinstance(count, int)}
+    return {"accumulate_grad_batches": parts} | batches
 
 
 def order_callbacks(trainer: Trainer, first: list[Callback], last: list[Callback]) -> None:

@@ -3,15 +3,30 @@
 An optimizer step takes one or more micro-batches. The images of a step count with its first micro-batch, so the clock
 stands still within a step. Generators are seeded by (seed, stream, micro-batch), where a stream is a rank or a purpose.
 A resumed run therefore draws the same random numbers as an uninterrupted one.
+
+A micro-batch of a process is a share of the batch. Consecutive shares are those of the ranks, micro-batch by
+micro-batch. A run that resumes on another number of processes has the same shares if it keeps their number; each share
+then keeps its seeds, which are those of the rank and the micro-batch that had it when the run began.
 """
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Values = dict[str, Tensor | float]
+
+
+class Division(NamedTuple):
+    """Division of a batch into shares, one per process and micro-batch."""
+
+    processes: int = 1
+    micro_batches: int = 1
+
+    @property
+    def num_shares(self) -> int:
+        return self.processes * self.micro_batches
 
 
 class Clock:
@@ -20,19 +35,37 @@ class Clock:
     Args:
         seed: Seed of the run.
         images_seen: Number of images that the run starts from.
+        kept: Division of the batches when the run began, whose random numbers it keeps; None for that of today.
 
     Attributes:
         seed: Seed of the run.
         images_seen: Number of images that all processes together have trained on.
         batches_seen: Number of micro-batches that each process has started.
         micro_batch: Index of the current micro-batch within its optimizer step.
+        rank: Rank that the share of this process had when the run began.
+        num_ranks: Number of processes when the run began.
     """
 
-    def __init__(self, seed: int = 0, images_seen: int = 0) -> None:
+    def __init__(self, seed: int = 0, images_seen: int = 0, kept: Division | None = None) -> None:
         self.seed = seed
         self.images_seen = images_seen
+        self.kept = kept
         self.batches_seen = 0
         self.micro_batch = 0
+        self.rank, self.num_ranks = 0, 1
+        self._ahead = 0
+
+    def find_share(self, rank: int, today: Division) -> None:
+        """Find the rank and the micro-batch that had the next share of this process when the run began."""
+        began = self.kept or today
+        step, part = divmod(self.batches_seen, today.micro_batches)
+        part, self.rank = divmod(part * today.processes + rank, began.processes)
+        self.num_ranks = began.processes
+        self._ahead = step * began.micro_batches + part - self.batches_seen
+
+    def resume(self, num_micro_batches: int, before: int) -> None:
+        """Count in micro-batches of today, given their number per step, and the number per step before."""
+        self.batches_seen = self.batches_seen // before * num_micro_batches
 
     def start_batch(self, num_images: int, num_micro_batches: int) -> None:
         """Advance to the next micro-batch.
@@ -64,11 +97,11 @@ class Clock:
 
     def seed_of(self, stream: int | str) -> int:
         """Return the seed of a stream, a rank or a purpose, at the current count of micro-batches."""
-        return step_seed(self.seed, stream, self.batches_seen)
+        return step_seed(self.seed, stream, self.batches_seen + self._ahead)
 
-    def reseed(self, rank: int, device: torch.device) -> None:
+    def reseed(self, device: torch.device) -> None:
         """Reseed the global generators of the CPU and of the device for the micro-batch that is about to start."""
-        seed = self.seed_of(rank)
+        seed = self.seed_of(self.rank)
         # Like torch.manual_seed, which without a GPU formats stack traces to keep for one: half a millisecond.
         torch.default_generator.manual_seed(seed)
         if device.type != "cpu":

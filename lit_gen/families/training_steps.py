@@ -7,16 +7,18 @@ callbacks call the rest.
 from abc import ABC, abstractmethod
 from typing import Any, NoReturn
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_gen.core import processes
 from lit_gen.core.accumulation import SumOverMicroBatches
 from lit_gen.core.errors import UserError
 from lit_gen.data.batches import Batch
 from lit_gen.data.module import ImageDataModule
-from lit_gen.families.clock import Clock
+from lit_gen.families.clock import Clock, Division
 from lit_gen.families.optimizers import OptimizerFactory, check_optimizer
 
 
@@ -85,7 +87,7 @@ class TrainsInSteps(LightningModule, ABC):
     def log_training(self, **values: Tensor | float) -> None:
         """Log values of this step under `train/` against images seen, if this is a logging step.
 
-        Tensors must have no graph. The logged value is the mean over the micro-batches of the step.
+        Tensors must have no graph. The logged value is the mean over the micro-batches of the step and the processes.
         """
         self.training_values |= self.clock.mean_over_step(self.training_values, values)
 
@@ -139,8 +141,9 @@ class TrainsInSteps(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Reseed the global generators for the micro-batch, and advance the clock."""
-        self.clock.reseed(self.global_rank, self.device)
         num = self.trainer.accumulate_grad_batches
+        self.clock.find_share(self.global_rank, Division(self.trainer.world_size, num))
+        self.clock.reseed(self.device)
         self.clock.start_batch(len(batch.images) * self.trainer.world_size * num, num_micro_batches=num)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -155,17 +158,26 @@ class TrainsInSteps(LightningModule, ABC):
         self.trainer.should_stop |= self._stop_asked
         self._stop_asked = False
         if self.trainer._logger_connector.should_update_logs:
-            self.log_dict({f"train/{name}": value for name, value in self.training_values.items()})
+            self.log_dict({f"train/{name}": value for name, value in self._values_of_all().items()})
             self.log("step", float(self.images_seen))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= self.clock.state_dict()
         # a step may set only some of the values; the others are logged as they were
-        checkpoint["training_values"] = {name: float(value) for name, value in self.training_values.items()}
+        checkpoint["training_values"] = {name: float(value) for name, value in self._values_of_all().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.clock.load_state_dict(checkpoint)
         self.training_values = dict(checkpoint.get("training_values", {}))  # older checkpoints do not hold them
+
+    def _values_of_all(self) -> dict[str, Tensor | float]:
+        """Return the means of the training values over the processes, which all call it together."""
+        _, num = processes.ranks()
+        if num == 1:
+            return self.training_values
+        values = [torch.as_tensor(value, dtype=torch.float32) for value in (0.0, *self.training_values.values())]
+        means = processes.all_reduce_sum(torch.stack([value.to(self.device) for value in values])) / num
+        return dict(zip(self.training_values, means[1:], strict=True))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:

@@ -1,6 +1,7 @@
 """Training of two networks against each other, with an optimizer and steps of its own for each."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch.optim import Optimizer
 
 from lit_gen.core.errors import UserError
 from lit_gen.core.trainer_settings import TrainerSettings
+from lit_gen.data.batches import Batch
 from lit_gen.families.base import GenerativeModel
 
 
@@ -32,6 +34,7 @@ class TwoNetworks(GenerativeModel):
     """
 
     gradient_clip: float | None
+    _streams: list[list[Tensor]]
 
     def use_two_optimizers(self, gradient_clip: float | None) -> None:
         """Turn on manual optimization; the constructor of a model calls it.
@@ -64,6 +67,38 @@ class TwoNetworks(GenerativeModel):
         if data is not None:  # loaders of one's own
             data.check_batches(data.batch_size, self.accumulate, self.trainer.world_size)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the streams of random numbers too, if the run began on more processes."""
+        self._streams = []
+        for index in range(self.num_streams) if self.num_streams > 1 else ():
+            self.clock.rank = self.global_rank * self.num_streams + index
+            self.clock.reseed(self.device)
+            self._streams.append(generators(self.device))
+        super().on_train_batch_start(batch, batch_idx)
+
+    @property
+    def num_streams(self) -> int:
+        """Number of processes that had the share of this process when the run began, each with random numbers."""
+        return 1 if self.clock.kept is None else self.clock.kept.processes // self.trainer.world_size
+
+    @contextmanager
+    def stream(self, index: int) -> Iterator[None]:
+        """Use the random numbers of one of `num_streams` processes in the block; they continue in its next block."""
+        if self.num_streams == 1:
+            yield
+            return
+        set_generators(self._streams[index], self.device)
+        yield
+        self._streams[index] = generators(self.device)
+
+    def drawn(self, num: int, draw: Callable[[int], Tensor]) -> Tensor:
+        """Return a tensor (num, ...) of random numbers for the whole batch, given a function that draws so many."""
+        drawn = []
+        for index in range(self.num_streams):
+            with self.stream(index):
+                drawn.append(draw(num // self.num_streams))
+        return torch.cat(drawn) if len(drawn) > 1 else drawn[0]
+
     def micro_batches(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         """Yield the tensors of a batch in `accumulate` equal micro-batches, as views; None stays None.
 
@@ -72,7 +107,8 @@ class TwoNetworks(GenerativeModel):
         num = next(len(tensor) for tensor in tensors if tensor is not None) // self.accumulate
         for part in range(self.accumulate):
             self.clock.micro_batch = part
-            yield tuple(None if tensor is None else tensor[part * num : (part + 1) * num] for tensor in tensors)
+            with self.stream(part * self.num_streams // self.accumulate):
+                yield tuple(None if tensor is None else tensor[part * num : (part + 1) * num] for tensor in tensors)
         self.clock.micro_batch = 0
 
     def differentiate(self, losses: Iterable[Sequence[Tensor]], network: nn.Module) -> list[Descent]:
@@ -124,3 +160,16 @@ def _sum(one: Descent, other: Descent) -> Descent:
 
 def _gradients(loss: Tensor, parameters: list[nn.Parameter], retain_graph: bool) -> list[Tensor]:
     return list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True))
+
+
+def generators(device: torch.device) -> list[Tensor]:
+    """Return the states of the global generators of the CPU and of the device."""
+    states = [torch.get_rng_state()]
+    return states if device.type == "cpu" else [*states, torch.get_device_module(device).get_rng_state(device)]
+
+
+def set_generators(states: list[Tensor], device: torch.device) -> None:
+    """Set the global generators of the CPU and of the device to states of `generators`."""
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[1], device)

@@ -12,10 +12,12 @@ ROOT/NAME-IDENTITY/
     evaluations/     one folder with result.json per sampler setting and protocol
 """
 
+import glob
 import json
 import platform
 import re
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +37,7 @@ from lit_gen.core.records import (
     COUNT,
     FLAG,
     RECORD,
+    RECORDS,
     TEXT,
     check_fields,
     either,
@@ -61,6 +64,7 @@ _FIELDS = {
     "seed": either(COUNT, FLAG),
     "training": RECORD,
     "best": RECORD,
+    "continued": RECORDS,
     "training_seconds": AMOUNT,
     "earlier_seconds": AMOUNT,
     "training_flops": AMOUNT,
@@ -209,6 +213,25 @@ class Run:
         """Add entries to run.json, or replace them."""
         write_atomically(self.metadata_path, json.dumps(self.metadata | facts, indent=2) + "\n")
 
+    def named_alike(self) -> list[Path]:
+        """Return the run directories beside this one whose names differ in the identity only, sorted."""
+        name = glob.escape(self.directory.name.rpartition("-")[0])
+        return sorted(path.parent for path in self.directory.parent.glob(f"{name}-*/run.json"))
+
+    def is_locked(self) -> bool:
+        """Return whether another command holds the lock of the run, for longer than it takes to ask."""
+        for _ in range(10):
+            try:
+                with self._lock.acquire(timeout=0):
+                    return False
+            except Timeout:
+                time.sleep(0.1)
+        return True
+
+    @property
+    def _lock(self) -> FileLock:
+        return FileLock(self.directory.parent / f".{self.directory.name}.lock")
+
     @contextmanager
     def lock(self, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
         """Hold the lock of the run, so that one process at a time trains it; a second process waits.
@@ -219,7 +242,7 @@ class Run:
             waiting: Called every 30 seconds while another process holds the lock.
         """
         self.directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.directory.parent / f".{self.directory.name}.lock")
+        lock = self._lock
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -11,7 +11,6 @@ import torch
 from torch.multiprocessing import ProcessExitedException
 
 from lit_gen.cli import commands
-from lit_gen.core.errors import UserError
 from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 from tests.interrupt import KILL_AT, CrashError
@@ -210,23 +209,6 @@ def short(root: Path) -> list[str]:
     """Six batches, with a checkpoint after every second."""
     more = ("--checkpoint.every=128", "--grid.num_samples=0", "--trainer.callbacks=tests.interrupt.Interrupt")
     return arguments("VAE", root, 64 * 6, *more)
-
-
-def test_another_number_of_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The identity counts devices as this machine has them; what saved the checkpoint may have had others."""
-    words = short(tmp_path)
-    monkeypatch.setenv(KILL_AT, "raise:4")
-    with pytest.raises(CrashError):
-        commands.fit(words)
-    monkeypatch.delenv(KILL_AT)
-    (path,) = tmp_path.glob("*/checkpoints/last.ckpt")
-    checkpoint = torch.load(path, weights_only=True)
-    assert checkpoint["world_size"] == 1
-    torch.save(checkpoint | {"world_size": 2}, path)
-    with pytest.raises(UserError, match="trainer.devices: .* saved by 2 processes and cannot resume with 1"):
-        commands.fit(words)
-    torch.save(checkpoint, path)
-    assert commands.fit(words).finished
 
 
 def test_the_cost_of_a_training_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from lit_gen.families.clock import Clock, step_seed
+from lit_gen.families.clock import Clock, Division, step_seed
 
 
 def test_images_count_with_the_first_micro_batch_of_a_step() -> None:
@@ -22,10 +22,12 @@ def test_a_restored_clock_continues_with_the_same_random_numbers() -> None:
     numbers = []
     with torch.random.fork_rng():
         for own in (clock, restored):
-            own.reseed(1, torch.device("cpu"))
+            own.find_share(1, Division(2))
+            own.reseed(torch.device("cpu"))
             numbers.append(torch.rand(4))
         assert torch.equal(*numbers)
-        restored.reseed(0, torch.device("cpu"))
+        restored.find_share(0, Division(2))
+        restored.reseed(torch.device("cpu"))
         assert not torch.equal(torch.rand(4), numbers[0])
 
 

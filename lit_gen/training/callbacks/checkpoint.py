@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, Trainer
 from lit_gen.core.errors import DivergedError, UserError
 from lit_gen.core.files import publish, staged
 from lit_gen.families.base import GenerativeModel
+from lit_gen.families.clock import Clock
 from lit_gen.training.processes import BATCHES_BETWEEN_AGREEMENTS, SECONDS_TO_LEAVE
 
 
@@ -130,7 +131,11 @@ class Checkpoint(Callback):
         checkpoint["num_threads"] = torch.get_num_threads()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: GenerativeModel, checkpoint: dict[str, Any]) -> None:
-        """Use the number of CPU threads of the checkpoint: a sum over another number rounds differently."""
+        """Count in micro-batches of today, and use the number of CPU threads of the checkpoint.
+
+        A sum over another number of threads rounds differently.
+        """
+        count_in_micro_batches(checkpoint, trainer.accumulate_grad_batches, pl_module.clock)
         own = torch.get_num_threads()
         saved = checkpoint.get("num_threads", own)
         if trainer.strategy.root_device.type == "cpu" and saved != own:
@@ -214,18 +219,29 @@ class InPlace(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-def check_world_size(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Check that a run resumes with the same number of processes, since each draws its own random numbers.
+def count_in_micro_batches(checkpoint: dict[str, Any], num: int, clock: Clock) -> None:
+    """Make a checkpoint of another number of micro-batches per step, as other processes need, one of this number.
 
-    Raises:
-        UserError: If the checkpoint was saved by another number of processes.
+    Lightning counts micro-batches in the progress of an epoch, and steps everywhere else.
+
+    Args:
+        checkpoint: The checkpoint, changed in place.
+        num: Number of micro-batches of a step.
+        clock: The clock, which has read the checkpoint.
     """
-    saved = checkpoint.get("world_size", trainer.world_size)
-    if saved != trainer.world_size:
-        raise UserError(
-            f"trainer.devices: the checkpoint was saved by {saved} processes and cannot resume with "
-            f"{trainer.world_size}; use {saved} again, or name a new run with --run.name"
-        )
+    loop = checkpoint["loops"]["fit_loop"]
+    loaders = [state for state in loop["state_dict"].get("combined_loader", []) if state]
+    before = {state.get("accumulate_grad_batches", 1) for state in loaders}
+    if len(before) != 1 or before == {num}:
+        return
+    (saved,) = before
+    for counts in (loop["epoch_loop.batch_progress"][key] for key in ("total", "current")):
+        ready = counts["ready"]  # of whole steps; what is `completed` is one micro-batch behind within a step's hooks
+        for key, count in counts.items():
+            counts[key] = ready // saved * num - (ready - count)
+    for state in loaders:
+        state["accumulate_grad_batches"] = num
+    clock.resume(num, saved)
 
 
 def diverged(what: str, trainer: Trainer, pl_module: GenerativeModel) -> DivergedError:

@@ -27,6 +27,7 @@ from lit_gen.core.operations import OperationCounter
 from lit_gen.core.processes import alone
 from lit_gen.data.batches import Batch
 from lit_gen.families.base import GenerativeModel
+from lit_gen.families.clock import Division
 
 
 class TrainingCost(Callback):
@@ -96,6 +97,8 @@ def _copy(model: GenerativeModel) -> GenerativeModel:
     stage = model.first_stage
     own = copy.deepcopy(model, {} if stage is None else {id(stage): stage})
     own.split_steps(1)
+    own.clock.kept = None
+    own.clock.find_share(0, Division())
     own.__dict__["_trainer"] = SimpleNamespace(
         world_size=1,
         global_rank=0,

@@ -86,7 +86,9 @@ class FlowMatching(Diffusion):
             return super().training_noise(batch)
         images = batch.images
         whole = self.gathered(images)
-        generator = self.common_generator("coupling", images.device)
+        # a batch that is coupled in more parts than when the run began has other noise for each of them
+        part = f" {self.clock.batches_seen}" if self.clock.kept else ""
+        generator = self.common_generator(f"coupling{part}", images.device)
         noise = torch.randn(whole.shape, generator=generator, dtype=images.dtype, device=images.device)
         first = self.global_rank * len(images)
         labels = self._classes(batch)

@@ -190,8 +190,8 @@ class Diffusion(GenerativeModel):
         if not self.stratified:
             return self.proposal(self.schedule, num, self.device)
         offset = torch.rand((), dtype=torch.float64, generator=self.common_generator("times", "cpu"))
-        total = num * self.trainer.world_size
-        u = lattice(float(offset), self.global_rank * num, num, total, self.device)
+        total = num * self.clock.num_ranks
+        u = lattice(float(offset), self.clock.rank * num, num, total, self.device)
         return self.proposal.quantile(self.schedule, u)
 
     def augmented(self, batch: Batch) -> tuple[Batch, Tensor | None]:

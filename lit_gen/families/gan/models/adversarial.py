@@ -180,7 +180,7 @@ class AdversarialModel(TwoNetworks):
 
     def latents(self, num: int) -> Tensor:
         """Sample z (num, latent_dim) for training, from the global generator."""
-        return torch.randn(num, self.latent_dim, device=self.device)
+        return self.drawn(num, lambda n: torch.randn(n, self.latent_dim, device=self.device))
 
     def scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Return the critic's scores (N,) in float32: losses and their means are not computed in half precision."""
