@@ -246,6 +246,7 @@ class Execution:
             else:
                 self._judge_scores(worker)
                 self._watch(worker)
+        self._progress.log()
 
     def _judge_scores(self, worker: Worker) -> None:
         """Tell a trial that has evaluated its weights whether it continues."""
