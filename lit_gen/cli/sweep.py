@@ -30,6 +30,7 @@ def add(verbs: help.Verbs) -> None:
     parser.add_argument("--name", default=None, help="name of the sweep's folder (default: the first file's name)")
     parser.add_argument("--retries", type=int, default=0, help="times to run a failed trial again (default: 0)")
     parser.add_argument("--time-limit", type=_seconds, metavar="2h", help="end a trial after so long (default: never)")
+    parser.add_argument("--memory-limit", type=_bytes, metavar="4GB", help="end a trial that holds more (Linux)")
     parser.add_argument("--launcher", choices=["slurm"], help="run it as jobs of a cluster that share the trials")
     parser.add_argument("--nodes", type=int, default=1, help="number of jobs of the launcher (default: 1)")
     parser.add_argument(
@@ -52,6 +53,18 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r:.40} is not a duration such as 2h, 90m or 1h30m")
 
 
+def _bytes(text: str) -> int:
+    """Return a size such as 4GB or 1.5GiB in bytes."""
+    from lit_gen.sweeps.memory import SIZES
+
+    known = {name.lower(): size for name, size in SIZES.items()} | {"b": 1}
+    if (found := re.fullmatch(r"(\d+(?:\.\d+)?)([a-zA-Z]+)", text)) and found[2].lower() in known:
+        size = round(float(found[1]) * known[found[2].lower()])
+        if size > 0:
+            return size
+    raise argparse.ArgumentTypeError(f"{text!r:.40} is not a size such as 4GB, 512MB or 1.5GiB")
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from lit_gen import sweeps
     from lit_gen.core.seeds import check_seed
@@ -68,7 +81,13 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.nodes != 1 or options.slurm:
         raise UserError("--nodes: needs a launcher; add --launcher slurm, or remove --nodes and --slurm")
     done = sweeps.run_sweep(
-        options.files, options.root, jobs=options.jobs, retries=options.retries, time_limit=options.time_limit, **common
+        options.files,
+        options.root,
+        jobs=options.jobs,
+        retries=options.retries,
+        time_limit=options.time_limit,
+        memory_limit=options.memory_limit,
+        **common,
     )
     if done.results and not done.interrupted:
         try:
@@ -93,7 +112,7 @@ def _launch(options: argparse.Namespace) -> int:
     name = load_sweep(options.files, options.seed, options.count, options.name).name
     folder = options.root / "sweeps" / name
     kept = {key: getattr(options, key) for key in ("root", "jobs", "seed", "count", "name", "retries")}
-    words = command_of(options.files, options.time_limit, **kept)[1:]
+    words = command_of(options.files, options.time_limit, options.memory_limit, **kept)[1:]
     statuses = make_launcher(options.launcher, settings).launch(words, options.nodes, folder)
     paths = {path for results in current_results(folder).values() for path in results}
     if paths:
