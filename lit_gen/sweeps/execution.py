@@ -123,6 +123,7 @@ class Execution:
                     self._collect()
                 if self._interrupts:
                     self._stop()
+                self._locks.clear()
             for worker in self._workers:
                 worker.hang_up()
             for worker in self._workers:
