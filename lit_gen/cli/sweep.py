@@ -31,7 +31,7 @@ def add(verbs: help.Verbs) -> None:
     parser.add_argument("--retries", type=int, default=0, help="times to run a failed trial again (default: 0)")
     parser.add_argument("--time-limit", type=_seconds, metavar="2h", help="end a trial after so long (default: never)")
     parser.add_argument("--memory-limit", type=_bytes, metavar="4GB", help="end a trial that holds more (Linux)")
-    parser.add_argument("--launcher", choices=["slurm"], help="run it as jobs of a cluster that share the trials")
+    parser.add_argument("--launcher", choices=["slurm", "ray"], help="run it as jobs of a cluster, which share it")
     parser.add_argument("--nodes", type=int, default=1, help="number of jobs of the launcher (default: 1)")
     parser.add_argument(
         "--slurm",
@@ -39,6 +39,13 @@ def add(verbs: help.Verbs) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="parameter of the jobs, such as timeout_min=240 or slurm_partition=gpu; may be repeated",
+    )
+    parser.add_argument(
+        "--ray",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="resource of a job, such as num_cpus=2 or num_gpus=1, or address=HOST:PORT; may be repeated",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the trials and stop")
     parser.set_defaults(command=_sweep)
@@ -78,8 +85,8 @@ def _sweep(options: argparse.Namespace) -> int:
         return 0
     if options.launcher is not None:
         return _launch(options)
-    if options.nodes != 1 or options.slurm:
-        raise UserError("--nodes: needs a launcher; add --launcher slurm, or remove --nodes and --slurm")
+    if options.nodes != 1 or options.slurm or options.ray:
+        raise UserError("--nodes: needs a launcher; add --launcher slurm or ray, or remove --nodes, --slurm and --ray")
     done = sweeps.run_sweep(
         options.files,
         options.root,
@@ -101,14 +108,20 @@ def _sweep(options: argparse.Namespace) -> int:
 def _launch(options: argparse.Namespace) -> int:
     """Run the sweep on the nodes of a cluster, report what it has, and return the largest exit status."""
     from lit_gen.sweeps import current_results, load_sweep
-    from lit_gen.sweeps.launchers import make_launcher
+    from lit_gen.sweeps.launchers import LAUNCHERS, make_launcher
     from lit_gen.sweeps.runner import command_of
 
     if options.nodes < 1:
         raise UserError(f"--nodes: {options.nodes} is not a positive number of jobs; give 1 or more")
-    settings = dict(word.partition("=")[::2] for word in options.slurm)
+    given = {name: getattr(options, name) for name in LAUNCHERS}
+    for name, words in given.items():
+        if words and name != options.launcher:
+            raise UserError(f"--{name}: has no effect on --launcher {options.launcher}; remove it")
+    settings = dict(word.partition("=")[::2] for word in given[options.launcher])
     if not all(settings.values()):
-        raise UserError("--slurm: a parameter is not KEY=VALUE; give each one such as --slurm timeout_min=240")
+        key = f"--{options.launcher}"
+        example = {"slurm": "timeout_min=240", "ray": "num_cpus=2"}[options.launcher]
+        raise UserError(f"{key}: a parameter is not KEY=VALUE; give each one such as {key} {example}")
     name = load_sweep(options.files, options.seed, options.count, options.name).name
     folder = options.root / "sweeps" / name
     kept = {key: getattr(options, key) for key in ("root", "jobs", "seed", "count", "name", "retries")}
