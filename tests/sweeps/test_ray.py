@@ -114,13 +114,12 @@ def test_ctrl_c_stops_the_tasks(tmp_path: Path, cluster: Any) -> None:
     assert list((root / "sweeps" / "tiny" / "locks").iterdir()) == []
 
 
-def test_what_is_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Any) -> None:
+def test_what_is_wrong_is_one_line(tmp_path: Path, cluster: Any) -> None:
     for settings, message in (
         ({"num_gpus": "two"}, "--ray: num_gpus=two is not a number; give one such as num_gpus=1"),
         ({"num_cpus": "-1", "address": cluster.address}, "--ray: Ray refuses the tasks"),
-        ({"address": "127.0.0.1:1"}, "--launcher: no Ray cluster at 127.0.0.1:1"),
+        ({"address": "nowhere"}, "--launcher: no Ray cluster at nowhere"),
     ):
-        monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
         with pytest.raises(UserError) as caught:
             make_launcher("ray", settings).launch(["sweep"], 1, tmp_path)
         assert str(caught.value).startswith(message) and "\n" not in str(caught.value)

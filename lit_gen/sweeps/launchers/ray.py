@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def run_share(words: list[str], folder: str, log: str) -> int:
     with open(log, "ab") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
     try:
-        status = process.wait()
+        while (status := process.poll()) is None:
+            time.sleep(0.5)  # Ray cancels a task between two lines of Python, so not in a wait without end
     except KeyboardInterrupt:
         process.send_signal(signal.SIGTERM)
         try:
