@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_gen.core.noise import Noise
 from lit_gen.data import TwoMoons
-from lit_gen.families.diffusion import EDMSchedule, GaussianMixtureDenoiser
+from lit_gen.families.diffusion import EDMSchedule, GaussianMixtureDenoiser, Searched
 from lit_gen.families.diffusion.samplers import DDIM, DEIS, IPNDM, LMS, DPMSolver, UniPC
 
 BUDGETS, SHOWN = (5, 10, 20, 80, 160, 320), (0, 1, 2, 3, 5)
@@ -28,6 +28,8 @@ SOLVERS = {
     "`UniPC`, order 2": UniPC,
     "`UniPC(order=3)`": partial(UniPC, order=3),
 }
+SEARCHED = ("`DDIM`", "`IPNDM`, order 4", "`DPMSolver`, 2M", "`UniPC`, order 2")
+"""Solvers that are shown on the searched grid as well."""
 
 
 def end_of_the_flow(denoiser: GaussianMixtureDenoiser, start: Tensor) -> Tensor:
@@ -54,11 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end = end_of_the_flow(denoiser, 80 * noise().normal(shape, torch.float64))
     print(f"| sampler | {' | '.join(str(BUDGETS[place]) for place in SHOWN)} | order |")
     print(f"| --- |{' ---: |' * (len(SHOWN) + 1)}")
+    grid = Searched(seed=1)  # other points than those of the table
+    grid.search(denoiser, schedule, shape)
     for name, solver in SOLVERS.items():
         images = (solver(steps=steps).sample(denoiser, schedule, noise(), shape) for steps in BUDGETS)
         errors = [float((x - end).flatten(1).norm(dim=1).median()) for x in images]
         order = math.log2(errors[-2] / errors[-1])
         print(f"| {name} | {' | '.join(f'{errors[place]:.2g}' for place in SHOWN)} | {order:.1f} |")
+        if name in SEARCHED:
+            few = [BUDGETS[place] for place in SHOWN if BUDGETS[place] < grid.fine]
+            images = (solver(steps=steps, grid=grid).sample(denoiser, schedule, noise(), shape) for steps in few)
+            cells = [f"{float((x - end).flatten(1).norm(dim=1).median()):.2g}" for x in images]
+            print(f"| {name}, `Searched` | {' | '.join(cells + ['-'] * (len(SHOWN) - len(few)))} | - |")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.fit import fit_run
 from lit_gen.experiment.loading import load_model
 from lit_gen.experiment.parser import ExperimentCLI
+from lit_gen.experiment.preparation import prepare_sampler
 from lit_gen.families.diffusion.models.flow_matching import FlowMatching
 from lit_gen.metrics.reference_files import ReferenceFacts
 from lit_gen.report.leaderboard import describe_likelihood
@@ -115,7 +116,7 @@ def _evaluate(run: Run, cli: ExperimentCLI) -> list[Path]:
     model = load_model(run, objects.model, objects.evaluation.weights).to(device)
     model.follow_classes(objects.data)
     cache = run.directory.parent / REFERENCE
-    model.prepare_sampler(sampler, objects.data)
+    prepare_sampler(model, sampler, objects.data, run, objects.evaluation.weights)
     subject = Subject(run, model, objects.data, sampler)
     evaluated: list[tuple[dict[str, Any], Path]] = []
     reference = _reference(objects, cache)

@@ -20,6 +20,7 @@ from lit_gen.data.module import ImageDataModule
 from lit_gen.experiment.checks import ready_sampler
 from lit_gen.experiment.experiment import Experiment
 from lit_gen.experiment.loading import load_model, load_objects
+from lit_gen.experiment.preparation import prepare_sampler
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.settings import LikelihoodMethod, Sampler
 from lit_gen.runs.directory import Run
@@ -181,7 +182,7 @@ class TrainedModel:
             ready = ready_sampler(self.module, sampler, self.device)
             if ready is not None and ready.learns_from_data:
                 self.experiment.evaluation.compare_data(self.run, self.module, self.data)
-            self.module.prepare_sampler(ready, self.data)
+            prepare_sampler(self.module, ready, self.data, self.run, self.weights)
             self._prepared = sampler, ready
         return self._prepared[1]
 

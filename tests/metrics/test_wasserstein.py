@@ -8,6 +8,7 @@ import torch
 
 from lit_gen.core.errors import UserError
 from lit_gen.metrics import RealFeatures, WassersteinDistance, wasserstein
+from lit_gen.metrics.wasserstein import assign, potentials
 from tests.metrics.real import batch, value, wasserstein_to
 
 
@@ -114,3 +115,33 @@ def test_the_floor_is_the_mean_distance_to_other_real_points() -> None:
     assert math.isnan(alone.floor)
     with pytest.raises(UserError, match="there are 10, not 11"):
         WassersteinDistance().prepare(RealFeatures(real), 11)
+
+
+@pytest.mark.parametrize(("num", "order"), [(2, 2), (7, 2), (40, 1), (300, 2)])
+def test_potentials_solve_the_dual_problem(num: int, order: int) -> None:
+    """Any potentials below the costs bound the distance from below; equality proves both."""
+    cost, columns = assign(points(num), 0.5 * points(num, 1) ** 3, order)
+    u, v = potentials(cost, columns)
+    assert (cost - u[:, None] - v).min() > -1e-9
+    assert float(u.mean() + v.mean()) == pytest.approx(float(cost.gather(1, columns[:, None]).mean()), abs=1e-12)
+    _, other = assign(points(num), points(num, 2), order)
+    assert num == 2 or not torch.equal(columns, other), "potentials of any assignment would do"
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.4, 1.3)])
+def test_the_standard_error_is_the_spread_between_sets_of_samples(shift: float, scale: float) -> None:
+    """Of equal distributions, too; the standard deviation of 150 values is known to 6 %."""
+    real, sets = points(150, 10_000), [scale * points(150, seed) + shift for seed in range(150)]
+    values = torch.tensor([wasserstein(samples, real) for samples in sets])
+    errors = []
+    for samples in sets[:15]:
+        metric = wasserstein_to(real)
+        metric.update(batch(samples))
+        errors.append(metric.compute()["w2_points"].standard_error)
+    assert 0.85 < sum(error or 0.0 for error in errors) / len(errors) / float(values.std()) < (1.2 if shift else 1.4)
+
+
+def test_equal_sets_have_no_spread() -> None:
+    metric = wasserstein_to(points(9))
+    metric.update(batch(points(9)))
+    assert metric.compute()["w2_points"].standard_error == 0

@@ -62,6 +62,7 @@ from lit_gen.families.diffusion.schedules import (
     SubVP,
     VariancePreserving,
 )
+from lit_gen.families.diffusion.searched import Searched
 
 __all__ = [
     "BetaChain",
@@ -92,6 +93,7 @@ __all__ = [
     "ImportanceSampling",
     "ImprovedDDPM",
     "Karras",
+    "Searched",
     "LinearVP",
     "LogitNormal",
     "LognormalSigma",

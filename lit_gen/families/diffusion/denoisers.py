@@ -14,6 +14,7 @@ converts any parameterization to any other.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -367,12 +368,11 @@ class NetworkDenoiser(Denoiser):
     def denoise_with_variance(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        max_ratio = min(self.schedule.max_ratio, self.parameterization.max_ratio)
-        t = self.schedule.time((sigma / alpha).double().clamp(self.schedule.min_ratio, max_ratio))
-        alpha_t, sigma_t = self.schedule(t)
-        x = per_image(((alpha_t**2 + sigma_t**2) / (alpha**2 + sigma**2)).sqrt(), x) * x
-        c_in, c_skip, c_out = self.parameterization.coefficients(alpha_t, sigma_t)
-        c_noise = self.parameterization.c_noise(t, alpha_t, sigma_t)
+        if alpha.ndim == sigma.ndim == 0 and alpha.device.type == "cpu":  # the levels of samplers
+            c_in, c_skip, c_out, c_noise = _one_level(self.schedule, self.parameterization, float(alpha), float(sigma))
+        else:
+            scale, c_in, c_skip, c_out, c_noise = _coefficients(self.schedule, self.parameterization, alpha, sigma)
+            x = per_image(scale, x) * x
         parameter = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
         dtype = x.dtype if parameter is None else parameter.dtype
         # c_noise reaches 1000, at which half precision would merge neighbouring steps.
@@ -384,6 +384,28 @@ class NetworkDenoiser(Denoiser):
             v = (v + 1) / 2
         denoised = per_image(c_skip, x) * x + per_image(c_out, x) * output
         return denoised if self.clip is None else denoised.clamp_(-self.clip, self.clip), v
+
+
+def _coefficients(
+    schedule: Schedule, parameterization: Parameterization, alpha: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the factor that brings x to the schedule, and c_in, c_skip, c_out and c_noise there."""
+    max_ratio = min(schedule.max_ratio, parameterization.max_ratio)
+    t = schedule.time((sigma / alpha).double().clamp(schedule.min_ratio, max_ratio))
+    alpha_t, sigma_t = schedule(t)
+    scale = ((alpha_t**2 + sigma_t**2) / (alpha**2 + sigma**2)).sqrt()
+    c_noise = parameterization.c_noise(t, alpha_t, sigma_t)
+    return scale, *parameterization.coefficients(alpha_t, sigma_t), c_noise
+
+
+@lru_cache(maxsize=4096)
+def _one_level(
+    schedule: Schedule, parameterization: Parameterization, alpha: float, sigma: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return c_in, c_skip, c_out and c_noise, 0-d, for x = alpha x_0 + sigma eps; remembered from batch to batch."""
+    level = (torch.tensor(value, dtype=torch.float64) for value in (alpha, sigma))
+    scale, c_in, c_skip, c_out, c_noise = _coefficients(schedule, parameterization, *level)
+    return scale * c_in, scale * c_skip, c_out, c_noise
 
 
 class MixtureDenoiser(Denoiser):

@@ -30,6 +30,10 @@ class Grid(ABC):
             steps: Number of steps.
         """
 
+    def before_search(self) -> "Grid":
+        """Return the grid for a rehearsal without a network: this one, unless it has to be searched with one."""
+        return self
+
 
 class Uniform(Grid):
     """Equal steps in the time of the schedule, from t = 1."""

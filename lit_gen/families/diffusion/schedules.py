@@ -11,6 +11,7 @@ All values are computed in float64. Times may be numbers or tensors of any shape
 import math
 from abc import ABC, abstractmethod
 from copy import copy
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -68,6 +69,18 @@ class Schedule(ABC):
         d_alpha, d_sigma = self.derivatives(t)
         f = d_alpha / alpha
         return f, 2 * sigma * d_sigma - 2 * f * sigma**2
+
+
+@lru_cache(maxsize=4096)
+def level_at(schedule: Schedule, t: float) -> tuple[Tensor, Tensor]:
+    """Return (alpha(t), sigma(t)), 0-d, remembered: a sampler asks for the same times several times in every batch."""
+    return schedule(t)
+
+
+@lru_cache(maxsize=4096)
+def log_snr(schedule: Schedule, t: float) -> float:
+    """Return lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite at both ends."""
+    return -float(schedule.ratio(t).log())
 
 
 class VariancePreserving(Schedule):

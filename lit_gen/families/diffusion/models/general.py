@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.core.errors import UserError
+from lit_gen.core.modes import evaluating
 from lit_gen.core.noise import Noise
 from lit_gen.data.batches import Batch
+from lit_gen.data.module import ImageDataModule
 from lit_gen.families.base import GenerativeModel
 from lit_gen.families.capabilities import Capabilities
 from lit_gen.families.diffusion.augment import EDMAugmentation
@@ -23,9 +25,10 @@ from lit_gen.families.diffusion.guidance import Guidance
 from lit_gen.families.diffusion.likelihood import DiffusionLikelihood, ProbabilityFlow
 from lit_gen.families.diffusion.networks.unet import UNet
 from lit_gen.families.diffusion.objectives import LossWeight, Uncertainty, diffusion_loss, weighted
-from lit_gen.families.diffusion.samplers.base import DiffusionSampler
+from lit_gen.families.diffusion.samplers.base import DiffusionSampler, GridSampler
 from lit_gen.families.diffusion.samplers.ode import Heun
 from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.diffusion.searched import Searched
 from lit_gen.families.latents import Latents
 from lit_gen.families.optimizers import OptimizerFactory
 from lit_gen.families.settings import LikelihoodMethod, Sampler
@@ -245,8 +248,24 @@ class Diffusion(GenerativeModel):
     def rehearse(self, sampler: Sampler | None) -> None:
         super().rehearse(sampler)
         if isinstance(sampler, DiffusionSampler):
-            sampler.guided(None).sample(_Rehearsal(self.learns_variance), self.schedule, Noise(0, range(1)), (1,))
+            trial = sampler.guided(None)
+            if isinstance(trial, GridSampler):
+                trial.grid = trial.grid.before_search()
+            trial.sample(_Rehearsal(self.learns_variance), self.schedule, Noise(0, range(1)), (1,))
             self.check_guidance(sampler.guidance)
+
+    def prepare_sampler(self, sampler: Sampler | None, data: ImageDataModule) -> None:
+        super().prepare_sampler(sampler, data)
+        if not isinstance(sampler, GridSampler) or not isinstance(sampler.grid, Searched):
+            return
+        noise = Noise(sampler.grid.seed, range(sampler.grid.num_images), self.device)
+        labels = self.drawn_classes(noise.index)
+        labels = None if labels is None else labels.to(self.device)
+        guidance, schedule = sampler.guidance, sampler.schedule
+        path = self.schedule if schedule is None else schedule.with_levels_of(self.schedule)
+        with evaluating(self):
+            denoiser = self.denoiser.given(labels) if guidance is None else guidance(self.denoiser, labels)
+            sampler.grid.search(denoiser, path, self.image_shape, noise)
 
     def check_guidance(self, guidance: Guidance | None) -> None:
         """Raise a UserError if classifier-free guidance is requested and the model was not trained without a class."""

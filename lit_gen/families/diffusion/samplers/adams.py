@@ -16,6 +16,7 @@ state.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion.denoisers import Denoiser
 from lit_gen.families.diffusion.samplers.base import GridSampler, finite_ratio
-from lit_gen.families.diffusion.schedules import LinearVP, Schedule
+from lit_gen.families.diffusion.schedules import LinearVP, Schedule, level_at
 
 EQUAL_STEPS = (
     (1.0,),
@@ -86,8 +87,8 @@ class AdamsBashforth(GridSampler):
         self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, past: list[tuple[float, Tensor]]
     ) -> tuple[Tensor, tuple[float, Tensor]]:
         """Return x_s, and level and predicted noise at t."""
-        alpha_t, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
+        alpha_t, sigma_t = level_at(schedule, t)
+        alpha_s, sigma_s = level_at(schedule, s)
         level_t = float(finite_ratio(alpha_t, sigma_t, self.grid))
         denoised = denoiser(x, alpha_t, sigma_t)
         slope = (x - alpha_t * denoised) / sigma_t
@@ -135,7 +136,7 @@ class LMS(AdamsBashforth):
         super().__init__(order, **kwargs)
 
     def weights(self, s: float, levels: Sequence[float]) -> Sequence[float]:
-        return lagrange_integrals(s, levels, lambda r: r)
+        return lagrange_integrals(s, tuple(levels), np.asarray)
 
 
 class DEIS(AdamsBashforth):
@@ -163,7 +164,7 @@ class DEIS(AdamsBashforth):
         self.variable = variable
 
     def weights(self, s: float, levels: Sequence[float]) -> Sequence[float]:
-        return lagrange_integrals(s, levels, np.log if self.variable == "log" else vp_time)
+        return lagrange_integrals(s, tuple(levels), np.log if self.variable == "log" else vp_time)
 
 
 def vp_time(level: np.ndarray) -> np.ndarray:
@@ -175,7 +176,10 @@ def vp_time(level: np.ndarray) -> np.ndarray:
     return time
 
 
-def lagrange_integrals(s: float, levels: Sequence[float], variable: Callable[[np.ndarray], np.ndarray]) -> list[float]:
+@lru_cache(maxsize=4096)
+def lagrange_integrals(
+    s: float, levels: tuple[float, ...], variable: Callable[[np.ndarray], np.ndarray]
+) -> Sequence[float]:
     """Return the integrals over r from r_0 to s of the Lagrange polynomials L_k(u(r)) through the levels r_k.
 
     By Gauss-Legendre quadrature with 64 nodes: exact if u(r) = r, and to about 1e-13 for the variables of `DEIS`.

@@ -9,7 +9,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion.denoisers import Denoiser
 from lit_gen.families.diffusion.posterior import StepVariance, posterior, step_variance
 from lit_gen.families.diffusion.samplers.base import GridSampler
-from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.diffusion.schedules import Schedule, level_at
 
 
 class DDPM(GridSampler):
@@ -47,9 +47,9 @@ class DDPM(GridSampler):
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
         step = posterior(schedule, t, s)
-        denoised, between = denoiser.with_variance(x, *schedule(t))
+        denoised, between = denoiser.with_variance(x, *level_at(schedule, t))
         mean = step.mean(x, denoised)
-        if schedule(s)[1] == 0:
+        if level_at(schedule, s)[1] == 0:
             return mean
         variance = step_variance(self.variance, step.small, step.large, between, "sampler.variance")
         return mean + variance.sqrt() * noise.normal(x.shape[1:], x.dtype)
@@ -77,10 +77,13 @@ class DDIM(GridSampler):
         self.eta = eta
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        alpha_t, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
-        fresh = self.eta * sigma_s * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).sqrt()
-        kept = (sigma_s**2 - fresh**2).sqrt()
+        alpha_t, sigma_t = level_at(schedule, t)
+        alpha_s, sigma_s = level_at(schedule, s)
         denoised = denoiser(x, alpha_t, sigma_t)
-        x = kept / sigma_t * x + (alpha_s - kept * alpha_t / sigma_t) * denoised
+        if self.eta == 0:
+            kept = sigma_s / sigma_t
+            return kept * x + (alpha_s - kept * alpha_t) * denoised
+        fresh = self.eta * sigma_s * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).sqrt()
+        kept = (sigma_s**2 - fresh**2).sqrt() / sigma_t
+        x = kept * x + (alpha_s - kept * alpha_t) * denoised
         return x + fresh * noise.normal(x.shape[1:], x.dtype) if fresh > 0 else x

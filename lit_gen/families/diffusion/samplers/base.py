@@ -15,7 +15,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion.denoisers import Denoiser, DenoiserFunction, FunctionDenoiser
 from lit_gen.families.diffusion.grids import Grid, Karras
 from lit_gen.families.diffusion.guidance import Guidance
-from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.diffusion.schedules import Schedule, level_at
 from lit_gen.families.settings import Sampler
 
 DEFAULT_NFE = 50
@@ -83,7 +83,7 @@ class DiffusionSampler(Sampler):
         denoiser = denoiser if isinstance(denoiser, Denoiser) else FunctionDenoiser(denoiser)
         schedule = schedule if self.schedule is None else self.schedule.with_levels_of(schedule)
         times = self.times(schedule)
-        x = schedule(times[0])[1] * noise.normal(shape, dtype)
+        x = level_at(schedule, times[0])[1] * noise.normal(shape, dtype)
         yield times[0], x
         given = denoiser.given(labels) if self.guidance is None else self.guidance(denoiser, labels)
         yield from self.integrate(given, schedule, x, times, noise)

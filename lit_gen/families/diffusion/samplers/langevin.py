@@ -9,7 +9,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion.denoisers import Denoiser, per_image
 from lit_gen.families.diffusion.samplers.base import GridSampler, finite_ratio
-from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.diffusion.schedules import Schedule, level_at
 
 
 class PredictorCorrector(GridSampler):
@@ -79,14 +79,14 @@ class PredictorCorrector(GridSampler):
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
         x = self._predict(denoiser, schedule, x, t, s, noise)
-        alpha, sigma = schedule(s)
+        alpha, sigma = level_at(schedule, s)
         for _ in range(self.corrector_steps if sigma > 0 else 0):
             x = self._correct(denoiser, x, alpha, sigma, noise)
         return x
 
     def _predict(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        alpha_t, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
+        alpha_t, sigma_t = level_at(schedule, t)
+        alpha_s, sigma_s = level_at(schedule, s)
         denoised = denoiser(x, alpha_t, sigma_t)
         if sigma_s == 0:
             return denoised
@@ -148,8 +148,8 @@ class AnnealedLangevin(GridSampler):
         return (nfe - self.denoise) // self.steps_each
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        alpha, sigma = schedule(t)
-        alpha_s, sigma_s = schedule(s)
+        alpha, sigma = level_at(schedule, t)
+        alpha_s, sigma_s = level_at(schedule, s)
         finite_ratio(alpha, sigma, self.grid)
         for _ in range(self.steps_each):
             drift = (alpha * denoiser(x, alpha, sigma)).sub_(x).mul_(self.step_size)

@@ -12,6 +12,7 @@ is DDIM.
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion.denoisers import Denoiser
 from lit_gen.families.diffusion.samplers.base import GridSampler
-from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.diffusion.schedules import Schedule, level_at, log_snr
 
 
 class DPMSolver(GridSampler):
@@ -96,12 +97,12 @@ class DPMSolver(GridSampler):
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
         """Return x_s from x_t without earlier steps; the multistep method then has order 1."""
-        denoised = denoiser(x, *schedule(t))
+        denoised = denoiser(x, *level_at(schedule, t))
         ratio_t, ratio_s = schedule.ratio(t), schedule.ratio(s)
         if self.order == 2 and self.method == "singlestep" and ratio_s > 0 and ratio_t < math.inf:
             middle = float(schedule.time((ratio_t * ratio_s).sqrt()))
             x_middle = self._advance(schedule, x, t, middle, denoised, noise)
-            denoised = denoiser(x_middle, *schedule(middle))
+            denoised = denoiser(x_middle, *level_at(schedule, middle))
         return self._advance(schedule, x, t, s, denoised, noise)
 
     def integrate(
@@ -112,8 +113,8 @@ class DPMSolver(GridSampler):
             return
         past: list[tuple[float, Tensor]] = []  # h and D of the previous steps, the latest first
         for index, (t, s) in enumerate(pairwise(times)):
-            denoised = denoiser(x, *schedule(t))
-            h = float(_log_snr(schedule, s) - _log_snr(schedule, t))
+            denoised = denoiser(x, *level_at(schedule, t))
+            h = log_snr(schedule, s) - log_snr(schedule, t)
             guess = denoised
             if past and h < math.inf:  # after a step from pure noise, past[0][0] is infinite: order 1
                 guess = self._guess(h, denoised, past[: len(times) - 2 - index])
@@ -140,8 +141,8 @@ class DPMSolver(GridSampler):
         return denoised + (h / whole - 1) * first + (h * (h / 2 - 1) / whole + 1) / 2 * second
 
     def _advance(self, schedule: Schedule, x: Tensor, t: float, s: float, denoised: Tensor, noise: Noise) -> Tensor:
-        alpha_t, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
+        alpha_t, sigma_t = level_at(schedule, t)
+        alpha_s, sigma_s = level_at(schedule, s)
         q = alpha_t * sigma_s / (alpha_s * sigma_t)  # e^{-h}
         x = sigma_s / sigma_t * q**self.eta * x + alpha_s * (1 - q ** (1 + self.eta)) * denoised
         if self.eta == 0 or sigma_s == 0:
@@ -196,7 +197,7 @@ class UniPC(GridSampler):
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
         """Return x_s from x_t without earlier steps, of order 1 and not corrected."""
-        return self._advance(schedule, x, t, s, denoiser(x, *schedule(t)), [])
+        return self._advance(schedule, x, t, s, denoiser(x, *level_at(schedule, t)), [])
 
     def integrate(
         self, denoiser: Denoiser, schedule: Schedule, x: Tensor, times: list[float], noise: Noise
@@ -204,8 +205,8 @@ class UniPC(GridSampler):
         past: list[tuple[float, Tensor]] = []  # lambda and D, the latest first
         before: tuple[float, Tensor] | None = None  # the previous time and x
         for index, (t, s) in enumerate(pairwise(times)):
-            denoised = denoiser(x, *schedule(t))
-            present = float(_log_snr(schedule, t)), denoised
+            denoised = denoiser(x, *level_at(schedule, t))
+            present = log_snr(schedule, t), denoised
             if self.corrector and past and before is not None and s > 0:  # the last step, x_s = D, does not use x_t
                 x = self._advance(schedule, before[1], before[0], t, past[0][1], [present, *past[1:]])
             past = [present, *past[: self.order - 1]] if present[0] > -math.inf else []
@@ -227,30 +228,28 @@ class UniPC(GridSampler):
             denoised: D_0 at t.
             others: Pairs (lambda, D) at other times.
         """
-        alpha_t, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
-        log_snr_t, log_snr_s = float(_log_snr(schedule, t)), float(_log_snr(schedule, s))
+        alpha_t, sigma_t = level_at(schedule, t)
+        alpha_s, sigma_s = level_at(schedule, s)
+        log_snr_t, log_snr_s = log_snr(schedule, t), log_snr(schedule, s)
         h = log_snr_s - log_snr_t
-        weights = self._weights(h, [(log_snr - log_snr_t) / h for log_snr, _ in others])
+        weights = _weights(self.variant, h, tuple((node - log_snr_t) / h for node, _ in others))
         x = sigma_s / sigma_t * x + alpha_s * (-math.expm1(-h) - sum(weights)) * denoised
         for weight, (_, other) in zip(weights, others, strict=True):
             x = x.add_(other, alpha=float(alpha_s * weight))
         return x
 
-    def _weights(self, h: float, nodes: list[float]) -> list[float]:
-        if not nodes:
-            return []
-        if len(nodes) == 1:
-            return [(h if self.variant == "bh1" else -math.expm1(-h)) / (2 * nodes[0])]
-        moments = [-math.expm1(-h)]
-        for power in range(1, len(nodes) + 1):
-            moments.append(1 - power / h * moments[-1])
-        r = torch.tensor(nodes, dtype=torch.float64)
-        powers = torch.stack([r**power for power in range(1, len(nodes) + 1)])
-        weights: list[float] = torch.linalg.solve(powers, torch.tensor(moments[1:], dtype=torch.float64)).tolist()
-        return weights
 
-
-def _log_snr(schedule: Schedule, t: float) -> Tensor:
-    """Return lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite at both ends."""
-    return -schedule.ratio(t).log()
+@lru_cache(maxsize=4096)
+def _weights(variant: Literal["bh1", "bh2"], h: float, nodes: tuple[float, ...]) -> list[float]:
+    """Return the weights of UniPC's earlier values at lambda_t + r h for the nodes r."""
+    if not nodes:
+        return []
+    if len(nodes) == 1:
+        return [(h if variant == "bh1" else -math.expm1(-h)) / (2 * nodes[0])]
+    moments = [-math.expm1(-h)]
+    for power in range(1, len(nodes) + 1):
+        moments.append(1 - power / h * moments[-1])
+    r = torch.tensor(nodes, dtype=torch.float64)
+    powers = torch.stack([r**power for power in range(1, len(nodes) + 1)])
+    weights: list[float] = torch.linalg.solve(powers, torch.tensor(moments[1:], dtype=torch.float64)).tolist()
+    return weights

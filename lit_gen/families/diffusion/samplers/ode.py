@@ -10,7 +10,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion.denoisers import Denoiser
 from lit_gen.families.diffusion.grids import Grid
 from lit_gen.families.diffusion.samplers.base import GridSampler, finite_ratio
-from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.diffusion.schedules import Schedule, level_at
 
 
 def scale_and_level(name: str, alpha: Tensor, sigma: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,8 @@ class Euler(GridSampler):
         self.coordinates = coordinates
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        alpha_t, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
+        alpha_t, sigma_t = level_at(schedule, t)
+        alpha_s, sigma_s = level_at(schedule, s)
         denoised = denoiser(x, alpha_t, sigma_t)
         if self.coordinates == "schedule":
             if sigma_s == 0:  # sigma' may be infinite at the data, and a straight line would leave noise behind
@@ -133,8 +133,8 @@ class Heun(GridSampler):
         return (nfe + 1) // 2
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        alpha_t, sigma_t = schedule(t)
-        alpha_s, sigma_s = schedule(s)
+        alpha_t, sigma_t = level_at(schedule, t)
+        alpha_s, sigma_s = level_at(schedule, s)
         gamma = min(self.S_churn / self.steps, math.sqrt(2) - 1)
         if gamma > 0 and self.S_min <= sigma_t / alpha_t <= self.S_max:
             fresh = self.S_noise * ((1 + gamma) ** 2 - 1) ** 0.5 * sigma_t

@@ -25,7 +25,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion.denoisers import Denoiser
 from lit_gen.families.diffusion.grids import Karras
 from lit_gen.families.diffusion.samplers.ode import Heun
-from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.diffusion.schedules import Schedule, level_at
 
 
 class Restart(Heun):
@@ -104,7 +104,7 @@ class Restart(Heun):
         fraction = torch.linspace(0, 1, self.interval_steps + 1, dtype=torch.float64)
         times = [*schedule.time(Karras().levels(fraction, low, high)).tolist()[:-1], s]
         fresh = self.S_noise * math.sqrt(high**2 - low**2) * noise.normal(x.shape[1:], x.dtype)
-        x = schedule(times[0])[0] * (x / schedule(s)[0] + fresh)
+        x = level_at(schedule, times[0])[0] * (x / level_at(schedule, s)[0] + fresh)
         for t, following in pairwise(times):
             x = self.step(denoiser, schedule, x, t, following, noise)
         return x

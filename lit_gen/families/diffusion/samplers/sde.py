@@ -10,7 +10,7 @@ from lit_gen.core.noise import Noise
 from lit_gen.families.diffusion.denoisers import Denoiser
 from lit_gen.families.diffusion.samplers.base import GridSampler
 from lit_gen.families.diffusion.samplers.ode import scale_and_level
-from lit_gen.families.diffusion.schedules import Schedule
+from lit_gen.families.diffusion.schedules import Schedule, level_at
 
 
 class EulerMaruyama(GridSampler):
@@ -69,8 +69,8 @@ class EulerMaruyama(GridSampler):
         self.coordinates = coordinates
 
     def step(self, denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        alpha, sigma = schedule(t)
-        alpha_s, sigma_s = schedule(s)
+        alpha, sigma = level_at(schedule, t)
+        alpha_s, sigma_s = level_at(schedule, s)
         denoised = denoiser(x, alpha, sigma)
         if sigma_s == 0:
             return denoised
