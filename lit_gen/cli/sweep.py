@@ -30,7 +30,8 @@ def add(verbs: help.Verbs) -> None:
     parser.add_argument("--name", default=None, help="name of the sweep's folder (default: the first file's name)")
     parser.add_argument("--retries", type=int, default=0, help="times to run a failed trial again (default: 0)")
     parser.add_argument("--time-limit", type=_seconds, metavar="2h", help="end a trial after so long (default: never)")
-    parser.add_argument("--launcher", choices=["slurm"], help="run it as jobs of a cluster that share the trials")
+    parser.add_argument("--memory-limit", type=_bytes, metavar="4GB", help="end a trial that holds more (Linux)")
+    parser.add_argument("--launcher", choices=["slurm", "ray"], help="run it as jobs of a cluster, which share it")
     parser.add_argument("--nodes", type=int, default=1, help="number of jobs of the launcher (default: 1)")
     parser.add_argument(
         "--slurm",
@@ -38,6 +39,13 @@ def add(verbs: help.Verbs) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="parameter of the jobs, such as timeout_min=240 or slurm_partition=gpu; may be repeated",
+    )
+    parser.add_argument(
+        "--ray",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="resource of a job, such as num_cpus=2 or num_gpus=1, or address=HOST:PORT; may be repeated",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the trials and stop")
     parser.set_defaults(command=_sweep)
@@ -50,6 +58,18 @@ def _seconds(text: str) -> float:
         if seconds > 0:
             return seconds
     raise argparse.ArgumentTypeError(f"{text!r:.40} is not a duration such as 2h, 90m or 1h30m")
+
+
+def _bytes(text: str) -> int:
+    """Return a size such as 4GB or 1.5GiB in bytes."""
+    from lit_gen.sweeps.memory import SIZES
+
+    known = {name.lower(): size for name, size in SIZES.items()} | {"b": 1}
+    if (found := re.fullmatch(r"(\d+(?:\.\d+)?)([a-zA-Z]+)", text)) and found[2].lower() in known:
+        size = round(float(found[1]) * known[found[2].lower()])
+        if size > 0:
+            return size
+    raise argparse.ArgumentTypeError(f"{text!r:.40} is not a size such as 4GB, 512MB or 1.5GiB")
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -65,10 +85,16 @@ def _sweep(options: argparse.Namespace) -> int:
         return 0
     if options.launcher is not None:
         return _launch(options)
-    if options.nodes != 1 or options.slurm:
-        raise UserError("--nodes: needs a launcher; add --launcher slurm, or remove --nodes and --slurm")
+    if options.nodes != 1 or options.slurm or options.ray:
+        raise UserError("--nodes: needs a launcher; add --launcher slurm or ray, or remove --nodes, --slurm and --ray")
     done = sweeps.run_sweep(
-        options.files, options.root, jobs=options.jobs, retries=options.retries, time_limit=options.time_limit, **common
+        options.files,
+        options.root,
+        jobs=options.jobs,
+        retries=options.retries,
+        time_limit=options.time_limit,
+        memory_limit=options.memory_limit,
+        **common,
     )
     if done.results and not done.interrupted:
         try:
@@ -82,18 +108,24 @@ def _sweep(options: argparse.Namespace) -> int:
 def _launch(options: argparse.Namespace) -> int:
     """Run the sweep on the nodes of a cluster, report what it has, and return the largest exit status."""
     from lit_gen.sweeps import current_results, load_sweep
-    from lit_gen.sweeps.launchers import make_launcher
+    from lit_gen.sweeps.launchers import LAUNCHERS, make_launcher
     from lit_gen.sweeps.runner import command_of
 
     if options.nodes < 1:
         raise UserError(f"--nodes: {options.nodes} is not a positive number of jobs; give 1 or more")
-    settings = dict(word.partition("=")[::2] for word in options.slurm)
+    given = {name: getattr(options, name) for name in LAUNCHERS}
+    for name, words in given.items():
+        if words and name != options.launcher:
+            raise UserError(f"--{name}: has no effect on --launcher {options.launcher}; remove it")
+    settings = dict(word.partition("=")[::2] for word in given[options.launcher])
     if not all(settings.values()):
-        raise UserError("--slurm: a parameter is not KEY=VALUE; give each one such as --slurm timeout_min=240")
+        key = f"--{options.launcher}"
+        example = {"slurm": "timeout_min=240", "ray": "num_cpus=2"}[options.launcher]
+        raise UserError(f"{key}: a parameter is not KEY=VALUE; give each one such as {key} {example}")
     name = load_sweep(options.files, options.seed, options.count, options.name).name
     folder = options.root / "sweeps" / name
     kept = {key: getattr(options, key) for key in ("root", "jobs", "seed", "count", "name", "retries")}
-    words = command_of(options.files, options.time_limit, **kept)[1:]
+    words = command_of(options.files, options.time_limit, options.memory_limit, **kept)[1:]
     statuses = make_launcher(options.launcher, settings).launch(words, options.nodes, folder)
     paths = {path for results in current_results(folder).values() for path in results}
     if paths:

@@ -10,6 +10,9 @@ from rich.progress import Progress, TaskID
 
 from lit_gen.core.display import Description, Number, bar, clock, speed
 
+SECONDS_BETWEEN_LINES = 60.0
+"""Seconds between two lines of progress if there is no terminal to draw bars on."""
+
 
 class Step(NamedTuple):
     """Progress event of a task.
@@ -31,6 +34,14 @@ class Step(NamedTuple):
         """Remaining seconds at this speed; infinite before the first images, 0 after the last one."""
         left = max(self.total - self.completed, 0)
         return left / self.images_per_second if self.images_per_second else float("inf")
+
+    @property
+    def in_words(self) -> str:
+        """Images, speed and time left, such as `200/1,000 images, 100 images/s, 0:08 left`."""
+        count = f"{self.completed:,}/{self.total:,} images"
+        if not self.images_per_second:
+            return count
+        return f"{count}, {speed(self.images_per_second)}, {clock(self.seconds_left)} left"
 
 
 listeners: list[Callable[[Step], object]] = []
@@ -56,7 +67,7 @@ class ImageProgress:
         description: str,
         total: int,
         completed: int = 0,
-        seconds: float = 20.0,
+        seconds: float = SECONDS_BETWEEN_LINES,
         console: Console | None = None,
     ) -> None:
         self.description = description
@@ -84,9 +95,7 @@ class ImageProgress:
             self._draw(step)
         elif now - self._printed >= self.seconds:
             self._printed = now
-            speed_and_time = f"{step.images_per_second:,.0f} images/s, {step.seconds_left:,.0f} s left"
-            line = f"{self.description}: {completed:,}/{self.total:,} images, {speed_and_time}"
-            print(line, file=self._console.file, flush=True)
+            print(f"{self.description}: {step.in_words}", file=self._console.file, flush=True)
 
     def _draw(self, step: Step) -> None:
         under_way = step.images_per_second > 0

@@ -18,6 +18,7 @@ from lit_gen.sweeps.journal import JOURNAL_NAME, Journal, outcomes, results_of
 from lit_gen.sweeps.judge import Judge
 from lit_gen.sweeps.labels import Labels
 from lit_gen.sweeps.locks import TrialLocks
+from lit_gen.sweeps.memory import MemoryWatch, in_units
 from lit_gen.sweeps.objective import Objective
 from lit_gen.sweeps.pool import Worker
 from lit_gen.sweeps.progress import SweepProgress, metric_value, reported_names
@@ -48,6 +49,7 @@ class Settings:
         runner: `module:function` that runs a trial.
         retries: How often a failed trial is run again.
         time_limit: Seconds after which a trial is ended; None for no limit.
+        memory_limit: Bytes of memory beyond which a trial is ended; None for no limit.
         again: The command line, for advice.
     """
 
@@ -55,6 +57,7 @@ class Settings:
     runner: str
     retries: int
     time_limit: float | None
+    memory_limit: int | None
     again: str
 
 
@@ -88,6 +91,7 @@ class Execution:
         self._workers = _workers(settings, len(waiting) + self._proposals.num_left, sweep.name)
         self._progress = SweepProgress(console, trials, [*results, *stopped], len(self._workers))
         self._progress.expect(len(trials) + self._proposals.num_left)
+        self._memory = MemoryWatch()
         self._notes = sweep.notes
         save_trials(folder, trials)
         self._metrics: set[str] = set()
@@ -119,6 +123,7 @@ class Execution:
                     self._collect()
                 if self._interrupts:
                     self._stop()
+                self._locks.clear()
             for worker in self._workers:
                 worker.hang_up()
             for worker in self._workers:
@@ -246,6 +251,7 @@ class Execution:
             else:
                 self._judge_scores(worker)
                 self._watch(worker)
+        self._progress.log()
 
     def _judge_scores(self, worker: Worker) -> None:
         """Tell a trial that has evaluated its weights whether it continues."""
@@ -270,12 +276,15 @@ class Execution:
         elif assignment.step and not silent:
             self._progress.stepped(assignment.trial, assignment.step)
         assignment.silent = silent
-        limit = self._settings.time_limit
+        limit, memory = self._settings.time_limit, self._settings.memory_limit
         if worker.silence > SECONDS_UNTIL_REPLACED:
             assignment.end(f"the worker gave no sign of life for {worker.silence:.0f} s", _KILL)
             assignment.replaced = True
         elif limit is not None and assignment.seconds > limit:
             assignment.end(f"the trial took longer than --time-limit, {limit:g} s", _STOP_STEPS)
+        elif memory is not None and self._memory.of(process) > memory:
+            assignment.end(f"the trial used more than --memory-limit, {in_units(memory)}", _KILL)
+            assignment.replaced = worker.is_used  # what the trials before left may be too much for this one
         if (number := assignment.due()) is not None:
             worker.signal(number)
 

@@ -7,6 +7,7 @@ changes every few seconds:
     take over   a holder is lost if its counter stood still for `lost_after` seconds; create `TRIAL.(g + 1)`, which
                 again only one process can, and remove `TRIAL.g`
     release     remove the file
+    clear       at the end of a sweep: take over and release the locks of lost holders
 
 No clocks of two machines are compared: a process counts the seconds in which it has itself seen the counter stand
 still. On the same machine, a holder whose process has ended is lost at once. A holder that was stopped and wakes up too
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from lit_gen.core.errors import UserError
 from lit_gen.core.files import writing
 
 SECONDS_BETWEEN_SIGNS = 3.0
@@ -247,6 +249,17 @@ class TrialLocks:
         if held is not None:
             with suppress(OSError):
                 held.remove()
+
+    def clear(self) -> None:
+        """Remove the locks of lost holders, such as a process that was killed right after its trial had finished.
+
+        Each is taken over and released: to remove the file of another process would be a race with a third one that
+        takes the same trial over.
+        """
+        for trial in {path.stem for path in self._folder.iterdir() if path.suffix[1:].isdecimal()}:
+            with suppress(UserError):  # a full disk
+                if self.acquire(trial):
+                    self.release(trial)
 
     def lost(self) -> list[str]:
         """Return the trials whose locks other processes have taken over, because this one gave no signs of life."""

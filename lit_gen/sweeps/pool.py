@@ -29,7 +29,7 @@ class Assignment:
         silent: Whether its process was reported as silent.
         scores: Evaluations during its training that wait for a reply: images seen, and the value of the metric.
         ending: Why it is being ended, in one line; None if it is not.
-        replaced: Whether it is ended because its process was silent, and not for a reason of its own.
+        replaced: Whether it is ended for a reason that may be its process's and not its own: it gets another one.
     """
 
     trial: Trial
@@ -86,10 +86,15 @@ class Worker:
     Args:
         runner: `module:function` that runs a trial.
         environment: The environment of the process.
+
+    Attributes:
+        assignment: The trial that it runs; None if it is idle.
+        is_used: Whether the process ran another trial before this one.
     """
 
     def __init__(self, runner: str, environment: dict[str, str]) -> None:
         self.assignment: Assignment | None = None
+        self.is_used = False
         self._runner = runner
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
@@ -102,6 +107,7 @@ class Worker:
         self._heard = time.monotonic()
         if self._process is not None and self._process.poll() is not None:
             self.close()
+        self.is_used = self._process is not None
         if self._process is None:
             self._received = b""
             self._process = subprocess.Popen(

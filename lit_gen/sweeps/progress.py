@@ -1,6 +1,7 @@
-"""Report a running sweep: one line for each trial that ends and, on a terminal, live bars."""
+"""Report a running sweep: a line for each trial that ends, live bars, and a line a minute if there is no terminal."""
 
 import re
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from lit_gen.core.display import Description, Number, bar, clock, speed
 from lit_gen.core.errors import UserError
-from lit_gen.core.progress import Step
+from lit_gen.core.progress import SECONDS_BETWEEN_LINES, Step
 from lit_gen.core.records import SCORE, read_record, values_of
 from lit_gen.core.text import printable
 from lit_gen.sweeps.estimate import Estimate
@@ -72,13 +73,17 @@ def _activity(step: Step) -> str:
     return "" if words is None else words[0]
 
 
+NUM_IN_A_LINE = 4
+"""Largest number of running trials that a line of progress describes."""
+
+
 class SweepProgress:
     """Reports of a sweep on a console; a context manager.
 
     A trial that another process took over and ended may still run here for a moment.
 
     Args:
-        console: The console; bars appear only if it is a terminal.
+        console: The console; bars appear only if it is a terminal, and else lines of progress.
         trials: All trials of the sweep.
         finished: Ids of the trials that finished earlier.
         jobs: Number of trials that run at once, for the estimate of the time left.
@@ -96,6 +101,7 @@ class SweepProgress:
         self._estimate = Estimate([trial for trial in trials if trial.id not in finished], jobs)
         self._running: dict[str, TaskID] = {}
         self._steps: dict[str, Step] = {}
+        self._logged = time.monotonic()
         self._bars = Progress(
             *(Description(), bar(console), Number("count"), Number("speed"), Number("left")),
             console=console,
@@ -145,6 +151,26 @@ class SweepProgress:
                 left=f"{clock(step.seconds_left)} left" if under_way else "",
             )
             self._bars.update(self._bar, **self._whole())
+
+    def log(self) -> None:
+        """Print what runs and how far the sweep is, at most every `SECONDS_BETWEEN_LINES`, unless there are bars."""
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._logged < SECONDS_BETWEEN_LINES:
+            return
+        self._logged = now
+        running = [trial for trial in self._trials if trial.id in self._running]
+        words = [f"{self._labels.describe(trial)}: {self._doing(trial)}" for trial in running[:NUM_IN_A_LINE]]
+        more = [f"and {len(running) - len(words)} more"] if len(running) > len(words) else []
+        whole = self._whole()
+        failed = self._failed and f"{self._failed} failed"
+        left = whole["left"] and f"{whole['left']} of the sweep"
+        of_all = [f"{whole['completed']}/{self._total} trials", failed, whole["speed"], left]
+        what = "running" if running else "waiting for other processes"
+        self.say("; ".join([f"{what}: {', '.join(filter(None, of_all))}", *words, *more]))
+
+    def _doing(self, trial: Trial) -> str:
+        step = self._steps.get(trial.id)
+        return "starting" if step is None else f"{_activity(step)} {step.in_words}"
 
     def silent(self, trial: Trial, process: int, seconds: float, until_replaced: float) -> None:
         """Report that the process of a running trial gives no sign of life."""

@@ -27,6 +27,7 @@ from lit_gen.core.text import printable
 from lit_gen.sweeps.command import JSON_FILE
 from lit_gen.sweeps.execution import Execution, Settings
 from lit_gen.sweeps.journal import JOURNAL_NAME, outcomes, read_journal
+from lit_gen.sweeps.memory import check_memory_limit, in_units
 from lit_gen.sweeps.proposals import Proposals
 from lit_gen.sweeps.results import SweepResult, sweep_results
 from lit_gen.sweeps.spec import Sweep, load_sweep
@@ -89,6 +90,7 @@ def run_sweep(
     console: Console | None = None,
     retries: int = 0,
     time_limit: float | None = None,
+    memory_limit: int | None = None,
 ) -> SweepResult:
     """Run every trial that has not finished yet, including those that failed before.
 
@@ -105,6 +107,8 @@ def run_sweep(
         console: Console of the reports.
         retries: How often a failed trial is run again, unless its settings are at fault.
         time_limit: Seconds after which a trial is ended; None for no limit.
+        memory_limit: Bytes of memory of a worker process and its children, beyond which its trial is ended; None for
+            no limit.
 
     Raises:
         UserError: If a file is invalid.
@@ -113,6 +117,8 @@ def run_sweep(
         raise UserError(f"--jobs: {jobs} is not a positive number; give 1 or more")
     if retries < 0:
         raise UserError(f"--retries: {retries} is negative; give 0 or more")
+    if memory_limit is not None:
+        check_memory_limit(memory_limit)
     console = console or Console()
     sweep = load_sweep(files, seed, count, name)
     for search in sweep.searches:
@@ -124,17 +130,20 @@ def run_sweep(
     sweep = replace(sweep, trials=[_placed(trial, root, folder) for trial in sweep.trials], searches=searches)
     _keep_files(sweep, folder)
     options = {"root": root, "jobs": jobs, "seed": seed, "count": count, "name": name}
-    again = shlex.join(command_of(sweep.files, time_limit, **options, retries=retries))
-    settings = Settings(jobs, runner, retries, time_limit, again)
+    again = shlex.join(command_of(sweep.files, time_limit, memory_limit, **options, retries=retries))
+    settings = Settings(jobs, runner, retries, time_limit, memory_limit, again)
     return Execution(sweep, root, folder, settings, console).run()
 
 
 _DEFAULTS = {"root": Path("runs"), "jobs": 1, "seed": 0, "retries": 0}
 
 
-def command_of(files: Sequence[Path], time_limit: float | None, **options: object) -> list[str]:
+def command_of(
+    files: Sequence[Path], time_limit: float | None, memory_limit: int | None = None, **options: object
+) -> list[str]:
     """Return the words of the command of a sweep, with the options that differ from their defaults."""
     options["time_limit"] = None if time_limit is None else f"{time_limit:.15g}s"  # without an exponent
+    options["memory_limit"] = None if memory_limit is None else in_units(memory_limit)
     given = {key.replace("_", "-"): value for key, value in options.items() if value != _DEFAULTS.get(key)}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     return ["lit-gen", "sweep", *map(str, files), *words]

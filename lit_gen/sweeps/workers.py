@@ -17,7 +17,6 @@ its parent in the middle of a trial.
 
 import argparse
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import importlib
@@ -36,11 +35,11 @@ from typing import Any
 
 from lit_gen.core import progress, scores
 from lit_gen.core.errors import UserError
+from lit_gen.sweeps.lifeline import die_with
 from lit_gen.sweeps.trial import option
 
 SECONDS_BETWEEN_STEPS = 0.5
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True, help="process to end with")
     parser.add_argument("--runner", required=True, help="module:function, arguments -> paths of result.json files")
     settings = parser.parse_args()
-    _die_with(settings.parent)
+    die_with(settings.parent)
     requests, answers = _private_streams()
     threading.Thread(target=answers.give_signs_of_life, daemon=True).start()
     _look_like_the_command()
@@ -135,13 +134,6 @@ class _Judged:
         reply = self._requests.readline()
         self.reason = json.loads(reply)["stop"] if reply else None
         return self.reason is not None
-
-
-def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the sweep that started this worker is gone")
 
 
 def _private_streams() -> tuple[Any, _Answers]:

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_gen.sweeps import Trial, load_sweep
+from lit_gen.sweeps import Trial
 from tests.behaviour import warm
 from tests.conftest import ROOT
 from tests.experiment.test_configs import data_root, experiment, files, shrunk
 from tests.runs.test_tracking import history, inspect, place, wandb_id
+from tests.sweeps.example_trials import example_trials
 
 __all__ = ["data_root"]  # a fixture
 pytestmark = [
@@ -136,7 +137,7 @@ def test_two_trials_are_in_the_agents_sweep(name: str, agent: Agent, folder: Pat
     """The first trial trains unless another sweep has trained the same model, and both are evaluations."""
     path = ROOT / "sweeps" / f"{name}.yaml"
     config = yaml.safe_load(path.read_text())
-    listed = load_sweep([path]).trials
+    listed = example_trials(path)
     first = next(i for i, trial in enumerate(listed) if CHEAP.get(name, "") in trial.parameters["config"])
     trials = listed[first : first + 2]
     parameters = {f"{name.replace('_', '')}{number}": trial.parameters for number, trial in enumerate(trials)}

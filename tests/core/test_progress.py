@@ -19,7 +19,7 @@ from lit_gen.core.progress import ImageProgress, Step, image_progress, listeners
 from tests.conftest import arguments
 
 
-def shown(terminal: bool, seconds: float = 20.0, monkeypatch: pytest.MonkeyPatch | None = None) -> str:
+def shown(terminal: bool, seconds: float = 60.0, monkeypatch: pytest.MonkeyPatch | None = None) -> str:
     """What 400 of 1000 images leave on a console, at 100 images for each second of a clock of its own."""
     output = StringIO()
     console = Console(file=output, force_terminal=terminal, width=120, color_system=None)
@@ -69,8 +69,8 @@ def test_nothing_is_drawn_elsewhere() -> None:
 def test_a_line_now_and_then_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(terminal=False, seconds=1.5, monkeypatch=monkeypatch).splitlines()
     assert lines == [
-        "drawing: 200/1,000 images, 100 images/s, 8 s left",
-        "drawing: 400/1,000 images, 100 images/s, 6 s left",
+        "drawing: 200/1,000 images, 100 images/s, 0:08 left",
+        "drawing: 400/1,000 images, 100 images/s, 0:06 left",
     ]
 
 
@@ -83,7 +83,7 @@ def test_no_time_is_left_once_the_last_batch_has_gone_beyond(monkeypatch: pytest
         monkeypatch.setattr(time, "monotonic", lambda now=now + seconds: now)
         progress.add(300)
     lines = output.getvalue().splitlines()
-    assert lines[-1].startswith("training: 1,200/1,000 images, ") and lines[-1].endswith(" images/s, 0 s left")
+    assert lines[-1].startswith("training: 1,200/1,000 images, ") and lines[-1].endswith(" images/s, 0:00 left")
     assert Step("training", 1200, 1000, 300).seconds_left == 0
 
 

@@ -19,8 +19,9 @@ from lit_gen.evaluation import evaluate
 from lit_gen.experiment.identity import training_identity
 from lit_gen.experiment.parser import ExperimentCLI
 from lit_gen.runs.directory import Run
-from lit_gen.sweeps import Trial, load_sweep
+from lit_gen.sweeps import Trial
 from tests.conftest import DIGITS, OTHER_DATA, ROOT, TINY
+from tests.sweeps.example_trials import example_trials
 
 IDENTITIES: dict[str, str] = json.loads((ROOT / "tests" / "behaviour" / "golden" / "identities.json").read_text())
 """Of the experiments, for the fingerprint "images"; computed before the package had its present layout."""
@@ -317,9 +318,13 @@ def test_protocols_are_accepted(name: str) -> None:
         assert metric.settings().items() >= settings.items()
 
 
+OF_OTHER_TESTS = ("samplers", "diffusion_digits", "learning_rate")
+"""Beginnings of the names of sweeps whose models and samplers other tests run."""
+
+
 @cache
 def trials(name: str) -> Sequence[Trial]:
-    return load_sweep([ROOT / "sweeps" / f"{name}.yaml"]).trials
+    return example_trials(ROOT / "sweeps" / f"{name}.yaml")
 
 
 def in_repository(words: list[str]) -> list[str]:
@@ -350,8 +355,7 @@ def test_the_trials_of_a_sweep_are_accepted(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        # other budgets of samplers that the tests above draw with, of models that they train
-        pytest.param(name, marks=pytest.mark.exhaustive) if name.startswith(("samplers", "diffusion_digits")) else name
+        pytest.param(name, marks=pytest.mark.exhaustive) if name.startswith(OF_OTHER_TESTS) else name
         for name in files("sweeps")
     ],
 )

@@ -12,6 +12,9 @@ from lit_gen.core import progress, scores
 from lit_gen.core.errors import UserError
 from lit_gen.sweeps.trial import option
 
+HELD: list[bytes] = []
+"""What a trial leaves in its process."""
+
 
 def run(arguments: list[str]) -> list[Path]:
     root = Path(option(arguments, "run.root") or "")
@@ -22,6 +25,9 @@ def run(arguments: list[str]) -> list[Path]:
     print("environment", os.environ["LIT_GEN_SWEEP"], os.environ.get("OMP_NUM_THREADS"))
     os.system("echo from a child process")
     time.sleep(float(option(arguments, "sleep") or 0))
+    if option(arguments, "megabytes"):
+        HELD.append(b"x" * int(option(arguments, "megabytes") or 0) * 10**6)
+        time.sleep(float(option(arguments, "held") or 0))
     if option(arguments, "steps"):
         for _ in range(2):
             for listener in progress.listeners:

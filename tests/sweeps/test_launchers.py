@@ -1,8 +1,11 @@
 """Launchers: jobs of a cluster share a sweep, and are queued again when they are stopped."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from lit_gen.cli.main import main
 from lit_gen.core.errors import UserError
 from lit_gen.sweeps.journal import read_journal
 from lit_gen.sweeps.launchers import make_launcher
-from tests.conftest import DIGITS, TINY
+from lit_gen.sweeps.locks import start_of
+from tests.conftest import DIGITS, ROOT, TINY
 
 pytest.importorskip("submitit")
 
@@ -107,6 +111,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         "--nodes: 0 is not a positive number": ["--launcher", "slurm", "--nodes", "0"],
         "--nodes: needs a launcher": ["--nodes", "2"],
         "--slurm: a parameter is not KEY=VALUE": ["--launcher", "slurm", "--slurm", "partition"],
+        "--ray: has no effect on --launcher slurm": ["--launcher", "slurm", "--ray", "num_cpus=1"],
         "--slurm: submitit refuses the jobs": ["--launcher", "slurm", "--slurm", "cluster=local", "--slurm", "cpu=2"],
     }
     for message, words in cases.items():
@@ -115,6 +120,61 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         assert line.startswith(f"lit-gen: error: {message}")
     with pytest.raises(UserError, match="--launcher: k8s is not a launcher"):
         make_launcher("k8s", {})
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'lit_gen\[ray\]'"):
+        make_launcher("ray", {})
+
+
+def test_the_task_of_a_node_is_the_command_with_its_output_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with its exit status, or 128 and more for a signal; when the task is cancelled, the command stops first."""
+    from lit_gen.sweeps.launchers import ray
+
+    program = tmp_path / "command"
+    monkeypatch.setattr(ray.sys, "executable", str(program))
+    log = tmp_path / "ray" / "0.log"
+    program.write_text('#!/bin/sh\npwd\nshift 3\necho "$@"\nexit 3\n')
+    program.chmod(0o755)
+    assert ray.run_share(["sweep", "a.yaml"], str(tmp_path), str(log)) == 3
+    assert log.read_text() == f"{tmp_path}\nlit_gen sweep a.yaml\n"
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    assert ray.run_share(["sweep"], str(tmp_path), str(log)) == 128 + 9
+    program.write_text("#!/bin/sh\ntrap 'echo saved; exit 0' TERM\necho waiting\nwhile :; do sleep 0.01; done\n")
+
+    def cancelled(_: float) -> None:
+        if "waiting" in log.read_text():
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray.time, "sleep", cancelled)
+    with pytest.raises(KeyboardInterrupt):
+        ray.run_share(["sweep"], str(tmp_path), str(log))
+    assert log.read_text().endswith("waiting\nsaved\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    program = "import os, sys, time; print(os.getpid(), *sys.argv[1:], flush=True); time.sleep(60)"
+    (tmp_path / "lasting.py").write_text(program)
+    words = "[sys.executable, '-m', 'lit_gen.sweeps.lifeline', str(os.getpid()), 'lasting', 'a', 'b']"
+    parent = f"import os, subprocess, sys; subprocess.Popen({words}); sys.stdin.read()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", parent], env=environment, **pipes)  # type: ignore[call-overload]
+    pid, *rest = process.stdout.readline().split()
+    assert rest == [b"a", b"b"] and start_of(int(pid)) is not None
+    process.kill()
+    process.communicate()  # which waits until nobody has its output, a moment before its end
+    until = time.monotonic() + 10
+    while start_of(int(pid)) is not None:
+        assert time.monotonic() < until
+    gone = [sys.executable, "-m", "lit_gen.sweeps.lifeline", "1", "lasting"]
+    done = subprocess.run(gone, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "is gone" in done.stderr and not done.stdout
 
 
 def test_without_submitit_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,11 @@ class Clock:
         return self.now
 
 
+def full(*_: object) -> int:
+    """Fail as on a full disk."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def machine(folder: Path, name: str, clock: Clock | None = None, pid: int = 1, started: int | None = 1) -> TrialLocks:
     """Return the locks of a process on a machine of that name; it gives signs of life only when told to."""
     folder.mkdir(exist_ok=True)
@@ -136,6 +141,27 @@ def test_on_the_same_machine_a_dead_process_is_lost_at_once(tmp_path: Path) -> N
     assert elsewhere.acquire("t") and not b.acquire("t"), "the id of a process of another machine says nothing"
 
 
+def test_the_locks_of_lost_holders_alone_are_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this process, and of others that give signs, stay."""
+    clock = Clock()
+    gone, alive, b = machine(tmp_path, "a"), machine(tmp_path, "c"), machine(tmp_path, "b", clock)
+    assert gone.acquire("t") and gone.acquire("u") and alive.acquire("v") and b.acquire("w")
+    b.clear()
+    assert len(list(tmp_path.iterdir())) == 4, "nobody is lost at the first look"
+    for _ in range(int(LOST)):
+        alive.give_signs()
+        watch(b, clock, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        b.clear()
+    assert len(list(tmp_path.iterdir())) == 4, "a full disk does not fail the sweep"
+    b.clear()
+    alive.give_signs()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.1", "w.1"] and alive.lost() == b.lost() == []
+    gone.give_signs()
+    assert sorted(gone.lost()) == ["t", "u"], "it was only stopped, and gives its trials up"
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"3", json.dumps({"host": "a"}).encode()])
 def test_a_lock_that_is_not_whole_is_taken_over_after_the_stated_time(tmp_path: Path, content: bytes) -> None:
     clock = Clock()
@@ -156,9 +182,6 @@ def test_a_context_gives_signs_by_itself_and_lets_go_at_its_end(tmp_path: Path) 
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     a = machine(tmp_path, "a")
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)

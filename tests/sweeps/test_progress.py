@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -45,6 +46,40 @@ def test_bars_of_the_trials_and_of_the_sweep_tell_images_per_second() -> None:
 
 def test_elsewhere_a_line_for_each_trial_that_ends_and_no_more() -> None:
     assert shown(terminal=False).splitlines() == ["[1/2] EDM    100.0 s"]
+
+
+def test_elsewhere_a_line_a_minute_tells_what_runs_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [*TRIALS, *(Trial(name, {"model": name}, [f"--model={name}"]) for name in ("GAN", "Glow", "NADE"))]
+    output, now = StringIO(), time.monotonic()
+    with SweepProgress(Console(file=output, width=160), trials, finished=[], jobs=5) as progress:
+        for seconds in (0, 59, 61, 62, 120, 122):
+            monkeypatch.setattr(time, "monotonic", lambda now=now + seconds: now)
+            if seconds == 59:
+                for trial in trials:
+                    progress.started(trial)
+                progress.stepped(trials[0], Step("training", 6400, 64000, 640.0))
+            if seconds == 120:
+                progress.stepped(trials[1], Step("evaluating (1 of 2) one_pass", 100, 400, 60.0))
+                for trial in trials[2:]:
+                    progress.failed(trial, "bad", Path("log"))
+            progress.log()
+    lines = [line for line in output.getvalue().splitlines() if "running" in line]
+    assert lines == [
+        "running: 0/5 trials, 640 images/s, 1:28 left of the sweep; "
+        "EDM: training 6,400/64,000 images, 640 images/s, 1:30 left; VAE: starting; GAN: starting; Glow: starting; "
+        "and 1 more",
+        "running: 3/5 trials, 3 failed, 700 images/s, 0:27 left of the sweep; "
+        "EDM: training 6,400/64,000 images, 640 images/s, 1:30 left; "
+        "VAE: evaluating (1 of 2) 100/400 images, 60 images/s, 0:05 left",
+    ]
+
+
+def test_without_trials_of_its_own_the_line_tells_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, now = StringIO(), time.monotonic()
+    with SweepProgress(Console(file=output, width=160), TRIALS, finished=["a"], jobs=1) as progress:
+        monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+        progress.log()
+    assert output.getvalue() == "waiting for other processes: 1/2 trials\n"
 
 
 def test_a_trial_that_another_process_runs_again_counts_once() -> None:

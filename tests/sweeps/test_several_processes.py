@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import yaml
 
 from lit_gen.sweeps import SweepResult, execution, load_sweep
 from lit_gen.sweeps.journal import Journal, outcomes, read_journal
+from lit_gen.sweeps.locks import Process, TrialLocks
 from lit_gen.sweeps.queue import SharedTrials, Training
 from lit_gen.sweeps.trial import Trial
 from tests.sweeps.fake_sweeps import executions, sweep, write
@@ -63,6 +65,17 @@ def test_a_trial_that_another_process_ends_at_the_last_moment_is_reported(tmp_pa
     result, output = sweep(path, root)
     assert list(result.results.values()) == [[root / "r.json"]] and not (root / "executions").exists()
     assert "1 finished, 0 failed of 1 trials" in output
+
+
+def test_the_lock_of_a_process_that_was_killed_after_its_trial_had_finished_is_removed(tmp_path):
+    path, root = write(tmp_path, x=1), tmp_path / "runs"
+    sweep(path, root)
+    locks = root / "sweeps" / "demo" / "locks"
+    (trial,) = load_sweep([path]).trials
+    of_killed = TrialLocks(locks, process=replace(Process.this(), pid=2**22 + 1, token="killed"))
+    assert of_killed.acquire(trial.id)
+    sweep(path, root)
+    assert list(locks.iterdir()) == [] and sum(executions(root).values()) == 1
 
 
 def test_a_failed_trial_runs_again_as_often_as_asked_unless_its_settings_are_at_fault(tmp_path):

@@ -6,6 +6,9 @@ from typing import Protocol
 
 from lit_gen.core.errors import UserError
 
+LAUNCHERS = ("slurm", "ray")
+"""Names of the launchers, each of which has an option of that name for its settings."""
+
 
 class Launcher(Protocol):
     """An engine that runs commands on the nodes of a cluster."""
@@ -33,4 +36,8 @@ def make_launcher(name: str, settings: Mapping[str, str]) -> Launcher:
         from lit_gen.sweeps.launchers.slurm import Slurm
 
         return Slurm(settings)
-    raise UserError(f"--launcher: {name} is not a launcher; choose slurm")
+    if name == "ray":
+        from lit_gen.sweeps.launchers.ray import Ray
+
+        return Ray(settings)
+    raise UserError(f"--launcher: {name} is not a launcher; choose {' or '.join(LAUNCHERS)}")
