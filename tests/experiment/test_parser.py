@@ -299,8 +299,9 @@ def test_choices_are_what_users_may_choose() -> None:
     with pytest.raises(UserError, match="unknown class Xyzzy") as error:
         ExperimentCLI([f"--config={ROOT}/conf/experiment/digits_edm.yaml", "--sampler=Xyzzy"])
     assert str(error.value).endswith(
-        "one of AnnealedLangevin, DDIM, DDPM, DEIS, DPMSolver, Euler, EulerMaruyama, GaussianMixturePrior, Heun, "
-        "IPNDM, LMS, PredictorCorrector, RK45, Restart, Temperature, TokenSampling, Truncation, UniPC"
+        "one of AnnealedLangevin, DDIM, DDPM, DEIS, DPMSolver, Euler, EulerMaruyama, FlowMapSampler, "
+        "GaussianMixturePrior, Heun, IPNDM, LMS, PredictorCorrector, RK45, Restart, Temperature, TokenSampling, "
+        "Truncation, UniPC"
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_gen.cli import commands
 from lit_gen.core.noise import Noise
 from lit_gen.data import Batch
+from lit_gen.families.clock import Division
 from lit_gen.families.diffusion import (
     DDPM,
     EDM,
@@ -72,6 +73,7 @@ class Processes:
             model = cls(image_shape=SHAPE, network=network, **options)
             model._trainer = trainer  # type: ignore[assignment]
             model.clock.seed, model.clock.batches_seen = 3, self.step
+            model.clock.find_share(trainer.global_rank, Division(self.num))
             model.gathered = self._gathered(images, labels)  # type: ignore[method-assign]
             pairs.append((model, Batch(part, share, torch.arange(len(part)))))
         return pairs
