@@ -242,6 +242,7 @@ def test_a_figure_of_other_points_would_be_seen(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_curves_of_convergence_have_their_slopes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With few points: errors of 255 evaluations by the order of each solver, and distances that end at the floor."""
     figure = theory.new_figure(10.0, 4.2, theory.DOTS)

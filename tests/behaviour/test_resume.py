@@ -71,7 +71,9 @@ def assert_equal_bits(one: dict[str, object], other: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [pytest.param("DDPM", marks=pytest.mark.exhaustive), "WGAN", "VAE"])
+@pytest.mark.parametrize(
+    "model", [*(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("DDPM", "VAE")), "WGAN"]
+)
 def test_resumed_training_ends_with_the_same_bits(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands.fit(training(model, tmp_path / "whole"))
     # before the first checkpoint, in an epoch, just at and after the end of an epoch (22, 23), in a later epoch
@@ -155,6 +157,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sigkill_then_resume_with_workers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     commands.fit(training("DDPM", tmp_path / "whole"))
     for workers, batch in ((0, 16), (2, 30)):

@@ -276,7 +276,7 @@ def generated(n: int, seed: int, better: bool) -> dict[str, Tensor]:
     "make, n, names",
     [
         (KernelDistance, 500, ["kd_features"]),
-        (FrechetDistance, 500, ["fd_features"]),
+        pytest.param(FrechetDistance, 500, ["fd_features"], marks=pytest.mark.exhaustive),
         pytest.param(DensityCoverage, 200, ["density", "coverage"], marks=pytest.mark.exhaustive),
         pytest.param(PrecisionRecall, 200, ["precision", "recall"], marks=pytest.mark.exhaustive),
         pytest.param(partial(InceptionScore, splits=1), 500, ["inception_score"], marks=pytest.mark.exhaustive),

@@ -224,6 +224,7 @@ def test_training_runs_weigh_the_same_however_often_each_is_evaluated(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_single_training_run_is_as_uncertain_as_those_of_the_other_row(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(13)
     false, repeats = 0, 200

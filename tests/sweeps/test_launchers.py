@@ -39,6 +39,7 @@ def sweep_file(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_jobs_share_a_sweep_and_end_with_the_table_of_one(tmp_path: Path) -> None:
     file = str(sweep_file(tmp_path))
     assert main(["sweep", file, "--root", str(tmp_path / "one")]) == 0
