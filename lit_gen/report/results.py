@@ -42,6 +42,7 @@ OLDER_DEFAULTS: dict[str, dict[str, Any]] = {
 """Default settings of the version before 0.2, whose results do not hold their own; labels leave them out."""
 
 _NOT_IN_LABEL = {"name", "steps", "nfe", "grid"}
+_MOST_VALUES = 12
 
 
 @dataclass(frozen=True)
@@ -204,24 +205,32 @@ def select(results: list[Result], where: Iterable[str], option: str = "--where")
             raise UserError(f"{option} {condition}: expected KEY=VALUE; give for example protocol.num_samples=1000")
         values[key].append(value)
     for key, asked in values.items():
-        present = sorted({str(result.get(key)) for result in results if result.get(key) is not None})
+        present = sorted({_shown(result, key) for result in results if result.get(key) is not None})
         if not present:
             raise UserError(
                 f"{option} {key}={asked[0]}: no result has the key {key}; give one such as model or "
                 "protocol.num_samples"
             )
         for value in asked:
-            if not any(_matches(result.get(key), value) for result in results):
-                raise UserError(
-                    f"{option} {key}={value}: no result fits; choose one of the values of {key}: {', '.join(present)}"
-                )
-        results = [result for result in results if any(_matches(result.get(key), value) for value in asked)]
+            if not any(_matches(result, key, value) for result in results):
+                some = ", ".join(present[:_MOST_VALUES])
+                rest = f" and {len(present) - _MOST_VALUES} more" if len(present) > _MOST_VALUES else ""
+                raise UserError(f"{option} {key}={value}: no result fits; choose one of the values of {key}: {some}{rest}")
+        results = [result for result in results if any(_matches(result, key, value) for value in asked)]
     return results
 
 
-def _matches(actual: Any, text: str) -> bool:
-    """Return whether a text means a value: as it is (a hash such as `1e3` is text) or as JSON (`null`, `10.0`)."""
-    if str(actual) == text:
+def _shown(result: Result, key: str) -> str:
+    """Return the value of a key as tables show it: a sampler with its settings that differ from the defaults."""
+    if key in ("sampler", "sampler.grid"):
+        return result.sampler if key == "sampler" else result.grid
+    return str(result.get(key))
+
+
+def _matches(result: Result, key: str, text: str) -> bool:
+    """Return whether a text means a value: as it is shown (a hash such as `1e3` is text) or as JSON (`null`, `10.0`)."""
+    actual = result.get(key)
+    if text in (str(actual), _shown(result, key)):
         return True
     try:
         return json.loads(text) == actual

@@ -25,3 +25,21 @@ def test_conditions_compare_values_of_every_type():
     }.items():
         with pytest.raises(UserError, match=words):
             rank(found, where=[condition])
+
+
+def test_a_sampler_is_selected_by_the_name_that_tables_show():
+    solver = {"name": "DPMSolver", "steps": 9, "order": 2, "eta": 1.0, "grid": {"name": "Karras", "rho": 5.0}}
+    found = results(content("A"), content("B", sampler=solver), content("C", sampler=solver | {"eta": 0.0}))
+    shown = found[1].sampler
+    assert "eta=1" in shown
+    assert [r.model for r in select(found, [f"sampler={shown}"])] == ["B"]
+    assert [r.model for r in select(found, [f"sampler={found[0].sampler}"])] == ["A"]
+    assert [r.model for r in select(found, [f"sampler.grid={found[2].grid}"])] == ["B", "C"]
+    with pytest.raises(UserError, match="^--paired sampler=Heun: no result fits; .* sampler: ") as error:
+        select(found, ["sampler=Heun"], "--paired")
+    assert str(error.value).endswith(", ".join(sorted(result.sampler for result in found)))
+
+
+def test_a_refusal_names_a_few_values_of_many():
+    with pytest.raises(UserError, match=r"choose one of the values of model: A00, A01, .*A11 and 8 more$"):
+        select(results(*(content(f"A{index:02}") for index in range(20))), ["model=B"])
