@@ -8,9 +8,10 @@ from lit_gen.cli import help
 from lit_gen.core.errors import UserError
 from lit_gen.core.text import printable
 from lit_gen.experiment.exporting import export_run
+from lit_gen.experiment.exporting_to_diffusers import export_to_diffusers
 from lit_gen.experiment.foreign import import_folder, import_function, is_of_diffusers
 from lit_gen.experiment.importing import import_exported
-from lit_gen.report.card import model_card
+from lit_gen.report.card import diffusers_card, model_card
 from lit_gen.runs.directory import Run
 from lit_gen.runs.exported import Exported
 from lit_gen.runs.weights import parse_weights
@@ -21,12 +22,15 @@ def export_model(options: argparse.Namespace) -> Path:
     parse_weights(options.weights, "--weights")
     if options.push is not None:
         hub()  # before anything is written
-    exported = export_run(options.run, options.to, options.weights, model_card)
-    size = sum(path.stat().st_size for path in exported.folder.rglob("*") if path.is_file())
-    print(f"{options.run}: {options.weights} weights -> {exported.folder} ({size / 1e6:.1f} MB)")
+    if options.format == "diffusers":
+        folder = export_to_diffusers(options.run, options.to, options.weights, diffusers_card)
+    else:
+        folder = export_run(options.run, options.to, options.weights, model_card).folder
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{options.run}: {options.weights} weights -> {folder} ({size / 1e6:.1f} MB)")
     if options.push is not None:
-        print(push(exported.folder, options.push, options.private))
-    return exported.folder
+        print(push(folder, options.push, options.private))
+    return folder
 
 
 def push(folder: Path, name: str, private: bool) -> str:

@@ -19,6 +19,9 @@ def _add_export(verbs: help.Verbs) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run, such as runs/digits_edm-...")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the folder, new or empty")
     parser.add_argument("--weights", default="ema", help="ema, raw, best, or any width: ema:0.1 (default: ema)")
+    parser.add_argument(
+        "--format", choices=("lit_gen", "diffusers"), default="lit_gen", help="whose files to write (default: lit_gen)"
+    )
     parser.add_argument("--push", metavar="NAME", help="also upload it to the Hugging Face hub, as USER/NAME")
     parser.add_argument("--private", action="store_true", help="make the repository of --push private")
     parser.set_defaults(command=_export)

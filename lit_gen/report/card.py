@@ -28,14 +28,48 @@ are compared with the images whose fingerprint stands above. Reading the folder 
 is not part of lit_gen must be on your Python path.
 """
 
+DIFFUSERS_USAGE = """\
+## Load and sample
+
+{python}
+```sh
+lit-gen import FOLDER --data.source CLASS
+```
+
+`lit-gen import` makes a run of this folder, which can be sampled and evaluated with any sampler. Name the images it was
+trained on with `--data.source`.
+"""
+PIPELINE = """\
+```python
+from diffusers import DDIMPipeline
+
+images = DDIMPipeline.from_pretrained("FOLDER")(batch_size=64).images
+```
+"""
+
 
 def model_card(run: Run, facts: dict[str, Any]) -> str:
-    """Return the model card in Markdown.
+    """Return the model card of an exported model in Markdown.
 
     Args:
         run: The run.
         facts: Content of the config.json of the exported folder.
     """
+    return _card(run, facts, "lit_gen", USAGE.format(shape=", ".join(map(str, facts["data"]["image_shape"]))))
+
+
+def diffusers_card(run: Run, facts: dict[str, Any], is_pipeline: bool) -> str:
+    """Return the model card of a folder of diffusers in Markdown.
+
+    Args:
+        run: The run.
+        facts: Facts about the run, as in the config.json of an exported folder.
+        is_pipeline: Whether the folder is a pipeline.
+    """
+    return _card(run, facts, "diffusers", DIFFUSERS_USAGE.format(python=PIPELINE if is_pipeline else ""))
+
+
+def _card(run: Run, facts: dict[str, Any], library: str, usage: str) -> str:
     data, of_run, weights = facts["data"], facts["run"], facts["weights"]
     shape = "x".join(map(str, data["image_shape"]))
     classes = "without labels" if not data["num_classes"] else f"{data['num_classes']} classes"
@@ -56,7 +90,7 @@ def model_card(run: Run, facts: dict[str, Any]) -> str:
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
     return f"""\
 ---
-library_name: lit_gen
+library_name: {library}
 tags: [image-generation, {"class-conditional" if conditional else "unconditional"}]
 ---
 
@@ -68,7 +102,7 @@ tags: [image-generation, {"class-conditional" if conditional else "unconditional
 
 {_scores(run, weights)}
 
-{USAGE.format(shape=", ".join(map(str, data["image_shape"])))}"""
+{usage}"""
 
 
 def _scores(run: Run, weights: str) -> str:

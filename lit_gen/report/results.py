@@ -215,7 +215,9 @@ def select(results: list[Result], where: Iterable[str], option: str = "--where")
             if not any(_matches(result, key, value) for result in results):
                 some = ", ".join(present[:_MOST_VALUES])
                 rest = f" and {len(present) - _MOST_VALUES} more" if len(present) > _MOST_VALUES else ""
-                raise UserError(f"{option} {key}={value}: no result fits; choose one of the values of {key}: {some}{rest}")
+                raise UserError(
+                    f"{option} {key}={value}: no result fits; choose one of the values of {key}: {some}{rest}"
+                )
         results = [result for result in results if any(_matches(result, key, value) for value in asked)]
     return results
 
@@ -228,7 +230,7 @@ def _shown(result: Result, key: str) -> str:
 
 
 def _matches(result: Result, key: str, text: str) -> bool:
-    """Return whether a text means a value: as it is shown (a hash such as `1e3` is text) or as JSON (`null`, `10.0`)."""
+    """Return whether a text means a value: as it is shown (a hash such as `1e3` is text) or as JSON."""
     actual = result.get(key)
     if text in (str(actual), _shown(result, key)):
         return True
