@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 TWO = ["--trainer.strategy=ddp", "--trainer.devices=2"]
 
 
-@pytest.mark.parametrize("model", ["RectifiedFlow", "WGAN"])
+@pytest.mark.parametrize("model", ["RectifiedFlow", pytest.param("WGAN", marks=pytest.mark.exhaustive)])
 def test_training_and_evaluation_in_two_processes(
     model: str, tmp_path: Path, lit_gen, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,7 +130,10 @@ class Normed(UNet):
 
 @pytest.mark.parametrize(
     ("model", "more"),
-    [("RectifiedFlow", ["--model.network=tests.behaviour.test_monitor.Normed"]), ("GAN", [])],
+    [
+        ("RectifiedFlow", ["--model.network=tests.behaviour.test_monitor.Normed"]),
+        pytest.param("GAN", [], marks=pytest.mark.exhaustive),
+    ],
 )
 def test_two_processes_score_the_weights_of_the_first(model: str, more: list[str], tmp_path: Path) -> None:
     words = words_of(model, tmp_path / "runs", *more, *MONITOR, "--evaluation.batch_size=8", num_batches=4)

@@ -227,7 +227,7 @@ def overlapping(texts):
 
 
 @pytest.mark.parametrize("num_samplers", [1, 9])
-@pytest.mark.parametrize("num_models", [1, pytest.param(2, marks=pytest.mark.exhaustive), 5, 9])
+@pytest.mark.parametrize("num_models", [1, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (2, 5)), 9])
 @pytest.mark.slow
 def test_no_label_overlaps_another_or_is_cut_off(tmp_path, monkeypatch, drawn, num_models, num_samplers):
     write_models(tmp_path, num_models, num_samplers)

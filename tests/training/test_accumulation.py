@@ -61,7 +61,7 @@ def curves(run: Run) -> list[dict[str, float]]:
     ("model", "rate", "more"),
     [
         ("FVSBN", 1.0, []),
-        ("PixelCNN", 0.1, []),
+        pytest.param("PixelCNN", 0.1, [], marks=pytest.mark.exhaustive),
         ("VQVAE", 0.1, ["--model.quantiser.revive_below=0"]),
     ],
 )
@@ -220,7 +220,7 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [20, 21])
+@pytest.mark.parametrize("part", [20, pytest.param(21, marks=pytest.mark.exhaustive)])
 def test_ctrl_c_is_heard_at_the_end_of_a_step(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = Saved(monkeypatch)
     once = ["--checkpoint.every=0", "--grid.num_samples=0"]

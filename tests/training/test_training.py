@@ -20,6 +20,11 @@ pytestmark = pytest.mark.slow
 """End-to-end runs; the gate runs them."""
 
 
+def others(*models: str) -> list[Any]:
+    """Models with one network and one loss, like the first of a list: the exhaustive tests run them."""
+    return [pytest.param(model, marks=pytest.mark.exhaustive) for model in models]
+
+
 def rows(run: commands.Run) -> list[dict[str, str]]:
     with (run.directory / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
@@ -84,7 +89,7 @@ def test_two_networks_train_with_clipping_turned_off(tmp_path: Path) -> None:
     assert commands.fit(arguments("WGAN", tmp_path, 64, *words)).finished
 
 
-@pytest.mark.parametrize("model", ["DDPM", "WGAN", "VAE", "Glow", "PixelCNN"])
+@pytest.mark.parametrize("model", ["DDPM", "WGAN", *others("VAE", "Glow", "PixelCNN")])
 def test_bf16_trains_and_keeps_float32_weights(model: str, tmp_path: Path) -> None:
     run = commands.run(arguments(model, tmp_path, 640, "--trainer.precision=bf16-mixed"))
     checkpoint = torch.load(run.parents[2] / "checkpoints/last.ckpt", weights_only=True)
@@ -94,7 +99,7 @@ def test_bf16_trains_and_keeps_float32_weights(model: str, tmp_path: Path) -> No
     assert any(not torch.equal(other[key], value) for key, value in checkpoint["state_dict"].items())
 
 
-@pytest.mark.parametrize("model", ["RectifiedFlow", "EDM", "VAE", "WGAN"])
+@pytest.mark.parametrize("model", ["RectifiedFlow", "WGAN", *others("EDM", "VAE")])
 def test_bf16_true_trains_draws_and_scores(model: str, tmp_path: Path) -> None:
     words = arguments(model, tmp_path, 640, "--trainer.precision=bf16-true", "--data.num_val=90", "--grid.every=320")
     words += ["--sampler=DDIM", "--sampler.steps=3"] if model in ("RectifiedFlow", "EDM") else []

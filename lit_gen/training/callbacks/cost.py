@@ -103,7 +103,7 @@ def _copy(model: GenerativeModel) -> GenerativeModel:
         world_size=1,
         global_rank=0,
         accumulate_grad_batches=1,
-        strategy=SimpleNamespace(reduce=lambda value, *_, **__: value),
+        strategy=SimpleNamespace(reduce=_alone, all_gather=_alone),
         datamodule=SimpleNamespace(batch_size=1),
     )
     if not own.automatic_optimization:
@@ -114,6 +114,11 @@ def _copy(model: GenerativeModel) -> GenerativeModel:
             optimizer.step = schedule.step
         own.__dict__ |= {"optimizers": lambda: optimizers, "lr_schedulers": lambda: schedule}
     return own
+
+
+def _alone(value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Return what a single process gets from a reduction or a collection."""
+    return value
 
 
 def _flops_of_step(model: GenerativeModel, batch: Batch, step: int, images_seen: int) -> int:
