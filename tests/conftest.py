@@ -35,6 +35,8 @@ TINY = {
     ],
     "ScoreSDE": ["--model=ScoreSDE", *TINY_UNET],
     "MeanFlow": ["--model=MeanFlow", *TINY_UNET],
+    "Shortcut": ["--model=Shortcut", *TINY_UNET],
+    "ConsistencyTraining": ["--model=ConsistencyTraining", *TINY_UNET],
     "NICE": ["--model=NICE", "--model.network=MLPCoupling", "--model.network.width=16"],
     "RealNVP": ["--model=RealNVP", "--model.num_couplings=2", *TINY_COUPLING],
     "Glow": ["--model=Glow", "--model.num_steps=2", *TINY_COUPLING],

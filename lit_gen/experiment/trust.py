@@ -23,7 +23,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import Namespace, _loaders_dumpers, set_parsing_settings
+from jsonargparse import Namespace, _loaders_dumpers, _typehints, set_parsing_settings
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser
@@ -31,7 +31,7 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_gen.core.errors import UserError
-from lit_gen.core.imports import ALLOWED, REFUSED, installed, is_of_a_package
+from lit_gen.core.imports import ALLOWED, REFUSED, installed, is_of_a_package, may_be_named
 from lit_gen.core.yaml import check_yaml
 from lit_gen.experiment.names import current
 
@@ -59,6 +59,16 @@ class _BoundedLoader(_loaders_dumpers.get_yaml_default_loader()):  # type: ignor
 
 
 _loaders_dumpers.yaml_default_loader = _BoundedLoader  # type: ignore[assignment]
+
+_all_subclass_paths = _typehints.get_all_subclass_paths
+
+
+def _subclass_paths(*args: Any, **kwargs: Any) -> list[str]:
+    """Return the classes that a bare name may mean: none of a package that a configuration may not name."""
+    return [path for path in _all_subclass_paths(*args, **kwargs) if may_be_named(path)]
+
+
+_typehints.get_all_subclass_paths = _subclass_paths
 
 
 def check_parsed(parser: LightningArgumentParser, config: Namespace, linked: Collection[str]) -> None:

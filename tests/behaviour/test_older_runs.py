@@ -37,7 +37,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-NEWER = {"KLAutoencoder", "MeanFlow"}
+NEWER = {"KLAutoencoder", "MeanFlow", "Shortcut", "ConsistencyTraining"}
 """Families that the older version did not have."""
 NAMES = sorted({*TINY, "Reflow"} - NEWER)
 

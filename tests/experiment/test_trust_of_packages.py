@@ -57,3 +57,11 @@ def test_a_module_before_an_installed_one_on_the_path_is_the_users(marker: Path)
         assert may_be_named("filelock.X") and not may_be_named("jinja2.X")
     finally:
         installed.cache_clear()
+
+
+def test_a_bare_name_is_not_that_of_a_package_that_may_not_be_named() -> None:
+    """azula has a UNet, too: while it is imported, UNet is still the one of lit_gen, and its own cannot be named."""
+    unet = pytest.importorskip("azula.nn.unet")
+    cli = ExperimentCLI(arguments("DDPM", Path("runs"), 64, "--model.network=UNet", "--model.network.channels=8"))
+    assert cli.config.model.init_args.network.class_path == "lit_gen.families.diffusion.UNet"
+    assert f"{unet.UNet.__module__}.UNet" == "azula.nn.unet.UNet" and not may_be_named("azula.nn.unet.UNet")

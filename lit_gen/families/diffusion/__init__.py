@@ -32,12 +32,14 @@ from lit_gen.families.diffusion.flow_maps import FlowMap, MixtureFlowMap, Networ
 from lit_gen.families.diffusion.grids import Grid, Karras, Quadratic, TimeShift, Uniform, UniformAngle, UniformLogSNR
 from lit_gen.families.diffusion.guidance import Guidance
 from lit_gen.families.diffusion.likelihood import DiffusionLikelihood, ProbabilityFlow, VariationalBound
+from lit_gen.families.diffusion.models.consistency import ConsistencyTraining
 from lit_gen.families.diffusion.models.ddpm import DDPM, ImprovedDDPM
 from lit_gen.families.diffusion.models.edm import EDM
 from lit_gen.families.diffusion.models.flow_matching import FlowMatching, RectifiedFlow
 from lit_gen.families.diffusion.models.general import Diffusion
 from lit_gen.families.diffusion.models.mean_flow import MeanFlow
 from lit_gen.families.diffusion.models.score_sde import ScoreSDE
+from lit_gen.families.diffusion.models.shortcut import Shortcut
 from lit_gen.families.diffusion.networks.dit import DiT
 from lit_gen.families.diffusion.networks.foreign import DiffusersNetwork, FunctionNetwork
 from lit_gen.families.diffusion.networks.mlp import ResidualMLP
@@ -102,6 +104,8 @@ __all__ = [
     "LognormalSigma",
     "LossWeight",
     "MeanFlow",
+    "Shortcut",
+    "ConsistencyTraining",
     "MinSNR",
     "MixtureDenoiser",
     "MixtureFlowMap",
