@@ -110,7 +110,7 @@ def test_the_export_is_whole_or_not_at_all(run: Run, tmp_path: Path, monkeypatch
 
 
 def export(run: Run, folder: Path, push: str | None = None) -> Path:
-    options = SimpleNamespace(run=run.directory, to=folder, weights="ema", push=push, private=True)
+    options = SimpleNamespace(run=run.directory, to=folder, weights="ema", push=push, private=True, format="lit_gen")
     return exchange.export_model(options)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""MeanFlow: its loss against the exact map and against autodiff, guidance, processes, and truth on two moons."""
+"""MeanFlow: its loss against the exact map and against autodiff, guidance, and truth on two moons."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
 from lit_gen.core.noise import Noise
-from lit_gen.core.processes import gather
 from lit_gen.data import TwoMoons
 from lit_gen.experiment.loading import load_model, load_objects
 from lit_gen.families.diffusion import DiT, MeanFlow, ResidualMLP, UNet
 from lit_gen.families.diffusion.samplers import Euler, FlowMapSampler
 from lit_gen.metrics import wasserstein
-from tests.conftest import ROOT, TINY_UNET
-from tests.processes import in_two_processes
+from tests.conftest import ROOT
 
 SHAPE = (1, 8, 8)
 NETWORKS: dict[type, dict[str, Any]] = {
@@ -155,46 +153,6 @@ def test_one_network_is_a_flow_map_and_a_denoiser() -> None:
 def test_settings_out_of_range_are_refused(options: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=key):
         MeanFlow(SHAPE, **({"network": ResidualMLP} | options))
-
-
-def gradients_of_one_process(rank: int, folder: Path) -> None:
-    """Check in both processes that the gradients of a step are those of the batch of both."""
-    kept: dict[str, Any] = {}
-    error, spans = MeanFlow.error, MeanFlow.training_spans
-
-    def keep(self: MeanFlow, images: Tensor, t: Tensor, s: Tensor, eps: Tensor, *more: Any) -> Tensor:
-        if self.training and "given" not in kept and self.global_rank == rank and torch.is_grad_enabled():
-            kept["candidate"] = {"images": images, "t": t, "s": s, "eps": eps}
-            kept["before"] = {name: p.detach().clone() for name, p in self.network.named_parameters()}
-        return error(self, images, t, s, eps, *more)
-
-    def after_backward(self: MeanFlow) -> None:
-        if "given" not in kept:
-            kept["given"], kept["model"] = kept["candidate"], self
-            kept["grads"] = {name: p.grad.clone() for name, p in self.network.named_parameters() if p.grad is not None}
-
-    MeanFlow.error, MeanFlow.on_after_backward = keep, after_backward  # type: ignore[assignment, method-assign]
-    config = [f"--config={ROOT}/conf/experiment/digits_mean_flow.yaml", *TINY_UNET, "--wandb.mode=disabled"]
-    two = ["--trainer.strategy=ddp", "--trainer.devices=2", "--grid.num_samples=0", "--model.power=0"]
-    commands.fit([*config, *two, f"--run.root={folder}", "--budget.num_images=256"])
-    MeanFlow.error, MeanFlow.training_spans = error, spans  # type: ignore[method-assign]
-    shares = gather(kept["given"])
-    built = kept["model"]
-    for name, parameter in built.network.named_parameters():
-        parameter.data.copy_(kept["before"][name])
-    whole = {name: torch.cat([share[name] for share in shares]) for name in shares[0]}
-    assert len(whole["images"]) == 128 and not torch.equal(shares[0]["eps"], shares[1]["eps"])
-    loss = built.reweighted(built.error(**whole, labels=None, augment_labels=None), whole["t"], whole["s"]).mean()
-    names = [name for name, _ in built.network.named_parameters()]
-    one = dict(zip(names, torch.autograd.grad(loss, list(built.network.parameters())), strict=True))
-    assert kept["grads"].keys() == one.keys() and any(bool((grad != 0).any()) for grad in one.values())
-    for name, grad in one.items():
-        torch.testing.assert_close(kept["grads"][name], grad, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    in_two_processes(gradients_of_one_process, tmp_path)
 
 
 @pytest.mark.slow
