@@ -21,10 +21,11 @@ model = GaussianDenoiser(torch.full((1, 8, 8), -0.4), DiagonalCovariance(torch.f
 
 def denoiser(x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
     """Return E[x_0 | x_t], for x = x_t / sqrt(1 + sigma^2), as Sample scales it, and c_noise = 999 t."""
+    device, x, c_noise = x.device, x.cpu(), c_noise.cpu()  # of the model
     sigma = SIGMA_MAX * c_noise.double() / 999
     times = torch.linspace(0, 1, 100_001, dtype=torch.float64)
     alphas, sigmas = model.schedule(times)
     t = torch.from_numpy(np.interp(sigma.log().numpy(), (sigmas / alphas).log().numpy(), times.numpy()))
     x_t = x.double() * ((1 + sigma**2).sqrt() * model.schedule(t)[0])[:, None, None, None]
     means = [model(image, time).mean for image, time in zip(x_t, t, strict=True)]
-    return torch.stack(means).float()
+    return torch.stack(means).float().to(device)

@@ -1,8 +1,8 @@
 """Maps between 8-bit images, u in 0 .. 255, and float images, x = u / 127.5 - 1 in [-1, 1].
 
-`quantise` is called by `ImageSource.stored` for samples, `metrics.reconstruction` for reconstructions,
-`pictures.grids` for pictures, and `experiment.reflow` for pairs. An evaluation, which checks all samples at its end,
-calls `to_levels` alone, by `ImageSource.unchecked`.
+Samples become uint8 in `ImageSource.unchecked`, by `to_levels`; `ImageSource.stored` first checks that they are finite,
+and an evaluation checks all of them at its end. `quantise` does both for reconstructions (`metrics.reconstruction`),
+pictures (`pictures.grids`), the pairs of `experiment.reflow` and tensors of your own (`data.given`).
 """
 
 import torch

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lit_gen.core.errors import UserError
 from lit_gen.core.files import write_atomically, writing_folder
 from lit_gen.experiment.experiment import Experiment
@@ -29,6 +31,8 @@ from lit_gen.families.vq.models.vqgan import VQVAE
 from lit_gen.runs.directory import Run
 from lit_gen.runs.exported import CARD
 
+MOST_BETA = 0.999
+"""Largest beta of a `DiscreteVP`."""
 Card = Callable[[Run, dict[str, Any], bool], str]
 
 
@@ -106,7 +110,10 @@ def _scheduler(model: Diffusion, objects: Experiment) -> dict[str, Any]:
 
 def _prediction_type(prediction: Parameterization) -> str:
     types = {of_ours: of_theirs for of_theirs, of_ours in PREDICTIONS.items()}
-    return types[type(prediction).__name__]
+    name = type(prediction).__name__
+    if name not in types:
+        raise UserError(f"--format: diffusers has no prediction type for {name}; leave --format out")
+    return types[name]
 
 
 def _betas(schedule: DiscreteVP) -> dict[str, Any]:
@@ -122,6 +129,9 @@ def _betas(schedule: DiscreteVP) -> dict[str, Any]:
     if schedule.betas == "cosine":
         return {"beta_schedule": "squaredcos_cap_v2"}
     scale = 1000 / schedule.num_timesteps
+    if 0.02 * scale > MOST_BETA:  # the betas of a chain this short are clamped, which no name of diffusers does
+        betas = torch.linspace(1e-4, 0.02, schedule.num_timesteps, dtype=torch.float64) * scale
+        return {"beta_schedule": "linear", "trained_betas": betas.clamp(max=MOST_BETA).tolist()}
     return {"beta_schedule": "linear", "beta_start": 1e-4 * scale, "beta_end": 0.02 * scale}
 
 
@@ -132,6 +142,12 @@ def _autoencoder(diffusers: Any, model: KLAutoencoder | VQVAE) -> Any:
     if not isinstance(model, VQVAE):
         return network.model
     whole = diffusers.VQModel(**{key: value for key, value in network.model.config.items() if not key.startswith("_")})
-    codes = model.autoencoder.quantiser.state_dict()["codes"]
+    weights, quantiser = whole.state_dict(), model.autoencoder.quantiser
+    codes = quantiser.state_dict().get("codes")
+    if getattr(quantiser, "similarity", None) != "euclidean" or codes is None or codes.shape != weights[CODEBOOK].shape:
+        raise UserError(
+            "--format: this quantiser does not agree with that of VQModel, Euclidean codes as many and as wide as "
+            "num_vq_embeddings and the latents; leave --format out"
+        )
     whole.load_state_dict(network.model.state_dict() | {CODEBOOK: codes})
     return whole

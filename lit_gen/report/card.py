@@ -36,9 +36,10 @@ DIFFUSERS_USAGE = """\
 lit-gen import FOLDER --data.source CLASS
 ```
 
-`lit-gen import` makes a run of this folder, which can be sampled and evaluated with any sampler. Name the images it was
-trained on with `--data.source`.
+`lit-gen import` makes a run of this folder{use}. Name the images it was trained on with `--data.source`.
 """
+ANY_SAMPLER = ", which can be sampled and evaluated with any sampler"
+FIRST_STAGE = ": a first stage, on whose latents or codes a second stage can be trained (`--first_stage.run`)"
 PIPELINE = """\
 ```python
 from diffusers import DDIMPipeline
@@ -66,7 +67,9 @@ def diffusers_card(run: Run, facts: dict[str, Any], is_pipeline: bool) -> str:
         facts: Facts about the run, as in the config.json of an exported folder.
         is_pipeline: Whether the folder is a pipeline.
     """
-    return _card(run, facts, "diffusers", DIFFUSERS_USAGE.format(python=PIPELINE if is_pipeline else ""))
+    is_first_stage = "network" in facts["config"]["model"].get("init_args", {}) and facts["sampler"] is None
+    use = FIRST_STAGE if is_first_stage else ANY_SAMPLER
+    return _card(run, facts, "diffusers", DIFFUSERS_USAGE.format(python=PIPELINE if is_pipeline else "", use=use))
 
 
 def _card(run: Run, facts: dict[str, Any], library: str, usage: str) -> str:

@@ -1,5 +1,7 @@
 """The journal of a sweep: one JSON line per event, written once and never changed.
 
+It is ROOT/sweeps/NAME/journal.jsonl, and `sweeps.execution` writes it:
+
     {"event": "started",  "trial": id, "time": ..., "arguments": [...]}
     {"event": "finished", "trial": id, "time": ..., "result": path from the runs folder, "seconds": ...}
     {"event": "failed",   "trial": id, "time": ..., "error": one line, "log": path from the sweep's folder}

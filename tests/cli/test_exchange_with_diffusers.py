@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 import lit_gen
 from lit_gen.cli import commands, exchange
 from lit_gen.cli.main import main
+from lit_gen.core.errors import UserError
+from lit_gen.experiment import exporting_to_diffusers
+from lit_gen.families.diffusion import DiscreteVP, Score, V
 from lit_gen.runs.directory import Run
 from tests.conftest import arguments
 from tests.experiment import test_foreign as foreign
@@ -147,3 +150,46 @@ def test_what_diffusers_does_not_have_is_one_line(
     printed = capsys.readouterr().err.strip().splitlines()
     assert len(printed) == 1 and printed[0].startswith(f"lit-gen: error: --format: {said}"), printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"num_codes": 20}, "this quantiser does not agree"),
+        ({"similarity": "cosine"}, "this quantiser does not agree"),
+        ({"code_dim": 1}, "this quantiser does not agree"),
+        (None, "this quantiser does not agree"),
+    ],
+)
+def test_another_quantiser_is_one_line(
+    changes: dict[str, Any] | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"latent_channels": 3, "num_vq_embeddings": 9, "vq_embed_dim": 2}
+    settings = json.dumps({**autoencoders.SETTINGS, **sizes})
+    quantiser = {"class_path": "VectorQuantiser", "init_args": {"num_codes": 9, "ema": False} | (changes or {})}
+    if changes is None:
+        quantiser = {"class_path": "FSQ", "init_args": {"levels": [3, 3]}}
+    words = [
+        "--model=VQVAE",
+        "--model.latent_dim=2",
+        "--model.network=DiffusersAutoencoder",
+        "--model.network.kind=VQModel",
+    ]
+    words += [f"--model.network.settings={settings}", f"--model.quantiser={json.dumps(quantiser)}"]
+    given = [word for word in arguments("VQVAE", tmp_path / "runs", 64) if not word.startswith("--model")]
+    run = commands.fit([*words, *given])
+    capsys.readouterr()
+    assert main(["export", str(run.directory), "--format", "diffusers", "--to", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_betas_of_any_chain_are_those_of_the_scheduler() -> None:
+    """Those of a short chain are clamped, and of other predictions than three there are none."""
+    for num in (5, 20, 21, 300, 1000):
+        schedule = DiscreteVP("linear", num)
+        theirs = diffusers.DDIMScheduler(num_train_timesteps=num, **exporting_to_diffusers._betas(schedule))
+        ours = torch.tensor([float(schedule(k / num)[0]) ** 2 for k in range(1, num + 1)])
+        torch.testing.assert_close(theirs.alphas_cumprod, ours, rtol=2e-4, atol=1e-9)
+    assert exporting_to_diffusers._prediction_type(V()) == "v_prediction"
+    with pytest.raises(UserError, match="no prediction type for Score"):
+        exporting_to_diffusers._prediction_type(Score())

@@ -27,6 +27,9 @@ class ConsistencyTraining(FlowMapModel):
     sigma_s the one below; N - 1 is `first_levels` at the start and doubles after every `double_every` images, up to
     `last_levels`.
 
+    Unlike in the paper, f is the identity at sigma = 0 instead of sigma_1, by EDM's preconditioning, and lognormal
+    numbers outside the grid belong to its outermost intervals.
+
     Args:
         p_mean: Mean of ln(sigma).
         p_std: Standard deviation of ln(sigma).
