@@ -1,9 +1,9 @@
 """Export a run as a folder of diffusers, which `lit-gen import` reads, too.
 
 FOLDER/
-unet/, scheduler/, model_index.json     a DDIMPipeline, for a UNet2DModel without classes
-config.json, *.safetensors              the network alone otherwise, with scheduler_config.json beside it
-README.md                               the model card
+    unet/, scheduler/, model_index.json     a DDIMPipeline, for a UNet2DModel without classes
+    config.json, *.safetensors              the network alone otherwise, with scheduler_config.json beside it
+    README.md                               the model card
 """
 
 from collections.abc import Callable
@@ -31,8 +31,6 @@ from lit_gen.families.vq.models.vqgan import VQVAE
 from lit_gen.runs.directory import Run
 from lit_gen.runs.exported import CARD
 
-MOST_BETA = 0.999
-"""Largest beta of a `DiscreteVP`."""
 Card = Callable[[Run, dict[str, Any], bool], str]
 
 
@@ -128,11 +126,11 @@ def _betas(schedule: DiscreteVP) -> dict[str, Any]:
         }
     if schedule.betas == "cosine":
         return {"beta_schedule": "squaredcos_cap_v2"}
-    scale = 1000 / schedule.num_timesteps
-    if 0.02 * scale > MOST_BETA:  # the betas of a chain this short are clamped, which no name of diffusers does
-        betas = torch.linspace(1e-4, 0.02, schedule.num_timesteps, dtype=torch.float64) * scale
-        return {"beta_schedule": "linear", "trained_betas": betas.clamp(max=MOST_BETA).tolist()}
-    return {"beta_schedule": "linear", "beta_start": 1e-4 * scale, "beta_end": 0.02 * scale}
+    num = schedule.num_timesteps
+    if 0.02 * 1000 / num < 1:
+        return {"beta_schedule": "linear", "beta_start": 1e-4 * 1000 / num, "beta_end": 0.02 * 1000 / num}
+    decay, _ = schedule.decay(torch.arange(num + 1) / num)  # a chain this short has clamped betas, which have no name
+    return {"trained_betas": (-torch.expm1(-decay.diff())).tolist()}
 
 
 def _autoencoder(diffusers: Any, model: KLAutoencoder | VQVAE) -> Any:

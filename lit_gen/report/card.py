@@ -67,8 +67,7 @@ def diffusers_card(run: Run, facts: dict[str, Any], is_pipeline: bool) -> str:
         facts: Facts about the run, as in the config.json of an exported folder.
         is_pipeline: Whether the folder is a pipeline.
     """
-    is_first_stage = "network" in facts["config"]["model"].get("init_args", {}) and facts["sampler"] is None
-    use = FIRST_STAGE if is_first_stage else ANY_SAMPLER
+    use = FIRST_STAGE if facts["sampler"] is None else ANY_SAMPLER  # a diffusion model has one
     return _card(run, facts, "diffusers", DIFFUSERS_USAGE.format(python=PIPELINE if is_pipeline else "", use=use))
 
 

@@ -70,7 +70,7 @@ def test_a_unet_leaves_and_returns(more: list[str], weights: str, tmp_path: Path
     back = imported(folder, tmp_path / "back")
     check_equal(run, back, weights)
     card = (folder / "README.md").read_text()
-    assert "library_name: diffusers" in card and f"| weights | {weights} |" in card
+    assert "with any sampler" in card and "library_name: diffusers" in card and f"| weights | {weights} |" in card
     assert (
         ("DDIMPipeline" in card)
         == (folder / "model_index.json").is_file()
@@ -130,6 +130,7 @@ def test_an_autoencoder_leaves_as_it_came(kind: str, more: dict[str, Any], tmp_p
     with torch.inference_mode():
         one, other = (autoencoders.opened(each).reconstruct(images) for each in (run, back))
     assert torch.equal(one, other)
+    assert ": a first stage, on whose latents" in (again / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_another_quantiser_is_one_line(
 
 
 def test_betas_of_any_chain_are_those_of_the_scheduler() -> None:
-    """Those of a short chain are clamped, and of other predictions than three there are none."""
+    """Check chains with clamped betas, too; refuse a prediction that diffusers does not have."""
     for num in (5, 20, 21, 300, 1000):
         schedule = DiscreteVP("linear", num)
         theirs = diffusers.DDIMScheduler(num_train_timesteps=num, **exporting_to_diffusers._betas(schedule))

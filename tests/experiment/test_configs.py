@@ -182,7 +182,7 @@ def test_experiment_trains(name: str, tmp_path: Path, data_root: Path) -> None:
 
 
 def cost_is_known(run: Run) -> bool:
-    """Whether the operations of a training were counted; planar and radial flows multiply no matrices."""
+    """Return whether the FLOPs of a training run were counted; planar and radial flows multiply no matrices."""
     return run.metadata["training_flops"] > 0 or run.metadata["title"] in ("PlanarFlow", "RadialFlow")
 
 

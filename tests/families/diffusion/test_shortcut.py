@@ -1,23 +1,15 @@
-"""Shortcut models: times, targets against the exact map, averages, and truth on two moons."""
+"""Shortcut models: times, targets against the exact map, and averages of the weights."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lit_gen.cli import commands
 from lit_gen.core.errors import UserError
-from lit_gen.core.noise import Noise
-from lit_gen.data import TwoMoons
 from lit_gen.distributions.mixtures import GaussianMixture
-from lit_gen.experiment.loading import load_model, load_objects
-from lit_gen.families.diffusion import DiT, Rectified, ResidualMLP, Shortcut, UNet, Uniform
+from lit_gen.families.diffusion import DiT, Rectified, ResidualMLP, Shortcut, UNet
 from lit_gen.families.diffusion.flow_maps import MixtureFlowMap
-from lit_gen.families.diffusion.samplers import Euler, FlowMapSampler
-from lit_gen.metrics import wasserstein
-from tests.conftest import ROOT
 
 SHAPE = (2, 1, 1)
 NETWORKS: dict[type, dict[str, Any]] = {
@@ -129,22 +121,3 @@ def test_the_target_is_an_average_of_the_weights() -> None:
 def test_settings_out_of_range_are_refused(options: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=key):
         Shortcut(SHAPE, network=ResidualMLP, **options)
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-def test_one_step_on_two_moons(tmp_path: Path) -> None:
-    """Its distance is at most twice that of 50 steps of the same network, and eight steps are nearer still."""
-    config = f"--config={ROOT}/conf/experiment/points_shortcut.yaml"
-    run = commands.fit([config, "--data.source=TwoMoons", "--wandb.mode=disabled", f"--run.root={tmp_path}"])
-    built, real = load_model(run, load_objects(run).model, "ema"), TwoMoons().load("test").images[:2000]
-
-    def distance(sampler: FlowMapSampler | Euler) -> float:
-        samples = built.sample(Noise(0, range(2000)), sampler=sampler)
-        return wasserstein(samples.flatten(1), torch.from_numpy(real).flatten(1))
-
-    many, one, eight = (
-        distance(sampler)
-        for sampler in (Euler(steps=50), FlowMapSampler(steps=1), FlowMapSampler(steps=8, grid=Uniform()))
-    )
-    assert many < 0.1 and one < 2 * many and eight < one, (one, eight, many)

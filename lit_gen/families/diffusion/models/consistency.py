@@ -60,8 +60,9 @@ class ConsistencyTraining(FlowMapModel):
         **kwargs: Any,
     ) -> None:
         check_not_given(self, kwargs, "schedule", "parameterization", "density", "clip")
-        if not 0 < p_std < math.inf:
-            raise UserError(f"model.p_std: {p_std} is not a standard deviation; give a number above 0")
+        for name, std in {"sigma_data": sigma_data, "p_std": p_std}.items():
+            if not 0 < std < math.inf:
+                raise UserError(f"model.{name}: {std} is not a standard deviation; give a number above 0")
         if not 2 <= first_levels <= last_levels:
             raise UserError(
                 f"model.first_levels: {first_levels} to last_levels {last_levels} is not a range of numbers of "

@@ -1,5 +1,6 @@
 """A trained network as one of diffusers, with the same outputs."""
 
+import re
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
@@ -64,9 +65,10 @@ def _all(unet: UNet, kind: type[Module]) -> list[Module]:
 
 def _settings(unet: UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Return the settings of the UNet2DModel that agrees with a network."""
-    levels = _encoder_levels(unet)
-    first = levels[0][0]
-    attends = [isinstance(blocks[0].attention, Attention) for blocks in levels]
+    blocks = _blocks(unet)
+    levels = [block for name, block in blocks.items() if re.fullmatch(r"down_blocks\.\d+\.resnets\.0", name)]
+    first = levels[0]
+    attends = [isinstance(block.attention, Attention) for block in levels]
     heads = [attention.num_heads for attention in _all(unet, Attention)]
     return {
         "sample_size": list(image_shape[1:]),
@@ -76,7 +78,7 @@ def _settings(unet: UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
         "down_block_types": ["AttnDownBlock2D" if attend else "ResnetDownsampleBlock2D" for attend in attends],
         "up_block_types": ["AttnUpBlock2D" if attend else "ResnetUpsampleBlock2D" for attend in reversed(attends)],
         "block_out_channels": [unet.stem.out_channels] * len(levels),
-        "layers_per_block": len(levels[0]),
+        "layers_per_block": sum(name.startswith("down_blocks.0.resnets.") for name in blocks),
         "downsample_type": "resnet",
         "upsample_type": "resnet",
         "dropout": first.dropout.p,
@@ -144,15 +146,3 @@ def _of_block(name: str, block: UNetBlock) -> dict[str, nn.Module]:
 
 def _attention(block: str) -> str:
     return block.replace("resnets", "attentions")
-
-
-def _encoder_levels(unet: UNet) -> list[list[UNetBlock]]:
-    """Return the residual blocks of the encoder by level, without those that halve the size."""
-    levels: list[list[UNetBlock]] = [[]]
-    for block in unet.down:
-        assert isinstance(block, UNetBlock)
-        if block.resample is not None:
-            levels.append([])
-        else:
-            levels[-1].append(block)
-    return levels
