@@ -64,7 +64,7 @@ _all_subclass_paths = _typehints.get_all_subclass_paths
 
 
 def _subclass_paths(*args: Any, **kwargs: Any) -> list[str]:
-    """Return the classes that a bare name may mean: none of a package that a configuration may not name."""
+    """Return the classes that a bare name can refer to, without packages that a configuration may not name."""
     return [path for path in _all_subclass_paths(*args, **kwargs) if may_be_named(path)]
 
 

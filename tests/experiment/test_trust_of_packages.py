@@ -60,7 +60,7 @@ def test_a_module_before_an_installed_one_on_the_path_is_the_users(marker: Path)
 
 
 def test_a_bare_name_is_not_that_of_a_package_that_may_not_be_named() -> None:
-    """azula has a UNet, too: while it is imported, UNet is still the one of lit_gen, and its own cannot be named."""
+    """Import azula, which has a UNet of its own: the bare name still refers to the UNet of lit_gen."""
     unet = pytest.importorskip("azula.nn.unet")
     cli = ExperimentCLI(arguments("DDPM", Path("runs"), 64, "--model.network=UNet", "--model.network.channels=8"))
     assert cli.config.model.init_args.network.class_path == "lit_gen.families.diffusion.UNet"

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def others(*models: str) -> list[Any]:
-    """Models with one network and one loss, like the first of a list: the exhaustive tests run them."""
+    """Return models for the exhaustive tests alone: they resemble the first of their list."""
     return [pytest.param(model, marks=pytest.mark.exhaustive) for model in models]
 
 

@@ -117,7 +117,7 @@ def _copy(model: GenerativeModel) -> GenerativeModel:
 
 
 def _alone(value: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Return what a single process gets from a reduction or a collection."""
+    """Return the value itself, as a collective operation of a single process does."""
     return value
 
 

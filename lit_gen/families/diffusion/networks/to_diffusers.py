@@ -1,4 +1,4 @@
-"""A trained network as one of diffusers, with the same outputs."""
+"""Conversion of a trained network to one of diffusers with the same outputs."""
 
 import re
 from typing import Any, TypeVar, cast
